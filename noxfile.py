@@ -1,0 +1,95 @@
+"""Sessions of the whole repository: ``nox -l`` lists them, ``nox -s tests`` runs every package's tests."""
+
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "types", "tests"]
+
+ROOT = Path(__file__).parent
+# Core first: the method packages are installed on top of it.
+PACKAGES = sorted(
+    (file.parent.name for file in ROOT.glob("packages/*/pyproject.toml")), key=lambda name: (name != "core", name)
+)
+OLDEST_TORCH = ["torch==2.11.*", "torchvision==0.26.*"]
+
+
+def install(session: nox.Session, *packages: str, extras: tuple[str, ...] = ()) -> None:
+    """Install packages of this repository in editable mode, core always, with their test dependencies."""
+    groups: list[str] = []
+    for package in packages:
+        groups += nox.project.dependency_groups(nox.project.load_toml(f"packages/{package}/pyproject.toml"), "test")
+    editable = [part for name in dict.fromkeys(("core", *packages)) for part in ("-e", f"packages/{name}")]
+    session.install(*editable, *dict.fromkeys(groups), *extras)
+
+
+@nox.session
+def quickstart(session: nox.Session) -> None:
+    """Train SCE on images that ship with scikit-learn (about 3 minutes on 2 cores) and show what it learnt."""
+    session.install("-e", "packages/core", "-e", "packages/sce")
+    session.run("ssl-sce-train", "--config", "quickstart", "--out", "runs/quickstart", *session.posargs)
+    session.run("ssl-core", "report", "runs/quickstart")
+
+
+@nox.session
+@nox.parametrize("package", [nox.param(name, id=name) for name in PACKAGES])
+def tests(session: nox.Session, package: str) -> None:
+    """Run the tests and the documented examples of each package, or of one: nox -s "tests(sce)"."""
+    install(session, package)
+    session.run("pytest", f"packages/{package}", *session.posargs)
+
+
+@nox.session(default=False)
+@nox.parametrize("package", [nox.param(name, id=name) for name in PACKAGES])
+def tests_oldest(session: nox.Session, package: str) -> None:
+    """Run the tests with the oldest torch that the packages allow."""
+    install(session, package, extras=tuple(OLDEST_TORCH))
+    session.run("pytest", f"packages/{package}", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check format and style of all code."""
+    session.install("ruff>=0.15,<0.18")
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of every package's sources, strictly."""
+    install(session, *PACKAGES, extras=("mypy>=1.18", "types-PyYAML", "types-tqdm"))
+    session.run("mypy", *(f"packages/{name}/src" for name in PACKAGES))
+
+
+@nox.session(default=False)
+def build(session: nox.Session) -> None:
+    """Build every sdist and a wheel from it, install ssl-sce from those wheels alone, and train."""
+    session.install("build[uv]", "twine")
+    dist = ROOT / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    for name in PACKAGES:
+        # Without further options `build` makes the sdist and then the wheel from the sdist.
+        session.run("python", "-m", "build", "--installer", "uv", "--outdir", str(dist), f"packages/{name}")
+    session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
+    clean = Path(session.create_tmp()) / "clean"
+    session.run("python", "-m", "venv", "--clear", str(clean))
+    session.install("uv")
+    session.run("uv", "pip", "install", "--python", str(clean / "bin" / "python"), "--find-links", str(dist), "ssl-sce")
+    with session.chdir(session.create_tmp()):
+        # Away from the checkout, so that only what the wheels hold can be imported.
+        session.run(
+            str(clean / "bin" / "ssl-sce-train"), "--config", "smoke", "--out", str(clean / "run"), external=True
+        )
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks at quick settings and print their tables."""
+    install(session, *PACKAGES)
+    for file in sorted(ROOT.glob("benchmarks/bench_*.py")):
+        session.run("python", str(file), "--quick", *session.posargs)
