@@ -1,14 +1,22 @@
 """Fixtures and switches that all packages' tests share."""
 
-import pytest
-import torch
+import os
+
+# Before torch is imported, and for the processes that tests start: the tensors here are too small for threads to
+# pay, and on a busy machine waiting threads cost tenfold.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--require-gpu``."""
     parser.addoption("--require-gpu", action="store_true", help="fail instead of skipping tests marked gpu")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip tests marked gpu where there is none, with the reason in the summary."""
     if torch.cuda.is_available() or config.getoption("--require-gpu"):
         return
     for item in items:

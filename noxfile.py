@@ -13,7 +13,8 @@ nox.options.sessions = ["lint", "types", "tests"]
 ROOT = Path(__file__).parent
 # Core first: the method packages are installed on top of it.
 PACKAGES = sorted(
-    (file.parent.name for file in ROOT.glob("packages/*/pyproject.toml")), key=lambda name: (name != "core", name)
+    (file.parent.name for file in ROOT.glob("packages/*/pyproject.toml")),
+    key=lambda name: (name != "core", name),
 )
 OLDEST_TORCH = ["torch==2.11.*", "torchvision==0.26.*"]
 
@@ -22,7 +23,9 @@ def install(session: nox.Session, *packages: str, extras: tuple[str, ...] = ()) 
     """Install packages of this repository in editable mode, core always, with their test dependencies."""
     groups: list[str] = []
     for package in packages:
-        groups += nox.project.dependency_groups(nox.project.load_toml(f"packages/{package}/pyproject.toml"), "test")
+        groups += nox.project.dependency_groups(
+            nox.project.load_toml(f"packages/{package}/pyproject.toml"), "test"
+        )
     editable = [part for name in dict.fromkeys(("core", *packages)) for part in ("-e", f"packages/{name}")]
     session.install(*editable, *dict.fromkeys(groups), *extras)
 
@@ -79,11 +82,25 @@ def build(session: nox.Session) -> None:
     clean = Path(session.create_tmp()) / "clean"
     session.run("python", "-m", "venv", "--clear", str(clean))
     session.install("uv")
-    session.run("uv", "pip", "install", "--python", str(clean / "bin" / "python"), "--find-links", str(dist), "ssl-sce")
+    session.run(
+        "uv",
+        "pip",
+        "install",
+        "--python",
+        str(clean / "bin" / "python"),
+        "--find-links",
+        str(dist),
+        "ssl-sce",
+    )
     with session.chdir(session.create_tmp()):
         # Away from the checkout, so that only what the wheels hold can be imported.
         session.run(
-            str(clean / "bin" / "ssl-sce-train"), "--config", "smoke", "--out", str(clean / "run"), external=True
+            str(clean / "bin" / "ssl-sce-train"),
+            "--config",
+            "smoke",
+            "--out",
+            str(clean / "run"),
+            external=True,
         )
 
 

@@ -1,0 +1,179 @@
+"""Configuration: frozen dataclasses read from a recipe or a YAML file, with overrides on the command line.
+
+``--config NAME_OR_FILE`` reads a shipped recipe or a file, ``--node.key value`` overrides, ``--print_config`` shows
+the result, ``--resume RUN`` continues a run directory, ``--config list`` prints the shipped recipes.
+"""
+
+import dataclasses
+import difflib
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser
+
+Config = TypeVar("Config")
+
+_OPTION = re.compile(r"--?[A-Za-z]")  # and not a negative number
+
+# Keys that cannot change the numbers of a run, so that a resumed run may differ in them. `train.epochs` is not
+# among them: every schedule here ends at the last step, so more epochs would be another run.
+FREE_ON_RESUME = (
+    "out",
+    "data.workers",
+    "data.memory_gib",
+    "data.root",
+    "train.device",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_every",
+    "train.tensorboard",
+    "evaluate",
+)
+
+
+def parse_config(
+    config_class: type[Config], arguments: Sequence[str] | None, *, prog: str, description: str, recipes: Path
+) -> Config:
+    """The configuration that a command line asks for.
+
+    Args:
+        config_class: a frozen dataclass, usually of further dataclasses.
+        arguments: the command line without the program's name; None reads ``sys.argv``.
+        prog: the command's name, for messages.
+        description: the command's help text.
+        recipes: the folder of the shipped recipes, which ``--config NAME`` looks up.
+
+    Raises:
+        SystemExit: on unknown keys or wrong types (the message names the key), and after ``--help``,
+            ``--print_config`` and ``--config list``.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="a recipe's name, a YAML file, or: list")
+    parser.add_argument("--resume", help="a run directory to continue; its own config.yaml is read")
+    parser.add_class_arguments(config_class)
+    try:
+        arguments = _expand(arguments, recipes)
+    except ValueError as error:
+        parser.error(str(error))
+    if "--config=list" in arguments:
+        print("\n".join(f"{name:24} {line}" for name, line in recipe_headers(recipes)))
+        raise SystemExit(0)
+    namespace = parser.parse_args(arguments)
+    del namespace["config"], namespace["resume"]
+    try:
+        return config_class(**vars(parser.instantiate(namespace)))
+    except ValueError as error:  # a dataclass refused a value
+        parser.error(str(error))
+
+
+def recipe_headers(recipes: Path) -> Iterator[tuple[str, str]]:
+    """Name and first header line of each recipe in a folder, by name."""
+    for file in sorted(recipes.glob("*.yaml")):
+        yield file.stem, file.read_text().partition("\n")[0].lstrip("# ")
+
+
+def recipe_path(name: str, recipes: Path) -> Path:
+    """The file of a shipped recipe, or of a path given in its place.
+
+    Raises:
+        ValueError: if there is neither a recipe nor a file of this name.
+    """
+    shipped = recipes / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped
+    if Path(name).is_file():
+        return Path(name)
+    names = [known for known, _ in recipe_headers(recipes)]
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ValueError(
+        f"--config {name!r} is neither a file nor a shipped recipe; {hint}shipped: {', '.join(names)}"
+    )
+
+
+def _expand(arguments: list[str], recipes: Path) -> list[str]:
+    """Arguments as ``--option=value``, with recipes found, runs to resume opened, and several values made a list.
+
+    Several values stand behind one option when the shell has expanded a pattern: ``--data.source shards/*.parquet``.
+    """
+    expanded: list[str] = []
+    position = 0
+    while position < len(arguments):
+        option, has_value, value = arguments[position].partition("=")
+        position += 1
+        values = [value] if has_value else []
+        while position < len(arguments) and not has_value and not _OPTION.match(arguments[position]):
+            values.append(arguments[position])
+            position += 1
+        if option in ("--config", "--resume"):
+            if len(values) != 1:
+                raise ValueError(f"{option} needs one value, got {values}")
+            if option == "--resume":
+                expanded += _resume_arguments(Path(values[0]))
+            else:
+                expanded.append(
+                    f"--config={values[0] if values[0] == 'list' else recipe_path(values[0], recipes)}"
+                )
+        elif len(values) > 1:
+            expanded.append(f"{option}={json.dumps(values)}")
+        else:
+            expanded.append("=".join([option, *values]))
+    return expanded
+
+
+def _resume_arguments(run: Path) -> list[str]:
+    missing = [name for name in ("config.yaml", "checkpoints/last.pt") if not (run / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"--resume {run}: not a run directory with a checkpoint ({', '.join(missing)} missing)"
+        )
+    return [f"--config={run / 'config.yaml'}", f"--out={run}"]
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as nested plain values: what ``config.yaml`` and checkpoints hold."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return value
+
+    return {key: plain(value) for key, value in dataclasses.asdict(config).items()}
+
+
+def save_config(config: Any, path: Path) -> None:
+    """Write a configuration that ``--config`` reads back."""
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+def config_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Lines ``key: old -> new`` for every value that differs and could change a resumed run's numbers.
+
+    Example:
+        >>> config_difference({"optim": {"lr": 0.1}, "out": "a"}, {"optim": {"lr": 0.2}, "out": "b"})
+        ['optim.lr: 0.1 -> 0.2']
+    """
+    flat_old, flat_new = dict(_flatten(old)), dict(_flatten(new))
+    absent = "(absent)"
+    return [
+        f"{key}: {flat_old.get(key, absent)} -> {flat_new.get(key, absent)}"
+        for key in sorted(flat_old.keys() | flat_new.keys())
+        if flat_old.get(key, absent) != flat_new.get(key, absent)
+        and not any(key == free or key.startswith(free + ".") for free in FREE_ON_RESUME)
+    ]
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

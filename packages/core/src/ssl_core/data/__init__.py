@@ -1,0 +1,35 @@
+"""Where images come from, and how batches of views are made of them."""
+
+from ssl_core.data.batches import Batch as Batch
+from ssl_core.data.batches import Batches as Batches
+from ssl_core.data.config import DataConfig as DataConfig
+from ssl_core.data.config import open_source as open_source
+from ssl_core.data.dataset import dataset_source as dataset_source
+from ssl_core.data.decode import BrokenImageError as BrokenImageError
+from ssl_core.data.decode import decode_image as decode_image
+from ssl_core.data.report import DataReport as DataReport
+from ssl_core.data.report import inspect as inspect
+from ssl_core.data.source import ImageSource as ImageSource
+from ssl_core.data.source import LazyImages as LazyImages
+from ssl_core.data.source import MemoryImages as MemoryImages
+from ssl_core.data.source import hold_in_memory as hold_in_memory
+from ssl_core.data.statistics import channel_statistics as channel_statistics
+from ssl_core.data.statistics import normalization as normalization
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "BrokenImageError",
+    "DataConfig",
+    "DataReport",
+    "ImageSource",
+    "LazyImages",
+    "MemoryImages",
+    "channel_statistics",
+    "dataset_source",
+    "decode_image",
+    "hold_in_memory",
+    "inspect",
+    "normalization",
+    "open_source",
+]

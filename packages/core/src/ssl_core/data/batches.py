@@ -1,0 +1,171 @@
+"""Batches of views: which images make a batch is a function of (seed, epoch), whoever makes it.
+
+An epoch is a permutation of the images cut into global batches, the remainder dropped. A global batch is cut
+into ``accumulate`` micro-batches of consecutive images, and each of these into one run of consecutive rows
+for each rank: the ranks' rows in rank order are the micro-batch. Neither the number of workers nor where an
+epoch is entered changes an image's views.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from ssl_core.data.source import ImageSource
+from ssl_core.data.workers import make_loader
+from ssl_core.philox import permutation
+from ssl_core.views import ViewSpec, render_batch, sample_parameters
+
+_ORDER_STREAM = 0x6F726472  # "ordr"
+
+
+class Batch(NamedTuple):
+    """One micro-batch of one rank.
+
+    Attributes:
+        views: one normalised (n c s s) tensor for each size of each view, in order.
+        index: (n) the images they were made from.
+    """
+
+    views: tuple[Float32[Tensor, "n c _ _"], ...]
+    index: Int64[Tensor, " n"]  # type: ignore[assignment]  # hides tuple.index
+
+
+class Batches:
+    """The batches of a source, epoch by epoch; one epoch is read at a time.
+
+    Args:
+        source: the images.
+        specs: the views of each image.
+        batch_size: images of an optimiser step over all ranks and micro-batches.
+        seed: of the run.
+        mean: of each channel, subtracted from views in [0, 1].
+        std: of each channel, divided by.
+        workers: processes that make batches, kept from one epoch to the next; 0 makes them here.
+        accumulate: micro-batches of an optimiser step.
+        rank: of this process.
+        world_size: number of processes.
+        pin_memory: put batches into page-locked memory, for a GPU.
+
+    Attributes:
+        batches_per_epoch: optimiser steps of an epoch.
+
+    Raises:
+        ValueError: if there are fewer images than a batch has, the batch cannot be divided, or mean and std
+            are not one number for each channel.
+
+    Example:
+        >>> from ssl_core.data import DataConfig, open_source
+        >>> from ssl_core.views import ViewConfig, make_view_specs
+        >>> source = open_source(DataConfig(source="digits"))
+        >>> specs = make_view_specs([ViewConfig("weak", size=32, count=2)])
+        >>> batches = Batches(source, specs, batch_size=64, seed=0, mean=(0.1,), std=(0.2,), workers=0)
+        >>> batch = next(batches.epoch(0))
+        >>> [view.shape for view in batch.views]
+        [torch.Size([64, 1, 32, 32]), torch.Size([64, 1, 32, 32])]
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        specs: Sequence[ViewSpec],
+        *,
+        batch_size: int,
+        seed: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        workers: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        if len(source) < batch_size:
+            raise ValueError(
+                f"{source.name} has {len(source)} images, fewer than one batch of {batch_size}; "
+                "lower train.batch_size or add images"
+            )
+        if batch_size < 1 or batch_size % (accumulate * world_size):
+            raise ValueError(
+                f"train.batch_size {batch_size} is not a positive multiple of train.accumulate {accumulate} "
+                f"times {world_size} processes"
+            )
+        num_channels = source.image(0).shape[0]
+        if not len(mean) == len(std) == num_channels:
+            raise ValueError(f"mean {mean} and std {std} need one number for each of {num_channels} channels")
+        self.batches_per_epoch = len(source) // batch_size
+        self._source = source
+        self._seed = seed
+        self._layout = (
+            self.batches_per_epoch,
+            accumulate,
+            world_size,
+            batch_size // (accumulate * world_size),
+        )
+        self._rank = rank
+        self._micro_batches: list[tuple[int, list[int]]] = []  # of the current epoch; the loader reads this list
+        self._passes = 0
+        maker = _ViewMaker(source, tuple(specs), seed, mean, std)
+        self._loader = make_loader(maker, self._micro_batches, workers, persistent=True, pin_memory=pin_memory)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """This rank's micro-batches of an epoch, ``accumulate`` for each optimiser step.
+
+        Args:
+            epoch: which one; any may follow any.
+            start: optimiser steps to leave out at its beginning.
+
+        Raises:
+            RuntimeError: if this epoch is continued after another was started.
+        """
+        order = permutation(self._seed, (_ORDER_STREAM, epoch), len(self._source))
+        order = order[: math.prod(self._layout)].reshape(self._layout)
+        own = order[start:, :, self._rank].flatten(0, 1)
+        self._passes += 1
+        current = self._passes
+        self._micro_batches[:] = [(epoch, index) for index in own.tolist()]
+        for batch in self._loader:
+            yield batch
+            if current != self._passes:
+                raise RuntimeError(f"epoch {epoch} was left for another and cannot be continued; start it again")
+
+    def identifier(self, index: int) -> str:
+        """What a person calls an image: its path, say."""
+        return self._source.identifier(index)
+
+
+class _ViewMaker:
+    """Makes one micro-batch from the numbers of its images."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        specs: Sequence[ViewSpec],
+        seed: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        self._source, self._specs, self._seed = source, specs, seed
+        self._mean_c11 = torch.tensor(mean)[:, None, None]
+        self._std_c11 = torch.tensor(std)[:, None, None]
+
+    def __call__(self, micro_batch: tuple[int, list[int]]) -> Batch:
+        epoch, indices = micro_batch
+        images = [self._source.image(index) for index in indices]
+        image_size = torch.tensor([image.shape[1:] for image in images])
+        image_index = torch.tensor(indices)
+        views: list[Tensor] = []
+        for view_index, spec in enumerate(self._specs):
+            parameters = sample_parameters(
+                spec,
+                seed=self._seed,
+                epoch=epoch,
+                image_index=image_index,
+                view_index=view_index,
+                image_size=image_size,
+            )
+            views.extend(render_batch(images, parameters, spec))
+        return Batch(tuple(view.sub_(self._mean_c11).div_(self._std_c11) for view in views), image_index)

@@ -1,0 +1,279 @@
+"""What ``data.*`` in a configuration says, and the source that it opens."""
+
+import glob
+import importlib.resources
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from ssl_core.data.decode import BrokenImageError
+from ssl_core.data.files import (
+    FileImages,
+    concatenated,
+    folder_images,
+    listed_images,
+    relabelled,
+    split_folder,
+)
+from ssl_core.data.named import IN_MEMORY_NAMES, digit_images, torchvision_images
+from ssl_core.data.parquet import ParquetImages, parquet_files, parquet_images, shards_in
+from ssl_core.data.source import ImageSource, LazyImages, MemoryImages, check_broken, hold_in_memory
+from ssl_core.philox import permutation
+
+logger = logging.getLogger(__name__)
+
+Images: TypeAlias = MemoryImages | FileImages | ParquetImages
+
+NAMES = (*IN_MEMORY_NAMES, "imagenet", "tiny_imagenet")
+SPLITS = ("train", "test", "labelled")
+
+_HOLDOUT_STREAM = (0x686F6C64, 0)  # "hold"
+_NUM_PROBED = 16
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where images come from.
+
+    Attributes:
+        source: a name (digits, cifar10, cifar100, stl10, imagenet, tiny_imagenet) or a path: a folder, a list
+            file (.txt, .csv), a parquet shard or pattern, a folder of shards; or a list of paths of one kind.
+        test_source: where test images come from, if not from the source's own split.
+        holdout: fraction of a source without a test split that is kept for testing.
+        root: folder of a named set; relative paths start here.
+        download: fetch CIFAR or STL-10 into root if it is not there.
+        stl10_split: what of STL-10 to pretrain on: unlabeled, train or train+unlabeled.
+        class_list: imagenet100, or a file with a class folder on each line: read these only, in this order.
+        image_column: parquet column of image bytes; null takes the only one there is.
+        label_column: parquet column of labels; without such a column there are none.
+        channels: of all images; null takes the most that a sample of the images has.
+        mean: of each channel in [0, 1], to normalise by; null takes the set's published value or measures it.
+        std: as mean.
+        workers: processes that decode images and make views; 0 does both in the main process.
+        memory_gib: hold the decoded images in memory if they take no more than this, in each process.
+        broken_limit: largest fraction of images that may be unreadable.
+    """
+
+    source: str | list[str] = "digits"
+    test_source: str | list[str] | None = None
+    holdout: float | None = None
+    root: str | None = None
+    download: bool = False
+    stl10_split: str = "unlabeled"
+    class_list: str | None = None
+    image_column: str | None = None
+    label_column: str = "label"
+    channels: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    workers: int = 2
+    memory_gib: float = 4.0
+    broken_limit: float = 0.01
+
+
+def open_source(config: DataConfig, *, split: str = "train") -> ImageSource:
+    """The images of one split, held decoded in memory where they fit.
+
+    Args:
+        config: where they are.
+        split: ``train``; ``test``; or ``labelled``, the training images of a probe, which differ from
+            ``train`` for STL-10 only.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist.
+        ValueError: for a source that cannot be told, is empty, has more broken images than allowed, or has no
+            such split.
+
+    Example:
+        >>> source = open_source(DataConfig(source="digits"), split="test")
+        >>> len(source), source.image(0).shape
+        (800, torch.Size([1, 32, 32]))
+    """
+    images = open_encoded(config, split)
+    if isinstance(images, MemoryImages):
+        return images
+    size_gib = _decoded_bytes(images) / 2**30
+    if size_gib <= config.memory_gib:
+        return hold_in_memory(images, workers=config.workers, broken_limit=config.broken_limit)
+    logger.info(
+        "%s: about %.1f GiB decoded, more than data.memory_gib %g; images are decoded when they are needed",
+        images.name,
+        size_gib,
+        config.memory_gib,
+    )
+    return LazyImages(images, broken_limit=config.broken_limit)
+
+
+def open_encoded(config: DataConfig, split: str = "train") -> Images:
+    """The images of one split before any is decoded, with their number of channels settled."""
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
+    train = _split(config.source, config, "train" if split == "test" else split)
+    assert train is not None  # every source has training images
+    channels = config.channels or _most_channels(train, config.broken_limit)
+    if split == "test":
+        images = _test_images(config, train)
+    elif config.holdout is not None:
+        images = _subset(train, _holdout(config, train)[1])
+    else:
+        images = train
+    return replace(images, channels=channels)
+
+
+def _test_images(config: DataConfig, train: Images) -> Images:
+    if config.test_source is not None:
+        test = _split(config.test_source, config, "test") or _split(config.test_source, config, "train")
+    elif config.holdout is not None:
+        return _subset(train, _holdout(config, train)[0])
+    else:
+        test = _split(config.source, config, "test")
+    if test is None:
+        raise ValueError(
+            f"data.source {config.source!r} has no test split; give data.test_source, or hold some of it out "
+            "with data.holdout 0.1"
+        )
+    if train.classes is None or test.classes is None:
+        return test
+    return replace(test, labels=relabelled(test, train.classes), classes=train.classes)
+
+
+def _holdout(config: DataConfig, train: Images) -> tuple[Int64[Tensor, " test"], Int64[Tensor, " train"]]:
+    """Indices of the held-out images and of the others."""
+    assert config.holdout is not None
+    if config.test_source is not None or _split(config.source, config, "test") is not None:
+        raise ValueError(f"data.holdout {config.holdout}: there already is a test split; remove one of the two")
+    num_test = round(config.holdout * len(train))
+    if not 0 < num_test < len(train):
+        raise ValueError(f"data.holdout {config.holdout} of {len(train)} images leaves no test or no training image")
+    order = permutation(0, _HOLDOUT_STREAM, len(train))
+    return order[:num_test].sort().values, order[num_test:].sort().values
+
+
+def _subset(images: Images, indices: Int64[Tensor, " m"]) -> Images:
+    assert not isinstance(images, MemoryImages)  # named sets have a test split
+    return images.subset(indices)
+
+
+def _split(source: str | list[str], config: DataConfig, split: str) -> Images | None:
+    """A source's images of a split; None if it has no such split."""
+    if isinstance(source, str) and source in NAMES:
+        return _named_images(source, config, split)
+    if config.download:
+        raise ValueError(f"data.download works for {', '.join(IN_MEMORY_NAMES[1:])}, not for {source!r}")
+    paths = [path for each in ([source] if isinstance(source, str) else source) for path in _paths(each, config.root)]
+    kinds = {_kind(path) for path in paths}
+    if len(kinds) != 1:
+        raise ValueError(f"data.source {source!r} mixes {' and '.join(sorted(kinds))}; give paths of one kind")
+    return _path_images(paths, kinds.pop(), config, "train" if split == "labelled" else split)
+
+
+def _named_images(name: str, config: DataConfig, split: str) -> Images | None:
+    if name in IN_MEMORY_NAMES and config.class_list is not None:
+        raise ValueError(f"data.class_list {config.class_list!r} needs class folders, which {name} does not have")
+    if name == "digits":
+        return digit_images(split)
+    if config.root is None:
+        raise ValueError(f"data.source {name!r} needs data.root, the folder that holds it")
+    root = Path(config.root).expanduser()
+    if name in IN_MEMORY_NAMES:
+        return torchvision_images(name, root, split, download=config.download, stl10_split=config.stl10_split)
+    if config.download:
+        raise ValueError(f"data.download: {name} is not fetched; point data.root at its folder")
+    if split_folder(root, "test") is None:
+        raise FileNotFoundError(f"data.root {str(root)!r} is not {name}: it needs the folders train and val")
+    return _path_images([root], "folder", config, "train" if split == "labelled" else split)
+
+
+def _path_images(paths: Sequence[Path], kind: str, config: DataConfig, split: str) -> Images | None:
+    if config.class_list is not None and kind != "folder":
+        raise ValueError(f"data.class_list {config.class_list!r} needs class folders, not a {kind}")
+    if kind == "parquet":
+        shards = parquet_files(paths, split)
+        return (
+            shards
+            and parquet_images(
+                shards,
+                image_column=config.image_column,
+                label_column=config.label_column,
+                memory_bytes=config.memory_gib * 2**30,
+            )
+        ) or None
+    if kind == "list":
+        return concatenated([listed_images(path) for path in paths]) if split == "train" else None
+    folders = [folder for path in paths if (folder := split_folder(path, split)) is not None]
+    classes = None if config.class_list is None else _class_list(config.class_list)
+    return concatenated([folder_images(folder, class_list=classes) for folder in folders]) if folders else None
+
+
+def _paths(source: str, root: str | None) -> list[Path]:
+    """The files or folders that a path or a pattern names."""
+    path = Path(root or "").expanduser() / Path(source).expanduser()
+    if path.exists():
+        return [path]
+    if glob.has_magic(str(path)):
+        if found := sorted(glob.glob(str(path), recursive=True)):
+            return [Path(each) for each in found]
+        raise FileNotFoundError(f"data.source: no file matches {str(path)!r}")
+    raise FileNotFoundError(
+        f"data.source: {str(path)!r} does not exist; it is no name either (names: {', '.join(NAMES)})"
+    )
+
+
+def _kind(path: Path) -> str:
+    if path.is_dir():
+        return "parquet" if shards_in(path) else "folder"
+    kind = {".parquet": "parquet", ".txt": "list", ".csv": "list"}.get(path.suffix)
+    if kind is None:
+        raise ValueError(f"data.source: {str(path)!r} is not a folder, a list file (.txt, .csv) or a parquet file")
+    return kind
+
+
+def _class_list(name: str) -> list[str]:
+    if name == "imagenet100":
+        text = (importlib.resources.files("ssl_core.data") / "imagenet100.txt").read_text()
+    else:
+        text = Path(name).expanduser().read_text()
+    classes = text.split()
+    if not classes or len(set(classes)) < len(classes):
+        raise ValueError(f"data.class_list {name!r} must name each class once; it has {len(classes)} lines")
+    return classes
+
+
+def _probed(images: Images) -> tuple[list[Tensor], list[str]]:
+    """Some images evenly spaced over a source, and messages of those that are broken."""
+    indices = torch.linspace(0, len(images) - 1, min(len(images), _NUM_PROBED)).round().long().tolist()
+    readable, broken = [], []
+    for index in indices:
+        try:
+            readable.append(images.image(index))
+        except BrokenImageError as error:
+            broken.append(str(error))
+    return readable, broken
+
+
+def _most_channels(images: Images, broken_limit: float) -> int:
+    readable, broken = _probed(images)
+    if not readable:
+        check_broken(broken, len(broken), images.name, broken_limit)
+    counts = {len(image) for image in readable}
+    if len(counts) > 1:
+        logger.info(
+            "%s: images of %s channels; all are read with %d (data.channels)",
+            images.name,
+            " and ".join(str(count) for count in sorted(counts)),
+            max(counts),
+        )
+    return max(counts)
+
+
+def _decoded_bytes(images: Images) -> float:
+    """Memory that all images would take, estimated from a few."""
+    readable, _ = _probed(images)
+    sizes = [image.numel() * image.element_size() for image in readable]
+    return len(images) * sum(sizes) / max(1, len(sizes))

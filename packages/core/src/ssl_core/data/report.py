@@ -1,0 +1,189 @@
+"""What is in a data set: what ``ssl-core data SOURCE`` prints."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from ssl_core.data.config import DataConfig, Images, open_encoded
+from ssl_core.data.decode import BrokenImageError, with_channels
+from ssl_core.data.files import FileImages
+from ssl_core.data.source import check_broken
+from ssl_core.data.statistics import KNOWN, Channels, image_moments, mean_and_std
+from ssl_core.data.workers import worker_map
+
+_CHUNK = 64
+
+
+class _Facts(NamedTuple):
+    height: int
+    width: int
+    channels: int
+    dtype: str
+    decoded_bytes: int
+    moments: list[list[float]]  # not a tensor, which would cost a file descriptor on its way to the parent process
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What a full scan of a source found.
+
+    Attributes:
+        name: of the source.
+        split: which images were scanned.
+        num_images: that can be read.
+        heights: smallest, median and largest, pixels.
+        widths: as heights.
+        channels: how many images have how many channels, as they are stored.
+        dtypes: how many images have which type.
+        read_channels: number of channels that all images are read with.
+        mean: of each channel read, in [0, 1], each image counting the same.
+        std: as mean.
+        published: mean and standard deviation that a named set is normalised by instead.
+        decoded_bytes: memory that the images take when held decoded.
+        classes: number of images of each class, by name; None without labels.
+        num_unlabelled: images without a label.
+        broken: a line for each image that cannot be read.
+        ignored: files beside the images whose suffix is not an image's.
+    """
+
+    name: str
+    split: str
+    num_images: int
+    heights: tuple[int, int, int]
+    widths: tuple[int, int, int]
+    channels: dict[int, int]
+    dtypes: dict[str, int]
+    read_channels: int
+    mean: Channels
+    std: Channels
+    published: tuple[Channels, Channels] | None
+    decoded_bytes: int
+    classes: dict[str, int] | None
+    num_unlabelled: int
+    broken: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            ("source", f"{self.name} ({self.split})"),
+            ("images", f"{self.num_images:,}, {self.decoded_bytes / 2**30:.2f} GiB decoded"),
+            ("height", _span(self.heights)),
+            ("width", _span(self.widths)),
+            ("channels", f"{_counts(self.channels)}; read with {self.read_channels}"),
+            ("type", _counts(self.dtypes)),
+            ("mean", _numbers(self.mean)),
+            ("std", _numbers(self.std)),
+        ]
+        if self.published is not None:
+            lines.append(("published", f"mean {_numbers(self.published[0])}, std {_numbers(self.published[1])}"))
+        if self.classes is None:
+            lines.append(("classes", "none: images are unlabelled"))
+        else:
+            sizes = sorted(self.classes.values())
+            lines.append(("classes", f"{len(sizes)}, of {sizes[0]:,} to {sizes[-1]:,} images"))
+        if self.classes is not None and self.num_unlabelled:
+            lines.append(("unlabelled", f"{self.num_unlabelled:,}"))
+        lines.append(("broken", "\n            ".join([f"{len(self.broken):,}", *self.broken])))
+        if self.ignored:
+            lines.append(("ignored", "\n            ".join([f"{len(self.ignored):,} other files", *self.ignored[:20]])))
+        return "\n".join(f"{name:<11} {value}" for name, value in lines)
+
+
+def inspect(config: DataConfig, *, split: str = "train", progress: bool = True) -> DataReport:
+    """Read every image of a source and say what is there.
+
+    Args:
+        config: where the images are.
+        split: which of them: ``train``, ``test`` or ``labelled``.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: as `open_source`, and if no image can be read.
+    """
+    images = open_encoded(config, split)
+    channels = images.channels or images.image(0).shape[0]
+    chunks = [range(start, min(start + _CHUNK, len(images))) for start in range(0, len(images), _CHUNK)]
+    facts: list[_Facts] = []
+    labels: list[int] = []
+    broken: list[str] = []
+    with tqdm(total=len(images), desc="reading", unit="image", disable=None if progress else True) as bar:
+        scans = worker_map(_Scan(replace(images, channels=None), channels), chunks, config.workers)
+        for chunk, scanned in zip(chunks, scans, strict=True):
+            for index, each in zip(chunk, scanned, strict=True):
+                if isinstance(each, str):
+                    broken.append(each)
+                else:
+                    facts.append(each)
+                    labels.append(images.label(index))
+            bar.update(len(chunk))
+    if not facts:
+        check_broken(broken, len(images), images.name, config.broken_limit)
+    mean, std = mean_and_std(torch.tensor([each.moments for each in facts]).double().mean(dim=0), images.name)
+    numbers = Counter(labels)
+    return DataReport(
+        name=images.name,
+        split=split,
+        num_images=len(facts),
+        heights=_quantiles([each.height for each in facts]),
+        widths=_quantiles([each.width for each in facts]),
+        channels=dict(Counter(each.channels for each in facts).most_common()),
+        dtypes=dict(Counter(each.dtype for each in facts).most_common()),
+        read_channels=channels,
+        mean=mean,
+        std=std,
+        published=KNOWN.get(config.source) if isinstance(config.source, str) and channels == 3 else None,
+        decoded_bytes=sum(each.decoded_bytes for each in facts),
+        classes=None if images.classes is None else {c: numbers[n] for n, c in enumerate(images.classes)},
+        num_unlabelled=numbers[-1],
+        broken=tuple(broken),
+        ignored=images.ignored if isinstance(images, FileImages) else (),
+    )
+
+
+class _Scan:
+    """What is to be known of each image in a range; a broken one becomes its message."""
+
+    def __init__(self, images: Images, channels: int) -> None:
+        self._images = images
+        self._channels = channels
+
+    def __call__(self, indices: range) -> list[_Facts | str]:
+        return [self._facts(index) for index in indices]
+
+    def _facts(self, index: int) -> _Facts | str:
+        try:
+            image = self._images.image(index)
+            read = with_channels(image, self._channels)
+        except BrokenImageError as error:
+            return str(error)
+        own_channels, height, width = image.shape
+        dtype = str(image.dtype).removeprefix("torch.")
+        return _Facts(
+            height,
+            width,
+            own_channels,
+            dtype,
+            read.numel() * read.element_size(),
+            image_moments(read).tolist(),
+        )
+
+
+def _quantiles(values: list[int]) -> tuple[int, int, int]:
+    values = sorted(values)
+    return values[0], values[len(values) // 2], values[-1]
+
+
+def _span(sizes: tuple[int, int, int]) -> str:
+    smallest, median, largest = sizes
+    return f"{smallest}" if smallest == largest else f"{smallest} to {largest}, median {median}"
+
+
+def _counts(counts: dict[Any, int]) -> str:
+    return ", ".join(f"{value} ({number:,} images)" for value, number in counts.items())
+
+
+def _numbers(values: Channels) -> str:
+    return "(" + ", ".join(f"{value:.4f}" for value in values) + ")"

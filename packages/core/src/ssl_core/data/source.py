@@ -1,0 +1,223 @@
+"""What an image source is, and its two forms: held decoded in memory, or decoded when asked for."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Int64, Shaped
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from ssl_core.data.decode import BrokenImageError, with_channels
+from ssl_core.data.workers import worker_map
+
+logger = logging.getLogger(__name__)
+
+# Broken files that a message lists by name; `ssl-core data` lists them all.
+_LISTED = 20
+_CHUNK = 256
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """Images by index, with labels where there are any."""
+
+    @property
+    def name(self) -> str:
+        """What a person calls the source."""
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes, in the order of the labels; None without labels."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def image(self, index: int) -> Shaped[Tensor, "c h w"]:
+        """Pixels, (c h w) uint8, uint16 or float32 in [0, 1]; raises BrokenImageError."""
+
+    def label(self, index: int) -> int:
+        """The class of an image, -1 when unknown."""
+
+    def identifier(self, index: int) -> str:
+        """What a person calls an image: its path, say."""
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryImages:
+    """Decoded images in memory, which worker processes share without a copy.
+
+    Attributes:
+        name: what a person calls the source.
+        images: one (n c h w) tensor where all shapes and types agree, else a list.
+        labels: (n), -1 when unknown.
+        classes: names of the classes.
+        identifiers: one for each image; None numbers them.
+        channels: number of channels that ``image`` returns; None keeps the images' own.
+        broken: a line for each image that was left out because it could not be read.
+    """
+
+    name: str
+    images: Shaped[Tensor, "n c h w"] | list[Tensor]
+    labels: Int64[Tensor, " n"]
+    classes: tuple[str, ...] | None = None
+    identifiers: Sequence[str] | None = None
+    channels: int | None = None
+    broken: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Shaped[Tensor, "c h w"]:
+        """Pixels of an image."""
+        return with_channels(self.images[index], self.channels)
+
+    def label(self, index: int) -> int:
+        """The class of an image, -1 when unknown."""
+        return int(self.labels[index])
+
+    def identifier(self, index: int) -> str:
+        """The image's file or row."""
+        return f"{self.name}:{index}" if self.identifiers is None else self.identifiers[index]
+
+
+class LazyImages:
+    """Images decoded when they are asked for; a broken one is replaced by the next one that can be read.
+
+    The flags of broken images are shared with worker processes, so each is reported once. A replaced image
+    takes the label of the one that replaces it, from the first time it has been asked for.
+
+    Args:
+        source: encoded images, whose ``image`` may raise BrokenImageError.
+        broken_limit: largest fraction of broken images.
+    """
+
+    def __init__(self, source: ImageSource, *, broken_limit: float = 0.01) -> None:
+        self.name, self.classes = source.name, source.classes
+        self._source = source
+        self._broken_limit = broken_limit
+        self._is_broken = torch.zeros(len(source), dtype=torch.uint8)
+        self._is_broken.share_memory_()  # type: ignore[no-untyped-call]
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def image(self, index: int) -> Shaped[Tensor, "c h w"]:
+        """Pixels of an image, or of the next one that can be read.
+
+        Raises:
+            ValueError: if more than the allowed fraction of the images has turned out broken.
+        """
+        while True:
+            index = self._readable(index)
+            try:
+                return self._source.image(index)
+            except BrokenImageError as error:
+                self._is_broken[index] = 1
+                logger.warning("replaced by the next readable image: %s", error)
+                check_broken(self.broken, len(self), self.name, self._broken_limit)
+
+    def label(self, index: int) -> int:
+        """The class of an image, -1 when unknown."""
+        return self._source.label(self._readable(index))
+
+    def identifier(self, index: int) -> str:
+        """The image's file or row."""
+        return self._source.identifier(self._readable(index))
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """Identifiers of the images found broken so far, by any worker process."""
+        return tuple(self._source.identifier(index) for index in self._is_broken.nonzero().flatten().tolist())
+
+    def _readable(self, index: int) -> int:
+        # Ends: a limit below 1 leaves readable images, and check_broken refuses a source without any.
+        while self._is_broken[index]:
+            index = (index + 1) % len(self)
+        return index
+
+
+def hold_in_memory(source: ImageSource, *, workers: int = 0, broken_limit: float = 0.01) -> MemoryImages:
+    """All readable images of a source, decoded.
+
+    Args:
+        source: encoded images, whose ``image`` may raise BrokenImageError.
+        workers: processes that decode; 0 decodes here.
+        broken_limit: largest fraction of images that may be broken; they are left out and listed once.
+
+    Raises:
+        ValueError: if more images are broken than allowed.
+    """
+    images: list[Tensor] = []
+    kept: list[int] = []
+    broken: list[str] = []
+    chunks = [range(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK)]
+    with tqdm(total=len(source), desc="decoding", unit="image", delay=2, leave=False, disable=None) as bar:
+        for chunk, decoded in zip(chunks, worker_map(_Decoder(source), chunks, workers), strict=True):
+            for index, image in zip(chunk, decoded, strict=True):
+                if isinstance(image, str):
+                    broken.append(image)
+                else:
+                    kept.append(index)
+                    images.append(torch.from_numpy(image))
+            bar.update(len(chunk))
+    check_broken(broken, len(source), source.name, broken_limit)
+    if broken:
+        logger.warning("%s: left out %d of %d images: %s", source.name, len(broken), len(source), _listing(broken))
+    return MemoryImages(
+        name=source.name,
+        images=_stacked(images),
+        labels=torch.tensor([source.label(index) for index in kept]),
+        classes=source.classes,
+        identifiers=[source.identifier(index) for index in kept],
+        broken=tuple(broken),
+    )
+
+
+def check_broken(broken: Sequence[str], length: int, name: str, limit: float) -> None:
+    """Refuse a source with too many broken images, or with no other.
+
+    Raises:
+        ValueError: naming the broken images and the setting that allows more.
+    """
+    if len(broken) > limit * length or len(broken) == length:
+        raise ValueError(
+            f"{len(broken)} of {length} images of {name} cannot be read, more than data.broken_limit "
+            f"{limit:g} allows: {_listing(broken)}\nRepair or remove them, or raise data.broken_limit."
+        )
+
+
+class _Decoder:
+    """Decodes a range of images; a broken one becomes its message."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self._source = source
+
+    def __call__(self, indices: range) -> list[NDArray[Any] | str]:
+        # Arrays, not tensors: a tensor would cost a file descriptor each on its way to the parent process.
+        return [self._decoded(index) for index in indices]
+
+    def _decoded(self, index: int) -> NDArray[Any] | str:
+        try:
+            return self._source.image(index).contiguous().numpy()
+        except BrokenImageError as error:
+            return str(error)
+
+
+def _stacked(images: list[Tensor]) -> Tensor | list[Tensor]:
+    """One tensor if all images agree; each image is freed once copied, so memory is not held twice."""
+    if len({(image.shape, image.dtype) for image in images}) > 1:
+        return images
+    stacked = torch.empty((len(images), *images[0].shape), dtype=images[0].dtype)
+    for index in range(len(images)):
+        stacked[index] = images[index]
+        images[index] = stacked[index]
+    return stacked
+
+
+def _listing(lines: Sequence[str]) -> str:
+    more = f"\n  ... and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
+    return "\n  " + "\n  ".join(lines[:_LISTED]) + more

@@ -1,0 +1,190 @@
+"""Many processes as one: rank, world size, and the collectives that methods use.
+
+Started by ``torchrun``; each process holds its share of the global batch, in rank order. In one process every
+function here is the identity or trivial, so that callers never ask how many processes there are.
+"""
+
+import os
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Int64, Shaped
+from torch import Tensor
+
+_Object = TypeVar("_Object")
+
+
+def rank() -> int:
+    """Index of this process, 0 when there is one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files."""
+    return rank() == 0
+
+
+def setup(device: torch.device) -> torch.device:
+    """Join the other processes if ``torchrun`` started several.
+
+    Args:
+        device: ``cpu`` (gloo) or ``cuda`` (NCCL).
+
+    Returns:
+        The device of this process: with several, ``cuda`` becomes the one of its local rank.
+
+    Raises:
+        ValueError: if several processes were started for another kind of device.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", device_id=device)
+    elif device.type == "cpu":
+        dist.init_process_group("gloo")
+    else:
+        raise ValueError(f"several processes need device cpu or cuda, not {device.type}")
+    return device
+
+
+def teardown() -> None:
+    """Leave the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def broadcast_object(value: _Object) -> _Object:
+    """The value that process 0 passed, in every process; pickled."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def gather_objects(value: _Object) -> list[_Object]:
+    """The values of all processes in rank order; pickled."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+@torch.no_grad()
+def gather(tensor: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "rows ..."]:
+    """Rows of all processes in rank order, (N n ...), without gradient.
+
+    Args:
+        tensor: (n ...), of the same shape in every process.
+
+    Raises:
+        ValueError: in every process, if their numbers of rows differ.
+    """
+    if world_size() == 1:
+        return tensor.detach()
+    counts = torch.empty(world_size(), dtype=torch.int64, device=tensor.device)
+    dist.all_gather_into_tensor(counts, torch.full((1,), len(tensor), device=tensor.device))
+    # A device sync. Without it unequal sizes hang NCCL or give wrong rows.
+    if len(set(counts.tolist())) > 1:
+        raise ValueError(
+            f"processes hold {counts.tolist()} rows, but gathering needs equal numbers; drop the last batch"
+        )
+    rows = tensor.new_empty(world_size() * len(tensor), *tensor.shape[1:])
+    dist.all_gather_into_tensor(rows, tensor.contiguous())
+    return rows
+
+
+def gather_with_grad(tensor: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "rows ..."]:
+    """Rows of all processes in rank order, (N n ...), with gradient.
+
+    The gradient of a row is the sum over all processes of their losses' gradients to it. So where each
+    process takes the mean over its own rows, the average over processes, as DistributedDataParallel takes
+    it, is the gradient of the mean over all rows.
+
+    Args:
+        tensor: (n ...), of the same shape in every process; gradient flows.
+
+    Raises:
+        ValueError: in every process, if their numbers of rows differ.
+    """
+    if world_size() == 1:
+        return tensor
+    rows: Tensor = _GatherWithGrad.apply(tensor)
+    return rows
+
+
+class _GatherWithGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return gather(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        own = grad.new_empty(len(grad) // world_size(), *grad.shape[1:])
+        dist.reduce_scatter_tensor(own, grad.contiguous())
+        return own
+
+
+def shuffle(images: Shaped[Tensor, "n ..."], order: Int64[Tensor, " rows"]) -> Shaped[Tensor, "n ..."]:
+    """This process's share of the global batch in another order, for shuffle-BN.
+
+    Position j of the shuffled global batch holds row ``order[j]`` of the original one. Costs a gather of all
+    images.
+    Paper: He et al., 2020, section 3.3, arXiv 1911.05722.
+
+    Args:
+        images: (n ...) this process's images.
+        order: (N n) a permutation of the global batch, the same in every process.
+
+    Returns:
+        (n ...) without gradient.
+
+    Raises:
+        ValueError: if ``order`` does not have one entry for each row of the global batch.
+    """
+    return gather(images)[_share(order, images)]
+
+
+def unshuffle(keys: Shaped[Tensor, "n ..."], order: Int64[Tensor, " rows"]) -> Shaped[Tensor, "n ..."]:
+    """This process's share of the keys in the order before :func:`shuffle`.
+
+    Args:
+        keys: (n ...) keys of the images that ``shuffle`` gave this process.
+        order: (N n) the permutation given to ``shuffle``.
+
+    Returns:
+        (n ...) without gradient: keys of this process's own images.
+
+    Raises:
+        ValueError: if ``order`` does not have one entry for each row of the global batch.
+
+    Example:
+        >>> order = torch.tensor([2, 0, 1])
+        >>> unshuffle(shuffle(torch.tensor([5, 6, 7]), order), order)
+        tensor([5, 6, 7])
+    """
+    return gather(keys)[_share(order.argsort(), keys)]
+
+
+def _share(order: Tensor, rows: Tensor) -> Tensor:
+    """This process's part of an order over the global batch."""
+    if len(order) != world_size() * len(rows):
+        raise ValueError(
+            f"an order of {len(order)} does not fit {world_size()} processes of {len(rows)} rows"
+        )
+    return order[rank() * len(rows) :][: len(rows)].to(rows.device)

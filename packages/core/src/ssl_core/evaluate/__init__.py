@@ -1,0 +1,63 @@
+"""How good is an encoder: frozen features, nearest neighbours, linear probes, and health in the log."""
+
+from ssl_core.evaluate.accuracy import count_classes as count_classes
+from ssl_core.evaluate.accuracy import label_ranks as label_ranks
+from ssl_core.evaluate.commands import draw_neighbours as draw_neighbours
+from ssl_core.evaluate.commands import embed as embed
+from ssl_core.evaluate.commands import evaluate_knn as evaluate_knn
+from ssl_core.evaluate.commands import evaluate_linear as evaluate_linear
+from ssl_core.evaluate.commands import export as export
+from ssl_core.evaluate.encoder import find_card as find_card
+from ssl_core.evaluate.encoder import load_encoder as load_encoder
+from ssl_core.evaluate.encoder import run_data as run_data
+from ssl_core.evaluate.features import Features as Features
+from ssl_core.evaluate.features import evaluating as evaluating
+from ssl_core.evaluate.features import evaluation_view as evaluation_view
+from ssl_core.evaluate.features import extract_features as extract_features
+from ssl_core.evaluate.health import effective_rank as effective_rank
+from ssl_core.evaluate.health import embedding_std as embedding_std
+from ssl_core.evaluate.health import health as health
+from ssl_core.evaluate.knn import knn_accuracy as knn_accuracy
+from ssl_core.evaluate.knn import knn_ranks as knn_ranks
+from ssl_core.evaluate.knn import knn_votes as knn_votes
+from ssl_core.evaluate.knn import nearest as nearest
+from ssl_core.evaluate.linear import LinearResult as LinearResult
+from ssl_core.evaluate.linear import linear_probe as linear_probe
+from ssl_core.evaluate.neighbours import choose_queries as choose_queries
+from ssl_core.evaluate.neighbours import neighbour_picture as neighbour_picture
+from ssl_core.evaluate.protocol import PROTOCOLS as PROTOCOLS
+from ssl_core.evaluate.protocol import Protocol as Protocol
+from ssl_core.evaluate.protocol import find_protocol as find_protocol
+from ssl_core.evaluate.protocol import protocol_text as protocol_text
+
+__all__ = [
+    "PROTOCOLS",
+    "Features",
+    "LinearResult",
+    "Protocol",
+    "choose_queries",
+    "count_classes",
+    "draw_neighbours",
+    "effective_rank",
+    "embed",
+    "embedding_std",
+    "evaluate_knn",
+    "evaluate_linear",
+    "evaluating",
+    "evaluation_view",
+    "export",
+    "extract_features",
+    "find_card",
+    "find_protocol",
+    "health",
+    "knn_accuracy",
+    "knn_ranks",
+    "knn_votes",
+    "label_ranks",
+    "linear_probe",
+    "load_encoder",
+    "nearest",
+    "neighbour_picture",
+    "protocol_text",
+    "run_data",
+]

@@ -1,0 +1,345 @@
+"""What ``ssl-core eval knn``, ``eval linear``, ``embed``, ``neighbours`` and ``export`` do.
+
+Each is one function of plain arguments that raises for what a user can cause, prints its result and returns it.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pyarrow.lib import FixedSizeListArray, array, table
+from pyarrow.parquet import write_table
+from torch import nn
+
+from ssl_core.backbone import BackboneCard, save_backbone, write_atomically
+from ssl_core.data import DataConfig, ImageSource, open_source
+from ssl_core.evaluate.accuracy import count_classes
+from ssl_core.evaluate.encoder import Layer, load_encoder, run_data
+from ssl_core.evaluate.features import Features, evaluation_view, extract_features
+from ssl_core.evaluate.knn import knn_ranks
+from ssl_core.evaluate.linear import linear_probe
+from ssl_core.evaluate.neighbours import choose_queries, neighbour_picture
+from ssl_core.evaluate.protocol import find_protocol, protocol_text
+
+
+def evaluate_knn(
+    encoder: str,
+    *,
+    data: DataConfig | None = None,
+    like: str | None = None,
+    features: Layer = "backbone",
+    k: int = 200,
+    temperature: float = 0.1,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    out: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Classify test images by their nearest training images; prints ``knn top1 47.31 (k=200, ...)``.
+
+    Args:
+        encoder: which, as :func:`load_encoder` takes it.
+        data: labelled images; None is the data of the run that ``encoder``, or else ``like``, names.
+        like: for ``random`` and ``pixels``.
+        features: of the backbone, or of the projector after it.
+        k: neighbours.
+        temperature: of their weights exp(cosine / temperature).
+        device: where to compute.
+        seed: of ``random``.
+        out: folder for ``knn.json``; None is the folder of ``encoder``, and none if that has no folder.
+        progress: show bars.
+
+    Returns:
+        What ``knn.json`` says: ``top1``, with ten classes or more ``top5``, and every setting.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist.
+        ValueError: for missing labels, k beyond the training images, and what does not fit together.
+    """
+    subject = _subject(encoder, data, like, features, device, seed)
+    train, test = (open_source(subject.data, split=split) for split in ("labelled", "test"))
+    bank = subject.extract(train, "training features" if progress else "")
+    queries = subject.extract(test, "test features" if progress else "")
+    num_classes = count_classes(train)
+    ranks = knn_ranks(
+        bank.features.to(device),
+        bank.labels,
+        queries.features.to(device),
+        queries.labels,
+        k=k,
+        temperature=temperature,
+        num_classes=num_classes,
+    )
+    result: dict[str, Any] = {"top1": (ranks < 1).double().mean().item()}
+    if num_classes >= 10:
+        result["top5"] = (ranks < 5).double().mean().item()
+    view = evaluation_view(subject.card.image_size)
+    result |= {"k": k, "temperature": temperature, "features": features, "view": f"{view.ops[0]}, size {view.sizes[0]}"}
+    result |= _settings(encoder, subject, train, test)
+    print(f"knn top1 {100 * result['top1']:.2f} (k={k}, T={temperature:g}, {len(test)} images)")
+    _save_result(result, "knn.json", out, encoder)
+    return result
+
+
+def evaluate_linear(
+    encoder: str,
+    *,
+    protocol: str = "moco",
+    data: DataConfig | None = None,
+    like: str | None = None,
+    features: Layer = "backbone",
+    epochs: int | None = None,
+    lr: float | None = None,
+    batch_size: int | None = None,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    out: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train a linear classifier on frozen features; prints the protocol, then ``linear top1 last 83.10 ...``.
+
+    Args:
+        encoder: which, as :func:`load_encoder` takes it.
+        protocol: a name in ``PROTOCOLS``.
+        data: labelled images; None is the data of the run that ``encoder``, or else ``like``, names.
+        like: for ``random`` and ``pixels``.
+        features: of the backbone, or of the projector after it.
+        epochs: in place of the protocol's; milestones move along.
+        lr: in place of the protocol's, before it is scaled by the batch size where the protocol does so.
+        batch_size: in place of the protocol's.
+        device: where to compute.
+        seed: of the classifier, the order, the crops, and of ``random``.
+        out: folder for ``linear.json``; None is the folder of ``encoder``, and none if that has no folder.
+        progress: show bars.
+
+    Returns:
+        What ``linear.json`` says: ``last``, ``best``, ``best_epoch``, and every setting.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist.
+        ValueError: for an unknown protocol, missing labels, and what does not fit together.
+    """
+    asked: dict[str, Any] = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
+    changes = {name: value for name, value in asked.items() if value is not None}
+    chosen = dataclasses.replace(find_protocol(protocol), **changes)
+    subject = _subject(encoder, data, like, features, device, seed)
+    train, test = (open_source(subject.data, split=split) for split in ("labelled", "test"))
+    print(protocol_text(protocol, chosen, subject.card.image_size))
+    accuracy = linear_probe(
+        subject.encoder,
+        train,
+        test,
+        chosen,
+        num_classes=count_classes(train),
+        image_size=subject.card.image_size,
+        mean=subject.card.mean,
+        std=subject.card.std,
+        seed=seed,
+        device=device,
+        workers=subject.data.workers,
+        progress=progress,
+    )
+    result = {
+        **accuracy._asdict(),
+        "protocol": protocol,
+        **dataclasses.asdict(chosen),
+        "changed": sorted(changes),
+        "features": features,
+        "seed": seed,
+        **_settings(encoder, subject, train, test),
+    }
+    print(
+        f"linear top1 last {100 * accuracy.last:.2f} best {100 * accuracy.best:.2f} "
+        f"(protocol {protocol}, {chosen.epochs} epochs, {len(test)} images)"
+    )
+    _save_result(result, "linear.json", out, encoder)
+    return result
+
+
+def embed(
+    encoder: str,
+    out: str,
+    *,
+    data: DataConfig | None = None,
+    split: str = "train",
+    like: str | None = None,
+    features: Layer = "backbone",
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Write the features of a source, with identifiers and labels (-1 where unknown), in its order.
+
+    Args:
+        encoder: which, as :func:`load_encoder` takes it.
+        out: ends in ``.npz`` (arrays ``features``, ``labels``, ``identifiers``) or ``.parquet`` (columns
+            ``identifier``, ``label``, ``features``).
+        data: the images; None is the data of the run that ``encoder``, or else ``like``, names.
+        split: of the data: ``train``, ``test`` or ``labelled``.
+        like: for ``random`` and ``pixels``.
+        features: of the backbone, or of the projector after it.
+        device: where to compute.
+        seed: of ``random``.
+        progress: show a bar.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist, the folder of ``out`` among them.
+        ValueError: for another suffix, and for what does not fit together.
+    """
+    path = Path(out)
+    # Before the work, which may take hours.
+    if path.suffix not in (".npz", ".parquet"):
+        raise ValueError(f"features are written as .npz or .parquet, not {out!r}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+    subject = _subject(encoder, data, like, features, device, seed)
+    source = open_source(subject.data, split=split)
+    found = subject.extract(source, "features" if progress else "")
+    identifiers = [source.identifier(index) for index in range(len(source))]
+    write_atomically(path, lambda part: _write_features(part, path.suffix, found, identifiers))
+    print(f"wrote {len(source)} features of length {found.features.shape[1]} to {path}")
+    return path
+
+
+def _write_features(part: Path, suffix: str, found: Features, identifiers: list[str]) -> None:
+    features, labels = found.features.numpy(), found.labels.numpy()
+    if suffix == ".npz":
+        with part.open("wb") as file:  # given a name, numpy would append a suffix
+            np.savez(file, features=features, labels=labels, identifiers=np.array(identifiers))
+    else:
+        rows = FixedSizeListArray.from_arrays(array(features.ravel()), features.shape[1])
+        rows_table = table({"identifier": identifiers, "label": labels, "features": rows})
+        write_table(rows_table, part)  # type: ignore[no-untyped-call]
+
+
+def draw_neighbours(
+    encoder: str,
+    out: str,
+    *,
+    data: DataConfig | None = None,
+    rows: int = 10,
+    k: int = 6,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Write a PNG of the nearest training images of some test images: by the encoder, a random one, and pixels.
+
+    Args:
+        encoder: a run directory or an exported backbone.
+        out: the PNG; its folder exists.
+        data: the images; None is the run's.
+        rows: queries, chosen by :func:`choose_queries`.
+        k: neighbours.
+        device: where to compute.
+        seed: of the random encoder.
+        progress: show bars.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist.
+        ValueError: for what does not fit together.
+    """
+    path = Path(out)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+    data = data or run_data(encoder)
+    train, test = (open_source(data, split=split) for split in ("labelled", "test"))
+    queries = choose_queries(torch.tensor([test.label(index) for index in range(len(test))]), rows)
+    blocks = {}
+    for title, spec, like in (("trained", encoder, None), ("random", "random", encoder), ("pixels", "pixels", encoder)):
+        subject = _subject(spec, data, like, "backbone", device, seed)
+        bank, tested = (subject.extract(source, title if progress else "").features for source in (train, test))
+        blocks[f"{title} encoder" if title != "pixels" else title] = (bank, tested[queries])
+    caption = f"{encoder}: nearest of {len(train)} training images to {len(queries)} test images of {test.name}"
+    picture = neighbour_picture(train, test, queries, blocks, image_size=subject.card.image_size, k=k, caption=caption)
+    write_atomically(path, lambda part: picture.save(part, format="PNG"))
+    print(f"wrote {path}")
+    return path
+
+
+def export(encoder: str, out: str) -> Path:
+    """Write an encoder as ``x.safetensors`` in timm's and torchvision's names, with its card ``x.json``.
+
+    Args:
+        encoder: a run directory, whose last checkpoint is taken, or another that :func:`load_encoder` takes.
+        out: ends in ``.safetensors``; its folder exists.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist.
+        ValueError: for another suffix, and for weights that do not fit their card.
+    """
+    module, card = load_encoder(encoder)
+    save_backbone(out, module, card)
+    print(
+        f"wrote {out}: {card.architecture}, {card.num_features} features, input {card.channels} x {card.image_size} px"
+    )
+    return Path(out)
+
+
+class _Subject(NamedTuple):
+    """An encoder, and the data that it is evaluated on."""
+
+    encoder: nn.Module
+    card: BackboneCard
+    data: DataConfig
+    device: torch.device | str
+
+    def extract(self, source: ImageSource, progress: str) -> Features:
+        """Features of a source in the evaluation view."""
+        return extract_features(
+            self.encoder,
+            source,
+            evaluation_view(self.card.image_size),
+            mean=self.card.mean,
+            std=self.card.std,
+            device=self.device,
+            workers=self.data.workers,
+            progress=progress,
+        )
+
+
+def _subject(
+    encoder: str, data: DataConfig | None, like: str | None, features: Layer, device: torch.device | str, seed: int
+) -> _Subject:
+    module, card = load_encoder(encoder, like=like, features=features, seed=seed)
+    return _Subject(module.to(device), card, data or run_data(like or encoder), device)
+
+
+def _settings(encoder: str, subject: _Subject, train: ImageSource, test: ImageSource) -> dict[str, Any]:
+    return {
+        "encoder": encoder,
+        "architecture": subject.card.architecture,
+        "recipe": subject.card.recipe,
+        "train": train.name,
+        "num_train": len(train),
+        "test": test.name,
+        "num_test": len(test),
+        "holdout": subject.data.holdout,
+        "versions": subject.card.versions,
+    }
+
+
+def _save_result(result: dict[str, Any], name: str, out: str | None, encoder: str) -> None:
+    folder = _folder(encoder) if out is None else Path(out)
+    if folder is not None:
+        write_atomically(folder / name, lambda part: part.write_text(json.dumps(result, indent=2) + "\n"))
+
+
+def _folder(encoder: str) -> Path | None:
+    """The run directory, or the folder of an exported backbone; None for other encoders."""
+    path = Path(encoder)
+    if not path.exists():
+        return None
+    return path if path.is_dir() else path.parent

@@ -1,0 +1,146 @@
+"""Which encoder is evaluated: a run's, an exported one, timm's, a random one, or none but the pixels.
+
+=====================  ===============================================================
+``RUN``                a run directory: its last checkpoint
+``x.safetensors``      an exported backbone, with its card ``x.json`` beside it
+``timm:resnet50``      timm's pretrained weights, downloaded where they are not cached
+``random``             a fresh encoder of the architecture of ``like``
+``pixels``             the pixels that an encoder like ``like`` is fed
+=====================  ===============================================================
+"""
+
+import dataclasses
+from argparse import ArgumentError
+from pathlib import Path
+from typing import Literal, TypeAlias, cast
+
+import timm
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from torch import nn
+
+from ssl_core.backbone import BackboneCard, load_backbone, load_card, make_card_encoder, make_head
+from ssl_core.data import DataConfig
+from ssl_core.nn import EncoderConfig, make_encoder
+from ssl_core.train import load_checkpoint
+
+Layer: TypeAlias = Literal["backbone", "projection"]
+
+
+def load_encoder(
+    spec: str, *, like: str | None = None, features: Layer = "backbone", seed: int = 0
+) -> tuple[nn.Module, BackboneCard]:
+    """An encoder in eval mode on the CPU, (n c s s) -> (n f), and the card that says what it is fed.
+
+    Args:
+        spec: which, see the table above.
+        like: a run directory or an exported backbone, whose architecture and input ``random`` and ``pixels`` take.
+        features: ``projection`` appends the projector, which only a run directory has.
+        seed: of the weights of ``random``.
+
+    Raises:
+        FileNotFoundError: if a path, or a file in it, does not exist.
+        ValueError: if an argument does not apply, or weights do not fit their card.
+    """
+    if spec in ("random", "pixels") and like is None:
+        raise ValueError(f"{spec} needs like: a run directory or a .safetensors file, for the size of its input")
+    if spec not in ("random", "pixels") and like is not None:
+        raise ValueError(f"like {like!r} is for random and pixels; {spec!r} says itself what it is")
+    if features == "projection":
+        return _run_projection(spec)
+    if spec == "pixels":
+        card = find_card(str(like))
+        num_features = card.channels * card.image_size**2
+        return nn.Flatten().eval(), BackboneCard(
+            "pixels", card.channels, card.image_size, card.mean, card.std, num_features=num_features
+        )
+    if spec == "random":
+        card = dataclasses.replace(find_card(str(like)), recipe="random", metrics={}, projector=())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return make_card_encoder(card).eval(), card
+    if spec.startswith("timm:"):
+        return _timm_encoder(spec.removeprefix("timm:"))
+    card = find_card(spec)
+    if Path(spec).is_dir():
+        return make_card_encoder(card, weights=_checkpoint(spec)).eval(), card
+    return load_backbone(spec), card
+
+
+def find_card(path: str) -> BackboneCard:
+    """The card of a run directory or of an exported backbone.
+
+    Raises:
+        FileNotFoundError: if the path does not exist, or there is no card.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(
+            f"{path!r} does not exist; an encoder is a run directory, a .safetensors file, timm:NAME, random or pixels"
+        )
+    return load_card(Path(path) / "backbone.json" if Path(path).is_dir() else Path(path).with_suffix(".json"))
+
+
+def run_data(run: str) -> DataConfig:
+    """The data that a run was trained on: the node ``data`` of its ``config.yaml``.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the node is not a data configuration.
+    """
+    path = Path(run) / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path} that names the run's data; give the data to evaluate on")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--data", type=DataConfig)
+    try:
+        values = parser.parse_object({"data": yaml.safe_load(path.read_text())["data"]})
+        data: DataConfig = parser.instantiate(values).data
+    except (ArgumentError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} has no readable node data: {error}") from error
+    return data
+
+
+def _checkpoint(run: str) -> Path:
+    path = Path(run) / "checkpoints" / "last.pt"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no checkpoint {path}; to use an exported backbone, give its .safetensors file"
+        )
+    return path
+
+
+def _run_projection(run: str) -> tuple[nn.Module, BackboneCard]:
+    if not Path(run).is_dir():
+        raise ValueError(f"features projection needs a run directory, whose checkpoint has the projector, not {run!r}")
+    encoder, card = load_encoder(run)
+    if not card.projector:
+        raise ValueError(f"the card of {run} describes no projector; use features backbone")
+    state = load_checkpoint(_checkpoint(run))["method"]
+    prefix = "projector."
+    weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    projector = make_head(card.projector)
+    try:
+        projector.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"the projector in {run} is not the one that its card describes: {error}") from error
+    num_features = next(layer[2] for layer in reversed(card.projector) if layer[0] == "linear")
+    return nn.Sequential(encoder, projector).eval(), dataclasses.replace(card, num_features=int(num_features))
+
+
+def _timm_encoder(name: str) -> tuple[nn.Module, BackboneCard]:
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        raise ValueError(f"timm has no pretrained weights for {name!r}; timm.list_pretrained() lists those it has")
+    channels, _, image_size = config.input_size
+    encoder = make_encoder(EncoderConfig(name, "imagenet", "timm"), channels=channels, image_size=image_size)
+    card = BackboneCard(
+        name,
+        channels,
+        image_size,
+        tuple(config.mean),
+        tuple(config.std),
+        num_features=cast(int, encoder.num_features),
+        recipe=f"timm:{name}",
+    )
+    return encoder.eval(), card

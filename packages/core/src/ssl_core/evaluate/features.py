@@ -1,0 +1,149 @@
+"""Frozen features: what every evaluation looks at.
+
+The encoder is in eval mode, without gradient and without autocast; each image is seen once, in order, in a view
+without randomness.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ssl_core.data import ImageSource
+from ssl_core.data.workers import make_loader
+from ssl_core.views import ViewSpec, eval_spec, render_batch, sample_parameters
+
+
+class Features(NamedTuple):
+    """Features of a source's images in its order, on the CPU.
+
+    Attributes:
+        features: (n f) float32, as the encoder gives them.
+        labels: (n), -1 where unknown.
+    """
+
+    features: Float32[Tensor, "n f"]
+    labels: Int64[Tensor, " n"]
+
+
+def evaluation_view(size: int) -> ViewSpec:
+    """The view that features are extracted from, by the side of the encoder's input.
+
+    From 64 pixels on, the short side is resized to 8/7 of the input before the centre crop (256 for 224);
+    below, to the input itself, so that a CIFAR image is seen as it is.
+
+    Example:
+        >>> evaluation_view(224).ops, evaluation_view(32).ops[0].short_side
+        ((CenterCrop(short_side=256, interpolation='bilinear'),), 32)
+    """
+    return eval_spec(size, short_side=size if size < 64 else round(size * 8 / 7))
+
+
+def extract_features(
+    encoder: nn.Module,
+    source: ImageSource,
+    view: ViewSpec,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str = "cpu",
+    batch_size: int = 256,
+    workers: int = 0,
+    progress: str = "",
+) -> Features:
+    """Features of all images of a source, in its order.
+
+    Changes neither the encoder, nor its mode, nor any generator, so that a training run can call it between two
+    epochs.
+
+    Args:
+        encoder: (n c s s) -> (n f), on ``device``; ``nn.Flatten()`` gives raw pixels.
+        source: the images.
+        view: of one size, without randomness.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel.
+        device: where the encoder is.
+        batch_size: images in one forward; changes memory and speed only.
+        workers: processes that read and render images; 0 does it in this one.
+        progress: text before a progress bar; empty shows none.
+
+    Returns:
+        Features, 4 n f bytes of them.
+
+    Raises:
+        ValueError: if an image has other channels than ``mean``, or a feature is not finite.
+    """
+    batches = [range(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
+    found = []
+    with evaluating(encoder), tqdm(total=len(source), desc=progress, unit="img", disable=not progress) as bar:
+        loader = make_loader(_Views(source, view, len(mean)), batches, workers)
+        for batch, images in zip(batches, loader, strict=True):
+            features = encoder(normalized(images.to(device), mean, std)).float().cpu()
+            _check_finite(features, source, batch)
+            found.append(features)
+            bar.update(len(batch))
+    labels = torch.tensor([source.label(index) for index in range(len(source))], dtype=torch.int64)
+    return Features(torch.cat(found), labels)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode without gradient; afterwards each submodule is in the mode that it was in."""
+    modes = [(child, child.training) for child in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for child, training in modes:
+            child.training = training
+
+
+def normalized(
+    images: Float32[Tensor, "n c h w"], mean: Sequence[float], std: Sequence[float]
+) -> Float32[Tensor, "n c h w"]:
+    """(images - mean) / std, per channel."""
+    shift, scale = (images.new_tensor(list(values))[:, None, None] for values in (mean, std))
+    return (images - shift) / scale
+
+
+class _Views:
+    """The views of a range of images, (n c s s)."""
+
+    def __init__(self, source: ImageSource, view: ViewSpec, channels: int) -> None:
+        self._source, self._view, self._channels = source, view, channels
+
+    def __call__(self, indices: range) -> Tensor:
+        images = [self._image(index) for index in indices]
+        parameters = sample_parameters(
+            self._view,
+            seed=0,
+            epoch=0,
+            image_index=torch.tensor(list(indices)),
+            view_index=0,
+            image_size=torch.tensor([image.shape[1:] for image in images]),
+        )
+        (views,) = render_batch(images, parameters, self._view)
+        return views
+
+    def _image(self, index: int) -> Tensor:
+        image = self._source.image(index)
+        if len(image) != self._channels:
+            raise ValueError(
+                f"{self._source.identifier(index)} has {len(image)} channels but the encoder takes "
+                f"{self._channels}; set data.channels to {self._channels}"
+            )
+        return image
+
+
+def _check_finite(features: Tensor, source: ImageSource, batch: range) -> None:
+    bad = (~features.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"the features of {source.identifier(batch[bad[0]])} are not finite: the encoder has diverged, "
+            "or mean and std are not those that it was trained with"
+        )

@@ -1,0 +1,69 @@
+"""Has it collapsed? Two numbers that the training log shows, each with its reference.
+
+A collapsed encoder maps all images to one point (standard deviation 0) or into few dimensions (low rank).
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def embedding_std(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """Standard deviation of l2-normalised embeddings over the batch, averaged over dimensions.
+
+    Directions spread evenly over the sphere give 1 / sqrt(d); one point gives 0.
+    Paper: Chen and He, 2021, section 4.1 and Figure 2, arXiv 2011.10566.
+    Conventions: rows are normalised here; divides by n, not n - 1; float32.
+
+    Args:
+        embeddings: (n d), n >= 1, floating.
+
+    Returns:
+        scalar without gradient, dimensionless.
+
+    Example:
+        >>> embedding_std(torch.eye(2)).item()
+        0.5
+    """
+    normalised_nd = F.normalize(embeddings.detach().float(), dim=1)
+    return normalised_nd.std(dim=0, correction=0).mean()
+
+
+def effective_rank(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """Number of dimensions that the embeddings fill, between 1 and min(n, d).
+
+    rank = exp(- sum_k p_k log p_k), p_k = sigma_k / sum_j sigma_j, with sigma the singular values.
+    Paper: Garrido et al., RankMe, 2023, eq. (1), arXiv 2210.02885.
+    Conventions: rows are taken as they are (not centred, not normalised); 0 log 0 = 0; all zeros give 1; float32.
+
+    Args:
+        embeddings: (n d), n >= 1, floating; (256 128) costs a few milliseconds on a CPU.
+
+    Returns:
+        scalar without gradient.
+
+    Example:
+        >>> round(effective_rank(torch.eye(3, 5)).item(), 4)
+        3.0
+    """
+    singular_values = torch.linalg.svdvals(embeddings.detach().float())
+    # The floor only keeps 0 / 0 out: singular values of this size carry nothing.
+    prob = singular_values / singular_values.sum().clamp_min(torch.finfo(torch.float32).tiny)
+    entropy: Tensor = torch.special.entr(prob).sum()
+    return entropy.exp()
+
+
+def health(embeddings: Float[Tensor, "n d"]) -> dict[str, float]:
+    """Both measures, and what the first is for directions spread evenly, under the names of the log.
+
+    Example:
+        >>> measures = health(torch.cat([torch.eye(4), -torch.eye(4)]))
+        >>> {name: round(value, 4) for name, value in measures.items()}
+        {'embedding_std': 0.5, 'embedding_std_even': 0.5, 'effective_rank': 4.0}
+    """
+    return {
+        "embedding_std": embedding_std(embeddings).item(),
+        "embedding_std_even": embeddings.shape[1] ** -0.5,
+        "effective_rank": effective_rank(embeddings).item(),
+    }

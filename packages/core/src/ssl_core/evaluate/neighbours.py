@@ -1,0 +1,126 @@
+"""A picture of nearest neighbours: what an encoder takes for alike, beside what chance and the pixels do.
+
+One row for each query; one block of columns for each way of comparing; a green frame where the neighbour has the
+query's label, a red one where it has not, a gray one where labels are missing.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ssl_core.data import ImageSource
+from ssl_core.evaluate.features import evaluation_view
+from ssl_core.evaluate.knn import nearest
+from ssl_core.views import render, sample_parameters
+
+_SIDE, _FRAME, _GAP, _BLOCK_GAP, _LINE = 64, 4, 4, 20, 20  # pixels
+_SAME, _OTHER, _UNKNOWN = (26, 152, 80), (215, 48, 39), (150, 150, 150)
+
+
+def choose_queries(labels: Int64[Tensor, " n"], rows: int) -> list[int]:
+    """Images to show, without looking at what comes out: the first of each class, then the second, and so on.
+
+    Without labels, images evenly spaced.
+
+    Example:
+        >>> choose_queries(torch.tensor([1, 1, 0, 2, 0]), 4)
+        [2, 0, 3, 4]
+    """
+    if (labels < 0).all():
+        return torch.linspace(0, len(labels) - 1, min(rows, len(labels))).round().long().tolist()
+    seen: dict[int, int] = {}
+    order = []
+    for index, label in enumerate(labels.tolist()):
+        order.append((seen.get(label, 0), label, index))
+        seen[label] = seen.get(label, 0) + 1
+    return [index for _, label, index in sorted(order) if label >= 0][:rows]
+
+
+def neighbour_picture(
+    train: ImageSource,
+    test: ImageSource,
+    queries: Sequence[int],
+    blocks: Mapping[str, tuple[Float[Tensor, "m _"], Float[Tensor, "n _"]]],
+    *,
+    image_size: int,
+    k: int = 6,
+    caption: str = "",
+) -> Image.Image:
+    """Draw the nearest training images of some test images.
+
+    Args:
+        train: the m images to choose from.
+        test: holds the queries.
+        queries: n indices into ``test``, a row each.
+        blocks: by title, features of ``train`` and of the queries.
+        image_size: side of the encoder's input, pixels; images are shown as the encoder sees them.
+        k: neighbours in a block.
+        caption: a line above.
+
+    Raises:
+        ValueError: if k is beyond the training images.
+    """
+    cell, label_query = _SIDE + 2 * _FRAME, [test.label(index) for index in queries]
+    block_width = k * (cell + _GAP) - _GAP
+    width = _GAP + cell + len(blocks) * (_BLOCK_GAP + block_width) + _GAP
+    top = _GAP + 2 * _LINE
+    height = top + len(queries) * (cell + _GAP) + _LINE
+    picture = Image.new("RGB", (width, height), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
+    draw.text((_GAP, _GAP), caption, "black", font)
+    draw.text((_GAP, _GAP + _LINE), "query", "black", font)
+    for row, query in enumerate(queries):
+        picture.paste(_framed(test, query, image_size, "white"), (_GAP, top + row * (cell + _GAP)))
+
+    for block, (title, (bank, query_features)) in enumerate(blocks.items()):
+        left = _GAP + cell + _BLOCK_GAP + block * (block_width + _BLOCK_GAP)
+        index = nearest(bank, query_features, k)[1].tolist()
+        colours = [
+            [_colour(label, train.label(neighbour)) for neighbour in neighbours]
+            for label, neighbours in zip(label_query, index, strict=True)
+        ]
+        same = sum(colour == _SAME for row_colours in colours for colour in row_colours)
+        known = sum(colour != _UNKNOWN for row_colours in colours for colour in row_colours)
+        draw.text(
+            (left, _GAP + _LINE), f"{title}: {same} of {known} of the same class" if known else title, "black", font
+        )
+        for row, neighbours in enumerate(index):
+            for column, neighbour in enumerate(neighbours):
+                tile = _framed(train, neighbour, image_size, colours[row][column])
+                picture.paste(tile, (left + column * (cell + _GAP), top + row * (cell + _GAP)))
+    legend = (
+        "green frame: same class as the query, red: another class, gray: unknown; nearest first, cosine of features"
+    )
+    draw.text((_GAP, height - _LINE), legend, "black", font)
+    return picture
+
+
+def _colour(query_label: int, label: int) -> tuple[int, int, int]:
+    if query_label < 0 or label < 0:
+        return _UNKNOWN
+    return _SAME if query_label == label else _OTHER
+
+
+def _framed(source: ImageSource, index: int, image_size: int, colour: str | tuple[int, int, int]) -> Image.Image:
+    """What an encoder sees of an image, in a coloured frame."""
+    image = source.image(index)
+    view = evaluation_view(min(image_size, _SIDE))
+    parameters = sample_parameters(
+        view,
+        seed=0,
+        epoch=0,
+        image_index=torch.tensor([0]),
+        view_index=0,
+        image_size=torch.tensor([image.shape[1:]]),
+    )
+    (pixels,) = render(image, parameters[0], view)
+    # One or two channels are shown as gray, of more than three the first three.
+    pixels = pixels[:3] if len(pixels) >= 3 else pixels.mean(dim=0, keepdim=True).expand(3, -1, -1)
+    levels = (pixels * 255).round().byte().permute(1, 2, 0).contiguous()
+    shown = Image.fromarray(levels.numpy()).resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
+    framed = Image.new("RGB", (_SIDE + 2 * _FRAME,) * 2, colour)
+    framed.paste(shown, (_FRAME, _FRAME))
+    return framed

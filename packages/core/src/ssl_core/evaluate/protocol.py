@@ -1,0 +1,191 @@
+"""Named protocols of the linear probe, each with its own crops: without them its number means nothing.
+
+In all of them a fully connected layer learns from a frozen trunk (eval mode, no gradient) with cross-entropy,
+momentum 0.9 and no weight decay. Its weights start from N(0, 0.01), its bias from 0; the rate moves once an epoch;
+the images that do not fill a last batch are left out of that epoch, test images never. Crops are given relative to
+the side of the encoder's input, so that what was written for 224 pixels also says what it means for 32.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from ssl_core.views import CenterCrop, HorizontalFlip, RandomCrop, RandomResizedCrop, ViewSpec, eval_spec
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a linear probe is trained and tested.
+
+    Attributes:
+        source: whose numbers these are.
+        epochs: passes over the training set.
+        batch_size: images of one optimiser step.
+        lr: learning rate at the start.
+        scale_lr: multiply ``lr`` by batch_size / 256.
+        optimizer: ``lars`` adapts the rate of each tensor, with trust coefficient 0.001 and no clipping.
+        milestones: fractions of the epochs at which the rate is divided by 10; empty means a cosine.
+        final_lr: where the cosine ends.
+        crop: of training images: ``random_resized``; ``padded``, by an eighth of the side on each side, then
+            cut at a random place; both then flip with probability 0.5. ``none`` is the test view: features
+            are extracted once.
+        crop_scale: smallest and largest area of a ``random_resized`` crop, as fractions of the image.
+        resize: short side of a test image before its centre crop, as a multiple of the crop's side.
+        interpolation: of training and test images.
+    """
+
+    source: str
+    epochs: int
+    batch_size: int
+    lr: float
+    scale_lr: bool = False
+    optimizer: Literal["sgd", "lars"] = "sgd"
+    milestones: tuple[float, ...] = ()
+    final_lr: float = 0.0
+    crop: Literal["random_resized", "padded", "none"] = "random_resized"
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    resize: float = 256 / 224
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
+_MOCO_STEPS = (0.6, 0.8)  # epochs 60 and 80 of 100
+
+PROTOCOLS: dict[str, Protocol] = {
+    "moco": Protocol(
+        "MoCo (He et al., 2020), also MoCo v2, CLIM and SCE's ablations",
+        epochs=100,
+        batch_size=256,
+        lr=30.0,
+        milestones=_MOCO_STEPS,
+    ),
+    "sce_imagenet": Protocol(
+        "SCE (Denize et al., 2023), ImageNet against the state of the art; its crops are taken to be MoCo's",
+        epochs=90,
+        batch_size=1024,
+        lr=0.1,
+        scale_lr=True,
+    ),
+    "sce_small": Protocol(
+        "SCE's released CIFAR-10 code",
+        epochs=100,
+        batch_size=256,
+        lr=30.0,
+        milestones=_MOCO_STEPS,
+        crop="padded",
+        resize=1.0,
+    ),
+    "clsa": Protocol(
+        "CLSA (Wang and Qi, 2022), released code",
+        epochs=100,
+        batch_size=256,
+        lr=10.0,
+        final_lr=0.01,
+    ),
+    "dssl_cifar": Protocol(
+        "DSSL (Bai et al., 2022), released CIFAR-10 code; here tested on the whole test set",
+        epochs=100,
+        batch_size=256,
+        lr=30.0,
+        milestones=_MOCO_STEPS,
+        crop_scale=(0.8, 1.0),
+        resize=36 / 32,
+        interpolation="bicubic",
+    ),
+    "simsiam": Protocol(
+        "SimSiam (Chen and He, 2021), also DSSL on ImageNet",
+        epochs=90,
+        batch_size=4096,
+        lr=0.1,
+        scale_lr=True,
+        optimizer="lars",
+    ),
+    "cached": Protocol(
+        "no paper: moco without augmentation, on features extracted once, for machines without a GPU",
+        epochs=100,
+        batch_size=256,
+        lr=30.0,
+        milestones=_MOCO_STEPS,
+        crop="none",
+    ),
+}
+
+
+def find_protocol(name: str) -> Protocol:
+    """The protocol of that name.
+
+    Raises:
+        ValueError: if there is none; lists those that exist.
+    """
+    if name not in PROTOCOLS:
+        raise ValueError(f"there is no protocol {name!r}; choose one of {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+def view_for_training(protocol: Protocol, size: int) -> ViewSpec:
+    """What a training image becomes for an encoder whose input has that side, in pixels."""
+    match protocol.crop:
+        case "random_resized":
+            crop = RandomResizedCrop(protocol.crop_scale, interpolation=protocol.interpolation)
+            return ViewSpec((crop, HorizontalFlip()), (size,), name="train")
+        case "padded":
+            # Does nothing to an image that has the encoder's size already.
+            fit = CenterCrop(interpolation=protocol.interpolation)
+            return ViewSpec((fit, RandomCrop(padding=size // 8), HorizontalFlip()), (size,), name="train")
+        case "none":
+            return view_for_testing(protocol, size)
+
+
+def view_for_testing(protocol: Protocol, size: int) -> ViewSpec:
+    """What a test image becomes for an encoder whose input has that side, in pixels."""
+    return eval_spec(size, short_side=round(size * protocol.resize), interpolation=protocol.interpolation)
+
+
+def learning_rate(protocol: Protocol, epoch: int) -> float:
+    """Learning rate in an epoch, counted from 0.
+
+    Example:
+        >>> [round(learning_rate(PROTOCOLS["moco"], epoch), 6) for epoch in (0, 59, 60, 80)]
+        [30.0, 30.0, 3.0, 0.3]
+    """
+    start = protocol.lr * (protocol.batch_size / 256 if protocol.scale_lr else 1)
+    if protocol.milestones:
+        return start * 0.1 ** sum(epoch >= milestone for milestone in _milestone_epochs(protocol))
+    cosine = (1 + math.cos(math.pi * epoch / protocol.epochs)) / 2
+    return protocol.final_lr + (start - protocol.final_lr) * cosine
+
+
+def _milestone_epochs(protocol: Protocol) -> list[int]:
+    """Epochs done when the rate is divided by 10."""
+    return [round(milestone * protocol.epochs) for milestone in protocol.milestones]
+
+
+def protocol_text(name: str, protocol: Protocol, size: int) -> str:
+    """A protocol in words, with its crops in pixels for an encoder whose input has that side.
+
+    Example:
+        >>> print(protocol_text("moco", PROTOCOLS["moco"], 224))
+        protocol moco: MoCo (He et al., 2020), also MoCo v2, CLIM and SCE's ablations
+          100 epochs, batch 256, sgd, lr 30, divided by 10 after epochs 60 and 80
+          train: random resized crop 224 of area 0.08 to 1 (bilinear), flip
+          test: short side 256 (bilinear), centre crop 224
+    """
+    rate = f"lr {learning_rate(protocol, 0):g}"
+    if protocol.scale_lr:
+        rate += f" ({protocol.lr:g} x {protocol.batch_size} / 256)"
+    if protocol.milestones:
+        rate += ", divided by 10 after epochs " + " and ".join(str(at) for at in _milestone_epochs(protocol))
+    else:
+        rate += f", cosine to {protocol.final_lr:g}"
+    test = f"short side {round(size * protocol.resize)} ({protocol.interpolation}), centre crop {size}"
+    train = {
+        "random_resized": f"random resized crop {size} of area {protocol.crop_scale[0]:g} to "
+        f"{protocol.crop_scale[1]:g} ({protocol.interpolation}), flip",
+        "padded": f"short side {size}, padded by {size // 8}, random crop {size}, flip",
+        "none": "as test, features extracted once",
+    }[protocol.crop]
+    return (
+        f"protocol {name}: {protocol.source}\n"
+        f"  {protocol.epochs} epochs, batch {protocol.batch_size}, {protocol.optimizer}, {rate}\n"
+        f"  train: {train}\n"
+        f"  test: {test}"
+    )

@@ -1,0 +1,328 @@
+"""Losses against a queue of past keys: a few lines of algebra over ``ssl_core.ops.queue_attention``.
+
+A query q_i has one positive k+_i and the columns k_j: the queue, and with ``batch_keys`` the other keys of
+the global batch. With lse_i and E_i of the columns and p_ii the probability that the student gives to the
+positive,
+
+    s+_i = q_i.k+_i / tau    p_ii = sigmoid(s+_i - lse_i)    -sum_j w_ij log p_ij = lse_i - q_i.E^w_i / tau
+
+where E^w is the mean of the columns under the target w: cross-entropy with soft targets is linear in the
+keys, so no loss here ever holds a similarity of a query and a column. Everything is computed in float32
+(float64 for float64), whatever autocast says, and only ``query`` (and a ``temperature`` that asks for it)
+receives a gradient.
+
+Shapes: n queries, d dimension, k queue rows, p positives per query, m keys of the global batch.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from ssl_core.ops import queue_attention
+
+
+def info_nce(
+    query: Float[Tensor, "n d"],
+    positive: Float[Tensor, "n d"] | Float[Tensor, "p n d"],
+    queue: Float[Tensor, "k d"],
+    temperature: float | Float[Tensor, ""],
+    *,
+    length: int | Int64[Tensor, ""] | None = None,
+    batch_keys: Float[Tensor, "m d"] | None = None,
+    row_offset: int = 0,
+    backend: str | None = None,
+) -> Float[Tensor, " n"] | Float[Tensor, "p n"]:
+    """InfoNCE of each query: -log of the probability of its positive among positive and columns.
+
+    L_i = -log(exp(s+_i) / (exp(s+_i) + sum_j exp(q_i.k_j / tau))), s+_i = q_i.k+_i / tau, j over columns.
+    Paper: He et al., 2020, eq. (1), 1911.05722.  tau = temperature.
+    Several positives share one pass over the columns, each with its own denominator.
+    With no column the loss is 0.
+
+    Args:
+        query: (n d) l2-normalised; gradient flows.
+        positive: (n d), or (p n d) for p positives of each query, l2-normalised, no gradient.
+        queue: (k d) l2-normalised, no gradient.
+        temperature: > 0, dimensionless.
+        length: rows of the queue that count, all by default.
+        batch_keys: (m d) keys of all processes in rank order, own rows included; all but the own are columns.
+        row_offset: the row of ``batch_keys`` that belongs to the first query.
+        backend: of ``queue_attention``.
+
+    Returns:
+        (n) or (p n) loss per row, nats.
+
+    Raises:
+        ValueError: if sizes disagree or temperature <= 0.
+
+    Example:
+        >>> query = torch.tensor([[1.0, 0.0]])
+        >>> info_nce(query, query, torch.tensor([[0.0, 1.0]]), 0.5)  # log(1 + e^-2)
+        tensor([0.1269])
+    """
+    lse, _ = _columns(query, len(query), queue, temperature, length, batch_keys, row_offset, backend)
+    return -F.logsigmoid(_logit(query, positive, temperature) - lse)
+
+
+def relational_cross_entropy(
+    query: Float[Tensor, "n d"],
+    target_query: Float[Tensor, "n d"],
+    queue: Float[Tensor, "k d"],
+    *,
+    temperature: float | Float[Tensor, ""],
+    target_temperature: float | Float[Tensor, ""],
+    length: int | Int64[Tensor, ""] | None = None,
+    batch_keys: Float[Tensor, "m d"] | None = None,
+    row_offset: int = 0,
+    backend: str | None = None,
+) -> Float[Tensor, " n"]:
+    """ReSSL's loss of each query: cross-entropy of its similarities with those of its target query.
+
+    L_i = -sum_j s2_ij log s1_ij over columns j, s1 = softmax_j(q_i.k_j / tau), s2 = softmax_j(t_i.k_j / tau_m).
+    Paper: Zheng et al., 2021, 2107.09282; in Denize et al., 2023, 2111.14585, eq. (2) to (4).
+    tau = temperature, tau_m = target_temperature, t = target_query.
+    The own key is masked on both sides. With no column the loss is 0.
+
+    Args:
+        query: (n d) l2-normalised; gradient flows.
+        target_query: (n d) l2-normalised, no gradient.
+        queue: (k d) l2-normalised, no gradient.
+        temperature: > 0, of the query's similarities.
+        target_temperature: > 0, of the target query's similarities.
+        length: rows of the queue that count, all by default.
+        batch_keys: (m d) keys of all processes in rank order, own rows included; all but the own are columns.
+        row_offset: the row of ``batch_keys`` that belongs to the first query.
+        backend: of ``queue_attention``.
+
+    Returns:
+        (n) loss per row, nats; at least the entropy of the target.
+
+    Raises:
+        ValueError: if sizes disagree or a temperature is <= 0.
+
+    Example:
+        >>> query, queue = torch.tensor([[1.0, 0.0]]), torch.eye(2)
+        >>> relational_cross_entropy(query, query, queue, temperature=1.0, target_temperature=1.0)
+        tensor([0.5822])
+    """
+    # The positive plays no part in this term.
+    return soft_target_terms(
+        query,
+        target_query,
+        target_query,
+        queue,
+        temperature=temperature,
+        target_temperature=target_temperature,
+        length=length,
+        batch_keys=batch_keys,
+        row_offset=row_offset,
+        backend=backend,
+    ).relational
+
+
+class SoftTargetTerms(NamedTuple):
+    """What cross-entropy with a soft target is a weighted sum of; each (n), nats, 0 where there is no column.
+
+    Attributes:
+        contrastive: -log p_ii, InfoNCE.
+        relational: cross-entropy over the columns alone, ReSSL.
+        ceiling: -log(1 - p_ii), of the mass that the student gives to the columns.
+        self_prob: what the target's softmax gives to the positive if its similarity there is 0; no gradient.
+    """
+
+    contrastive: Tensor
+    relational: Tensor
+    ceiling: Tensor
+    self_prob: Tensor
+
+
+def soft_target_terms(
+    query: Float[Tensor, "n d"],
+    positive: Float[Tensor, "n d"],
+    target_query: Float[Tensor, "n d"],
+    queue: Float[Tensor, "k d"],
+    *,
+    temperature: float | Float[Tensor, ""],
+    target_temperature: float | Float[Tensor, ""],
+    length: int | Int64[Tensor, ""] | None = None,
+    batch_keys: Float[Tensor, "m d"] | None = None,
+    row_offset: int = 0,
+    backend: str | None = None,
+) -> SoftTargetTerms:
+    """Contrastive, relational and ceiling term of each query, from one pass over the columns.
+
+    Paper: Denize et al., 2023, proposition 1, 2111.14585.  tau = temperature, tau_m = target_temperature.
+
+    Args:
+        query: (n d) l2-normalised; gradient flows.
+        positive: (n d) l2-normalised, no gradient.
+        target_query: (n d) l2-normalised, no gradient; whose similarities to the columns are the target.
+        queue: (k d) l2-normalised, no gradient.
+        temperature: > 0, of the query's similarities.
+        target_temperature: > 0, of the target query's similarities.
+        length: rows of the queue that count, all by default.
+        batch_keys: (m d) keys of all processes in rank order, own rows included; all but the own are columns.
+        row_offset: the row of ``batch_keys`` that belongs to the first query.
+        backend: of ``queue_attention``.
+
+    Returns:
+        The terms, (n) each.
+
+    Raises:
+        ValueError: if sizes disagree or a temperature is <= 0.
+
+    Example:
+        >>> query, queue = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> terms = soft_target_terms(query, query, query, queue, temperature=0.5, target_temperature=0.5)
+        >>> terms.contrastive, terms.ceiling  # log(1 + e^-2), log(1 + e^2)
+        (tensor([0.1269]), tensor([2.1269]))
+    """
+    n = len(query)
+    query = _float(query)
+    rows = torch.cat([query, target_query.detach().to(query.dtype)])
+    temperatures = torch.cat(
+        [
+            _per_row(temperature, query, "temperature"),
+            _per_row(target_temperature, query, "target_temperature").detach(),
+        ]
+    )
+    lse_2n, expectation_2nd = _columns(rows, n, queue, temperatures, length, batch_keys, row_offset, backend)
+    lse, target_lse = lse_2n[:n], lse_2n[n:].detach()
+    has_no_column = lse == -torch.inf
+    margin = _logit(query, positive, temperature) - lse
+    relational = lse - _logit(query, expectation_2nd[n:], temperature)
+    return SoftTargetTerms(
+        contrastive=-F.logsigmoid(margin),
+        relational=relational.masked_fill(has_no_column, 0.0),
+        ceiling=-F.logsigmoid(-margin).masked_fill(has_no_column, 0.0),
+        self_prob=torch.sigmoid(-target_lse),
+    )
+
+
+def soft_target_cross_entropy(
+    query: Float[Tensor, "n d"],
+    positive: Float[Tensor, "n d"],
+    target_query: Float[Tensor, "n d"],
+    queue: Float[Tensor, "k d"],
+    *,
+    temperature: float | Float[Tensor, ""],
+    target_temperature: float | Float[Tensor, ""],
+    coefficient: float | Float[Tensor, ""],
+    self_similarity: str = "mask",
+    length: int | Int64[Tensor, ""] | None = None,
+    batch_keys: Float[Tensor, "m d"] | None = None,
+    row_offset: int = 0,
+    backend: str | None = None,
+) -> Float[Tensor, " n"]:
+    """Cross-entropy of the student's softmax with a target that is partly one-hot, partly soft.
+
+    L_i = -sum_k w_ik log p_ik, p = softmax over [k+_i | columns] of q_i.k / tau,
+    w_i = lambda onehot(k+_i) + (1 - lambda) softmax over the columns of t_i.k_j / tau_m.
+    Paper: Denize et al., 2023, eq. (6) to (8), 2111.14585.  lambda = coefficient, tau = temperature,
+    tau_m = target_temperature, t = target_query.
+    With no column the target is the one-hot and the loss 0.
+
+    Args:
+        query: (n d) l2-normalised; gradient flows.
+        positive: (n d) l2-normalised, no gradient.
+        target_query: (n d) l2-normalised, no gradient.
+        queue: (k d) l2-normalised, no gradient.
+        temperature: > 0, of the query's similarities.
+        target_temperature: > 0, of the target query's similarities.
+        coefficient: weight of the one-hot, in [0, 1].
+        self_similarity: "mask" keeps the positive out of the target's softmax, as the paper; "zero" gives it
+            the similarity 0 there, as the authors' code.
+        length: rows of the queue that count, all by default.
+        batch_keys: (m d) keys of all processes in rank order, own rows included; all but the own are columns.
+        row_offset: the row of ``batch_keys`` that belongs to the first query.
+        backend: of ``queue_attention``.
+
+    Returns:
+        (n) loss per row, nats; at least the entropy of the target.
+
+    Raises:
+        ValueError: if sizes disagree, a temperature is <= 0, or ``self_similarity`` is another word.
+
+    Example:
+        >>> query, queue = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> temperatures = {"temperature": 0.5, "target_temperature": 0.5}
+        >>> soft_target_cross_entropy(query, query, query, queue, coefficient=0.75, **temperatures)
+        tensor([0.6269])
+    """
+    if self_similarity not in ("mask", "zero"):
+        raise ValueError(f"self_similarity must be 'mask' or 'zero', got {self_similarity!r}")
+    if not isinstance(coefficient, Tensor) and not 0 <= coefficient <= 1:
+        raise ValueError(f"coefficient must be in [0, 1], got {coefficient}")
+    terms = soft_target_terms(
+        query,
+        positive,
+        target_query,
+        queue,
+        temperature=temperature,
+        target_temperature=target_temperature,
+        length=length,
+        batch_keys=batch_keys,
+        row_offset=row_offset,
+        backend=backend,
+    )
+    # The positive's share of the target, whatever gave it to it.
+    share: float | Tensor = coefficient
+    if self_similarity == "zero":
+        share = coefficient + (1 - coefficient) * terms.self_prob
+    return share * terms.contrastive + (1 - share) * (terms.relational + terms.ceiling)
+
+
+def _columns(
+    rows: Tensor,
+    num_queries: int,
+    queue: Tensor,
+    temperature: float | Tensor,
+    length: int | Tensor | None,
+    batch_keys: Tensor | None,
+    row_offset: int,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """Lse and expectation of stacked sets of queries over the queue and the batch's other keys."""
+    lse, expectation = queue_attention(rows, queue.detach(), temperature, length=length, backend=backend)
+    if batch_keys is None:
+        return lse, expectation
+    if not 0 <= row_offset <= len(batch_keys) - num_queries:
+        raise ValueError(
+            f"batch_keys has {len(batch_keys)} rows, which must include the own {num_queries} "
+            f"from row_offset={row_offset} on"
+        )
+    own = row_offset + torch.arange(len(rows), device=rows.device) % num_queries
+    batch_lse, batch_expectation = queue_attention(rows, batch_keys.detach(), temperature, exclude=own, backend=backend)
+    return _merge(torch.stack([lse, batch_lse]), torch.stack([expectation, batch_expectation]))
+
+
+def _merge(lse_2n: Tensor, expectation_2nd: Tensor) -> tuple[Tensor, Tensor]:
+    """Lse and expectation over two segments of columns, from each one's; the expectation is constant."""
+    # Two empty segments have neither weights nor a gradient: such rows use zeros and are replaced.
+    is_empty_n = (lse_2n == -torch.inf).all(dim=0)
+    safe_2n = lse_2n.masked_fill(is_empty_n, 0.0)
+    weight_2n = safe_2n.detach().softmax(dim=0)
+    expectation = (weight_2n[:, :, None] * expectation_2nd.detach()).sum(dim=0)
+    return safe_2n.logsumexp(dim=0).masked_fill(is_empty_n, -torch.inf), expectation
+
+
+def _logit(query: Tensor, key: Tensor, temperature: float | Tensor) -> Tensor:
+    """The similarity of each query and its own key over temperature; no gradient to the key."""
+    return (_float(query) * _float(key.detach())).sum(dim=-1) / temperature
+
+
+def _float(tensor: Tensor) -> Tensor:
+    """The tensor in at least float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _per_row(temperature: float | Tensor, query: Tensor, name: str) -> Tensor:
+    """The temperature of each query, (n)."""
+    if isinstance(temperature, Tensor):
+        return temperature.to(query.dtype).expand(len(query))
+    if not temperature > 0:
+        raise ValueError(f"{name} must be > 0, got {temperature}")
+    return query.new_full((len(query),), temperature)

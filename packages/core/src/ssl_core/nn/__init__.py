@@ -1,0 +1,25 @@
+"""Modules of a method: encoder, heads, momentum encoder, queue, and BatchNorm across or within devices."""
+
+from ssl_core.nn.batch_norm import SplitBatchNorm as SplitBatchNorm
+from ssl_core.nn.batch_norm import split_batch_norm as split_batch_norm
+from ssl_core.nn.batch_norm import sync_batch_norm as sync_batch_norm
+from ssl_core.nn.encoder import EncoderConfig as EncoderConfig
+from ssl_core.nn.encoder import make_encoder as make_encoder
+from ssl_core.nn.encoder import stem_for as stem_for
+from ssl_core.nn.heads import HeadConfig as HeadConfig
+from ssl_core.nn.heads import mlp_head as mlp_head
+from ssl_core.nn.momentum import momentum_copy as momentum_copy
+from ssl_core.nn.queue import Queue as Queue
+
+__all__ = [
+    "EncoderConfig",
+    "HeadConfig",
+    "Queue",
+    "SplitBatchNorm",
+    "make_encoder",
+    "mlp_head",
+    "momentum_copy",
+    "split_batch_norm",
+    "stem_for",
+    "sync_batch_norm",
+]

@@ -1,0 +1,160 @@
+"""BatchNorm over part of a batch (many devices on one) or over many processes (one device over many)."""
+
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers.norm_act import convert_sync_batchnorm
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+class SplitBatchNorm(_BatchNorm):
+    """BatchNorm as several devices would do it: each contiguous part of the batch by its own statistics.
+
+    Running statistics are the mean over the parts. In evaluation it is plain BatchNorm; the state's keys are
+    BatchNorm's. Together with a permutation of the batch it is MoCo's shuffle-BN on one device.
+    Source: MoCo's CIFAR-10 notebook, which interleaves the parts; in random order that is the same.
+
+    Args:
+        num_features: channels.
+        num_splits: parts of equal size.
+        eps: added to the variance.
+        momentum: weight of the new statistics in the running ones.
+        affine: with scale and shift.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_splits: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = True,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine)
+        self.num_splits = num_splits
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of dimensions after (n c) will do."""
+
+    def forward(self, input: Float[Tensor, "n c ..."]) -> Float[Tensor, "n c ..."]:
+        """Normalise each part of the batch.
+
+        Raises:
+            ValueError: in training, if the batch is not a multiple of ``num_splits``.
+        """
+        if not self.training:
+            return super().forward(input)
+        if len(input) % self.num_splits:
+            raise ValueError(
+                f"a batch of {len(input)} cannot be split into {self.num_splits} equal parts for BatchNorm"
+            )
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        means, variances = (
+            self.running_mean.repeat(self.num_splits, 1),
+            self.running_var.repeat(self.num_splits, 1),
+        )
+        # One kernel for each part and one to join them, on contiguous memory in either layout. Folding the
+        # parts into the channels needs a copy before and after, and took longer on CPU, most of all in
+        # channels_last.
+        output = torch.cat(
+            [
+                F.batch_norm(part, mean, variance, self.weight, self.bias, True, self.momentum, self.eps)
+                for part, mean, variance in zip(input.chunk(self.num_splits), means, variances, strict=True)
+            ]
+        )
+        self.running_mean.copy_(means.mean(0))
+        self.running_var.copy_(variances.mean(0))
+        self.num_batches_tracked.add_(1)
+        return output
+
+    def extra_repr(self) -> str:
+        """BatchNorm's arguments and the number of parts, for ``print``."""
+        return f"{super().extra_repr()}, num_splits={self.num_splits}"  # type: ignore[no-untyped-call]
+
+
+def split_batch_norm(
+    module: _Module, num_splits: int, *, kinds: tuple[type[nn.Module], ...] = (nn.BatchNorm2d,)
+) -> _Module:
+    """Make the BatchNorm layers inside a module normalise contiguous parts of the batch, in place.
+
+    Parameters and buffers stay the same tensors under the same names. With ``num_splits`` 1 nothing changes.
+
+    Args:
+        module: holds the layers; must not be such a layer itself.
+        num_splits: parts of the batch, >= 1.
+        kinds: classes to convert; the default leaves the BatchNorm1d of a projector as it is.
+
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: if ``num_splits`` < 1, if there is no layer to convert, or if one cannot be converted.
+    """
+    if num_splits < 1:
+        raise ValueError(f"num_splits must be at least 1, got {num_splits}")
+    if num_splits == 1:
+        return module
+    layers = [
+        (parent, name, child)
+        for parent in module.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, kinds)
+    ]
+    if not layers:
+        raise ValueError(
+            f"{type(module).__name__} has no {' or '.join(kind.__name__ for kind in kinds)} to split"
+        )
+    for parent, name, child in layers:
+        setattr(parent, name, _split(child, num_splits, kinds))
+    return module
+
+
+def _split(layer: nn.Module, num_splits: int, kinds: tuple[type[nn.Module], ...]) -> SplitBatchNorm:
+    # A subclass may do more than normalise: timm's BatchNormAct2d also activates.
+    if type(layer) not in kinds or not isinstance(layer, _BatchNorm):
+        raise ValueError(f"cannot split {type(layer).__name__}, only {[kind.__name__ for kind in kinds]}")
+    if layer.momentum is None or not layer.track_running_stats:
+        raise ValueError(f"cannot split {layer}: it needs a momentum and running statistics")
+    split = SplitBatchNorm(
+        layer.num_features, num_splits, eps=layer.eps, momentum=layer.momentum, affine=layer.affine
+    )
+    split.weight, split.bias = layer.weight, layer.bias
+    split.running_mean, split.running_var = layer.running_mean, layer.running_var
+    split.num_batches_tracked = layer.num_batches_tracked
+    return split.train(layer.training)
+
+
+def sync_batch_norm(module: _Module, device: torch.device) -> _Module:
+    """Make the BatchNorm layers of a module take their statistics over all processes.
+
+    Not a replacement for shuffle-BN with a queue: queued keys carry the statistics of another step's batch
+    (facebookresearch/moco issue 46).
+
+    Args:
+        module: holds the layers.
+        device: where it will train.
+
+    Returns:
+        The module with SyncBatchNorm layers; state keys and values stay the same.
+
+    Raises:
+        ValueError: if the device is not a CUDA device, or if the module has split BatchNorm.
+    """
+    if device.type != "cuda":
+        raise ValueError(
+            f"SyncBatchNorm exists on CUDA only, not on {device.type}: switch sync_batch_norm off"
+        )
+    if any(isinstance(layer, SplitBatchNorm) for layer in module.modules()):
+        raise ValueError("BatchNorm is either split or synchronised: switch one of the two off")
+    # timm's, because torch's drops the activation inside timm's BatchNormAct2d.
+    converted: _Module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+    return converted

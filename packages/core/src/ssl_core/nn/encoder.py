@@ -1,0 +1,177 @@
+"""Encoders: timm models without their classifier, with a stem that suits the size of the images.
+
+The module is timm's own, so parameter names are timm's (for ResNets also torchvision's) and a pretrained
+backbone loads elsewhere as it is.
+"""
+
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import is_model_in_modules
+from timm.models.resnet import ResNet
+from torch import Tensor, nn
+
+# At 32 px a 7x7 stride-2 stem with max-pool leaves 8x8 positions to the first block (MoCo's CIFAR notebook
+# removes both); at 64 px the released ReSSL recipes for STL-10 and Tiny-ImageNet keep the max-pool.
+_SMALL_UP_TO_PX = 40
+_SMALL_POOL_UP_TO_PX = 100
+
+_LISTED_PROBLEMS = 12
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Which encoder, and what it starts from.
+
+    Attributes:
+        name: a timm model name.
+        stem: ``imagenet`` keeps the model's own stem; ``small`` replaces the stem of a timm ResNet by a 3x3
+            stride-1 convolution without max-pool; ``small_pool`` does the same and keeps the max-pool;
+            ``auto`` chooses by the size of the images, see :func:`stem_for`.
+        weights: ``random`` (torch's global generator), ``timm`` (downloaded), or the path of a
+            ``backbone.safetensors`` or of a run's ``checkpoints/*.pt``.
+        options: keyword arguments of ``timm.create_model``, such as
+            ``{layers: [1, 1, 1, 1], channels: [32, 64, 128, 256]}`` for a narrow ResNet or
+            ``{dynamic_img_size: true}`` for a ViT whose views differ in size.
+    """
+
+    name: str = "resnet18"
+    stem: Literal["auto", "imagenet", "small", "small_pool"] = "auto"
+    weights: str = "random"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def stem_for(config: EncoderConfig, image_size: int) -> str:
+    """The stem that an encoder gets: ``imagenet`` (the model's own), ``small`` or ``small_pool``.
+
+    For timm ResNets ``auto`` is ``small`` up to 40 px and ``small_pool`` up to 100 px; otherwise it is
+    ``imagenet``, as it is with ``timm`` weights, which were trained with the model's own stem.
+
+    Args:
+        config: the encoder's configuration.
+        image_size: side of the largest view, pixels.
+
+    Example:
+        >>> [stem_for(EncoderConfig(), size) for size in (32, 64, 224)]
+        ['small', 'small_pool', 'imagenet']
+    """
+    if config.stem != "auto":
+        return config.stem
+    if config.weights == "timm" or not is_model_in_modules(config.name, ("resnet",)):
+        return "imagenet"
+    if image_size <= _SMALL_UP_TO_PX:
+        return "small"
+    return "small_pool" if image_size <= _SMALL_POOL_UP_TO_PX else "imagenet"
+
+
+def make_encoder(config: EncoderConfig, *, channels: int, image_size: int) -> nn.Module:
+    """A timm model that maps images (n c h w) to features (n f), with f its ``num_features``.
+
+    Args:
+        config: which encoder, and what it starts from.
+        channels: of the images.
+        image_size: side of the largest view, pixels; chooses the stem, and sizes models that need to know it.
+
+    Raises:
+        ValueError: if timm does not know the name, the model cannot have the stem, or a weights file does not
+            fit the model; the message lists the keys that do not.
+        FileNotFoundError: if the weights file does not exist.
+
+    Example:
+        >>> encoder = make_encoder(EncoderConfig("resnet18"), channels=1, image_size=28)
+        >>> encoder(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 512])
+    """
+    if not timm.is_model(config.name):
+        raise ValueError(f"encoder.name {config.name!r} is not a timm model; timm.list_models() lists them")
+    stem = stem_for(config, image_size)
+    if stem not in ("imagenet", "small", "small_pool"):
+        raise ValueError(f"encoder.stem {stem!r} is not one of auto, imagenet, small, small_pool")
+    if stem != "imagenet" and config.weights == "timm":
+        raise ValueError(
+            f"encoder.weights timm were trained with the model's own stem, not {stem}; use stem imagenet"
+        )
+    encoder: nn.Module = timm.create_model(
+        config.name,
+        pretrained=config.weights == "timm",
+        num_classes=0,
+        in_chans=channels,
+        **_size_option(config.name, image_size) | config.options,
+    )
+    if stem != "imagenet":
+        _make_stem_small_(encoder, config.name, channels, keep_pool=stem == "small_pool")
+    if config.weights not in ("random", "timm"):
+        _load_weights_(
+            encoder, Path(config.weights), described=f"{config.name} ({stem} stem, {channels} channels)"
+        )
+    return encoder
+
+
+def _size_option(name: str, image_size: int) -> dict[str, int]:
+    """``img_size`` for a model that is built for one size (most ViTs), unless it is the model's default."""
+    model = timm.get_pretrained_cfg(name)
+    fixed = model is not None and model.fixed_input_size and model.input_size[-1] != image_size
+    return {"img_size": image_size} if fixed else {}
+
+
+def _make_stem_small_(encoder: nn.Module, name: str, channels: int, *, keep_pool: bool) -> None:
+    if not isinstance(encoder, ResNet):
+        raise ValueError(
+            f"encoder.stem: only timm ResNets can have a small stem, not {name}; use auto or imagenet"
+        )
+    width = cast(int, encoder.feature_info[0]["num_chs"])
+    convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")  # as timm's ResNet
+    encoder.add_module("conv1", convolution)
+    if not keep_pool:
+        encoder.add_module("maxpool", nn.Identity())
+
+
+def _load_weights_(encoder: nn.Module, path: Path, *, described: str) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"encoder.weights {str(path)!r} is neither random, timm nor a file")
+    found = _read_weights(path)
+    wanted = encoder.state_dict()
+    problems = [f"{key} is missing" for key in wanted if key not in found]
+    problems += [f"{key} is not in the encoder" for key in found if key not in wanted]
+    problems += [
+        f"{key} is {tuple(found[key].shape)}, the encoder's is {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in found and found[key].shape != wanted[key].shape
+    ]
+    if problems:
+        listed = problems[:_LISTED_PROBLEMS]
+        if len(problems) > len(listed):
+            listed.append(f"and {len(problems) - len(listed)} more")
+        raise ValueError(
+            f"{path} does not fit {described}; use the name, stem, options and channels it was made with:"
+            + "".join(f"\n  {problem}" for problem in listed)
+        )
+    encoder.load_state_dict(found)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """An exported backbone, or the encoder's part of a training checkpoint."""
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a readable weights file: {error}") from error
+    # torch.load of something else than a whole zip file fails in many ways.
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is not a readable weights file: truncated, or not a torch checkpoint")
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    method = content.get("method", {}) if isinstance(content, dict) else {}
+    prefix = "encoder."
+    found = {key.removeprefix(prefix): value for key, value in method.items() if key.startswith(prefix)}
+    if not found:
+        raise ValueError(
+            f"{path} holds no encoder: it is not a run's checkpoint; use its backbone.safetensors"
+        )
+    return found

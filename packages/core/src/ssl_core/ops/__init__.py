@@ -1,0 +1,15 @@
+"""The operations that time is spent in: each one schema, a specification in plain PyTorch, back-ends by device."""
+
+from ssl_core.ops.enqueue import enqueue_ as enqueue_
+from ssl_core.ops.implementations import implementations as implementations
+from ssl_core.ops.momentum_update import momentum_update_ as momentum_update_
+from ssl_core.ops.queue_attention import queue_attention as queue_attention
+from ssl_core.ops.queue_attention import queue_attention_reference as queue_attention_reference
+
+__all__ = [
+    "enqueue_",
+    "implementations",
+    "momentum_update_",
+    "queue_attention",
+    "queue_attention_reference",
+]

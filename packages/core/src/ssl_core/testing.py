@@ -1,0 +1,138 @@
+"""Laws that the tests of every package share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_core.train import Step
+
+
+def assert_as_accurate(actual: Tensor, eager: Tensor, exact: Tensor, floor: float = 1e-5) -> None:
+    """Check that a kernel is about as accurate as plain PyTorch in the same dtype: the one tolerance law.
+
+    max |actual - exact| <= 2 max |eager - exact| + floor, over finite entries; infinite entries must agree.
+
+    Args:
+        actual: what the kernel computed.
+        eager: the same formula in plain PyTorch, in the kernel's dtype, on the same inputs.
+        exact: the same formula in float64, on the same inputs.
+        floor: absolute, in the unit of the values; for where eager happens to be exact.
+
+    Raises:
+        AssertionError: with the excess over the allowed error.
+
+    Example:
+        >>> import torch
+        >>> exact = torch.tensor([1.0], dtype=torch.float64)
+        >>> assert_as_accurate(torch.tensor([1.0]), torch.tensor([1.0]), exact)
+        >>> assert_as_accurate(torch.tensor([1.1]), torch.tensor([1.0]), exact, floor=0.0)
+        Traceback (most recent call last):
+        AssertionError: excess 1.000e-01: error 1.000e-01, eager's 0.000e+00, allowed 0.000e+00
+    """
+    actual, eager, exact = (tensor.detach().double().cpu() for tensor in (actual, eager, exact))
+    assert actual.shape == exact.shape, f"shape {tuple(actual.shape)}, expected {tuple(exact.shape)}"
+    is_finite = exact.isfinite()
+    assert (actual[~is_finite] == exact[~is_finite]).all(), "infinite entries disagree"
+    error = _largest((actual - exact)[is_finite])
+    eager_error = _largest((eager - exact)[is_finite])
+    allowed = 2 * eager_error + floor
+    # Written so that a NaN fails.
+    assert error <= allowed, (
+        f"excess {error - allowed:.3e}: error {error:.3e}, eager's {eager_error:.3e}, allowed {allowed:.3e}"
+    )
+
+
+def _largest(error: Tensor) -> float:
+    return float(error.abs().max()) if error.numel() else 0.0
+
+
+def check_method(make_method: Callable[[], Any], *, batch_size: int = 8, channels: int = 3) -> None:
+    """Check what every method promises: a pure forward, an update that is the only mutation, state that round-trips.
+
+    Momentum modules are recognised by names that start with ``momentum_``, the queue by ``queue.``.
+
+    Args:
+        make_method: builds the method; small, on the CPU, and never the same weights twice.
+        batch_size: images of a batch.
+        channels: of an image.
+
+    Raises:
+        AssertionError: naming the promise that is broken.
+    """
+    method = make_method()
+    views = random_views(method, batch_size, channels)
+    step = Step(index=0, total=40, steps_per_epoch=20)
+
+    before = _state(method)
+    output = method(views, step)
+    assert output.loss.ndim == 0, f"the loss has shape {tuple(output.loss.shape)}, not that of a scalar"
+    assert output.loss.dtype == torch.float32, f"the loss is {output.loss.dtype}, not float32"
+    assert output.loss.isfinite(), f"the loss is {output.loss.item()}"
+    assert all(not value.requires_grad for value in output.metrics.values()), "a metric carries gradient"
+    assert torch.equal(output.loss, method(views, step).loss), "two calls of forward give two losses"
+    changed = _changed(before, _state(method))
+    assert not changed, f"forward changes {changed}"
+
+    output.loss.backward()
+    parameters = dict(method.named_parameters())
+    without = [name for name, value in parameters.items() if value.requires_grad and value.grad is None]
+    assert not without, f"no gradient reaches {without}"
+    frozen = [name for name, value in parameters.items() if name.startswith("momentum_")]
+    asking = [name for name in frozen if parameters[name].requires_grad]
+    assert not asking, f"momentum parameters ask for gradient: {asking}"
+    if output.keys is not None:
+        assert not output.keys.requires_grad, "the keys carry gradient"
+        norms = output.keys.norm(dim=1)
+        torch.testing.assert_close(norms, torch.ones_like(norms), msg="the keys are not l2-normalised")
+
+    with torch.no_grad():
+        for parameter in parameters.values():  # so that every momentum parameter has something to follow
+            if parameter.requires_grad:
+                parameter += 0.1
+    before = _state(method)
+    method.update(output.keys, step)
+    changed = _changed(before, _state(method))
+    owned = {name for name in before if name.startswith(("momentum_", "queue."))}
+    assert changed <= owned, f"update changes {sorted(changed - owned)}"
+    unmoved = {name for name in frozen if parameters[name].numel() > 1} - changed
+    assert not unmoved, f"update leaves {sorted(unmoved)} as they were"
+    if any(name.startswith("queue.") for name in owned):
+        assert "queue.keys" in changed, "update enqueues nothing"
+
+    other = make_method()
+    assert not torch.equal(other(views, step).loss, method(views, step).loss), "make_method repeats its weights"
+    other.load_state_dict(method.state_dict())
+    assert torch.equal(other(views, step).loss, method(views, step).loss), "the state dict does not hold all state"
+
+    losses = []
+    for index in range(20):
+        method.zero_grad()
+        output = method(views, Step(index, 40, 20))
+        output.loss.backward()
+        _descend(method, 0.05)
+        losses.append(output.loss.item())
+    assert min(losses[-3:]) < losses[0], f"20 steps on one batch do not lower the loss: {losses}"
+
+
+def random_views(method: Any, batch_size: int, channels: int) -> tuple[Tensor, ...]:
+    """A batch of random images for each view and size that a method asks for."""
+    return tuple(torch.randn(batch_size, channels, size, size) for spec in method.views for size in spec.sizes)
+
+
+def _state(method: Any) -> dict[str, Tensor]:
+    """Parameters and buffers, but BatchNorm's running statistics, which move in forward as they always do."""
+    moving = ("running_mean", "running_var", "num_batches_tracked")
+    return {name: value.clone() for name, value in method.state_dict().items() if not name.endswith(moving)}
+
+
+def _changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@torch.no_grad()
+def _descend(method: Any, learning_rate: float) -> None:
+    for parameter in method.parameters():
+        if parameter.grad is not None:
+            parameter -= learning_rate * parameter.grad

@@ -1,0 +1,31 @@
+"""Training: the loop, what it asks of a method, optimisers, schedules, checkpoints and the log."""
+
+from ssl_core.train.checkpoint import load_checkpoint as load_checkpoint
+from ssl_core.train.checkpoint import save_checkpoint as save_checkpoint
+from ssl_core.train.log import read_metrics as read_metrics
+from ssl_core.train.loop import TrainConfig as TrainConfig
+from ssl_core.train.loop import train as train
+from ssl_core.train.method import Method as Method
+from ssl_core.train.method import Step as Step
+from ssl_core.train.method import StepOutput as StepOutput
+from ssl_core.train.optim import OptimConfig as OptimConfig
+from ssl_core.train.optim import make_optimizer as make_optimizer
+from ssl_core.train.schedules import cosine_schedule as cosine_schedule
+from ssl_core.train.schedules import learning_rate as learning_rate
+from ssl_core.train.schedules import scalar_schedule as scalar_schedule
+
+__all__ = [
+    "Method",
+    "OptimConfig",
+    "Step",
+    "StepOutput",
+    "TrainConfig",
+    "cosine_schedule",
+    "learning_rate",
+    "load_checkpoint",
+    "make_optimizer",
+    "read_metrics",
+    "save_checkpoint",
+    "scalar_schedule",
+    "train",
+]

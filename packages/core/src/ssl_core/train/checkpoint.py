@@ -1,0 +1,110 @@
+"""Checkpoints: everything that the next step depends on, in one file that is either whole or absent."""
+
+import contextlib
+import os
+import pickle
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssl_core import distributed
+
+_FORMAT = 1
+
+
+def save_checkpoint(
+    path: Path, *, method: nn.Module, optimizer: torch.optim.Optimizer, step: int, config: dict[str, Any]
+) -> None:
+    """Write a checkpoint atomically: a crash or a full disk leaves the previous file as it was.
+
+    Every process must call this, since each contributes its generator states; the first one writes.
+    There is no loss scaler to save: mixed precision here is bfloat16, which needs none.
+
+    Args:
+        path: the file; its folder exists.
+        method: module whose parameters and buffers (queue, cursor, running statistics) are kept.
+        optimizer: its state is kept.
+        step: optimiser steps done; with the config it gives the epoch and the position in it.
+        config: the run's complete configuration, plain values only.
+
+    Raises:
+        OSError: if the file cannot be written; names the checkpoint that survives.
+    """
+    generators = distributed.gather_objects(_generator_states())
+    if not distributed.is_main():
+        return
+    content = {
+        "format": _FORMAT,
+        "method": method.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+        "generators": generators,
+        "config": config,
+        "versions": {name: version(name) for name in ("ssl-core", "torch", "timm")},
+    }
+    temporary = path.with_name(path.name + ".part")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        survivor = (
+            f"the checkpoint before it is intact: {path}" if path.exists() else "there is none before it"
+        )
+        raise OSError(f"could not save step {step} to {path} ({error}); {survivor}") from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what :func:`save_checkpoint` wrote, on the CPU, executing nothing from the file.
+
+    Raises:
+        ValueError: if the file is truncated, not a checkpoint or of another format.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path} is not a readable checkpoint: it is truncated or of another kind. "
+            "Resume from an earlier one in the same folder, or choose another --out."
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path} is not a checkpoint of format {_FORMAT}; it was not written by this version of ssl-core"
+        )
+    return content
+
+
+def restore_(content: dict[str, Any], *, method: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Put a checkpoint's state into the method, the optimiser and the generators.
+
+    Returns:
+        optimiser steps done.
+    """
+    method.load_state_dict(content["method"])
+    optimizer.load_state_dict(content["optimizer"])
+    states = content["generators"]
+    if len(states) == distributed.world_size():
+        _set_generator_states(states[distributed.rank()])
+    return int(content["step"])
+
+
+def _generator_states() -> dict[str, Any]:
+    states: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_generator_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

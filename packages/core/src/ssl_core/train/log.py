@@ -1,0 +1,125 @@
+"""The run's log: one JSON line per record, TensorBoard events on request, and a progress bar."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class Log:
+    """Writes a run's records; silent in all processes but the first.
+
+    Args:
+        folder: the run directory; ``metrics.jsonl`` is appended to, and TensorBoard events are put there.
+        start: optimiser steps already done; records of later steps, from a run that was cut off after its
+            last checkpoint, are dropped, so that the file reads as if nothing had happened.
+        total_images: images of the whole run, for the bar.
+        images_per_step: global batch size.
+        tensorboard: also write TensorBoard events (needs the ``tensorboard`` extra).
+        active: False in all processes but the first.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        start: int,
+        total_images: int,
+        images_per_step: int,
+        tensorboard: bool = False,
+        active: bool = True,
+    ) -> None:
+        self.active = active
+        self._images_per_step = images_per_step
+        self._file: TextIO | None = None
+        self._events: SummaryWriter | None = None
+        self._bar = tqdm(
+            total=total_images,
+            initial=start * images_per_step,
+            unit="img",
+            unit_scale=True,
+            dynamic_ncols=True,
+            disable=not active,
+            # A log file gets a line now and then, a terminal a live bar.
+            mininterval=0.2 if sys.stderr.isatty() else 30.0,
+        )
+        if not active:
+            return
+        path = folder / "metrics.jsonl"
+        _drop_records_after(path, start)
+        self._file = path.open("a")
+        if tensorboard:
+            self._events = _summary_writer(folder)
+
+    def advance(self) -> None:
+        """Move the bar by one optimiser step."""
+        self._bar.update(self._images_per_step)
+
+    def record(self, step: int, values: Mapping[str, float], *, shown: str = "") -> None:
+        """Write one record and show a line beside the bar.
+
+        Args:
+            step: optimiser steps done.
+            values: numbers by name.
+            shown: what stands beside the bar from now on; empty leaves it as it is.
+        """
+        if shown:
+            self._bar.set_postfix_str(shown, refresh=False)
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+
+    def say(self, text: str) -> None:
+        """Print a line without breaking the bar."""
+        if self.active:
+            self._bar.write(text, file=sys.stderr)
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        if self._file is not None:
+            self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """All records of a run, in order."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _drop_records_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    # A run that was killed while it wrote may have left half a line at the end.
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)
+
+
+def _summary_writer(folder: Path) -> "SummaryWriter":
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "train.tensorboard is on but tensorboard is not installed: pip install 'ssl-core[tensorboard]', "
+            "or set --train.tensorboard false"
+        ) from error
+    return SummaryWriter(str(folder))

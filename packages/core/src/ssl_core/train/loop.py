@@ -1,0 +1,383 @@
+"""The one training loop: schedule, forward, backward, optimiser, update, log, checkpoint.
+
+Extension is by argument: a method, batches, a learning rate and callables; there is nothing to subclass.
+"""
+
+import contextlib
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ssl_core import distributed
+from ssl_core.config import config_difference
+from ssl_core.train.checkpoint import load_checkpoint, restore_, save_checkpoint
+from ssl_core.train.log import Log
+from ssl_core.train.method import Method, Step, StepOutput
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and how to train.
+
+    Attributes:
+        epochs: passes over the training set.
+        batch_size: images of one optimiser step over all processes and micro-batches.
+        accumulate: micro-batches of one optimiser step; divides ``batch_size``. In-batch negatives and
+            BatchNorm see one micro-batch.
+        precision: of the forward pass; ``bfloat16`` is autocast with float32 parameters.
+        sync_batch_norm: BatchNorm statistics over all processes (CUDA only).
+        channels_last: keep images and convolutions in channels-last memory.
+        compile: run the method through ``torch.compile``.
+        clip_grad_norm: largest norm of the gradient; None leaves it.
+        device: ``auto`` (cuda, then mps, then cpu), ``cpu``, ``cuda`` or ``mps``.
+        log_every: optimiser steps between two records.
+        checkpoint_every: optimiser steps between two checkpoints; None means once an epoch.
+        keep_every: epochs between checkpoints that are kept beside the last one; None keeps the last only.
+        tensorboard: also write TensorBoard events.
+    """
+
+    epochs: int = 200
+    batch_size: int = 256
+    accumulate: int = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    sync_batch_norm: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    clip_grad_norm: float | None = None
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    log_every: int = 10
+    checkpoint_every: int | None = None
+    keep_every: int | None = None
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("checkpoint_every", "keep_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"train.{name} must be at least 1 or null, got {value}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"train.batch_size {self.batch_size} is not a multiple of train.accumulate {self.accumulate}"
+            )
+
+
+class MicroBatch(Protocol):
+    """Views of the images of one micro-batch, and which images they are."""
+
+    @property
+    def views(self) -> tuple[Tensor, ...]:
+        """One (n c h w) tensor for each view."""
+
+    @property
+    def index(self) -> Tensor:
+        """(n) image indices."""
+
+
+class BatchSource(Protocol):
+    """Where the loop takes its batches from."""
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Optimiser steps of one epoch."""
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[MicroBatch]:
+        """The micro-batches of an epoch, from optimiser step ``start`` on."""
+
+    def identifier(self, index: int) -> str:
+        """What a person calls an image: its path, say."""
+
+
+def train(
+    method: Method,
+    batches: BatchSource,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    *,
+    folder: Path,
+    learning_rate: Callable[[Step], float],
+    settings: Mapping[str, Any] | None = None,
+    health: Callable[[Tensor], dict[str, float]] | None = None,
+    on_epoch: Callable[[int], dict[str, float]] | None = None,
+) -> None:
+    """Train a method, continuing from ``folder/checkpoints/last.pt`` if it is there.
+
+    Stopping at any step and continuing gives the same losses as never having stopped, to the last bit on CPU.
+    SIGINT and SIGTERM save a checkpoint after the current step and raise SystemExit.
+
+    Args:
+        method: an ``nn.Module`` that satisfies :class:`Method`, on the device to train on.
+        batches: gives the micro-batches of each epoch.
+        optimizer: over the method's trainable parameters; a group may carry ``lr_scale`` (default 1).
+        config: how long and how.
+        folder: the run directory; ``checkpoints/`` and ``metrics.jsonl`` are written there.
+        learning_rate: of each step, before a group's ``lr_scale``.
+        settings: the run's complete configuration as plain values; kept in checkpoints, and a checkpoint
+            made with other settings is refused.
+        health: measures of a batch of keys (n d), for the log.
+        on_epoch: called after each epoch with the number of epochs done; returns numbers for the log.
+
+    Raises:
+        ValueError: if the checkpoint was made with other settings.
+        FloatingPointError: at the first loss that is not finite.
+    """
+    module = cast(nn.Module, method)
+    settings = dict(settings or {})
+    last = folder / "checkpoints" / "last.pt"
+    last.parent.mkdir(parents=True, exist_ok=True)
+    done = _resume(last, module, optimizer, settings)
+    per_epoch = batches.batches_per_epoch
+    total = config.epochs * per_epoch
+    checkpoint_every = config.checkpoint_every or per_epoch
+    forward = _wrap(module, config)
+    module.train()
+
+    with (
+        _StopSignal() as stop,
+        Log(
+            folder,
+            start=done,
+            total_images=total * config.batch_size,
+            images_per_step=config.batch_size,
+            tensorboard=config.tensorboard,
+            active=distributed.is_main(),
+        ) as log,
+    ):
+        window = _Window(last, batches, health, config.batch_size // config.accumulate)
+
+        def save(path: Path = last) -> None:
+            window.check(done)  # never save what a bad loss has spoilt
+            save_checkpoint(path, method=module, optimizer=optimizer, step=done, config=settings)
+
+        for epoch in range(done // per_epoch, config.epochs):
+            micro_batches = batches.epoch(epoch, start=done % per_epoch)
+            for index in range(done, (epoch + 1) * per_epoch):
+                step = Step(index, total, per_epoch)
+                _set_learning_rate(optimizer, learning_rate(step))
+                output = _take_step(forward, method, micro_batches, optimizer, config, step, window)
+                method.update(output.keys, step)
+                done = index + 1
+                log.advance()
+                if done % config.log_every == 0 or done == total:
+                    values = window.summary(done, output)
+                    values |= {"epoch": done / per_epoch, "lr": learning_rate(step)}
+                    log.record(done, values, shown=_shown(values))
+                if stop.asked(done % config.log_every == 0):
+                    save()
+                    log.say(
+                        f"stopped by {stop.name} after step {done}; saved {last}; continue with --resume {folder}"
+                    )
+                    raise SystemExit(128 + stop.number)
+                if done % checkpoint_every == 0 or done == total:
+                    save()
+            if config.keep_every and (epoch + 1) % config.keep_every == 0:
+                save()
+                if distributed.is_main():
+                    shutil.copyfile(last, last.with_name(f"epoch_{epoch + 1:04d}.pt"))
+            if on_epoch is not None:
+                values = on_epoch(epoch + 1)
+                module.train()
+                if values:
+                    log.record(done, {"epoch": float(epoch + 1), **values})
+                    log.say(
+                        f"epoch {epoch + 1}: "
+                        + ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+                    )
+                window.restart_clock()
+
+
+def _resume(last: Path, method: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> int:
+    if not last.exists():
+        return 0
+    content = load_checkpoint(last)
+    if difference := config_difference(content["config"], settings):
+        raise ValueError(
+            f"{last} was made with another configuration, so continuing would mix two runs:\n  "
+            + "\n  ".join(difference)
+            + "\nChoose another --out, or give these keys their old values."
+        )
+    return restore_(content, method=method, optimizer=optimizer)
+
+
+def _wrap(method: nn.Module, config: TrainConfig) -> Callable[[tuple[Tensor, ...], Step], StepOutput]:
+    wrapped: Any = method
+    if distributed.world_size() > 1:
+        # Buffers are not broadcast: queues agree by construction, running statistics belong to each process.
+        wrapped = DistributedDataParallel(method, broadcast_buffers=False)
+    return cast(
+        Callable[[tuple[Tensor, ...], Step], StepOutput],
+        torch.compile(wrapped) if config.compile else wrapped,
+    )
+
+
+def _take_step(
+    forward: Callable[[tuple[Tensor, ...], Step], StepOutput],
+    method: Method,
+    micro_batches: Iterator[MicroBatch],
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    step: Step,
+    window: "_Window",
+) -> StepOutput:
+    """One optimiser step; the keys of all its micro-batches come back concatenated."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    device = parameters[0].device
+    memory_format = torch.channels_last if config.channels_last else torch.preserve_format
+    optimizer.zero_grad(set_to_none=True)
+    keys = []
+    for micro in range(config.accumulate):
+        with window.waiting():
+            batch = next(micro_batches)
+        views = tuple(view.to(device, non_blocking=True, memory_format=memory_format) for view in batch.views)
+        postpone = isinstance(forward, DistributedDataParallel) and micro < config.accumulate - 1
+        with forward.no_sync() if postpone else contextlib.nullcontext():  # type: ignore[attr-defined]
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                output = forward(views, step._replace(micro=micro))
+            (output.loss / config.accumulate).backward()  # type: ignore[no-untyped-call]
+        window.add(step, output.loss.detach(), batch.index)
+        if output.keys is not None:
+            keys.append(output.keys)
+    if device.type == "cpu":
+        window.check(step.index)  # costs nothing here; on a GPU it would wait for the device at every step
+    if config.clip_grad_norm is not None:
+        torch.nn.utils.clip_grad_norm_(parameters, config.clip_grad_norm)
+    optimizer.step()
+    return output._replace(keys=torch.cat(keys) if keys else None)
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+
+
+def _shown(values: Mapping[str, float]) -> str:
+    text = f"epoch {values['epoch']:.1f} loss {values['loss']:.3f}"
+    if "chance_loss" in values:
+        text += f" (chance {values['chance_loss']:.2f})"
+    text += f" wait {100 * values['data_wait']:.0f}%"
+    if values.get("queue_fill", 1.0) < 1.0:
+        text += f" queue still filling ({100 * values['queue_fill']:.0f}%)"
+    return text
+
+
+class _Window:
+    """What happened since the last record: losses and their images, time, time spent waiting for data."""
+
+    def __init__(
+        self,
+        last_checkpoint: Path,
+        batches: BatchSource,
+        health: Callable[[Tensor], dict[str, float]] | None,
+        micro_batch_size: int,
+    ) -> None:
+        self._micro_batch_size = micro_batch_size
+        self._last_checkpoint = last_checkpoint
+        self._batches = batches
+        self._health = health
+        self._unchecked: list[tuple[Step, Tensor, Tensor]] = []
+        self._losses: list[Tensor] = []
+        self._waited_s = 0.0
+        self._since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        before = time.perf_counter()
+        yield
+        self._waited_s += time.perf_counter() - before
+
+    def add(self, step: Step, loss: Tensor, index: Tensor) -> None:
+        self._unchecked.append((step, loss, index))
+        self._losses.append(loss)
+
+    def restart_clock(self) -> None:
+        """Leave what was done since the last record, an evaluation say, out of the throughput."""
+        self._losses.clear()
+        self._waited_s = 0.0
+        self._since = time.perf_counter()
+
+    def check(self, done: int) -> None:
+        """Raise at the first loss since the last check that is not finite, in any process."""
+        if not self._unchecked:
+            return
+        losses = torch.stack([loss for _, loss, _ in self._unchecked])
+        gathered = distributed.gather(losses[None])
+        bad = (~gathered.isfinite()).any(dim=0).nonzero().flatten().tolist()
+        if not bad:
+            self._unchecked.clear()
+            return
+        step, _, index = self._unchecked[bad[0]]
+        images = distributed.gather(index.to(losses.device)).tolist()
+        names = ", ".join(self._batches.identifier(image) for image in images[:8])
+        survivor = str(self._last_checkpoint) if self._last_checkpoint.exists() else "none yet"
+        raise FloatingPointError(
+            f"the loss is {gathered[:, bad[0]].tolist()} at step {step.index} (epoch {step.epoch:.2f}); "
+            f"its {len(images)} images are {images} ({names}{', ...' if len(images) > 8 else ''}); "
+            f"last good checkpoint: {survivor}. A lower --optim.lr, --train.clip_grad_norm or "
+            "--train.precision float32 usually helps."
+        )
+
+    def summary(self, done: int, output: StepOutput) -> dict[str, float]:
+        """The numbers of a record; starts the next window."""
+        self.check(done)
+        losses = distributed.gather(torch.stack(self._losses)[None])
+        elapsed_s = time.perf_counter() - self._since
+        values = {
+            "loss": losses.mean().item(),
+            "images_per_s": len(self._losses) * self._micro_batch_size / elapsed_s,
+            "data_wait": min(1.0, self._waited_s / elapsed_s),
+        }
+        values |= {name: value.item() for name, value in output.metrics.items()}
+        if self._health is not None and output.keys is not None:
+            values |= self._health(output.keys)
+        self.restart_clock()
+        return values
+
+
+class _StopSignal:
+    """Remembers SIGINT or SIGTERM until the current step is done; a second one acts at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    @property
+    def name(self) -> str:
+        return signal.Signals(self.number).name
+
+    def asked(self, may_communicate: bool) -> bool:
+        """True when any process was told to stop.
+
+        Args:
+            may_communicate: True at steps where all processes may exchange what they know (it is a device
+                sync); with one process it does not matter.
+        """
+        if distributed.world_size() == 1:
+            return self.number != 0
+        if not may_communicate:
+            return False
+        self.number = max(distributed.gather_objects(self.number))
+        return self.number != 0
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        signal.signal(number, self._previous[number])
+
+    def __enter__(self) -> "_StopSignal":
+        self._previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in self._previous:
+            signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

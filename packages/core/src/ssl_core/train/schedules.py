@@ -1,0 +1,140 @@
+"""Schedules: what a number is at a given step, as pure functions of the step."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from ssl_core.train.optim import OptimConfig, scaled_learning_rate
+
+
+def linear_schedule(start: float, end: float, progress: float) -> float:
+    """From ``start`` to ``end`` in a straight line.
+
+    Args:
+        start: value at progress 0.
+        end: value at progress 1.
+        progress: in [0, 1].
+
+    Example:
+        >>> linear_schedule(1.0, 0.5, 0.5)
+        0.75
+    """
+    return start + (end - start) * progress
+
+
+def cosine_schedule(start: float, end: float, progress: float) -> float:
+    """From ``start`` to ``end`` along half a cosine, flat at both ends.
+
+    ``end - (end - start) (cos(pi progress) + 1) / 2``. With end 1 and progress t / (T - 1) over T steps it is
+    the momentum of BYOL and SCE, ``1 - (1 - m_0)(cos(pi t / (T - 1)) + 1) / 2``.
+    Paper: Grill et al., 2020, section 3.2, arXiv 2006.07733.
+
+    Args:
+        start: value at progress 0.
+        end: value at progress 1.
+        progress: in [0, 1].
+
+    Example:
+        >>> cosine_schedule(0.99, 1.0, 0.0), cosine_schedule(0.99, 1.0, 1.0)
+        (0.99, 1.0)
+    """
+    return end - (end - start) * (math.cos(math.pi * progress) + 1) / 2
+
+
+_SHAPES = {"linear": linear_schedule, "cosine": cosine_schedule}
+
+
+def scalar_schedule(
+    value: float,
+    step: int,
+    total_steps: int,
+    *,
+    start: float,
+    warmup_steps: int = 0,
+    warmup_shape: Literal["linear", "cosine"] = "linear",
+    final: float | None = None,
+    decay_shape: Literal["linear", "cosine"] = "linear",
+) -> float:
+    """A temperature or coefficient over time: from ``start`` to ``value``, then there or on to ``final``.
+
+    Args:
+        value: the constant.
+        step: optimiser step, from 0.
+        total_steps: of the run.
+        start: value at step 0 if there is a warm-up.
+        warmup_steps: steps of the warm-up; ``value`` is reached at the last of them.
+        warmup_shape: of the warm-up.
+        final: value at the last step of the run; None stays at ``value``.
+        decay_shape: of the way to ``final``.
+
+    Example:
+        >>> [scalar_schedule(0.5, step, 6, start=1.0, warmup_steps=3, final=0.0) for step in range(6)]
+        [1.0, 0.75, 0.5, 0.5, 0.25, 0.0]
+    """
+    if step < warmup_steps:
+        return _SHAPES[warmup_shape](start, value, step / max(1, warmup_steps - 1))
+    if final is None:
+        return value
+    return _SHAPES[decay_shape](value, final, (step - warmup_steps) / max(1, total_steps - warmup_steps - 1))
+
+
+def warmup_cosine(position: int, warmup: int, total: int) -> float:
+    """Factor of the learning rate: linear from 0 to 1, then along half a cosine to 0.
+
+    ``position / (warmup - 1)`` before ``warmup``, then
+    ``(1 + cos(pi (position - warmup) / (total - warmup))) / 2``, which is 0 at ``position = total``.
+    Source: the scheduler of SCE's released code.
+
+    Args:
+        position: steps or epochs; counted from 0 it never quite reaches 0, counted from 1 it ends there.
+        warmup: length of the warm-up in the same unit.
+        total: length of the run in the same unit.
+
+    Example:
+        >>> [round(warmup_cosine(step, 3, 7), 2) for step in range(7)]
+        [0.0, 0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
+    """
+    if position < warmup:
+        return position / max(1, warmup - 1)
+    return cosine_schedule(1.0, 0.0, (position - warmup) / max(1, total - warmup))
+
+
+def step_decay(epoch: int, milestones: Sequence[int], factor: float = 0.1) -> float:
+    """``factor`` for each milestone reached, multiplied.
+
+    Args:
+        epoch: from 0.
+        milestones: epochs, each the first with the smaller value.
+        factor: of one milestone.
+
+    Example:
+        >>> [round(step_decay(epoch, (60, 80)), 2) for epoch in (0, 59, 60, 80)]
+        [1.0, 1.0, 0.1, 0.01]
+    """
+    return factor ** sum(epoch >= milestone for milestone in milestones)
+
+
+def learning_rate(
+    config: OptimConfig, step: int, steps_per_epoch: int, total_steps: int, batch_size: int
+) -> float:
+    """The learning rate of an optimiser step.
+
+    ``cosine`` is SCE's: :func:`warmup_cosine` over steps counted from 0. ``cosine_epoch`` is that of MoCo's
+    CIFAR-10 notebook: over epochs counted from 1, so that the last epoch's learning rate is 0. ``step`` is
+    :func:`step_decay` over epochs counted from 0, after a linear warm-up over steps.
+
+    Args:
+        config: the schedule and the highest learning rate.
+        step: optimiser step, from 0.
+        steps_per_epoch: optimiser steps of one epoch.
+        total_steps: of the run.
+        batch_size: images of one optimiser step over all processes, for the learning rate's scale.
+    """
+    highest = scaled_learning_rate(config, batch_size)
+    epoch = step // steps_per_epoch
+    if config.schedule == "cosine_epoch":
+        return highest * warmup_cosine(epoch + 1, config.warmup_epochs, total_steps // steps_per_epoch)
+    warmup_steps = config.warmup_epochs * steps_per_epoch
+    if config.schedule == "step" and step >= warmup_steps:
+        return highest * step_decay(epoch, config.milestones)
+    return highest * warmup_cosine(step, warmup_steps, total_steps)

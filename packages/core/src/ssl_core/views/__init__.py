@@ -1,0 +1,59 @@
+"""Views are data before they are pixels: spec -> parameters -> picture.
+
+A `ViewSpec` holds the paper's numbers; `sample_parameters` draws what is random about it for each image, from
+(seed, epoch, image index, view index) and nothing else; `render` turns that and an image into pixels.
+"""
+
+from ssl_core.views.config import ViewConfig as ViewConfig
+from ssl_core.views.config import make_view_specs as make_view_specs
+from ssl_core.views.gallery import save_view_gallery as save_view_gallery
+from ssl_core.views.gallery import view_gallery as view_gallery
+from ssl_core.views.presets import PRESETS as PRESETS
+from ssl_core.views.presets import eval_spec as eval_spec
+from ssl_core.views.render import render as render
+from ssl_core.views.render import render_batch as render_batch
+from ssl_core.views.sampling import sample_parameters as sample_parameters
+from ssl_core.views.spec import JITTER_ORDERS as JITTER_ORDERS
+from ssl_core.views.spec import VIEW_OPS as VIEW_OPS
+from ssl_core.views.spec import CenterCrop as CenterCrop
+from ssl_core.views.spec import ColorJitter as ColorJitter
+from ssl_core.views.spec import GaussianBlur as GaussianBlur
+from ssl_core.views.spec import Grayscale as Grayscale
+from ssl_core.views.spec import HorizontalFlip as HorizontalFlip
+from ssl_core.views.spec import RandomCrop as RandomCrop
+from ssl_core.views.spec import RandomResizedCrop as RandomResizedCrop
+from ssl_core.views.spec import Resize as Resize
+from ssl_core.views.spec import Solarize as Solarize
+from ssl_core.views.spec import ViewOp as ViewOp
+from ssl_core.views.spec import ViewSpec as ViewSpec
+from ssl_core.views.spec import derive as derive
+from ssl_core.views.spec import num_parameters as num_parameters
+from ssl_core.views.spec import parameter_names as parameter_names
+
+__all__ = [
+    "JITTER_ORDERS",
+    "PRESETS",
+    "VIEW_OPS",
+    "CenterCrop",
+    "ColorJitter",
+    "GaussianBlur",
+    "Grayscale",
+    "HorizontalFlip",
+    "RandomCrop",
+    "RandomResizedCrop",
+    "Resize",
+    "Solarize",
+    "ViewConfig",
+    "ViewOp",
+    "ViewSpec",
+    "derive",
+    "eval_spec",
+    "make_view_specs",
+    "num_parameters",
+    "parameter_names",
+    "render",
+    "render_batch",
+    "sample_parameters",
+    "save_view_gallery",
+    "view_gallery",
+]

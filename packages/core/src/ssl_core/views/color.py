@@ -1,0 +1,98 @@
+"""Colour ops on one float image in [0, 1], for any number of channels.
+
+With three channels every function equals torchvision's functional of the same name. Where that is undefined:
+
+* The **gray** of an image is ITU-R 601 luma for three channels, itself for one, and the mean over channels
+  for any other number, where nothing says which channel the eye would weigh more.
+* **Brightness**, **contrast** and **solarising** need no colour. Contrast blends with the mean of the gray.
+* **Saturation** blends with the gray, so that one channel stays as it is.
+* **Hue** is a position on a colour circle. One channel has no colour, and two have a single colour axis and
+  no circle: both stay as they are. With four or more, the channels are placed evenly on a circle in their
+  order and the plane of their first harmonic is rotated by the shift; it is orthogonal to the gray axis, so
+  the mean over channels is kept, and with three channels a third of a turn would take red to green, as in
+  HSV.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Luma as torchvision rounds it; differences of the other two channels, whose quotient by the chroma is a
+# position on the colour circle in sextants around red (0), green (2) or blue (4), whichever channel is the
+# maximum.
+_LUMA = torch.tensor([0.2989, 0.587, 0.114])
+_DIFFERENCES = torch.tensor([[0.0, 1.0, -1.0], [-1.0, 0.0, 1.0], [1.0, -1.0, 0.0]])
+_POSITIONS = torch.tensor([[0.0], [2.0], [4.0]])
+_TINY = 1e-12  # against 0 / 0 where a pixel is gray; below any chroma of an 8- or 16-bit image
+
+
+def gray(image: Float[Tensor, "c h w"]) -> Float[Tensor, "1 h w"]:
+    """The gray of an image: luma for three channels, the mean over channels otherwise."""
+    channels, height, width = image.shape
+    if channels == 1:
+        return image
+    if channels == 3:
+        return (_LUMA.to(image) @ image.reshape(3, -1)).view(1, height, width)
+    return image.mean(dim=0, keepdim=True)
+
+
+def adjust_brightness(image: Float[Tensor, "c h w"], factor: float) -> Float[Tensor, "c h w"]:
+    """The image times ``factor``, clipped to [0, 1]."""
+    return (image * factor).clamp_(0, 1)
+
+
+def adjust_contrast(image: Float[Tensor, "c h w"], factor: float) -> Float[Tensor, "c h w"]:
+    """Blend of the mean of the gray (factor 0) and the image (factor 1), clipped to [0, 1]."""
+    return torch.lerp(gray(image).mean(), image, factor).clamp_(0, 1)
+
+
+def adjust_saturation(image: Float[Tensor, "c h w"], factor: float) -> Float[Tensor, "c h w"]:
+    """Blend of the gray (factor 0) and the image (factor 1), clipped to [0, 1]."""
+    if len(image) == 1:
+        return image
+    return torch.lerp(gray(image), image, factor).clamp_(0, 1)
+
+
+def adjust_hue(image: Float[Tensor, "c h w"], shift: float) -> Float[Tensor, "c h w"]:
+    """Colours moved along the colour circle by ``shift`` turns; see above for c other than 3."""
+    if len(image) < 3:
+        return image
+    if len(image) == 3:
+        return _shift_hsv(image, 6 * shift)
+    return _rotate_first_harmonic(image, 2 * math.pi * shift).clamp_(0, 1)
+
+
+def solarize(image: Float[Tensor, "c h w"], threshold: float) -> Float[Tensor, "c h w"]:
+    """The image with values at or above ``threshold`` inverted."""
+    return torch.where(image >= threshold, 1 - image, image)
+
+
+def _shift_hsv(image: Float[Tensor, "3 h w"], sextants: float) -> Float[Tensor, "3 h w"]:
+    """Hue shifted at constant HSV saturation and value, so that each pixel's minimum and maximum are kept.
+
+    At a distance of d sextants from a channel's own colour, 0 <= d <= 3, that channel is at the maximum for d
+    < 1, at the minimum for d > 2, and linear in between.
+    """
+    pixels = image.reshape(3, -1)
+    highest, argmax = pixels.max(dim=0, keepdim=True)
+    lowest = pixels.amin(dim=0, keepdim=True)
+    chroma = highest - lowest
+    quotients = (_DIFFERENCES.to(image) @ pixels).div_(chroma.clamp(min=_TINY))
+    hue = quotients.add_(_POSITIONS.to(image)).gather(0, argmax)
+    # In [-1, 5], as is the hue, so that |offset| <= 6 and the distance around the circle is 3 - ||offset| -
+    # 3|: torch's remainder of a whole image costs more than all the rest here.
+    unshifted = image.new_tensor([[(position - sextants + 1) % 6 - 1] for position in (0, 2, 4)])
+    offset = hue - unshifted
+    return torch.addcmul(lowest, chroma, offset.abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)).view(image.shape)
+
+
+def _rotate_first_harmonic(image: Float[Tensor, "c h w"], angle: float) -> Float[Tensor, "c h w"]:
+    channels = len(image)
+    phase_c = torch.arange(channels, dtype=image.dtype, device=image.device) * (2 * math.pi / channels)
+    cos_c, sin_c = phase_c.cos() * (2 / channels) ** 0.5, phase_c.sin() * (2 / channels) ** 0.5  # orthonormal
+    plane = torch.outer(cos_c, cos_c) + torch.outer(sin_c, sin_c)
+    turn = torch.outer(sin_c, cos_c) - torch.outer(cos_c, sin_c)
+    rotation = plane * (math.cos(angle) - 1) + turn * math.sin(angle)
+    return image + (rotation @ image.reshape(channels, -1)).view(image.shape)

@@ -1,0 +1,90 @@
+"""What a config file says about views, and the specs that follow from it."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from ssl_core.views.presets import PRESETS
+from ssl_core.views.spec import VIEW_OPS, RandomResizedCrop, ViewOp, ViewSpec, derive
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """One entry of a config's ``views``.
+
+    Args:
+        augmentation: a preset's name, or a list of ops in order, each ``{name: {argument: value}}``; in a
+        derived view, the ops that follow the parent's.
+        size: side of the view in pixels.
+        crop_scale: replaces the scale of the random resized crop (local crops).
+        count: this many views with these ops, each with its own draws.
+        derived_from: index, in the flat list of views, of the earlier view that this one continues.
+    """
+
+    augmentation: str | list[dict[str, Any]] = "weak"
+    size: int = 224
+    crop_scale: tuple[float, float] | None = None
+    count: int = 1
+    derived_from: int | None = None
+
+
+def make_view_specs(configs: Sequence[ViewConfig]) -> tuple[ViewSpec, ...]:
+    """The flat tuple of views that a list of configs describes; a view's place in it is its index.
+
+    Raises:
+        ValueError: for an unknown preset, op or argument, a number outside its range, or ops that do not fit.
+
+    Example:
+        >>> views = make_view_specs([ViewConfig("weak", 32), ViewConfig("strong", 16, (0.1, 0.4), count=2)])
+        >>> [(view.name, view.sizes) for view in views]
+        [('weak', (32,)), ('strong', (16,)), ('strong', (16,))]
+    """
+    specs: list[ViewSpec] = []
+    for config in configs:
+        if config.count < 1:
+            raise ValueError(f"views: count must be >= 1, got {config.count}")
+        ops = _ops(config)
+        name = config.augmentation if isinstance(config.augmentation, str) else "custom"
+        for _ in range(config.count):
+            if config.derived_from is None:
+                specs.append(ViewSpec(ops, (config.size,), name))
+            else:
+                specs.append(derive(specs, config.derived_from, ops, sizes=(config.size,), name=name))
+    return tuple(specs)
+
+
+def _ops(config: ViewConfig) -> tuple[ViewOp, ...]:
+    if isinstance(config.augmentation, str):
+        if config.augmentation not in PRESETS:
+            raise ValueError(
+                f"views: no augmentation is called {config.augmentation!r}; "
+                f"there are {', '.join(PRESETS)}, or a list of ops"
+            )
+        ops = PRESETS[config.augmentation]
+    else:
+        ops = tuple(_op(entry) for entry in config.augmentation)
+    if config.crop_scale is None:
+        return ops
+    if not any(isinstance(op, RandomResizedCrop) for op in ops):
+        raise ValueError(f"views: crop_scale {config.crop_scale} needs a random_resized_crop in {config.augmentation}")
+    return tuple(
+        dataclasses.replace(op, scale=config.crop_scale) if isinstance(op, RandomResizedCrop) else op for op in ops
+    )
+
+
+def _op(entry: dict[str, Any]) -> ViewOp:
+    name, arguments = next(iter(entry.items()), ("", None))
+    if len(entry) != 1 or not isinstance(arguments, dict | None):
+        raise ValueError(f"views: an op is written {{name: {{argument: value}}}}, got {entry}")
+    if name not in VIEW_OPS:
+        raise ValueError(f"views: no op is called {name!r}; there are {', '.join(VIEW_OPS)}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(VIEW_OPS[name], name)
+    try:
+        parsed = parser.parse_object({name: arguments or {}})
+    except ArgumentError as error:
+        raise ValueError(f"views: {error}") from error
+    return VIEW_OPS[name](**parsed[name])

@@ -1,0 +1,87 @@
+"""Views by name, with the numbers of the papers.
+
+Order of ops as in SCE's released CIFAR-10 code: crop, colour jitter, gray, blur, (solarise,) flip. The flip's
+place makes no difference to the picture: every other op here treats left and right alike.
+"""
+
+from ssl_core.views.spec import (
+    CenterCrop,
+    ColorJitter,
+    GaussianBlur,
+    Grayscale,
+    HorizontalFlip,
+    RandomCrop,
+    RandomResizedCrop,
+    Solarize,
+    ViewOp,
+    ViewSpec,
+)
+
+_CROP = RandomResizedCrop(scale=(0.2, 1.0))
+# SCE (Denize et al., 2023), table 2: alpha, beta and gamma jitter saturation half as much as strong does.
+_JITTER_ALPHA = ColorJitter(prob=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
+_STRONG: tuple[ViewOp, ...] = (
+    _CROP,
+    ColorJitter(prob=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
+    Grayscale(prob=0.2),
+    GaussianBlur(prob=0.5),
+    HorizontalFlip(),
+)
+
+PRESETS: dict[str, tuple[ViewOp, ...]] = {
+    # SCE, table 2. Local crops are these with another crop scale.
+    "weak": (_CROP, HorizontalFlip()),
+    "strong": _STRONG,
+    "strong_alpha": (
+        _CROP,
+        _JITTER_ALPHA,
+        Grayscale(prob=0.2),
+        GaussianBlur(prob=1.0),
+        Solarize(prob=0.0),
+        HorizontalFlip(),
+    ),
+    "strong_beta": (
+        _CROP,
+        _JITTER_ALPHA,
+        Grayscale(prob=0.2),
+        GaussianBlur(prob=0.1),
+        Solarize(prob=0.2),
+        HorizontalFlip(),
+    ),
+    "strong_gamma": (
+        _CROP,
+        _JITTER_ALPHA,
+        Grayscale(prob=0.2),
+        GaussianBlur(prob=0.5),
+        Solarize(prob=0.2),
+        HorizontalFlip(),
+    ),
+    # MoCo v2 (Chen et al., 2020): the numbers and the order of SCE's strong.
+    "moco_v2": _STRONG,
+    # MoCo's CIFAR-10 notebook: torchvision's default crop scale, no blur, and its own order.
+    "moco_cifar": (
+        RandomResizedCrop(scale=(0.08, 1.0)),
+        HorizontalFlip(),
+        ColorJitter(prob=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
+        Grayscale(prob=0.2),
+    ),
+    # For probes of a frozen encoder: training images, and test images.
+    "crop_flip": (RandomResizedCrop(scale=(0.08, 1.0)), HorizontalFlip()),
+    "padded_crop": (RandomCrop(padding=4), HorizontalFlip()),
+    "plain": (CenterCrop(),),
+}
+
+
+def eval_spec(size: int, *, short_side: int | None = None, interpolation: str = "bilinear") -> ViewSpec:
+    """A view without randomness: the short side resized to ``short_side``, then the central square.
+
+    Args:
+        size: side of the view in pixels.
+        short_side: pixels, at least ``size``; None is ``size``: the largest central square.
+        interpolation: bilinear or bicubic.
+
+    Example:
+        >>> eval_spec(224, short_side=256).ops
+        (CenterCrop(short_side=256, interpolation='bilinear'),)
+    """
+    return ViewSpec((CenterCrop(short_side, interpolation),), (size,), name="plain")

@@ -1,0 +1,233 @@
+import contextlib
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ssl_core.data import BrokenImageError, decode_image
+
+
+def channels_first(pixels):
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def test_lossless_colour_comes_back_exactly(make):
+    pixels = make.noise(5, 7, 3)
+    for format in ("PNG", "BMP", "TIFF", "PPM"):
+        assert torch.equal(decode_image(make.encoded(pixels, format)), channels_first(pixels))
+
+
+def test_jpeg_is_close_to_what_was_encoded(make):
+    smooth = np.broadcast_to(np.arange(0, 240, 4, dtype=np.uint8)[:, None, None], (60, 40, 3))
+    image = decode_image(make.encoded(np.ascontiguousarray(smooth), "JPEG", quality=95))
+    assert (image.int() - channels_first(np.ascontiguousarray(smooth)).int()).abs().max() <= 3
+
+
+def test_grey_is_one_channel_or_repeated(make):
+    pixels = make.noise(4, 6)
+    data = make.encoded(pixels)
+    assert torch.equal(decode_image(data), torch.from_numpy(pixels)[None])
+    assert torch.equal(decode_image(data, 3), torch.from_numpy(pixels).expand(3, 4, 6))
+    assert decode_image(data, 7).shape == (7, 4, 6)
+
+
+def test_colour_becomes_grey_by_its_luma(make):
+    red = np.zeros((1, 1, 3), dtype=np.uint8)
+    red[..., 0] = 200
+    # 0.299 * 200 = 59.8
+    assert decode_image(make.encoded(red), 1).item() == 60
+
+
+def test_a_palette_gives_its_colours(make):
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putdata([0, 1])
+    assert decode_image(make.encoded(image)).squeeze(1).T.tolist() == [[10, 20, 30], [40, 50, 60]]
+
+
+def test_a_transparent_palette_entry_becomes_white(make):
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putdata([0, 1])
+    colours = decode_image(make.encoded(image, transparency=0)).squeeze(1).T.tolist()
+    assert colours == [[255, 255, 255], [40, 50, 60]]
+
+
+def test_transparency_is_composited_over_white_or_kept_as_a_channel(make):
+    pixels = np.array([[[100, 0, 0, 255], [100, 0, 0, 0]]], dtype=np.uint8)
+    data = make.encoded(pixels)
+    assert decode_image(data).squeeze(1).T.tolist() == [[100, 0, 0], [255, 255, 255]]
+    assert torch.equal(decode_image(data, 4), channels_first(pixels))
+
+
+def test_grey_with_alpha_stays_one_channel(make):
+    pixels = np.array([[[100, 255], [100, 0]]], dtype=np.uint8)
+    assert decode_image(make.encoded(Image.fromarray(pixels, "LA"))).tolist() == [[[100, 255]]]
+
+
+def test_cmyk_becomes_rgb_or_grey(make):
+    image = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    data = make.encoded(image, "TIFF")
+    assert decode_image(data)[:, 0, 0].tolist() == [255, 0, 0]
+    assert decode_image(data, 1)[:, 0, 0].tolist() == [76]
+
+
+def test_bilevel_becomes_black_and_white(make):
+    image = Image.fromarray(np.array([[True, False]]))
+    assert decode_image(make.encoded(image)).tolist() == [[[255, 0]]]
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_sixteen_bit_grey_keeps_its_bits(make, format):
+    pixels = make.noise(5, 7, dtype=np.uint16)
+    image = decode_image(make.encoded(pixels, format))
+    assert image.dtype == torch.uint16
+    assert np.array_equal(image[0].numpy(), pixels)
+
+
+@pytest.mark.parametrize("format", ["png", "tiff"])
+def test_sixteen_bit_colour_keeps_its_bits(make, format):
+    pixels = make.noise(5, 7, 3, dtype=np.uint16)
+    data = {"png": make.png_16bit, "tiff": make.tiff_16bit}[format](pixels)
+    assert np.array_equal(decode_image(data).numpy(), pixels.transpose(2, 0, 1))
+    assert decode_image(data, 1).dtype == torch.uint16
+
+
+def test_sixteen_bit_transparency_is_composited_over_white_or_kept(make):
+    pixels = np.array([[[1000, 2000, 3000, 65535], [1000, 2000, 3000, 0]]], dtype=np.uint16)
+    data = make.png_16bit(pixels)
+    assert decode_image(data).squeeze(1).T.tolist() == [[1000, 2000, 3000], [65535] * 3]
+    assert np.array_equal(decode_image(data, 4).numpy(), pixels.transpose(2, 0, 1))
+
+
+def test_sixteen_bit_grey_with_alpha_is_refused_rather_than_degraded(make):
+    with pytest.raises(BrokenImageError, match="LA;16B; save it without alpha"):
+        decode_image(make.png_16bit(make.noise(5, 7, 2, dtype=np.uint16)))
+
+
+def test_float_tiff_is_float(make):
+    pixels = np.array([[0.25, 1.0]], dtype=np.float32)
+    image = decode_image(make.encoded(pixels, "TIFF"))
+    assert image.dtype == torch.float32
+    assert image.tolist() == [[[0.25, 1.0]]]
+
+
+def test_grey_pages_of_a_tiff_are_channels(make):
+    pages = [make.noise(4, 6, seed=seed, dtype=np.uint16) for seed in range(5)]
+    rest = [Image.fromarray(page) for page in pages[1:]]
+    image = decode_image(make.encoded(pages[0], "TIFF", save_all=True, append_images=rest))
+    assert np.array_equal(image.numpy(), np.stack(pages))
+
+
+def test_colour_pages_of_a_tiff_are_refused(make):
+    pages = [Image.fromarray(make.noise(4, 6, 3)) for _ in range(2)]
+    with pytest.raises(BrokenImageError, match="2 pages"):
+        decode_image(make.encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
+
+
+def test_exif_orientation_is_applied(make):
+    pixels = make.noise(4, 6, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise to view
+    image = decode_image(make.encoded(pixels, exif=exif))
+    assert torch.equal(image, channels_first(np.rot90(pixels, -1).copy()))
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def test_npy_layout_follows_the_channel_rule(make):
+    first, last = make.noise(5, 20, 30), make.noise(20, 30, 5)
+    assert np.array_equal(decode_image(npy(first)).numpy(), first)
+    assert np.array_equal(decode_image(npy(last)).numpy(), last.transpose(2, 0, 1))
+    # 12 wins as the first axis only because it was asked for.
+    assert decode_image(npy(make.noise(12, 20, 5)), 12).shape == (12, 20, 5)
+    assert decode_image(npy(make.noise(20, 30))).shape == (1, 20, 30)
+
+
+@pytest.mark.parametrize(
+    ("stored", "read"),
+    [
+        (np.bool_, torch.uint8),
+        (np.uint8, torch.uint8),
+        (">u2", torch.uint16),
+        (np.float16, torch.float32),
+        (np.float64, torch.float32),
+    ],
+    ids=str,
+)
+def test_npy_types(stored, read):
+    image = decode_image(npy(np.ones((2, 3), dtype=stored)))
+    assert image.dtype == read
+    assert image.unique().item() == (255 if stored == np.bool_ else 1)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.ones((2, 2), dtype=np.int64), "int64"),
+        (np.full((2, 2), 1.5), r"scale them to \[0, 1\]"),
+        (np.full((2, 2), np.nan), r"scale them to \[0, 1\]"),
+        (np.ones((2, 2, 2, 2), dtype=np.uint8), "shape"),
+        (np.ones((0, 3), dtype=np.uint8), "shape"),
+        (np.array([{}]), "pickle"),
+    ],
+    ids=["int64", "too large", "nan", "4 axes", "empty", "objects"],
+)
+def test_npy_that_is_no_image_is_broken(array, message):
+    with pytest.raises(BrokenImageError, match=message):
+        decode_image(npy(array))
+
+
+def test_channels_that_cannot_be_made_are_named(make):
+    with pytest.raises(BrokenImageError, match=r"a\.npy: an image of 5 channels cannot become one of 3"):
+        decode_image(npy(make.noise(5, 9, 9)), 3, identifier="a.npy")
+
+
+def test_zero_bytes_and_text_are_not_images():
+    with pytest.raises(BrokenImageError, match=r"x\.png: zero bytes"):
+        decode_image(b"", identifier="x.png")
+    with pytest.raises(BrokenImageError, match=r"x\.png: not an image"):
+        decode_image(b"<html>404 Not Found</html>", identifier="x.png")
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP", "NPY", "PNG16"])
+def test_a_truncated_image_is_broken_wherever_it_ends(make, format):
+    pixels = make.noise(40, 40, 3)
+    if format == "NPY":
+        data = npy(pixels)
+    elif format == "PNG16":
+        data = make.png_16bit(make.noise(40, 40, 3, dtype=np.uint16))
+    else:
+        data = make.encoded(pixels, format)
+    for fraction in (0.01, 0.1, 0.5, 0.9):
+        with pytest.raises(BrokenImageError):
+            decode_image(data[: int(len(data) * fraction)])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP", "PPM", "JPEG2000", "NPY", "PNG16"])
+def test_damaged_bytes_give_an_image_or_a_broken_image(make, format):
+    if format == "NPY":
+        data = npy(make.noise(16, 16, 3))
+    elif format == "PNG16":
+        data = make.png_16bit(make.noise(16, 16, 3, dtype=np.uint16))
+    else:
+        data = make.encoded(make.noise(16, 16, 3), format)
+    generator = np.random.default_rng(0)
+    for _ in range(100):
+        damaged = bytearray(data)
+        for position in generator.integers(0, min(len(data), 200), 4):
+            damaged[position] = generator.integers(0, 256)
+        with contextlib.suppress(BrokenImageError):
+            decode_image(bytes(damaged), 3)
+
+
+def test_an_image_of_3000_pixels_a_side_is_read(make):
+    image = Image.new("RGB", (3000, 3000), (1, 2, 3))
+    assert decode_image(make.encoded(image, "JPEG")).shape == (3, 3000, 3000)

@@ -1,0 +1,220 @@
+import os
+
+import numpy as np
+import pytest
+
+from ssl_core.data import BrokenImageError, DataConfig, inspect, open_source
+
+
+def config(source, **options):
+    return DataConfig(source=str(source), workers=0, **options)
+
+
+def test_a_folder_of_any_nesting_is_read_in_the_order_of_its_paths(tmp_path, make):
+    make.write_images(tmp_path, ["b/2/x.png", "b/1.png", "a/deep/er/y.png"])
+    source = open_source(config(tmp_path))
+    names = [source.identifier(index) for index in range(len(source))]
+    assert names == [str(tmp_path / name) for name in ("a/deep/er/y.png", "b/1.png", "b/2/x.png")]
+
+
+def test_first_level_folders_are_the_classes(tmp_path, make):
+    make.write_images(tmp_path, ["dog/1.png", "cat/in/side/2.png", "3.png"])
+    source = open_source(config(tmp_path))
+    assert source.classes == ("cat", "dog")
+    labels = {source.identifier(index)[-5:]: source.label(index) for index in range(3)}
+    assert labels == {"1.png": 1, "2.png": 0, "3.png": -1}
+
+
+def test_a_single_folder_inside_is_not_a_class(tmp_path, make):
+    make.write_images(tmp_path, ["images/1.png", "images/2.png"])
+    source = open_source(config(tmp_path))
+    assert source.classes is None
+    assert source.label(0) == -1
+
+
+def test_hidden_files_and_folders_are_ignored(tmp_path, make):
+    make.write_images(tmp_path, ["1.png", ".2.png", ".cache/3.png", "__MACOSX/._1.png"])
+    assert len(open_source(config(tmp_path))) == 1
+
+
+def test_files_of_other_kinds_are_ignored_and_listed(tmp_path, make):
+    make.write_images(tmp_path, ["1.png"])
+    (tmp_path / "notes.md").write_text("not an image")
+    assert len(open_source(config(tmp_path))) == 1
+    assert inspect(config(tmp_path), progress=False).ignored == (str(tmp_path / "notes.md"),)
+
+
+def test_a_file_without_a_suffix_is_tried(tmp_path, make):
+    make.write_images(tmp_path, ["image", "other.png"])
+    assert len(open_source(config(tmp_path))) == 2
+
+
+def test_links_are_followed_and_a_loop_ends(tmp_path, make):
+    make.write_images(tmp_path / "elsewhere", ["1.png"])
+    folder = tmp_path / "data"
+    folder.mkdir()
+    os.symlink(tmp_path / "elsewhere", folder / "linked")
+    os.symlink(folder, folder / "loop")
+    assert len(open_source(config(folder))) == 1
+
+
+def test_names_that_are_not_ascii_or_not_utf8_work(tmp_path, make):
+    make.write_images(tmp_path, ["Größe/日本.png"])
+    os.rename(tmp_path / "Größe/日本.png", os.fsencode(tmp_path / "Größe") + b"/\xff.png")
+    source = open_source(config(tmp_path))
+    assert source.image(0).shape == (3, 8, 8)
+    assert os.fsencode(source.identifier(0)).endswith(b"\xff.png")
+
+
+def test_an_empty_folder_is_an_error_that_says_what_was_looked_for(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no images\. Looked for \.jpg"):
+        open_source(config(tmp_path))
+
+
+def test_a_folder_of_other_files_is_an_error_that_names_one(tmp_path):
+    (tmp_path / "table.xlsx").write_text("")
+    with pytest.raises(ValueError, match=r"table\.xlsx, are of other kinds"):
+        open_source(config(tmp_path))
+
+
+def test_a_missing_path_is_an_error_that_lists_the_names():
+    with pytest.raises(FileNotFoundError, match="does not exist; it is no name either .*cifar10"):
+        open_source(config("/no/such/folder"))
+
+
+def test_an_unreadable_folder_is_an_error(tmp_path, make, monkeypatch):
+    make.write_images(tmp_path, ["a/1.png"])
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("/a"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="/a cannot be listed: Permission denied; check its permissions"):
+        open_source(config(tmp_path))
+
+
+def test_a_list_file_gives_paths_beside_it_and_labels(tmp_path, make):
+    make.write_images(tmp_path, ["a 1.png", "b.png", "c.png"])
+    (tmp_path / "list.txt").write_text("a 1.png 10\n\nb.png 2\nc.png\n")
+    source = open_source(config(tmp_path / "list.txt"))
+    assert [os.path.basename(source.identifier(index)) for index in range(3)] == ["a 1.png", "b.png", "c.png"]
+    # Whole numbers in numeric order: 2, then 10.
+    assert source.classes == ("2", "10")
+    assert [source.label(index) for index in range(3)] == [1, 0, -1]
+
+
+def test_a_list_file_may_have_class_names_after_a_tab(tmp_path, make):
+    make.write_images(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "list.txt").write_text("a.png\tsmall dog\nb.png\tcat\n")
+    source = open_source(config(tmp_path / "list.txt"))
+    assert source.classes == ("cat", "small dog")
+    assert source.label(0) == 1
+
+
+def test_a_csv_list_may_have_a_header_and_quoted_paths(tmp_path, make):
+    make.write_images(tmp_path, ["a,1.png", "b.png"])
+    (tmp_path / "list.csv").write_text('path,label\n"a,1.png",dog\nb.png,cat\n')
+    source = open_source(config(tmp_path / "list.csv"))
+    assert source.classes == ("cat", "dog")
+    assert [source.label(index) for index in range(2)] == [1, 0]
+
+
+def test_a_file_that_a_list_names_wrongly_is_broken(tmp_path, make):
+    make.write_images(tmp_path, ["a.png"])
+    (tmp_path / "list.txt").write_text("a.png\nmissing.png\n")
+    with pytest.raises(ValueError, match=r"missing\.png: No such file"):
+        open_source(config(tmp_path / "list.txt"))
+
+
+def test_an_empty_list_is_an_error(tmp_path):
+    (tmp_path / "list.txt").write_text("\n")
+    with pytest.raises(ValueError, match="lists no images"):
+        open_source(config(tmp_path / "list.txt"))
+
+
+def test_several_folders_are_one_source_with_common_classes(tmp_path, make):
+    make.write_images(tmp_path / "x", ["cat/1.png", "dog/2.png"])
+    make.write_images(tmp_path / "y", ["ape/3.png", "cat/4.png"])
+    source = open_source(DataConfig(source=[str(tmp_path / "x"), str(tmp_path / "y")], workers=0))
+    assert source.classes == ("ape", "cat", "dog")
+    assert [source.label(index) for index in range(4)] == [1, 2, 0, 1]
+
+
+def test_train_and_val_folders_are_the_splits(tmp_path, make):
+    make.write_images(tmp_path, ["train/a/1.png", "train/b/2.png", "train/c/3.png", "val/c/4.png", "val/a/5.png"])
+    assert len(open_source(config(tmp_path))) == 3
+    test = open_source(config(tmp_path), split="test")
+    assert [test.label(index) for index in range(2)] == [0, 2]
+    assert test.classes == ("a", "b", "c")
+
+
+def test_imagenet_is_that_layout_below_root(tmp_path, make):
+    make.write_images(tmp_path, ["train/n01/1.JPEG", "train/n02/2.JPEG", "val/n02/3.JPEG"])
+    source = config("imagenet", root=str(tmp_path))
+    assert len(open_source(source)) == 2
+    assert open_source(source, split="test").label(0) == 1
+    with pytest.raises(FileNotFoundError, match="is not imagenet: it needs the folders train and val"):
+        open_source(config("imagenet", root=str(tmp_path / "train")))
+    with pytest.raises(ValueError, match=r"needs data\.root"):
+        open_source(config("imagenet"))
+
+
+def test_a_class_list_restricts_and_orders_the_classes(tmp_path, make):
+    make.write_images(tmp_path, ["train/a/1.png", "train/b/2.png", "train/c/3.png", "val/c/4.png", "val/a/5.png"])
+    (tmp_path / "classes.txt").write_text("c\na\n")
+    restricted = config(tmp_path, class_list=str(tmp_path / "classes.txt"))
+    train, test = open_source(restricted), open_source(restricted, split="test")
+    assert train.classes == test.classes == ("c", "a")
+    assert [train.label(index) for index in range(len(train))] == [1, 0]
+    assert [test.label(index) for index in range(len(test))] == [1, 0]
+
+
+def test_a_listed_class_without_a_folder_is_named(tmp_path, make):
+    make.write_images(tmp_path, ["a/1.png"])
+    (tmp_path / "classes.txt").write_text("a\nzebra\n")
+    with pytest.raises(ValueError, match="no subfolder for 1 classes .*zebra"):
+        open_source(config(tmp_path, class_list=str(tmp_path / "classes.txt")))
+
+
+def test_the_published_imagenet100_list_ships(tmp_path, make):
+    from ssl_core.data.config import _class_list
+
+    classes = _class_list("imagenet100")
+    assert len(classes) == len(set(classes)) == 100
+    assert classes[:2] == ["n02869837", "n01749939"]
+    assert classes[-1] == "n02090622"
+    make.write_images(tmp_path, [f"train/{name}/1.png" for name in [*classes, "n00000000"]])
+    make.write_images(tmp_path, [f"val/{name}/1.png" for name in classes])
+    source = open_source(config("imagenet", root=str(tmp_path), class_list="imagenet100"))
+    assert len(source) == 100
+    assert source.classes == tuple(classes)
+
+
+def test_tiny_imagenet_as_distributed_has_its_labels_in_an_annotation_file(tmp_path, make):
+    make.write_images(tmp_path, ["train/n1/images/n1_0.png", "train/n2/images/n2_0.png", "val/images/val_0.png"])
+    make.write_images(tmp_path, ["val/images/val_1.png", "test/images/test_0.png"])
+    (tmp_path / "train/n1/n1_boxes.txt").write_text("n1_0.png\t0\t0\t63\t63\n")
+    annotations = "val_0.png\tn2\t0\t0\t63\t63\nval_1.png\tn1\t0\t0\t63\t63\n"
+    (tmp_path / "val/val_annotations.txt").write_text(annotations)
+    tiny = config("tiny_imagenet", root=str(tmp_path))
+    assert open_source(tiny).classes == ("n1", "n2")
+    test = open_source(tiny, split="test")
+    assert {test.identifier(index)[-9:]: test.label(index) for index in range(2)} == {"val_0.png": 1, "val_1.png": 0}
+
+
+def test_a_file_that_is_no_source_is_refused(tmp_path, make):
+    make.write_images(tmp_path, ["1.png"])
+    with pytest.raises(ValueError, match="is not a folder, a list file"):
+        open_source(config(tmp_path / "1.png"))
+
+
+def test_a_deleted_file_is_a_broken_image(tmp_path, make):
+    make.write_images(tmp_path, [f"{index}.png" for index in range(3)])
+    source = open_source(config(tmp_path, memory_gib=0.0, broken_limit=0.5))
+    (tmp_path / "1.png").unlink()
+    assert np.array_equal(source.image(1), source.image(2))
+    with pytest.raises(BrokenImageError, match=r"1\.png: No such file"):
+        source._source.image(1)

@@ -1,0 +1,42 @@
+import math
+
+import torch
+
+from ssl_core.evaluate import effective_rank, embedding_std
+
+
+def test_one_point_has_no_spread_and_rank_one():
+    embeddings = torch.tensor([[3.0, 4.0]]).repeat(5, 1) * torch.arange(1, 6)[:, None]
+    assert embedding_std(embeddings).item() < 1e-7
+    assert abs(effective_rank(embeddings).item() - 1) < 1e-3
+
+
+def test_even_directions_have_the_spread_of_the_sphere():
+    # Rows of the identity and their negatives: every column has mean 0 and mean square 1/d.
+    directions = torch.cat([torch.eye(16), -torch.eye(16)])
+    assert math.isclose(embedding_std(directions).item(), 1 / math.sqrt(16), rel_tol=1e-6)
+    assert math.isclose(effective_rank(directions).item(), 16, rel_tol=1e-5)
+
+
+def test_rank_of_two_unequal_dimensions_is_the_hand_worked_value():
+    # Singular values 3 and 1: p = (3/4, 1/4), entropy = ln 4 - (3/4) ln 3 = 0.562335, exp = 1.754765.
+    embeddings = torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    assert math.isclose(effective_rank(embeddings).item(), 4 / 3**0.75, rel_tol=1e-6)
+
+
+def test_rank_ignores_scale_and_row_order():
+    embeddings = torch.randn(20, 6)
+    rank = effective_rank(embeddings)
+    torch.testing.assert_close(effective_rank(7 * embeddings.flip(0)), rank)
+
+
+def test_all_zero_embeddings_have_rank_one():
+    assert effective_rank(torch.zeros(4, 3)).item() == 1
+
+
+def test_half_precision_and_gradients_are_accepted():
+    embeddings = torch.randn(8, 4, requires_grad=True).bfloat16()
+    for measure in (embedding_std, effective_rank):
+        value = measure(embeddings)
+        assert value.dtype == torch.float32
+        assert not value.requires_grad

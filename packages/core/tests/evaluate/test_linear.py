@@ -1,0 +1,122 @@
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from ssl_core.backbone import make_card_encoder
+from ssl_core.evaluate import PROTOCOLS, linear_probe
+from ssl_core.evaluate import linear as linear_module
+from ssl_core.evaluate.linear import _optimizer
+
+SETTINGS = {"num_classes": 3, "image_size": 16, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.1)}
+
+
+def short(name, **changes):
+    return dataclasses.replace(PROTOCOLS[name], **{"epochs": 5, "batch_size": 8, **changes})
+
+
+class MeanColour(nn.Module):
+    """Three features: the mean of each channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.forwards = 0
+
+    def forward(self, images):
+        self.forwards += 1
+        return images.mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_the_probe_learns_what_is_separable(toy_source, name):
+    train, test = toy_source([0, 1, 2] * 8), toy_source([0, 1, 2] * 4, seed=1)
+    protocol = short(name, epochs=20, lr=1000.0 if name == "simsiam" else 1.0, scale_lr=False)
+    result = linear_probe(MeanColour(), train, test, protocol, **SETTINGS)
+    assert result.last == 1
+    assert result.best == 1
+
+
+def test_augmented_images_are_encoded_in_every_epoch_and_cached_ones_once(toy_source):
+    train, test = toy_source([0, 1, 2] * 8), toy_source([0, 1, 2])
+    for name, forwards in (("moco", 1 + 5 * 3), ("cached", 1 + 1)):
+        encoder = MeanColour()
+        linear_probe(encoder, train, test, short(name), **SETTINGS)
+        assert encoder.forwards == forwards
+
+
+def test_last_and_best_are_both_reported(toy_source, monkeypatch):
+    monkeypatch.setattr(linear_module, "_train_classifier", lambda *arguments: [0.5, 0.8, 0.8, 0.6])
+    result = linear_probe(MeanColour(), toy_source([0] * 8), toy_source([0]), short("moco"), **SETTINGS)
+    assert result == (0.6, 0.8, 2)
+
+
+def test_the_trunk_stays_frozen_in_eval_mode(toy_source, card):
+    encoder = make_card_encoder(card).train()
+    state = {name: value.clone() for name, value in encoder.state_dict().items()}
+    linear_probe(encoder, toy_source([0, 1, 2] * 4), toy_source([0, 1, 2]), short("moco", epochs=2), **SETTINGS)
+    assert all(torch.equal(value, state[name]) for name, value in encoder.state_dict().items())
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+    assert encoder.training
+
+
+def test_the_seed_decides_everything(toy_source):
+    train, test = toy_source([0, 1, 2] * 8), toy_source([0, 1, 2] * 9, seed=1)
+    torch_generator = torch.get_rng_state()
+    scores = {
+        seed: [linear_probe(nn.Flatten(), train, test, short("moco", lr=1e-4), seed=seed, **SETTINGS) for _ in range(2)]
+        for seed in (0, 1, 2)
+    }
+    assert all(first == second for first, second in scores.values())
+    assert len({first for first, _ in scores.values()}) > 1
+    assert torch.equal(torch.get_rng_state(), torch_generator)
+
+
+def test_one_epoch_of_one_batch_is_the_hand_worked_gradient_step(toy_source):
+    # Weights start at zero here: every class has probability 1/3, so the gradient of the bias is 1/3 minus the
+    # share of the class in the batch: (1/3 - 3/4, 1/3 - 1/4, 1/3); bias = -lr gradient with lr 0.6.
+    seen = []
+
+    class Constant(nn.Module):
+        def forward(self, images):
+            return torch.zeros(len(images), 1)
+
+    protocol = short("cached", epochs=1, batch_size=4, lr=0.6)
+    rank = linear_module.label_ranks
+    linear_module.label_ranks = lambda scores, labels: seen.append(scores) or rank(scores, labels)
+    try:
+        linear_probe(Constant(), toy_source([0, 0, 1, 0]), toy_source([0]), protocol, **SETTINGS)
+    finally:
+        linear_module.label_ranks = rank
+    torch.testing.assert_close(seen[0][0], torch.tensor([0.25, -0.05, -0.2]))
+
+
+def test_lars_moves_a_tensor_by_a_fixed_fraction_of_its_norm():
+    # Trust coefficient 0.001 and no weight decay: the first step is lr 0.001 |w| long whatever the gradient,
+    # and a bias of zero, whose norm gives no scale, moves by lr times its gradient.
+    weight, bias = torch.randn(4, 3, requires_grad=True), torch.zeros(4, requires_grad=True)
+    before = weight.detach().clone()
+    optimizer = _optimizer([weight, bias], dataclasses.replace(PROTOCOLS["simsiam"], lr=2.0))
+    weight.grad, bias.grad = 100 * torch.randn(4, 3), torch.ones(4)
+    optimizer.step()
+    torch.testing.assert_close((weight.detach() - before).norm(), 2.0 * 0.001 * before.norm())
+    torch.testing.assert_close(bias.detach(), torch.full((4,), -2.0))
+
+
+def test_a_classifier_that_diverges_is_reported(toy_source):
+    protocol = short("cached", lr=1e38)
+    with pytest.raises(ValueError, match=r"diverged in epoch 1 at learning rate 1e\+38; give a smaller lr"):
+        linear_probe(MeanColour(), toy_source([0, 1, 2] * 8), toy_source([0, 1]), protocol, **SETTINGS)
+
+
+def test_less_than_one_batch_is_refused(toy_source):
+    with pytest.raises(ValueError, match="3 training images are less than one batch of 8; give a smaller batch_size"):
+        linear_probe(MeanColour(), toy_source([0, 1, 2]), toy_source([0, 1]), short("moco"), **SETTINGS)
+
+
+@pytest.mark.parametrize("name", ["moco", "cached"])
+def test_missing_labels_are_refused(toy_source, name):
+    with pytest.raises(ValueError, match="1 of 9 training images have no label"):
+        linear_probe(MeanColour(), toy_source([0] * 8 + [-1]), toy_source([0]), short(name), **SETTINGS)
+    with pytest.raises(ValueError, match="1 of 1 test images have no label"):
+        linear_probe(MeanColour(), toy_source([0] * 8), toy_source([-1]), short(name), **SETTINGS)

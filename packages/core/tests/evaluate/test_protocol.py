@@ -1,0 +1,71 @@
+import pytest
+
+from ssl_core.evaluate import PROTOCOLS, find_protocol, protocol_text
+from ssl_core.evaluate.protocol import learning_rate, view_for_testing, view_for_training
+from ssl_core.views import CenterCrop, HorizontalFlip, RandomCrop, RandomResizedCrop
+
+# epochs, batch, lr at the start and the end, drops (epochs, factor 0.1), input side, training crop, short side,
+# interpolation; as the papers and released codes have them.
+PUBLISHED = {
+    "moco": (100, 256, 30, 0.3, (60, 80), 224, RandomResizedCrop((0.08, 1.0)), 256, "bilinear"),
+    "sce_imagenet": (90, 1024, 0.4, 0, (), 224, RandomResizedCrop((0.08, 1.0)), 256, "bilinear"),
+    "sce_small": (100, 256, 30, 0.3, (60, 80), 32, RandomCrop(padding=4), 32, "bilinear"),
+    "clsa": (100, 256, 10, 0.01, (), 224, RandomResizedCrop((0.08, 1.0)), 256, "bilinear"),
+    "dssl_cifar": (
+        *(100, 256, 30, 0.3, (60, 80), 32),
+        *(RandomResizedCrop((0.8, 1.0), interpolation="bicubic"), 36, "bicubic"),
+    ),
+    "simsiam": (90, 4096, 1.6, 0, (), 224, RandomResizedCrop((0.08, 1.0)), 256, "bilinear"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_protocol_has_the_published_numbers(name):
+    epochs, batch_size, first, last, drops, side, crop, short_side, interpolation = PUBLISHED[name]
+    protocol = PROTOCOLS[name]
+    assert (protocol.epochs, protocol.batch_size) == (epochs, batch_size)
+    rates = [learning_rate(protocol, epoch) for epoch in range(epochs + 1)]
+    assert rates[0] == pytest.approx(first)
+    assert rates[epochs] == pytest.approx(last, abs=1e-9)
+    if drops:
+        assert tuple(epoch for epoch in range(1, epochs) if rates[epoch] < rates[epoch - 1]) == drops
+    else:
+        assert rates[epochs // 2] == pytest.approx((first + last) / 2)
+    *fit, crop_op, flip = view_for_training(protocol, side).ops
+    assert (crop_op, flip) == (crop, HorizontalFlip(0.5))
+    assert fit in ([], [CenterCrop()])
+    assert view_for_testing(protocol, side).ops == (CenterCrop(short_side, interpolation),)
+    assert view_for_testing(protocol, side).sizes == (side,)
+
+
+def test_every_protocol_but_our_own_is_published():
+    assert set(PROTOCOLS) - set(PUBLISHED) == {"cached"}
+
+
+def test_only_simsiam_uses_lars():
+    assert [name for name, protocol in PROTOCOLS.items() if protocol.optimizer == "lars"] == ["simsiam"]
+
+
+def test_a_protocol_for_224_pixels_says_what_it_means_for_32():
+    assert protocol_text("moco", PROTOCOLS["moco"], 32).splitlines()[2:] == [
+        "  train: random resized crop 32 of area 0.08 to 1 (bilinear), flip",
+        "  test: short side 37 (bilinear), centre crop 32",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("simsiam", "90 epochs, batch 4096, lars, lr 1.6 (0.1 x 4096 / 256), cosine to 0"),
+        ("clsa", "100 epochs, batch 256, sgd, lr 10, cosine to 0.01"),
+        ("sce_small", "train: short side 32, padded by 4, random crop 32, flip"),
+        ("cached", "train: as test, features extracted once"),
+    ],
+)
+def test_the_text_says_what_is_done(name, line):
+    assert f"  {line}\n" in protocol_text(name, PROTOCOLS[name], 32)
+
+
+def test_an_unknown_protocol_lists_the_known():
+    with pytest.raises(ValueError, match=r"no protocol 'mocov2'; choose one of moco, sce_imagenet, .*cached"):
+        find_protocol("mocov2")

@@ -1,0 +1,158 @@
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+
+from ssl_core.nn import EncoderConfig, make_encoder, stem_for
+
+NARROW = {"layers": [1, 1, 1, 1], "channels": [8, 16, 32, 64]}
+
+
+def narrow(**changes: object) -> EncoderConfig:
+    return EncoderConfig(**{"options": NARROW, **changes})
+
+
+@pytest.mark.parametrize(
+    ("image_size", "stem", "first_size"),
+    [(40, "small", 40), (41, "small_pool", 21), (100, "small_pool", 50), (101, "imagenet", 26)],
+)
+def test_auto_stem_follows_the_image_size(image_size, stem, first_size):
+    config = narrow()
+    assert stem_for(config, image_size) == stem
+    encoder = make_encoder(config, channels=3, image_size=image_size)
+    images = torch.zeros(1, 3, image_size, image_size)
+    # What the first block sees: convolution stride, then max-pool.
+    assert encoder.maxpool(encoder.conv1(images)).shape[-1] == first_size
+
+
+def test_auto_stem_leaves_other_models_and_timm_weights_alone():
+    assert stem_for(EncoderConfig("vit_tiny_patch16_224"), 32) == "imagenet"
+    assert stem_for(EncoderConfig("resnet18", weights="timm"), 32) == "imagenet"
+
+
+def test_a_stem_can_be_asked_for_at_any_size():
+    encoder = make_encoder(narrow(stem="small"), channels=3, image_size=224)
+    assert encoder.conv1.kernel_size == (3, 3)
+    assert isinstance(encoder.maxpool, nn.Identity)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("stem", ["imagenet", "small"])
+def test_any_number_of_channels_gives_num_features(channels, stem):
+    encoder = make_encoder(narrow(stem=stem), channels=channels, image_size=32)
+    assert encoder(torch.randn(2, channels, 32, 32)).shape == (2, encoder.num_features) == (2, 64)
+
+
+def test_a_deep_stem_is_replaced_at_its_own_width():
+    encoder = make_encoder(EncoderConfig("resnet18d", options=NARROW), channels=3, image_size=32)
+    assert encoder(torch.randn(2, 3, 32, 32)).shape == (2, 64)
+
+
+def test_vits_are_built_for_the_image_size():
+    config = EncoderConfig("vit_tiny_patch16_224", options={"depth": 1})
+    encoder = make_encoder(config, channels=1, image_size=64)
+    assert encoder(torch.randn(2, 1, 64, 64)).shape == (2, 192)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vit_tiny_patch16_224"])
+def test_encoders_are_built_on_the_meta_device(name):
+    with torch.device("meta"):
+        encoder = make_encoder(EncoderConfig(name), channels=3, image_size=32)
+    assert {parameter.device.type for parameter in encoder.parameters()} == {"meta"}
+
+
+def test_the_torch_seed_decides_the_weights():
+    def weights(seed):
+        torch.manual_seed(seed)
+        return torch.cat(
+            [p.flatten() for p in make_encoder(narrow(), channels=3, image_size=32).parameters()]
+        )
+
+    assert torch.equal(weights(0), weights(0))
+    assert not torch.equal(weights(0), weights(1))
+
+
+def test_a_resnet_with_its_own_stem_loads_into_torchvision_and_timm():
+    encoder = make_encoder(EncoderConfig("resnet18", "imagenet"), channels=3, image_size=32).eval()
+    theirs = torchvision.models.resnet18(weights=None)
+    theirs.fc = nn.Identity()
+    theirs.load_state_dict(encoder.state_dict(), strict=True)
+    plain = timm.create_model("resnet18", num_classes=0)
+    plain.load_state_dict(encoder.state_dict(), strict=True)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.eval()(images), encoder(images))
+        torch.testing.assert_close(plain.eval()(images), encoder(images))
+
+
+def test_a_small_stem_keeps_the_parameter_names():
+    small = make_encoder(EncoderConfig(), channels=3, image_size=32)
+    assert list(small.state_dict()) == list(timm.create_model("resnet18", num_classes=0).state_dict())
+
+
+@pytest.mark.parametrize("kind", ["backbone", "checkpoint"])
+def test_weights_come_from_a_file(tmp_path, kind):
+    trained = make_encoder(narrow(), channels=1, image_size=32)
+    if kind == "backbone":
+        path = tmp_path / "backbone.safetensors"
+        save_file(trained.state_dict(), path)
+    else:
+        path = tmp_path / "last.pt"
+        method = {f"encoder.{key}": value for key, value in trained.state_dict().items()}
+        torch.save({"method": method | {"projector.weight": torch.zeros(1)}}, path)
+    loaded = make_encoder(narrow(weights=str(path)), channels=1, image_size=32)
+    for key, value in trained.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value)
+
+
+def test_weights_that_do_not_fit_are_refused_with_their_keys(tmp_path):
+    path = tmp_path / "backbone.safetensors"
+    save_file(make_encoder(narrow(stem="imagenet"), channels=1, image_size=32).state_dict(), path)
+    with pytest.raises(
+        ValueError, match=r"conv1.weight is \(64, 1, 7, 7\), the encoder's is \(64, 3, 3, 3\)"
+    ):
+        make_encoder(narrow(weights=str(path)), channels=3, image_size=32)
+    with pytest.raises(ValueError, match=r"layer1.1.conv1.weight is missing(\n.*)*and \d+ more"):
+        make_encoder(EncoderConfig(weights=str(path)), channels=1, image_size=224)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("backbone.safetensors", b"broken"), ("last.pt", b"broken"), ("empty.pt", b"")]
+)
+def test_a_broken_weights_file_is_named(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is not a readable weights file"):
+        make_encoder(narrow(weights=str(path)), channels=3, image_size=32)
+
+
+def test_a_file_without_an_encoder_is_refused(tmp_path):
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other.pt holds no encoder"):
+        make_encoder(narrow(weights=str(tmp_path / "other.pt")), channels=3, image_size=32)
+
+
+def test_a_missing_weights_file_is_refused():
+    with pytest.raises(FileNotFoundError, match=r"nowhere.safetensors"):
+        make_encoder(narrow(weights="nowhere.safetensors"), channels=3, image_size=32)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (EncoderConfig("resnet17"), "'resnet17' is not a timm model"),
+        (EncoderConfig("vit_tiny_patch16_224", "small"), "only timm ResNets"),
+        (EncoderConfig("resnet18", "small", "timm"), "use stem imagenet"),
+    ],
+    ids=["name", "stem-of-a-vit", "stem-of-timm-weights"],
+)
+def test_what_an_encoder_cannot_be_is_an_error(config, message):
+    with pytest.raises(ValueError, match=message):
+        make_encoder(config, channels=3, image_size=32)
+
+
+def test_an_unknown_stem_is_an_error():
+    with pytest.raises((ValueError, TypeError), match="tiny"):
+        make_encoder(EncoderConfig(stem="tiny"), channels=3, image_size=32)

@@ -1,0 +1,14 @@
+"""Compilation of all ops and losses, in one process of its own because Dynamo rejects the jaxtyping hook."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+def test_ops_and_losses_compile_without_graph_breaks_and_agree_with_eager():
+    script = Path(__file__).with_name("compiled_ops.py")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr

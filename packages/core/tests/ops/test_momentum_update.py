@@ -1,0 +1,107 @@
+"""The moving average of parameters."""
+
+import pytest
+import torch
+
+from ssl_core.ops import momentum_update_
+from ssl_core.testing import assert_as_accurate
+
+SHAPES = [(), (1,), (5,), (3, 4), (0,), (2, 3, 1, 1)]
+
+
+def parameters(dtype=torch.float32):
+    return [torch.randn(shape).to(dtype) for shape in SHAPES]
+
+
+def test_two_values_by_hand():
+    target, online = torch.tensor([1.0, -2.0]), torch.tensor([3.0, 2.0])
+    momentum_update_([target], [online], 0.75)
+    # 0.75 * 1 + 0.25 * 3 = 1.5 and 0.75 * -2 + 0.25 * 2 = -1
+    assert target.tolist() == [1.5, -1.0]
+    assert online.tolist() == [3.0, 2.0]
+
+
+@pytest.mark.parametrize("momentum", [0.0, torch.tensor(0.0)], ids=["float", "tensor"])
+def test_momentum_zero_copies_to_the_last_bit(momentum):
+    target, online = parameters(), parameters()
+    momentum_update_(target, online, momentum)
+    assert all(torch.equal(a, b) for a, b in zip(target, online, strict=True))
+
+
+@pytest.mark.parametrize("momentum", [1.0, torch.tensor(1.0)], ids=["float", "tensor"])
+def test_momentum_one_freezes_to_the_last_bit(momentum):
+    target = parameters()
+    before = [tensor.clone() for tensor in target]
+    momentum_update_(target, parameters(), momentum)
+    assert all(torch.equal(a, b) for a, b in zip(target, before, strict=True))
+
+
+@pytest.mark.parametrize("online_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("momentum", [0.99, 0.9996])
+def test_the_average_is_as_accurate_as_eager_whatever_the_online_dtype(online_dtype, momentum):
+    target, online = torch.randn(1000), torch.randn(1000).to(online_dtype)
+    eager = momentum * target + (1 - momentum) * online.float()
+    exact = momentum * target.double() + (1 - momentum) * online.double()
+    momentum_update_([target], [online], momentum)
+    assert_as_accurate(target, eager, exact, floor=1e-7)
+
+
+def test_small_steps_add_up():
+    target, online = torch.zeros(3), torch.ones(3)
+    for _ in range(1000):
+        momentum_update_([target], [online], 0.9999)
+    # 1 - 0.9999 ** 1000; float32 rounds each of the 1000 steps by at most 2 ** -28.
+    torch.testing.assert_close(target, torch.full((3,), 1 - 0.9999**1000), atol=1000 * 2**-28, rtol=0)
+
+
+def test_a_tensor_as_momentum_is_its_value():
+    one, other, online = parameters(), parameters(), parameters()
+    for a, b in zip(one, other, strict=True):
+        b.copy_(a)
+    momentum_update_(one, online, 0.75)
+    momentum_update_(other, online, torch.tensor(0.75))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_parameters_of_modules_are_updated_without_a_graph():
+    target, online = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    momentum_update_(list(target.parameters()), list(online.parameters()), 0.5)
+    assert all(parameter.grad_fn is None and parameter.is_leaf for parameter in target.parameters())
+
+
+def test_strided_parameters_are_updated():
+    target, online = torch.zeros(4, 3).T, torch.ones(3, 4)
+    momentum_update_([target], [online], 0.5)
+    assert (target == 0.5).all()
+
+
+def test_no_parameters_are_fine():
+    momentum_update_([], [], 0.5)
+
+
+def test_the_op_is_registered_correctly():
+    torch.library.opcheck(
+        torch.ops.ssl_core.momentum_update_, (parameters(), parameters(), torch.tensor(0.9, dtype=torch.float64))
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "online", "momentum", "error", "message"),
+    [
+        ([(3,)], [(3,), (2,)], 0.9, ValueError, "1 momentum parameters, 2 online parameters"),
+        ([(3,), (2, 1)], [(3,), (2,)], 0.9, ValueError, r"parameter 1: momentum \(2, 1\), online \(2,\)"),
+        ([(3,)], [(3,)], 1.1, ValueError, r"momentum must be in \[0, 1\], got 1.1"),
+        ([(3,)], [(3,)], float("nan"), ValueError, r"momentum must be in \[0, 1\], got nan"),
+    ],
+    ids=["numbers", "shapes", "too large", "nan"],
+)
+def test_what_does_not_fit_is_an_error(target, online, momentum, error, message):
+    with pytest.raises(error, match=message):
+        momentum_update_([torch.zeros(s) for s in target], [torch.zeros(s) for s in online], momentum)
+
+
+def test_a_momentum_encoder_in_half_precision_is_an_error():
+    with pytest.raises(
+        TypeError, match=r"momentum parameter 1 is torch.bfloat16, .* keep the momentum encoder in float32"
+    ):
+        momentum_update_([torch.zeros(1), torch.zeros(1).bfloat16()], [torch.zeros(1)] * 2, 0.9)

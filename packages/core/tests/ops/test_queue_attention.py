@@ -1,0 +1,382 @@
+"""Queue attention: hand-worked values, properties, tiled against the reference, gradients, op registration."""
+
+import inspect
+import math
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from ssl_core.ops import queue_attention, queue_attention_reference
+from ssl_core.ops.queue_attention import _TILE_ELEMENTS, _TILE_ROWS
+from ssl_core.testing import assert_as_accurate
+
+# The package gives the function the module's name.
+MODULE = sys.modules["ssl_core.ops.queue_attention"]
+BOTH = pytest.mark.parametrize("backend", ["reference", "tiled"])
+
+
+def unit_rows(n, d, dtype=torch.float32):
+    return F.normalize(torch.randn(n, d), dim=1).to(dtype)
+
+
+def assert_tiled_is_accurate(query, queue, temperature, **options):
+    """The tolerance law, with floors of float32: lse's own rounding is ulp(1 / temperature)."""
+    doubles = {
+        name: value.double() if name == "key_bias" and value is not None else value for name, value in options.items()
+    }
+    actual = queue_attention(query, queue, temperature, backend="tiled", **options)
+    eager = queue_attention(query, queue, temperature, backend="reference", **options)
+    exact = queue_attention(query.double(), queue.double(), temperature, backend="reference", **doubles)
+    for value, floor in zip(range(2), (1e-5, 1e-6), strict=True):
+        assert actual[value].dtype == eager[value].dtype == torch.float32
+        assert_as_accurate(actual[value], eager[value], exact[value], floor=floor)
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Tiles of 5 x 7 at most, so that small shapes have many."""
+    monkeypatch.setattr(MODULE, "_TILE_ROWS", 5)
+    monkeypatch.setattr(MODULE, "_TILE_ELEMENTS", 35)
+
+
+# (1) Values worked by hand.
+
+
+@BOTH
+def test_lse_and_expectation_of_two_queries_and_three_keys_by_hand(backend):
+    query = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    queue = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    lse, expectation = queue_attention(query, queue, 0.5, backend=backend)
+    # q1: s = (1, 0, 0.6) / 0.5 = (2, 0, 1.2); exp = (7.389056, 1, 3.320117), sum 11.709173, log 2.460372
+    #     E = (7.389056 + 0.6 3.320117, 1 + 0.8 3.320117) / 11.709173 = (0.801177, 0.312241)
+    # q2: s = (0, 1, 0.8) / 0.5 = (0, 2, 1.6); exp = (1, 7.389056, 4.953032), sum 13.342088, log 2.590923
+    #     E = (1 + 0.6 4.953032, 7.389056 + 0.8 4.953032) / 13.342088 = (0.297692, 0.850802)
+    torch.testing.assert_close(lse, torch.tensor([2.460372, 2.590923]), atol=2e-6, rtol=0)
+    expected = torch.tensor([[0.801177, 0.312241], [0.297692, 0.850802]])
+    torch.testing.assert_close(expectation, expected, atol=2e-6, rtol=0)
+
+
+@BOTH
+def test_length_exclude_and_bias_leave_one_key_by_hand(backend):
+    queue = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.8, 0.6]])
+    # Columns 2 and 3 are beyond the length and 0 is excluded: s = (0 / 0.5 + 0.25,), E is key 1.
+    lse, expectation = queue_attention(
+        torch.tensor([[1.0, 0.0]]),
+        queue,
+        0.5,
+        length=2,
+        exclude=torch.tensor([0]),
+        key_bias=torch.tensor([9.0, 0.25, 9.0, 9.0]),
+        backend=backend,
+    )
+    assert lse.tolist() == [0.25]
+    assert expectation.tolist() == [[0.0, 1.0]]
+
+
+# (2) Properties.
+
+
+@BOTH
+def test_permuting_the_queue_changes_nothing(backend):
+    query, queue = unit_rows(3, 8), unit_rows(50, 8)
+    permuted = queue_attention(query, queue[torch.randperm(50)], 0.1, backend=backend)
+    torch.testing.assert_close(permuted, queue_attention(query, queue, 0.1, backend=backend))
+
+
+@BOTH
+def test_equal_keys_give_log_k_more_and_the_key_itself(backend):
+    key = unit_rows(1, 8)
+    lse, expectation = queue_attention(unit_rows(1, 8) * 0, key.expand(64, 8), 0.05, backend=backend)
+    torch.testing.assert_close(lse, torch.tensor([math.log(64)]))
+    torch.testing.assert_close(expectation, key)
+
+
+@BOTH
+def test_no_column_gives_minus_infinity_and_zero_and_no_gradient(backend):
+    empty = {
+        "length 0": {"length": 0},
+        "device length 0": {"length": torch.tensor(0)},
+        "bias": {"key_bias": torch.full((6,), -torch.inf)},
+        "length and exclude": {"length": torch.tensor(1), "exclude": torch.zeros(2, dtype=torch.int64)},
+    }
+    for name, options in empty.items():
+        query = unit_rows(2, 4).requires_grad_()
+        lse, expectation = queue_attention(query, unit_rows(6, 4), 0.1, backend=backend, **options)
+        lse.masked_fill(lse == -torch.inf, 0.0).sum().backward()
+        assert (lse == -torch.inf).all(), name
+        assert (expectation == 0).all(), name
+        assert (query.grad == 0).all(), name
+
+
+@BOTH
+def test_a_queue_without_rows_is_an_empty_queue(backend):
+    lse, expectation = queue_attention(unit_rows(2, 4), torch.empty(0, 4), 0.1, backend=backend)
+    assert (lse == -torch.inf).all()
+    assert (expectation == 0).all()
+
+
+@BOTH
+@pytest.mark.parametrize("length", [7, torch.tensor(7)], ids=["int", "tensor"])
+def test_length_is_the_queue_cut_short_whatever_lies_beyond(backend, length):
+    query, queue = unit_rows(3, 4), unit_rows(12, 4)
+    expected = queue_attention(query, queue[:7], 0.1, backend=backend)
+    queue[7:] = 1e20
+    torch.testing.assert_close(queue_attention(query, queue, 0.1, length=length, backend=backend), expected)
+
+
+@BOTH
+def test_exclude_is_the_queue_without_that_column(backend):
+    query, queue = unit_rows(4, 4), unit_rows(12, 4)
+    exclude = torch.tensor([0, -1, 11, 5])
+    lse, expectation = queue_attention(query, queue, 0.1, exclude=exclude, backend=backend)
+    for row, column in enumerate(exclude.tolist()):
+        kept = torch.cat([queue[:column], queue[column + 1 :]]) if column >= 0 else queue
+        expected = queue_attention(query[row : row + 1], kept, 0.1, backend=backend)
+        torch.testing.assert_close((lse[row : row + 1], expectation[row : row + 1]), expected)
+
+
+@BOTH
+def test_one_temperature_per_row_is_each_row_alone(backend):
+    query, queue, temperature = unit_rows(3, 4), unit_rows(12, 4), torch.tensor([0.05, 0.1, 1.0])
+    lse, expectation = queue_attention(query, queue, temperature, backend=backend)
+    for row in range(3):
+        expected = queue_attention(query[row : row + 1], queue, float(temperature[row]), backend=backend)
+        torch.testing.assert_close((lse[row : row + 1], expectation[row : row + 1]), expected)
+
+
+def test_a_nan_is_not_hidden():
+    query = torch.tensor([[torch.nan, 0.0], [1.0, 0.0]])
+    lse, expectation = queue_attention(query, torch.eye(2), 0.1, backend="tiled")
+    assert lse.isnan().tolist() == [True, False]
+    assert expectation.isnan().any(dim=1).tolist() == [True, False]
+
+
+def test_two_calls_agree_to_the_last_bit():
+    query, queue = unit_rows(64, 16), unit_rows(5000, 16)
+    first, second = (queue_attention(query, queue, 0.05, backend="tiled") for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+
+
+def test_tiled_is_the_default():
+    query, queue = unit_rows(3, 4), unit_rows(9, 4)
+    assert not queue_attention(query.requires_grad_(), queue, 0.1)[1].requires_grad
+
+
+# (3) Tiled against the reference, by the tolerance law.
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "d"),
+    [(5, 7, 3), (10, 14, 4), (1, 1, 1), (4, 6, 3), (6, 8, 3), (1, 29, 5), (13, 31, 7), (11, 1, 64)],
+    ids=["one tile", "exact tiles", "size 1", "one short", "one over", "one row", "primes", "one key"],
+)
+@pytest.mark.parametrize("temperature", [0.01, 0.05, 0.2, 1.0])
+def test_tiled_is_as_accurate_as_eager_across_tiles(small_tiles, n, k, d, temperature):
+    assert_tiled_is_accurate(unit_rows(n, d), unit_rows(k, d), temperature)
+
+
+def test_all_options_together_agree_across_tiles(small_tiles):
+    n, k, d = 13, 31, 6
+    bias = torch.randn(k)
+    bias[::5] = -torch.inf
+    assert_tiled_is_accurate(
+        unit_rows(n, d),
+        unit_rows(k, d),
+        torch.linspace(0.03, 1.0, n),
+        length=torch.tensor(23),
+        exclude=torch.arange(-1, n - 1) * 2,
+        key_bias=bias,
+        normalized=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("n", "k"),
+    [(3, _TILE_ELEMENTS // 64 + 1), (_TILE_ROWS + 1, _TILE_ELEMENTS // _TILE_ROWS + 1)],
+    ids=["columns", "rows and columns"],
+)
+def test_tiles_of_the_real_size_break_where_they_should(n, k):
+    assert_tiled_is_accurate(unit_rows(n, 64), unit_rows(k, 64), 0.07)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.05])
+def test_near_duplicates_of_the_query_are_as_accurate_as_eager(small_tiles, temperature):
+    query = unit_rows(8, 16)
+    queue = torch.cat([F.normalize(query + 1e-3 * torch.randn(8, 16), dim=1), unit_rows(40, 16), query])
+    assert_tiled_is_accurate(query, queue, temperature)
+
+
+def test_vectors_without_unit_length_do_not_overflow(small_tiles):
+    assert_tiled_is_accurate(30 * torch.randn(8, 16), 30 * torch.randn(40, 16), 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_inputs_are_accumulated_in_float32(small_tiles, dtype):
+    assert_tiled_is_accurate(unit_rows(9, 16, dtype), unit_rows(50, 16, dtype), 0.05)
+    assert_tiled_is_accurate(unit_rows(9, 16), unit_rows(50, 16, dtype), 0.05)
+
+
+def test_float64_stays_float64():
+    query, queue = unit_rows(3, 4, torch.float64), unit_rows(9, 4, torch.float64)
+    actual = queue_attention(query, queue, 0.1, backend="tiled")
+    assert actual[0].dtype == actual[1].dtype == torch.float64
+    torch.testing.assert_close(actual, queue_attention_reference(query, queue, 0.1), rtol=1e-13, atol=1e-13)
+
+
+@BOTH
+def test_autocast_changes_nothing(backend):
+    query, queue = unit_rows(9, 16).requires_grad_(), unit_rows(50, 16)
+    plain = queue_attention(query, queue, 0.05, backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = queue_attention(query, queue, 0.05, backend=backend)
+    assert torch.equal(plain[0], under_autocast[0])
+    assert torch.equal(plain[1], under_autocast[1])
+
+
+def test_strided_inputs_agree_with_contiguous_ones(small_tiles):
+    query, queue = unit_rows(9, 16), unit_rows(50, 16)
+    expected = queue_attention(query, queue, 0.1, backend="tiled")
+    strided_query = torch.stack([query, query], dim=1)[:, 1]
+    strided_queue = queue.T.contiguous().T
+    torch.testing.assert_close(queue_attention(strided_query, strided_queue, 0.1, backend="tiled"), expected)
+    every_other = torch.stack([queue, -queue], dim=1).flatten(0, 1)[::2]
+    torch.testing.assert_close(queue_attention(query, every_other, 0.1, backend="tiled"), expected)
+
+
+class LargestAllocation(TorchDispatchMode):
+    """Records the bytes of the largest storage that any operation returns, other than one that exists already."""
+
+    def __init__(self, *existing):
+        super().__init__()
+        self.existing = {tensor.untyped_storage().data_ptr() for tensor in existing}
+        self.num_bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() not in self.existing:
+            self.num_bytes = max(self.num_bytes, out.untyped_storage().nbytes())
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("n", "k"), [(1100, 4096), (2, 2**17)], ids=["many rows", "many columns"])
+def test_tiled_allocates_one_tile_and_nothing_larger(n, k, dtype):
+    query, queue = unit_rows(n, 16), unit_rows(k, 16).to(dtype)
+    # Called below the op, where a dispatch mode sees every tensor; above it there are only (n d) and (n).
+    with LargestAllocation(query, queue) as allocation:
+        MODULE._tiled(query, queue, torch.full((n,), 10.0), None, torch.arange(n), None, True)
+    assert allocation.num_bytes <= 4 * _TILE_ELEMENTS
+    assert max(n, 16) * k > 3 * _TILE_ELEMENTS
+
+
+# (4) Gradients.
+
+
+def test_gradients_of_lse_to_query_and_temperature_match_finite_differences(small_tiles):
+    query, queue = unit_rows(6, 3, torch.float64), unit_rows(17, 3, torch.float64)
+    temperature = torch.linspace(0.1, 1.0, 6, dtype=torch.float64)
+    exclude = torch.arange(6) * 3 - 1
+
+    def lse(query, temperature):
+        return queue_attention(
+            query, queue, temperature, exclude=exclude, length=torch.tensor(15), key_bias=queue[:, 0], backend="tiled"
+        )[0]
+
+    assert torch.autograd.gradcheck(lse, (query.requires_grad_(), temperature.requires_grad_()))
+    one_temperature = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lse, (query, one_temperature))
+
+
+def test_the_reference_differentiates_everything_twice():
+    query, queue = unit_rows(2, 2, torch.float64), unit_rows(4, 2, torch.float64)
+    temperature, bias = torch.tensor(0.5, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    inputs = tuple(tensor.requires_grad_() for tensor in (query, queue, temperature, bias))
+
+    def both(query, queue, temperature, bias):
+        return queue_attention(
+            query, queue, temperature, key_bias=bias, exclude=torch.tensor([0, -1]), length=3, backend="reference"
+        )
+
+    assert torch.autograd.gradcheck(both, inputs)
+    assert torch.autograd.gradgradcheck(both, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_gradient_has_the_dtype_of_the_query_and_the_accuracy_of_eager(small_tiles, dtype):
+    query, queue = unit_rows(9, 16, dtype), unit_rows(50, 16, dtype)
+    gradients = []
+    for backend, cast in (("tiled", dtype), ("reference", dtype), ("reference", torch.float64)):
+        leaf = query.to(cast).detach().requires_grad_()
+        queue_attention(leaf, queue.to(cast), 0.05, backend=backend)[0].sum().backward()
+        assert leaf.grad.dtype == cast
+        gradients.append(leaf.grad)
+    assert_as_accurate(*gradients, floor=1e-5)
+
+
+def test_a_second_derivative_of_tiled_is_an_error():
+    query = unit_rows(3, 4).requires_grad_()
+    lse, _ = queue_attention(query, unit_rows(9, 4), 0.1, backend="tiled")
+    with pytest.raises(RuntimeError, match="no second derivative: use backend='reference'"):
+        torch.autograd.grad(lse.sum(), query, create_graph=True)
+
+
+@pytest.mark.parametrize("argument", ["queue", "key_bias"])
+def test_tiled_refuses_to_lose_a_gradient(argument):
+    options = {"queue": unit_rows(9, 4), "key_bias": torch.zeros(9)}
+    options[argument].requires_grad_()
+    with pytest.raises(ValueError, match=f"{argument} requires a gradient, which back-end 'tiled' does not give"):
+        queue_attention(unit_rows(3, 4), temperature=0.1, backend="tiled", **options)
+    with torch.no_grad():
+        queue_attention(unit_rows(3, 4), temperature=0.1, backend="tiled", **options)
+
+
+# (5) The op itself. Compilation is in test_compile.py.
+
+
+@pytest.mark.parametrize("options", ["none", "all"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_the_op_is_registered_correctly(options, dtype):
+    query, queue = unit_rows(3, 4, dtype), unit_rows(9, 4, dtype)
+    inverse_temperature = torch.full((3,), 10.0, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    some = (torch.tensor(5), torch.arange(3), torch.zeros(9)) if options == "all" else (None, None, None)
+    torch.library.opcheck(
+        torch.ops.ssl_core.queue_attention, (query, queue, inverse_temperature, *some, False, "tiled")
+    )
+    transposed = (query.T.contiguous().T, queue.T.contiguous().T)
+    torch.library.opcheck(torch.ops.ssl_core.queue_attention, (*transposed, inverse_temperature, *some, True, "tiled"))
+
+
+def test_the_flop_counter_sees_two_products():
+    with FlopCounterMode(display=False) as counter:
+        queue_attention(unit_rows(3, 4), unit_rows(9, 4), 0.1, backend="tiled")
+    assert counter.get_total_flops() == 4 * 3 * 9 * 4
+
+
+# Errors. Annotations are checked before the function's own checks under the test hook, so it is unwrapped here.
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"queue": torch.ones(9, 5)}, "query has dimension 4, queue has 5"),
+        ({"temperature": 0.0}, "temperature must be > 0, got 0.0"),
+        ({"temperature": -0.1}, "temperature must be > 0, got -0.1"),
+        ({"temperature": math.nan}, "temperature must be > 0, got nan"),
+        ({"temperature": torch.ones(2)}, r"temperature must be one number or \(3\), got \(2,\)"),
+        ({"length": 10}, r"length must be in \[0, 9\], the rows of the queue, got 10"),
+        ({"length": -1}, r"length must be in \[0, 9\]"),
+        ({"exclude": torch.zeros(2, dtype=torch.int64)}, r"exclude must be \(3\)"),
+        ({"key_bias": torch.zeros(8)}, r"key_bias must be \(9\)"),
+        ({"backend": "cuda"}, "backend='cuda' cannot run queue_attention on cpu"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_a_bad_argument_is_an_error_that_names_it(change, message):
+    arguments = {"query": torch.ones(3, 4), "queue": torch.ones(9, 4), "temperature": 0.1} | change
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(queue_attention)(**arguments)

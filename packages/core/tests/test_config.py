@@ -1,0 +1,127 @@
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ssl_core.config import config_difference, parse_config, save_config, to_dict
+
+
+@dataclass(frozen=True)
+class Optim:
+    lr: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.99)
+
+
+@dataclass(frozen=True)
+class Settings:
+    optim: Optim = field(default_factory=Optim)
+    source: str | list[str] = "digits"
+    out: str | None = None
+
+
+@pytest.fixture
+def recipes(tmp_path):
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (folder / "small.yaml").write_text("# A small recipe.\noptim: {lr: 0.2}\n")
+    (folder / "large.yaml").write_text("# A large recipe.\noptim: {lr: 0.4}\n")
+    return folder
+
+
+@pytest.fixture
+def parse(recipes):
+    def parse(*arguments: str) -> Settings:
+        return parse_config(Settings, list(arguments), prog="train", description="Train.", recipes=recipes)
+
+    return parse
+
+
+def test_a_recipe_is_found_by_name_and_a_file_by_path(parse, recipes):
+    assert parse("--config", "small").optim.lr == 0.2
+    assert parse(f"--config={recipes / 'large.yaml'}").optim.lr == 0.4
+
+
+def test_an_option_overrides_the_recipe(parse):
+    settings = parse("--config", "small", "--optim.betas", "[0.8, 0.9]", "--optim.lr", "0.3")
+    assert settings == Settings(Optim(0.3, (0.8, 0.9)))
+
+
+def test_several_values_of_one_option_are_a_list(parse):
+    assert parse("--source", "a.parquet", "b.parquet", "--optim.lr", "1").source == ["a.parquet", "b.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--optim.learning_rate", "1"], "optim.learning_rate"),
+        (["--optim.l", "1"], "--optim.l"),
+        (["--optim.lr", "fast"], "optim.lr"),
+        (["--config", "smal"], "did you mean 'small'"),
+        (["--config"], "--config needs one value"),
+        (["--resume", "nowhere"], "nowhere: not a run directory"),
+    ],
+    ids=["unknown key", "abbreviated key", "wrong type", "misspelt recipe", "no value", "no run"],
+)
+def test_a_wrong_command_line_is_an_error_that_names_it(parse, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        parse(*arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_unknown_key_in_a_file_is_an_error_that_names_it(parse, tmp_path, capsys):
+    file = tmp_path / "typo.yaml"
+    file.write_text("optim: {lr: 0.1, momentun: 0.9}\n")
+    with pytest.raises(SystemExit):
+        parse("--config", str(file))
+    assert "momentun" in capsys.readouterr().err
+
+
+def test_config_list_prints_each_recipe_with_its_header(parse, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse("--config", "list")
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.split("\n")[:2] == [
+        "large                    A large recipe.",
+        "small                    A small recipe.",
+    ]
+
+
+def test_a_saved_configuration_reads_back_the_same(parse, tmp_path):
+    settings = parse("--config", "small", "--source", "a", "b")
+    save_config(settings, tmp_path / "config.yaml")
+    assert parse("--config", str(tmp_path / "config.yaml")) == settings
+
+
+def test_resume_reads_the_run_and_writes_into_it(parse, tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "last.pt").touch()
+    save_config(Settings(Optim(0.7)), run / "config.yaml")
+    settings = parse("--resume", str(run))
+    assert settings.optim.lr == 0.7
+    assert Path(settings.out) == run
+
+
+def test_difference_names_each_key_but_those_that_cannot_change_the_numbers():
+    old = yaml.safe_load(yaml.safe_dump(to_dict(Settings(out="here"))))
+    new = to_dict(Settings(Optim(0.3), source=["x"], out="there"))
+    assert config_difference(old, new) == ["optim.lr: 0.1 -> 0.3", "source: digits -> ['x']"]
+    assert config_difference({"train": {"device": "cpu"}}, {"train": {"device": "cuda"}}) == []
+    assert config_difference({"train": {"epochs": 1}}, {"train": {"epochs": 2}}) == ["train.epochs: 1 -> 2"]
+
+
+def test_a_value_that_a_dataclass_refuses_is_an_error_of_the_command(recipes, capsys):
+    @dataclass(frozen=True)
+    class Positive:
+        lr: float = 0.1
+
+        def __post_init__(self) -> None:
+            if self.lr <= 0:
+                raise ValueError(f"lr must be positive, got {self.lr}")
+
+    with pytest.raises(SystemExit) as stopped:
+        parse_config(Positive, ["--lr", "-1"], prog="train", description="Train.", recipes=recipes)
+    assert stopped.value.code == 2
+    assert "lr must be positive, got -1.0" in capsys.readouterr().err

@@ -1,0 +1,159 @@
+"""Collectives in one process, and in two gloo processes that run this file as a script."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssl_core import distributed
+
+ROWS = 3  # of each process
+
+
+def rows_of(rank: int) -> Tensor:
+    return torch.arange(ROWS * 2, dtype=torch.float32).reshape(ROWS, 2) + 100 * rank
+
+
+def pairwise_loss(own: Tensor, everyone: Tensor, own_targets: Tensor) -> Tensor:
+    """A mean over own rows in which every row of everyone takes part, as with in-batch negatives."""
+    return torch.nn.functional.cross_entropy(own @ everyone.T, own_targets)
+
+
+def embed(weight: Tensor, rank: int) -> Tensor:
+    images = torch.randn(ROWS, 4, generator=torch.Generator().manual_seed(rank), dtype=torch.float64)
+    return torch.tanh(images @ weight)
+
+
+def weight() -> Tensor:
+    return torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2).requires_grad_()
+
+
+def run_as_one_of_two(folder: Path) -> None:
+    device = distributed.setup(torch.device("cpu"))
+    rank = distributed.rank()
+    results: dict[str, object] = {
+        "place": (rank, distributed.world_size(), distributed.is_main(), str(device)),
+        "gather": distributed.gather(rows_of(rank).requires_grad_()),
+        "indices": distributed.gather(torch.tensor([rank, rank + 10])),
+        "broadcast": distributed.broadcast_object({"from": rank}),
+        "objects": distributed.gather_objects(f"rank {rank}"),
+    }
+    parameter = weight()
+    own = embed(parameter, rank)
+    targets = torch.arange(ROWS) + rank * ROWS
+    loss = pairwise_loss(own, distributed.gather_with_grad(own), targets)
+    loss.backward()
+    results["grad"] = parameter.grad
+    order = torch.tensor([4, 0, 5, 2, 1, 3])
+    shuffled = distributed.shuffle(rows_of(rank), order)
+    results["shuffled"] = shuffled
+    results["unshuffled"] = distributed.unshuffle(shuffled, order)
+    try:
+        distributed.gather(torch.zeros(2 + rank, 1))
+    except ValueError as error:
+        results["unequal"] = str(error)
+    distributed.barrier()
+    distributed.teardown()
+    results["after"] = distributed.world_size()
+    torch.save(results, folder / f"{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
+    folder = tmp_path_factory.mktemp("two_processes")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    started = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(folder)],
+            env=os.environ
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=100) for process in started] == [0, 0]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.distributed
+class TestTwoProcesses:
+    def test_each_knows_its_place(self, results):
+        assert [result["place"] for result in results] == [(0, 2, True, "cpu"), (1, 2, False, "cpu")]
+        assert [result["after"] for result in results] == [1, 1]
+
+    def test_gather_is_in_rank_order_without_gradient(self, results):
+        for result in results:
+            assert torch.equal(result["gather"], torch.cat([rows_of(0), rows_of(1)]))
+            assert not result["gather"].requires_grad
+            assert result["indices"].tolist() == [0, 10, 1, 11]
+
+    def test_gather_with_grad_gives_the_gradient_of_one_process(self, results):
+        parameter = weight()
+        everyone = torch.cat([embed(parameter, rank) for rank in range(2)])
+        pairwise_loss(everyone, everyone, torch.arange(2 * ROWS)).backward()
+        # DistributedDataParallel averages over processes.
+        average = (results[0]["grad"] + results[1]["grad"]) / 2
+        torch.testing.assert_close(average, parameter.grad, rtol=1e-12, atol=1e-14)
+
+    def test_shuffle_follows_the_order_across_processes(self, results):
+        everyone = torch.cat([rows_of(0), rows_of(1)])
+        assert torch.equal(results[0]["shuffled"], everyone[[4, 0, 5]])
+        assert torch.equal(results[1]["shuffled"], everyone[[2, 1, 3]])
+
+    def test_unshuffle_undoes_shuffle(self, results):
+        for rank in range(2):
+            assert torch.equal(results[rank]["unshuffled"], rows_of(rank))
+
+    def test_unequal_sizes_are_refused_in_every_process(self, results):
+        for result in results:
+            assert "[2, 3] rows" in result["unequal"]
+
+    def test_objects_are_shared(self, results):
+        for result in results:
+            assert result["broadcast"] == {"from": 0}
+            assert result["objects"] == ["rank 0", "rank 1"]
+
+
+def test_one_process_is_rank_0_of_1():
+    assert distributed.setup(torch.device("cpu")) == torch.device("cpu")
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    distributed.barrier()
+    distributed.teardown()
+
+
+def test_one_process_gathers_its_own_rows():
+    rows = rows_of(0).requires_grad_()
+    assert torch.equal(distributed.gather(rows), rows)
+    assert not distributed.gather(rows).requires_grad
+    assert distributed.gather_with_grad(rows) is rows
+    assert distributed.gather_objects(3) == [3]
+    assert distributed.broadcast_object(3) == 3
+
+
+def test_one_process_shuffles_its_own_rows():
+    order = torch.tensor([2, 0, 1])
+    shuffled = distributed.shuffle(rows_of(0), order)
+    assert torch.equal(shuffled, rows_of(0)[order])
+    assert torch.equal(distributed.unshuffle(shuffled, order), rows_of(0))
+
+
+def test_an_order_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="order of 2 does not fit 1 processes of 3 rows"):
+        distributed.shuffle(rows_of(0), torch.tensor([1, 0]))
+
+
+def test_several_processes_need_cpu_or_cuda(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="not mps"):
+        distributed.setup(torch.device("mps"))
+
+
+if __name__ == "__main__":
+    run_as_one_of_two(Path(sys.argv[1]))

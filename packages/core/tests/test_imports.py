@@ -1,0 +1,70 @@
+"""Who may import whom: fails on an arrow that the architecture does not have."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+CORE = ROOT / "packages/core/src/ssl_core"
+
+# Room -> rooms of ssl_core that it may import, besides itself. `philox` is arithmetic that anyone may use.
+ALLOWED = {
+    "philox": set(),
+    "distributed": set(),
+    "config": set(),
+    "ops": set(),
+    "losses": {"ops"},
+    "nn": {"ops", "distributed"},
+    "views": {"ops"},
+    "data": {"views", "distributed"},
+    "train": {"config", "distributed", "views"},
+    "backbone": {"nn"},
+    "evaluate": {"data", "nn", "distributed", "views", "backbone", "train"},
+}
+# These put the rooms together.
+FREE = {"pretrain", "testing", "cli", "__init__"}
+
+
+def imported_modules(file: Path) -> set[str]:
+    modules = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            assert node.module is not None
+            modules.add(node.module)
+            if node.module == "ssl_core":
+                modules |= {f"ssl_core.{alias.name}" for alias in node.names}
+    return modules
+
+
+def room(file: Path, package: Path) -> str:
+    return file.relative_to(package).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("file", sorted(CORE.rglob("*.py")), ids=lambda file: str(file.relative_to(CORE)))
+def test_core_imports_only_along_the_arrows(file):
+    here = room(file, CORE)
+    if here in FREE:
+        return
+    used = {name.split(".")[1] for name in imported_modules(file) if name.startswith("ssl_core.")}
+    assert used - {here, "philox"} <= ALLOWED[here]
+
+
+@pytest.mark.parametrize("folder", sorted(ROOT.glob("packages/*/src/*")), ids=lambda folder: folder.name)
+def test_no_package_imports_a_method(folder):
+    ours = {path.name for path in ROOT.glob("packages/*/src/*")}
+    for file in folder.rglob("*.py"):
+        used = {name.split(".")[0] for name in imported_modules(file)} & ours
+        assert used <= {"ssl_core", folder.name}, file
+
+
+def test_importing_core_does_not_import_heavy_optional_packages(tmp_path):
+    import subprocess
+    import sys
+
+    code = "import sys, ssl_core; print([m for m in ('tensorboard', 'sklearn', 'pyarrow', 'timm') if m in sys.modules])"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "[]"

@@ -1,0 +1,190 @@
+"""The loop with a toy method: a linear map that learns the mean of its images, with a counter as its momentum state."""
+
+import json
+import os
+import signal
+from collections import namedtuple
+
+import pytest
+import torch
+from torch import nn
+
+from ssl_core.philox import permutation
+from ssl_core.train import Step, StepOutput, TrainConfig, load_checkpoint, read_metrics, train
+
+Batch = namedtuple("Batch", ["views", "index"])
+
+
+class Toy(nn.Module):
+    views = ()
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Linear(4, 4)
+        self.register_buffer("key_sum", torch.zeros(4))
+        self.seen = []
+
+    def forward(self, views, step):
+        output = self.encoder(views[0].flatten(1))
+        # Uses the global generator, as dropout would: a resumed run must continue its stream.
+        noise = torch.rand(())
+        loss = ((output - views[0].flatten(1)) ** 2).mean() * (1 + noise) + 0 * self.key_sum.sum()
+        self.seen.append((step, loss.item()))
+        return StepOutput(loss, output.detach(), {"chance_loss": torch.tensor(1.0)})
+
+    def update(self, keys, step):
+        self.key_sum += keys.sum(dim=0)
+
+
+class Images:
+    """Sixteen images in batches of four, divided into micro-batches."""
+
+    batches_per_epoch = 4
+
+    def __init__(self, accumulate=1, poison=None):
+        self.accumulate = accumulate
+        self.images = torch.randn(16, 1, 2, 2, generator=torch.Generator().manual_seed(1))
+        if poison is not None:
+            self.images[poison] = float("nan")
+
+    def epoch(self, epoch, start=0):
+        order = permutation(0, (0, epoch), 16)
+        for index in order.reshape(4 * self.accumulate, -1)[start * self.accumulate :]:
+            yield Batch((self.images[index],), index)
+
+    def identifier(self, index):
+        return f"image-{index}"
+
+
+def run(folder, *, method=None, images=None, settings=None, on_epoch=None, **config):
+    method = method or Toy()
+    config = {"epochs": 3, "batch_size": 4, "log_every": 1, "device": "cpu"} | config
+    optimizer = torch.optim.SGD(method.encoder.parameters(), lr=0.0, momentum=0.9)
+    train(
+        method,
+        images or Images(config.get("accumulate", 1)),
+        optimizer,
+        TrainConfig(**config),
+        folder=folder,
+        learning_rate=lambda step: 0.1 * (1 - step.progress),
+        settings=settings,
+        on_epoch=on_epoch,
+    )
+    return method
+
+
+def test_every_step_of_every_epoch_is_taken_once_and_in_order(tmp_path):
+    method = run(tmp_path)
+    assert [step for step, _ in method.seen] == [Step(i, 12, 4) for i in range(12)]
+    assert [record["step"] for record in read_metrics(tmp_path)] == list(range(1, 13))
+    assert read_metrics(tmp_path)[-1]["lr"] == 0.0
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
+    class Quiet(Toy):
+        def forward(self, views, step):
+            output = self.encoder(views[0].flatten(1))
+            return StepOutput((output**2).mean(), output.detach(), {})
+
+    whole = run(tmp_path / "whole", method=Quiet())
+    parts = run(tmp_path / "parts", method=Quiet(), accumulate=2)
+    torch.testing.assert_close(whole.encoder.weight, parts.encoder.weight)
+    torch.testing.assert_close(whole.key_sum, parts.key_sum)
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 6])
+def test_stopping_and_resuming_gives_the_same_losses_to_the_last_bit(tmp_path, stop_at):
+    class Interrupted(Toy):
+        def update(self, keys, step):
+            super().update(keys, step)
+            if step.index + 1 == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    whole = run(tmp_path / "whole")
+    first = Interrupted()
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path / "parts", method=first)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    second = run(tmp_path / "parts")
+    assert first.seen + second.seen == whole.seen
+    assert torch.equal(second.encoder.weight, whole.encoder.weight)
+    losses = [[record["loss"] for record in read_metrics(tmp_path / part)] for part in ("whole", "parts")]
+    assert losses[0] == losses[1]
+
+
+def test_records_after_the_last_checkpoint_of_a_killed_run_are_not_kept_twice(tmp_path):
+    class Killed(Toy):
+        def update(self, keys, step):
+            if step.index == 7:
+                raise KeyboardInterrupt
+            super().update(keys, step)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, method=Killed(), checkpoint_every=5)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')
+    run(tmp_path, checkpoint_every=5)
+    assert [record["step"] for record in read_metrics(tmp_path)] == list(range(1, 13))
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_with_the_difference(tmp_path):
+    run(tmp_path, settings={"optim": {"lr": 0.1}, "train": {"log_every": 1}})
+    with pytest.raises(ValueError, match=r"optim\.lr: 0\.1 -> 0\.2"):
+        run(tmp_path, settings={"optim": {"lr": 0.2}, "train": {"log_every": 5}})
+
+
+def test_a_loss_that_is_not_finite_names_step_images_and_the_last_good_checkpoint(tmp_path):
+    position = permutation(0, (0, 0), 16).tolist().index(5)
+    with pytest.raises(FloatingPointError) as error:
+        run(tmp_path, images=Images(poison=5), checkpoint_every=1)
+    step = position // 4
+    assert f"at step {step} " in str(error.value)
+    assert "image-5" in str(error.value)
+    checkpoint = tmp_path / "checkpoints" / "last.pt"
+    assert (str(checkpoint) if step else "none yet") in str(error.value)
+    if step:
+        assert load_checkpoint(checkpoint)["step"] == step
+
+
+def test_kept_checkpoints_stand_beside_the_last_one(tmp_path):
+    run(tmp_path, keep_every=2)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["epoch_0002.pt", "last.pt"]
+    assert load_checkpoint(tmp_path / "checkpoints" / "epoch_0002.pt")["step"] == 8
+
+
+def test_what_on_epoch_returns_is_logged(tmp_path):
+    run(tmp_path, on_epoch=lambda epoch: {"knn_top1": epoch / 10})
+    logged = [record["knn_top1"] for record in read_metrics(tmp_path) if "knn_top1" in record]
+    assert logged == [0.1, 0.2, 0.3]
+
+
+def test_tensorboard_events_are_written_on_request(tmp_path):
+    run(tmp_path, tensorboard=True, epochs=1)
+    assert list(tmp_path.glob("events.out.tfevents*"))
+
+
+def test_bfloat16_autocast_keeps_parameters_in_float32(tmp_path):
+    method = run(tmp_path, precision="bfloat16", epochs=1)
+    assert method.encoder.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": 0}, "train.epochs must be at least 1, got 0"),
+        ({"batch_size": 10, "accumulate": 3}, "10 is not a multiple of train.accumulate 3"),
+        ({"checkpoint_every": 0}, "train.checkpoint_every must be at least 1 or null, got 0"),
+    ],
+    ids=["no epochs", "indivisible batch", "no checkpoint step"],
+)
+def test_impossible_settings_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**values)
+
+
+def test_metrics_are_one_json_object_a_line(tmp_path):
+    run(tmp_path, epochs=1)
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        assert {"step", "loss", "lr", "epoch", "images_per_s", "data_wait"} <= json.loads(line).keys()

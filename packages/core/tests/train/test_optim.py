@@ -1,0 +1,167 @@
+import copy
+
+import pytest
+import torch
+from timm.optim import Lars
+from torch import nn
+
+from ssl_core.train.optim import OptimConfig, make_optimizer, scaled_learning_rate
+
+
+def network():
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    nn.init.uniform_(layers[1].weight)
+    return layers
+
+
+def take_steps(module, optimizer, num_steps=4):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        module(torch.randn(8, 3, generator=generator)).square().sum().backward()
+        optimizer.step()
+
+
+def one_step(parameter, grad, config):
+    """The parameter after one step with a given gradient."""
+    module = nn.Module()
+    module.parameter = nn.Parameter(torch.tensor(parameter))
+    optimizer = make_optimizer(module, config, batch_size=256)
+    module.parameter.grad = torch.tensor(grad)
+    optimizer.step()
+    return module.parameter.detach()
+
+
+def test_sgd_step_by_hand():
+    # w - lr (g + decay w) = 2 - 0.5 (1 + 0.1 * 2) = 1.4
+    config = OptimConfig(lr=0.5, weight_decay=0.1)
+    torch.testing.assert_close(one_step([2.0], [1.0], config), torch.tensor([1.4]))
+
+
+def test_lars_step_by_hand():
+    # |w| = 5, |g| = 2, decay 0.2: trust 0.01 * 5 / (2 + 0.2 * 5) = 1/60; g + decay w = (2.6, 0.8).
+    config = OptimConfig("lars", lr=6.0, weight_decay=0.2, trust_coefficient=0.01)
+    expected = torch.tensor([[3.0 - 0.26, 4.0 - 0.08]])
+    torch.testing.assert_close(one_step([[3.0, 4.0]], [[2.0, 0.0]], config), expected)
+
+
+def test_lars_adapts_without_weight_decay_too():
+    # trust 0.01 * 5 / 2 = 0.025
+    config = OptimConfig("lars", lr=1.0, weight_decay=0.0, trust_coefficient=0.01)
+    expected = torch.tensor([[3.0 - 0.05, 4.0]])
+    torch.testing.assert_close(one_step([[3.0, 4.0]], [[2.0, 0.0]], config), expected)
+
+
+def test_lars_equals_timms_with_the_exclusions_as_groups():
+    ours, theirs = network(), network()
+    config = OptimConfig("lars", lr=0.3, scale_lr=False, weight_decay=1e-2, exclude_1d=True)
+    matrices = [parameter for parameter in theirs.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in theirs.parameters() if parameter.ndim == 1]
+    reference = Lars(
+        [{"params": matrices, "weight_decay": 1e-2}, {"params": vectors}],
+        lr=0.3,
+        momentum=0.9,
+        trust_coeff=0.001,
+    )
+    take_steps(ours, make_optimizer(ours, config, batch_size=64))
+    take_steps(theirs, reference)
+    for ours_p, theirs_p in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(ours_p, theirs_p)
+
+
+def test_lars_is_close_to_the_released_codes_form():
+    # MoCo v3, SCE: trust |w| / |g + decay w|, lr outside of the momentum, plain SGD for vectors.
+    ours, theirs = network().double(), network().double()
+    config = OptimConfig("lars", lr=0.3, scale_lr=False, weight_decay=1e-6, exclude_1d=True)
+    optimizer = make_optimizer(ours, config, batch_size=64)
+    velocities = [torch.zeros_like(parameter) for parameter in theirs.parameters()]
+    for step in range(3):
+        images = torch.randn(8, 3, generator=torch.Generator().manual_seed(step)).double()
+        for module in (ours, theirs):
+            module.zero_grad()
+            module(images).square().sum().backward()
+        optimizer.step()
+        with torch.no_grad():
+            for parameter, velocity in zip(theirs.parameters(), velocities, strict=True):
+                update = parameter.grad
+                if parameter.ndim > 1:
+                    update = update + 1e-6 * parameter
+                    update = update * 0.001 * parameter.norm() / update.norm()
+                velocity.mul_(0.9).add_(update)
+                parameter.sub_(0.3 * velocity)
+    for ours_p, theirs_p in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(ours_p, theirs_p, rtol=1e-6, atol=1e-8)
+
+
+def test_excluded_vectors_get_plain_sgd():
+    config = OptimConfig("lars", lr=0.5, weight_decay=0.1, exclude_1d=True)
+    torch.testing.assert_close(one_step([2.0], [1.0], config), torch.tensor([1.5]))
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+def test_exclusion_takes_weight_decay_from_vectors_only(name):
+    module = network()
+    optimizer = make_optimizer(module, OptimConfig(name, weight_decay=0.1, exclude_1d=True), batch_size=256)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert [decay[id(p)] for p in module.parameters()] == [
+        0.1 if p.ndim > 1 else 0.0 for p in module.parameters()
+    ]
+
+
+def test_without_exclusion_everything_decays():
+    optimizer = make_optimizer(network(), OptimConfig(weight_decay=0.1), batch_size=256)
+    assert {group["weight_decay"] for group in optimizer.param_groups if group["params"]} == {0.1}
+
+
+def test_only_parameters_that_ask_for_gradient_are_optimised():
+    module = network()
+    module[0].requires_grad_(False)
+    optimizer = make_optimizer(module, OptimConfig(), batch_size=256)
+    optimised = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert optimised == {id(p) for p in module.parameters() if p.requires_grad}
+
+
+def test_a_module_without_trainable_parameters_is_refused():
+    with pytest.raises(ValueError, match="Linear has no parameter"):
+        make_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimConfig(), batch_size=256)
+
+
+def test_adamw_takes_momentum_as_its_first_beta():
+    optimizer = make_optimizer(network(), OptimConfig("adamw", momentum=0.8), batch_size=256)
+    assert optimizer.param_groups[0]["betas"] == (0.8, 0.999)
+
+
+def test_the_learning_rate_scales_with_the_batch():
+    assert scaled_learning_rate(OptimConfig(lr=0.03), 512) == 0.06
+    assert scaled_learning_rate(OptimConfig(lr=0.03, scale_lr=False), 512) == 0.03
+    assert make_optimizer(network(), OptimConfig(lr=0.03), batch_size=512).param_groups[0]["lr"] == 0.06
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+def test_a_restored_optimizer_continues_to_the_bit(name):
+    config = OptimConfig(name, lr=0.01, exclude_1d=True)
+    module = network()
+    optimizer = make_optimizer(module, config, batch_size=256)
+    take_steps(module, optimizer)
+    again = copy.deepcopy(module)
+    restored = make_optimizer(again, config, batch_size=256)
+    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    take_steps(module, optimizer)
+    take_steps(again, restored)
+    for one, other in zip(module.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"milestones": (60, 80)}, "optim.schedule step"),
+        ({"name": "adamw", "nesterov": True}, "optim.nesterov"),
+        ({"warmup_epochs": -1}, "got -1"),
+    ],
+    ids=["milestones", "nesterov", "warm-up"],
+)
+def test_settings_that_would_be_ignored_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        OptimConfig(**options)

@@ -1,0 +1,99 @@
+import math
+
+import pytest
+
+from ssl_core.train.optim import OptimConfig
+from ssl_core.train.schedules import (
+    cosine_schedule,
+    learning_rate,
+    linear_schedule,
+    scalar_schedule,
+    step_decay,
+    warmup_cosine,
+)
+
+
+def test_cosine_and_linear_run_from_start_to_end():
+    assert [cosine_schedule(2.0, 4.0, progress) for progress in (0.0, 0.5, 1.0)] == [2.0, 3.0, 4.0]
+    # cos(pi / 3) = 1/2: a quarter of the way after a third of the time.
+    assert cosine_schedule(0.0, 1.0, 1 / 3) == pytest.approx(0.25)
+    assert [linear_schedule(2.0, 4.0, progress) for progress in (0.0, 0.25, 1.0)] == [2.0, 2.5, 4.0]
+
+
+def test_cosine_momentum_is_the_papers_formula():
+    total, start = 11, 0.99
+    for step in range(total):
+        paper = 1 - (1 - start) * (math.cos(math.pi * step / (total - 1)) + 1) / 2
+        assert cosine_schedule(start, 1.0, step / (total - 1)) == pytest.approx(paper, rel=1e-15)
+
+
+def test_sce_learning_rate_by_hand():
+    # Highest 0.06 * 512 / 256 = 0.12; 2 warm-up epochs of 3 steps; 12 steps in all.
+    config = OptimConfig(lr=0.06, warmup_epochs=2)
+    values = [learning_rate(config, step, 3, 12, 512) for step in range(12)]
+    # Warm-up 0.12 * s / 5; then 0.06 (1 + cos(pi (s - 6) / 6)).
+    assert values[:6] == pytest.approx([0.0, 0.024, 0.048, 0.072, 0.096, 0.12])
+    root = math.sqrt(3) / 2
+    assert values[6:] == pytest.approx([0.12, 0.06 * (1 + root), 0.09, 0.06, 0.03, 0.06 * (1 - root)])
+
+
+def test_without_scaling_the_learning_rate_is_lr():
+    assert learning_rate(OptimConfig(lr=0.3, scale_lr=False), 0, 3, 12, 512) == 0.3
+
+
+def test_moco_cifar_learning_rate_counts_epochs_from_one_and_ends_at_zero():
+    config = OptimConfig(lr=0.06, scale_lr=False, schedule="cosine_epoch")
+    values = [learning_rate(config, step, 2, 8, 512) for step in range(8)]
+    # 0.03 (1 + cos(pi e / 4)) for e = 1..4, the same for both steps of an epoch.
+    half = math.sqrt(0.5)
+    epochs = [0.03 * (1 + half), 0.03, 0.03 * (1 - half), 0.0]
+    assert values == pytest.approx([value for value in epochs for _ in range(2)], abs=1e-17)
+    assert values[-1] == 0.0
+
+
+def test_warm_up_over_epochs_starts_after_zero():
+    # DSSL's CIFAR-10 code: np.linspace(0, lr, 10) indexed by epochs from 1, then cosine to exactly 0.
+    config = OptimConfig(lr=0.9, scale_lr=False, schedule="cosine_epoch", warmup_epochs=10)
+    values = [learning_rate(config, epoch, 1, 20, 512) for epoch in range(20)]
+    assert values[:9] == pytest.approx([0.1 * epoch for epoch in range(1, 10)])
+    assert values[9] == 0.9
+    assert values[-1] == 0.0
+
+
+def test_step_schedule_falls_at_its_milestones():
+    config = OptimConfig(lr=30.0, scale_lr=False, schedule="step", milestones=(2, 3))
+    assert [learning_rate(config, step, 2, 8, 256) for step in range(8)] == pytest.approx(
+        [30, 30, 30, 30, 3, 3, 0.3, 0.3]
+    )
+    assert [step_decay(epoch, (60, 80)) for epoch in (0, 59, 60, 79, 80, 99)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
+
+
+def test_step_schedule_warms_up():
+    config = OptimConfig(lr=1.0, scale_lr=False, schedule="step", warmup_epochs=1)
+    assert [learning_rate(config, step, 3, 9, 256) for step in range(5)] == [0.0, 0.5, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 5, 9])
+def test_a_warm_up_of_any_length_stays_within_bounds(warmup):
+    factors = [warmup_cosine(step, warmup, 5) for step in range(6)]
+    assert all(0 <= factor <= 1 for factor in factors)
+
+
+def test_scalar_stays_without_warm_up_and_decay():
+    assert [scalar_schedule(0.05, step, 4, start=0.1) for step in range(4)] == [0.05] * 4
+
+
+def test_scalar_warms_up_along_half_a_cosine():
+    values = [
+        scalar_schedule(0.09, step, 9, start=0.05, warmup_steps=4, warmup_shape="cosine") for step in range(5)
+    ]
+    # cos(pi / 3) = 1/2: a quarter of the way at the second of four steps.
+    assert values == pytest.approx([0.05, 0.06, 0.08, 0.09, 0.09])
+
+
+def test_scalar_decays_to_its_final_value_at_the_last_step():
+    values = [scalar_schedule(0.5, step, 5, start=1.0, final=0.0, decay_shape="cosine") for step in range(5)]
+    half = math.sqrt(0.5)
+    assert values == pytest.approx([0.5, 0.25 * (1 + half), 0.25, 0.25 * (1 - half), 0.0])

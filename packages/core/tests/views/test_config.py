@@ -1,0 +1,106 @@
+from dataclasses import dataclass, field
+
+import pytest
+from jsonargparse import ArgumentParser
+
+from ssl_core.views import (
+    PRESETS,
+    ColorJitter,
+    RandomCrop,
+    RandomResizedCrop,
+    Solarize,
+    ViewConfig,
+    ViewSpec,
+    make_view_specs,
+)
+
+
+def test_a_preset_and_its_count_become_specs_in_order():
+    weak, strong, again = make_view_specs([ViewConfig("weak", 32), ViewConfig("strong", 32, count=2)])
+    assert weak == ViewSpec(PRESETS["weak"], (32,), "weak")
+    assert strong == again == ViewSpec(PRESETS["strong"], (32,), "strong")
+
+
+def test_crop_scale_makes_local_crops():
+    (local,) = make_view_specs([ViewConfig("strong_gamma", 96, crop_scale=(0.086, 0.429))])
+    assert local.ops == (RandomResizedCrop(scale=(0.086, 0.429)), *PRESETS["strong_gamma"][1:])
+    assert local.sizes == (96,)
+
+
+def test_a_list_of_ops_is_read_with_defaults_and_whole_numbers():
+    augmentation = [
+        {"random_resized_crop": {"scale": [0.5, 1]}},
+        {"color_jitter": {"prob": 1}},
+        {"random_crop": {"padding": 2}},
+        {"solarize": None},
+    ]
+    (view,) = make_view_specs([ViewConfig(augmentation, 32)])
+    assert view.ops == (
+        RandomResizedCrop(scale=(0.5, 1.0)),
+        ColorJitter(prob=1.0),
+        RandomCrop(padding=2),
+        Solarize(),
+    )
+    assert view.name == "custom"
+
+
+def test_a_derived_view_continues_the_view_of_that_index():
+    heavy = ViewConfig([{"solarize": {"prob": 1.0}}], 32, derived_from=1, count=2)
+    views = make_view_specs([ViewConfig("weak", 32), ViewConfig("strong", 32), heavy])
+    for view in views[2:]:
+        assert view.ops == (*PRESETS["strong"], Solarize(prob=1.0))
+        assert (view.derived_from, view.shared_ops) == (1, len(PRESETS["strong"]))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (ViewConfig("stronk"), "'stronk'.*weak, strong, strong_alpha.*plain"),
+        (ViewConfig([{"color_jiter": {}}]), "'color_jiter'.*random_resized_crop, .*color_jitter"),
+        (ViewConfig([{"color_jitter": {"hui": 0.1}}]), "color_jitter.*hui"),
+        (ViewConfig([{"color_jitter": {"hue": "much"}}]), "(?s)color_jitter.hue.*much"),
+        (ViewConfig([{"color_jitter": {"hue": 0.7}}]), "hue .* 0.7"),
+        (ViewConfig([{"random_resized_crop": {"scale": [0.1, 0.2, 0.3]}}]), "(?s)random_resized_crop.*scale"),
+        (ViewConfig([{"random_resized_crop": 3}]), "random_resized_crop.* 3"),
+        (ViewConfig([{"resize": {}, "solarize": {}}]), "name: .argument: value"),
+        (ViewConfig([{"solarize": {}}]), "do not end at the view's size"),
+        (ViewConfig([]), "do not end at the view's size"),
+        (ViewConfig("weak", size=0), "sizes"),
+        (ViewConfig("weak", count=0), "count .* 0"),
+        (ViewConfig("weak", crop_scale=(0.0, 1.0)), "scale"),
+        (ViewConfig("plain", crop_scale=(0.1, 0.4)), "crop_scale .* needs a random_resized_crop"),
+        (ViewConfig("weak", derived_from=0), "derived_from 0 is not the index of an earlier view"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused_by_name(config, words):
+    with pytest.raises(ValueError, match=words):
+        make_view_specs([config])
+
+
+@dataclass
+class Settings:
+    views: list[ViewConfig] = field(default_factory=list)
+
+
+def test_a_yaml_file_is_read_as_a_list_of_views(tmp_path):
+    file = tmp_path / "views.yaml"
+    file.write_text(
+        """
+        views:
+          - {augmentation: strong, size: 32}
+          - augmentation: strong_gamma
+            size: 16
+            crop_scale: [0.1, 0.4]
+            count: 2
+          - augmentation:
+              - random_resized_crop: {scale: [0.5, 1]}
+              - horizontal_flip:
+            size: 8
+        """
+    )
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(Settings)
+    views = [ViewConfig(**view) for view in parser.parse_args(["--config", str(file)]).views]
+    assert views[:2] == [ViewConfig("strong", 32), ViewConfig("strong_gamma", 16, (0.1, 0.4), 2)]
+    assert [view.sizes for view in make_view_specs(views)] == [(32,), (16,), (16,), (8,)]

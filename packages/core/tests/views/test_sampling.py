@@ -1,0 +1,283 @@
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from ssl_core.philox import uniform
+from ssl_core.views import (
+    PRESETS,
+    CenterCrop,
+    ColorJitter,
+    GaussianBlur,
+    HorizontalFlip,
+    RandomCrop,
+    RandomResizedCrop,
+    Resize,
+    Solarize,
+    ViewSpec,
+    derive,
+    num_parameters,
+    parameter_names,
+    sample_parameters,
+)
+
+BETA = ViewSpec(PRESETS["strong_beta"], (32,))
+
+
+def sample(spec, index, size=(40, 60), *, seed=0, epoch=0, view=0):
+    index = torch.as_tensor(index)
+    sizes = torch.tensor(size).expand(len(index), 2)
+    return sample_parameters(spec, seed=seed, epoch=epoch, image_index=index, view_index=view, image_size=sizes)
+
+
+def named(spec, num_images=4000, **where):
+    columns = sample(spec, range(num_images), **where).unbind(1)
+    return dict(zip(parameter_names(spec), columns, strict=True))
+
+
+def sample_indices(indices):
+    return sample(BETA, indices)
+
+
+# What a view depends on.
+
+
+def test_an_image_alone_draws_what_it_draws_in_a_batch():
+    batch = sample(BETA, range(37))
+    assert batch.shape == (37, num_parameters(BETA))
+    for index in (0, 5, 36):
+        assert torch.equal(sample(BETA, [index])[0], batch[index])
+
+
+def test_the_order_of_a_batch_changes_nothing():
+    order = torch.randperm(37, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(sample(BETA, order), sample(BETA, range(37))[order])
+
+
+def test_the_size_of_other_images_changes_nothing():
+    index, sizes = torch.arange(3), torch.tensor([[40, 60], [1, 1], [3000, 2]])
+    mixed = sample_parameters(BETA, seed=0, epoch=0, image_index=index, view_index=0, image_size=sizes)
+    assert torch.equal(mixed[0], sample(BETA, [0])[0])
+    assert torch.equal(mixed[2], sample(BETA, [2], (3000, 2))[0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_worker_processes_draw_the_same(workers):
+    loader = DataLoader(range(10), batch_size=3, num_workers=workers, collate_fn=sample_indices)
+    assert torch.equal(torch.cat(list(loader)), sample(BETA, range(10)))
+
+
+def test_global_generators_are_neither_read_nor_moved():
+    torch.manual_seed(0)
+    first, state = sample(BETA, range(4)), torch.get_rng_state()
+    torch.manual_seed(1)
+    assert torch.equal(sample(BETA, range(4)), first)
+    torch.manual_seed(0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def some_sizes(num_images):
+    return torch.randint(1, 400, (num_images, 2), generator=torch.Generator().manual_seed(0))
+
+
+def test_memory_layout_changes_nothing():
+    draw = partial(sample_parameters, BETA, seed=0, epoch=0, view_index=0)
+    index, sizes = torch.arange(16), some_sizes(16)
+    strided = draw(image_index=index.repeat_interleave(2)[::2], image_size=sizes.t().contiguous().t())
+    assert torch.equal(strided, draw(image_index=index, image_size=sizes))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_draws_the_same():
+    index, sizes = torch.arange(1000), some_sizes(1000)
+    draw = partial(sample_parameters, BETA, seed=0, epoch=0, view_index=0)
+    on_gpu = draw(image_index=index.cuda(), image_size=sizes.cuda())
+    assert torch.equal(on_gpu.cpu(), draw(image_index=index, image_size=sizes))
+
+
+def test_seed_epoch_image_and_view_each_give_other_draws():
+    reference = sample(BETA, [3])
+    others = [
+        sample(BETA, [4]),
+        sample(BETA, [3], seed=1),
+        sample(BETA, [3], seed=2**32),
+        sample(BETA, [3], seed=2**63 + 5),
+        sample(BETA, [3], epoch=1),
+        sample(BETA, [3], view=1),
+    ]
+    draws = torch.cat([reference, *others])
+    assert len(torch.unique(draws, dim=0)) == len(draws)
+
+
+def test_a_view_without_randomness_has_no_parameters():
+    spec = ViewSpec((CenterCrop(),), (8,))
+    assert sample(spec, range(3)).shape == (3, 0)
+
+
+def test_adding_an_op_at_the_end_changes_no_earlier_draw():
+    longer = ViewSpec((*BETA.ops, Solarize()), (32,))
+    assert torch.equal(sample(longer, range(20))[:, :-1], sample(BETA, range(20)))
+
+
+# Derived views.
+
+
+def test_a_derived_view_has_its_parents_draws_and_its_own_after_them():
+    parent, own = ViewSpec(PRESETS["strong"], (32,)), [GaussianBlur(prob=1.0)]
+    child = derive([BETA, parent], 1, own)
+    drawn = sample(child, range(50), view=2)
+    assert torch.equal(drawn[:, :-1], sample(parent, range(50), view=1))
+    sibling = sample(derive([BETA, parent], 1, own), range(50), view=3)
+    assert torch.equal(sibling[:, :-1], drawn[:, :-1])
+    assert not torch.any(sibling[:, -1] == drawn[:, -1])
+
+
+def test_a_derived_view_may_share_the_crop_alone():
+    parent = ViewSpec(PRESETS["strong"], (32,))
+    child = derive([parent], 0, PRESETS["strong"][1:], shared_ops=1)
+    own, shared = sample(child, range(50), view=1), sample(parent, range(50), view=0)
+    assert torch.equal(own[:, :4], shared[:, :4])
+    assert not torch.equal(own[:, 4:], shared[:, 4:])
+    # What is not shared is drawn where a view that is not derived would draw it.
+    assert torch.equal(own[:, 4:], sample(parent, range(50), view=1)[:, 4:])
+
+
+# Distributions.
+
+
+def test_flips_gray_and_solarising_occur_with_their_probability():
+    drawn = named(ViewSpec((RandomResizedCrop(), *BETA.ops[2:]), (32,)))
+    for name, prob in {
+        "horizontal_flip.flip": 0.5,
+        "grayscale.gray": 0.2,
+        "solarize.solarize": 0.2,
+    }.items():
+        values = drawn[name]
+        assert set(values.tolist()) == {0.0, 1.0}
+        # Four standard deviations of a binomial frequency.
+        assert abs(values.mean().item() - prob) < 4 * math.sqrt(prob * (1 - prob) / len(values))
+
+
+@pytest.mark.parametrize("prob", [0.0, 1.0])
+def test_probabilities_of_zero_and_one_are_never_and_always(prob):
+    drawn = named(ViewSpec((Resize(), HorizontalFlip(prob=prob), GaussianBlur(prob=prob)), (32,)), 2000)
+    assert set(drawn["horizontal_flip.flip"].tolist()) == {prob}
+    assert bool((drawn["gaussian_blur.sigma"] > 0).all()) == bool(prob)
+
+
+def test_blur_sigma_is_uniform_in_its_range_where_it_is_applied():
+    sigma = named(ViewSpec((Resize(), GaussianBlur(prob=0.5, sigma=(0.1, 2.0))), (32,)))["gaussian_blur.sigma"]
+    applied = sigma[sigma > 0]
+    assert abs(len(applied) / len(sigma) - 0.5) < 4 * 0.5 / math.sqrt(len(sigma))
+    assert_uniform(applied, 0.1, 2.0)
+
+
+def test_jitter_factors_are_uniform_in_their_ranges():
+    op = ColorJitter(prob=1.0, brightness=0.4, contrast=1.5, saturation=0.2, hue=0.1)
+    drawn = named(ViewSpec((Resize(), op), (32,)))
+    assert_uniform(drawn["color_jitter.brightness"], 0.6, 1.4)
+    assert_uniform(drawn["color_jitter.contrast"], 0.0, 2.5)  # a factor is never negative
+    assert_uniform(drawn["color_jitter.saturation"], 0.8, 1.2)
+    assert_uniform(drawn["color_jitter.hue"], -0.1, 0.1)
+    orders = drawn["color_jitter.order"].long().bincount()
+    assert len(orders) == 24
+    assert bool(((orders / 4000 - 1 / 24).abs() < 4 * math.sqrt(1 / 24 / 4000)).all())
+
+
+def test_a_jitter_that_is_not_applied_is_the_identity():
+    drawn = torch.stack(list(named(ViewSpec((Resize(), ColorJitter(prob=0.8)), (32,))).values()), dim=1)
+    identity = (drawn[:, :4] == torch.tensor([1.0, 1.0, 1.0, 0.0])).all(dim=1)
+    assert abs(identity.double().mean().item() - 0.2) < 4 * 0.4 / math.sqrt(len(drawn))
+    assert not (drawn[~identity, :4] == torch.tensor([1.0, 1.0, 1.0, 0.0])).any()
+
+
+@pytest.mark.parametrize("size", [(500, 400), (32, 32)], ids=["photo", "cifar"])
+def test_crop_boxes_lie_inside_and_keep_scale_and_ratio(size):
+    height, width = size
+    drawn = named(ViewSpec((RandomResizedCrop(scale=(0.2, 1.0)),), (32,)), size=size)
+    top, left, box_height, box_width = drawn.values()
+    assert all(torch.equal(value, value.round()) for value in drawn.values())
+    assert bool((top >= 0).all() and (top + box_height <= height).all() and (box_height >= 1).all())
+    assert bool((left >= 0).all() and (left + box_width <= width).all() and (box_width >= 1).all())
+    # Sides are rounded to pixels: half a pixel of each side.
+    slack = 0.5 * (box_height + box_width) + 0.25
+    area = box_height * box_width
+    assert bool((area + slack >= 0.2 * height * width).all() and (area - slack <= height * width).all())
+    low, high = (box_width - 0.5) / (box_height + 0.5), (box_width + 0.5) / (box_height - 0.5)
+    assert bool((high >= 3 / 4).all() and (low <= 4 / 3).all())
+    # Every position where the box fits is as likely: the mean of the relative position is a half.
+    relative = (top / (height - box_height))[box_height < height]
+    assert abs(relative.mean().item() - 0.5) < 4 * math.sqrt(1 / 12 / len(relative)) + 1 / (2 * height)
+
+
+def test_small_crops_have_uniform_area_and_log_uniform_ratio():
+    # Boxes this small always fit, so that the first candidate is taken.
+    drawn = named(ViewSpec((RandomResizedCrop(scale=(0.05, 0.3), ratio=(0.5, 2.0)),), (32,)), size=(4000, 4000))
+    _, _, height, width = drawn.values()
+    assert_uniform(height * width / 4000**2, 0.05, 0.3, slack=1e-3)
+    assert_uniform((width / height).log2(), -1, 1, slack=1e-2)
+
+
+def test_the_first_candidate_that_fits_is_taken():
+    spec = ViewSpec((RandomResizedCrop(scale=(0.9, 1.0), ratio=(0.5, 2.0)),), (32,))
+    drawn = sample(spec, range(300), (100, 80))
+    streams = torch.stack([torch.arange(300), torch.zeros(300).long(), torch.zeros(300).long()], dim=1)
+    for box, draws in zip(drawn.tolist(), uniform(0, streams, 22).tolist(), strict=True):
+        for area_draw, ratio_draw in zip(draws[:10], draws[10:20], strict=True):
+            area = 8000 * (0.9 + (1.0 - 0.9) * area_draw)
+            ratio = math.exp(math.log(0.5) + (math.log(2) - math.log(0.5)) * ratio_draw)
+            width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if width <= 80 and height <= 100:
+                expected = [int(draws[20] * (101 - height)), int(draws[21] * (81 - width)), height, width]
+                break
+        else:
+            expected = [0, 0, 100, 80]  # 80 / 100 is an allowed ratio: the whole image
+        assert box == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [
+        ((1, 1), [0, 0, 1, 1]),
+        ((3000, 2), [1498, 0, 3, 2]),  # 2 / (3/4) = 2.67 rows, rounded; (3000 - 3) // 2
+        ((2, 3000), [0, 1498, 2, 3]),  # 2 * 4/3 = 2.67 columns
+    ],
+    ids=["one pixel", "tall", "wide"],
+)
+def test_the_largest_central_box_is_taken_where_no_candidate_fits(size, box):
+    spec = ViewSpec((RandomResizedCrop(scale=(0.9, 1.0)),), (32,))
+    assert sample(spec, range(5), size).tolist() == [box] * 5
+
+
+def test_padded_windows_take_every_position_equally_often():
+    drawn = named(ViewSpec((RandomCrop(padding=4),), (32,)), 4500, size=(32, 32))
+    for corner in drawn.values():
+        counts = (corner + 4).long().bincount()
+        assert len(counts) == 9  # -4 .. 4
+        assert bool(((counts / 4500 - 1 / 9).abs() < 4 * math.sqrt(1 / 9 / 4500)).all())
+
+
+def test_a_window_larger_than_the_padded_image_is_centred():
+    assert sample(ViewSpec((RandomCrop(padding=1),), (32,)), [0], (10, 31)).tolist()[0][0] == -11
+    assert sample(ViewSpec((RandomCrop(),), (5,)), [0], (1, 2)).tolist() == [[-2, -2]]
+
+
+def test_a_second_crop_is_drawn_in_the_frame_of_the_first():
+    drawn = named(ViewSpec((RandomResizedCrop(), RandomResizedCrop()), (32,)), 200, size=(500, 400))
+    assert drawn["random_resized_crop_2.height"].max() <= 32
+    assert drawn["random_resized_crop.height"].max() > 100
+    resized = named(ViewSpec((Resize(side=256), RandomResizedCrop()), (32,)), 200, size=(20, 10))
+    assert 200 < resized["random_resized_crop.height"].max() <= 256
+
+
+def assert_uniform(values, low, high, slack=1e-9):
+    """Inside the bounds, and mean and spread within four standard errors of a uniform distribution's."""
+    assert low - slack <= values.min()
+    assert values.max() <= high + slack
+    spread = (high - low) / math.sqrt(12)
+    assert abs(values.mean().item() - (low + high) / 2) < 4 * spread / math.sqrt(len(values)) + slack
+    # The standard error of a uniform sample's standard deviation is spread * sqrt(0.2 / n).
+    assert abs(values.std().item() - spread) < 4 * spread * math.sqrt(0.2 / len(values)) + slack

@@ -1,0 +1,76 @@
+import pytest
+
+from ssl_core.views import (
+    JITTER_ORDERS,
+    CenterCrop,
+    ColorJitter,
+    GaussianBlur,
+    Grayscale,
+    HorizontalFlip,
+    RandomCrop,
+    RandomResizedCrop,
+    Resize,
+    Solarize,
+    ViewSpec,
+    derive,
+    num_parameters,
+    parameter_names,
+)
+
+WEAK = ViewSpec((RandomResizedCrop(), HorizontalFlip()), (32,), name="weak")
+
+
+def test_parameters_are_named_by_op_and_a_repeated_op_is_numbered():
+    view = ViewSpec((CenterCrop(), Solarize(), RandomCrop(padding=4), Solarize()), (8,))
+    names = ("solarize.solarize", "random_crop.top", "random_crop.left", "solarize_2.solarize")
+    assert parameter_names(view) == names
+    assert num_parameters(view) == 4
+
+
+def test_jitter_orders_are_all_orders_of_four():
+    assert len(set(JITTER_ORDERS)) == 24
+    assert all(sorted(order) == [0, 1, 2, 3] for order in JITTER_ORDERS)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: RandomResizedCrop(scale=(0.0, 1.0)), "random_resized_crop: scale .* got"),
+        (lambda: RandomResizedCrop(scale=(0.5, 1.5)), "scale .* 1.5"),
+        (lambda: RandomResizedCrop(ratio=(2.0, 1.0)), "ratio .* rising"),
+        (lambda: RandomResizedCrop(interpolation="nearest"), "bilinear, bicubic.*'nearest'"),
+        (lambda: RandomCrop(padding=-1), "padding .* -1"),
+        (lambda: Resize(side=0), "side .* 0"),
+        (lambda: HorizontalFlip(prob=1.5), "prob .* 1.5"),
+        (lambda: Grayscale(prob=-0.1), "grayscale: prob"),
+        (lambda: ColorJitter(contrast=-1.0), "contrast .* -1"),
+        (lambda: ColorJitter(hue=0.6), "hue .* 0.6"),
+        (lambda: ColorJitter(brightness=float("nan")), "brightness .* nan"),
+        (lambda: GaussianBlur(sigma=(0.0, 1.0)), "sigma"),
+        (lambda: Solarize(threshold=128.0), "threshold .* 128"),
+        (lambda: ViewSpec(WEAK.ops, ()), "sizes"),
+        (lambda: ViewSpec(WEAK.ops, (0,)), "sizes"),
+        (lambda: ViewSpec(WEAK.ops, (32, 32)), "different"),
+        (lambda: ViewSpec((HorizontalFlip(),), (32,)), "do not end at the view's size"),
+        (lambda: ViewSpec((RandomResizedCrop(), Resize(side=48)), (32,)), "do not end at the view's size"),
+        (lambda: ViewSpec((RandomCrop(),), (32, 16)), "one geometric op that resizes"),
+        (lambda: ViewSpec((CenterCrop(), RandomResizedCrop()), (32, 16)), "one geometric op that resizes"),
+        (lambda: ViewSpec((CenterCrop(short_side=30),), (32,)), "short_side 30 is smaller"),
+        (lambda: ViewSpec(WEAK.ops, (32,), derived_from=0), "ssl_core.views.derive"),
+        (lambda: ViewSpec(WEAK.ops, (32,), shared_ops=1), "ssl_core.views.derive"),
+        (lambda: derive([WEAK], 1, [Solarize()]), "derived_from 1 is not the index of an earlier view"),
+        (lambda: derive([WEAK, derive([WEAK], 0, [])], 1, [Solarize()]), "derive from 0"),
+    ],
+)
+def test_numbers_and_ops_that_cannot_be_are_refused_by_name(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_a_derived_view_holds_its_parents_ops_and_its_own():
+    view = derive([WEAK, WEAK], 1, [Solarize(prob=1.0)], name="heavy")
+    assert view.ops == (*WEAK.ops, Solarize(prob=1.0))
+    assert (view.sizes, view.derived_from, view.shared_ops) == ((32,), 1, 2)
+    crop_only = derive([WEAK], 0, [Grayscale()], shared_ops=1, sizes=(16,))
+    assert crop_only.ops == (WEAK.ops[0], Grayscale())
+    assert (crop_only.sizes, crop_only.shared_ops) == ((16,), 1)

@@ -1,0 +1,6 @@
+"""SCE: Similarity Contrastive Estimation, with MoCo v2 and ReSSL as settings of the same method."""
+
+from ssl_sce.loss import sce_loss as sce_loss
+from ssl_sce.method import SCE as SCE
+
+__all__ = ["SCE", "sce_loss"]

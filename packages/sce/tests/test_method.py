@@ -1,0 +1,163 @@
+import itertools
+
+import pytest
+import torch
+
+from ssl_core.nn import EncoderConfig, make_encoder, mlp_head
+from ssl_core.testing import check_method, random_views
+from ssl_core.train import Step
+from ssl_core.views import ViewConfig, make_view_specs
+from ssl_sce import SCE
+
+TWO_VIEWS = (ViewConfig("weak", 16), ViewConfig("strong", 16))
+LOCAL_VIEWS = (*TWO_VIEWS, ViewConfig("strong_gamma", 8, crop_scale=(0.05, 0.2), count=2))
+SEEDS = itertools.count()
+
+
+def make_method(*, views=TWO_VIEWS, predictor=False, seed=None, **options):
+    torch.manual_seed(next(SEEDS) if seed is None else seed)
+    encoder = make_encoder(
+        EncoderConfig("resnet18", options={"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}),
+        channels=3,
+        image_size=16,
+    )
+    return SCE(
+        encoder,
+        mlp_head(8, 16, 8),
+        predictor=mlp_head(8, 16, 8) if predictor else None,
+        views=make_view_specs(views),
+        dim=8,
+        queue_length=20,
+        **options,
+    )
+
+
+CASES = {
+    "default": {},
+    "moco v2": {"coefficient": 1.0},
+    "ressl": {"weights": (0.0, 1.0, 0.0)},
+    "zero self-similarity": {"self_similarity": "zero"},
+    "symmetric": {"symmetric": True},
+    "predictor": {"predictor": True, "symmetric": True},
+    "multi-crop": {"symmetric": True, "views": LOCAL_VIEWS},
+    "local crops, not symmetric": {"views": LOCAL_VIEWS},
+    "in-batch negatives": {"in_batch_negatives": True},
+    "split BatchNorm": {"batch_norm_splits": 4},
+    "split BatchNorm on both": {"batch_norm_splits": 4, "split_online": True},
+    "empty queue": {"queue_initial": "empty", "in_batch_negatives": True},
+    "constant momentum": {"momentum_schedule": "constant", "momentum": 0.9},
+    "no shuffle": {"shuffle": False},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_method_contract_holds(case):
+    check_method(lambda: make_method(**CASES[case]))
+
+
+def test_the_momentum_branch_starts_as_a_copy():
+    method = make_method()
+    for online, momentum in (
+        (method.encoder, method.momentum_encoder),
+        (method.projector, method.momentum_projector),
+    ):
+        for left, right in zip(online.parameters(), momentum.parameters(), strict=True):
+            assert torch.equal(left, right)
+
+
+def test_cosine_momentum_ends_at_one_so_that_the_last_update_moves_nothing():
+    method = make_method(momentum=0.5)
+    for parameter in method.encoder.parameters():
+        parameter.data += 1
+    before = [parameter.clone() for parameter in method.momentum_encoder.parameters()]
+    keys = torch.nn.functional.normalize(torch.randn(4, 8), dim=1)
+    method.update(keys, Step(9, total=10, steps_per_epoch=5))
+    for old, new in zip(before, method.momentum_encoder.parameters(), strict=True):
+        assert torch.equal(old, new)
+    method.update(keys, Step(0, total=10, steps_per_epoch=5))
+    for old, new in zip(before, method.momentum_encoder.parameters(), strict=True):
+        torch.testing.assert_close(new, old + 0.5)
+
+
+def test_symmetric_enqueues_the_keys_of_view_0_and_then_of_view_1():
+    method = make_method(symmetric=True, shuffle=False).eval()
+    views = random_views(method, 4, 3)
+    step = Step(0, total=2, steps_per_epoch=1)
+    output = method(views, step)
+    with torch.no_grad():
+        expected = [
+            torch.nn.functional.normalize(method.momentum_projector(method.momentum_encoder(view)), dim=1)
+            for view in views
+        ]
+    torch.testing.assert_close(output.keys, torch.cat(expected))
+    method.update(output.keys, step)
+    torch.testing.assert_close(method.queue.keys[:8], torch.cat(expected))
+
+
+def test_shuffling_changes_only_which_images_share_statistics():
+    plain, shuffled = (make_method(seed=3, shuffle=shuffle) for shuffle in (False, True))
+    views = random_views(plain, 8, 3)
+    step = Step(0, total=2, steps_per_epoch=1)
+    # Without groups the statistics are those of the same eight images.
+    torch.testing.assert_close(plain(views, step).keys, shuffled(views, step).keys)
+    plain, shuffled = (make_method(seed=3, shuffle=shuffle, batch_norm_splits=4) for shuffle in (False, True))
+    assert not torch.allclose(plain(views, step).keys, shuffled(views, step).keys, atol=1e-3)
+
+
+def test_without_symmetry_view_0_reaches_only_the_momentum_branch():
+    method = make_method(shuffle=False)
+    views = [view.requires_grad_() for view in random_views(method, 4, 3)]
+    method(tuple(views), Step(0, total=2, steps_per_epoch=1)).loss.backward()
+    assert views[0].grad is None
+    assert views[1].grad.abs().max() > 0
+
+
+def test_the_multi_crop_loss_is_the_mean_over_pairs_of_target_and_other_online_views():
+    method = make_method(symmetric=True, views=LOCAL_VIEWS, shuffle=False).eval()
+    views = random_views(method, 4, 3)
+    step = Step(0, total=2, steps_per_epoch=1)
+    pairs = []
+    for target, online in [(0, 1), (0, 2), (0, 3), (1, 0), (1, 2), (1, 3)]:
+        single = make_method(shuffle=False, seed=0).eval()
+        single.load_state_dict(method.state_dict())
+        pairs.append(single((views[target], views[online]), step).loss)
+    torch.testing.assert_close(method(views, step).loss, torch.stack(pairs).mean())
+
+
+@pytest.mark.parametrize(
+    ("epoch", "temperature", "coefficient"),
+    [(0, 0.02, 1.0), (1, None, None), (2, 0.05, 0.5), (9.9, 0.05, 0.0)],
+)
+def test_schedules_warm_up_and_decay(epoch, temperature, coefficient):
+    method = make_method(
+        target_temperature=0.05,
+        target_temperature_start=0.02,
+        target_temperature_warmup_epochs=2.0,
+        coefficient=0.5,
+        coefficient_start=1.0,
+        coefficient_warmup_epochs=2.0,
+        coefficient_final=0.0,
+    )
+    step = Step(round(epoch * 10), total=100, steps_per_epoch=10)
+    now = method._target_temperature(step), method._coefficient(step)
+    if temperature is None:
+        assert 0.02 < now[0] < 0.05
+        assert 0.5 < now[1] < 1.0
+    else:
+        assert now == pytest.approx((temperature, coefficient), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
+        ({"target_temperature": -0.1}, "target_temperature must be positive, got -0.1"),
+        ({"coefficient": 1.5}, "coefficient must be between 0 and 1, got 1.5"),
+        ({"momentum": -1.0}, "momentum must be between 0 and 1, got -1.0"),
+        ({"views": TWO_VIEWS[:1]}, "at least two views"),
+    ],
+    ids=["temperature", "target temperature", "coefficient", "momentum", "one view"],
+)
+def test_impossible_values_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_method(**options)

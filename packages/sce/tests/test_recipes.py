@@ -1,0 +1,454 @@
+"""Every shipped recipe parses, says the truth in its header, builds at full size and takes a step when shrunk."""
+
+import re
+import shlex
+from dataclasses import replace
+from operator import attrgetter
+from pathlib import Path
+
+import pytest
+import torch
+
+import ssl_sce.train
+from ssl_core.config import parse_config, recipe_headers
+from ssl_core.evaluate.protocol import PROTOCOLS
+from ssl_core.nn import HeadConfig, make_encoder
+from ssl_core.train import Step, make_optimizer
+from ssl_core.views import make_view_specs
+from ssl_sce.train import Config, make_method
+
+RECIPES = Path(ssl_sce.train.__file__).parent / "recipes"
+NAMES = [name for name, _ in recipe_headers(RECIPES)]
+
+# In a header: "#   82.81  --method.coefficient 0.3" is a row of the paper, "#  -  --optim.lr 0.5" a variant.
+OVERRIDE = re.compile(r"#\s+(\d+\.\d+|-)\s+(--.+)")
+COMMAND = re.compile(r"(?:ssl-sce-train|-m ssl_sce\.train) (--config .+)")
+EVALUATION = re.compile(r"ssl-core eval (knn|linear) (\S+)(.*)")
+
+
+def parse(*arguments):
+    return parse_config(Config, arguments, prog="ssl-sce-train", description="", recipes=RECIPES)
+
+
+def header(name):
+    lines = (RECIPES / f"{name}.yaml").read_text().splitlines()
+    end = next(index for index, line in enumerate(lines) if not line.startswith("#"))
+    return lines[:end]
+
+
+def commands(name):
+    return [shlex.split(found[1]) for line in header(name) if (found := COMMAND.search(line))]
+
+
+def overrides(name):
+    """(score, options) of each override in a header; score None where nothing is published."""
+    found = [OVERRIDE.fullmatch(line) for line in header(name)]
+    return [
+        (None if match[1] == "-" else float(match[1]), shlex.split(match[2], comments=True)) for match in found if match
+    ]
+
+
+OVERRIDES = [
+    pytest.param(name, options, id=f"{name}-{' '.join(options)}") for name in NAMES for _, options in overrides(name)
+]
+
+
+# -- headers
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_line_says_what_the_recipe_is(name):
+    first = header(name)[0]
+    assert re.match(r"# \S.{30,}", first), "a sentence, shown by --config list"
+    assert re.search("SCE|MoCo|ReSSL", first)
+    assert [line for _, line in recipe_headers(RECIPES)].count(first.lstrip("# ")) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_header_has_its_command_and_a_score_or_says_that_it_was_not_run(name):
+    assert any(command[:2] == ["--config", name] for command in commands(name))
+    text = "\n".join(header(name))
+    assert "not yet run" in text or re.search(r"top-?1 \d+\.\d", text) or "Score:     none" in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_of_a_header_parses(name):
+    for command in commands(name):
+        parse(*command)
+
+
+@pytest.mark.parametrize(("name", "options"), OVERRIDES)
+def test_every_override_of_a_header_parses_and_changes_something_or_is_the_recipe(name, options):
+    changed, recipe = parse("--config", name, *options), parse("--config", name)
+    score = next(score for score, found in overrides(name) if found == options)
+    assert changed != recipe or f"top-1 {score}" in "\n".join(header(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_in_a_header_belongs_to_something_checked_here(name):
+    for line in header(name):
+        if re.search(r"\s--\w", line):
+            assert OVERRIDE.fullmatch(line) or COMMAND.search(line) or EVALUATION.search(line), line
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluations_name_a_protocol_and_the_folder_that_the_command_writes(name):
+    outs = {command[command.index("--out") + 1] for command in commands(name) if "--out" in command}
+    for line in header(name):
+        if found := EVALUATION.search(line):
+            kind, folder, rest = found.groups()
+            options = shlex.split(rest)
+            assert folder in outs
+            if kind == "linear":
+                assert options[0] == "--protocol"
+                assert options[1] in PROTOCOLS
+            else:
+                assert options == ["--features", parse("--config", name).evaluate.features]
+
+
+# -- values, from the specification (docs/papers/sce.md says where paper and code differ)
+
+CIFAR = {
+    "encoder.name": "resnet18",
+    "method.projector.num_layers": 2,
+    "method.projector.hidden_dim": 512,
+    "method.projector.out_dim": 128,
+    "method.projector.norm": True,
+    "method.projector.last_norm": "none",
+    "method.predictor": None,
+    "method.queue_length": 4096,
+    "method.temperature": 0.1,
+    "method.target_temperature": 0.05,
+    "method.coefficient": 0.5,
+    "method.weights": None,
+    "method.symmetric": False,
+    "method.momentum": 0.99,
+    "method.momentum_schedule": "constant",
+    "method.shuffle": True,
+    "method.batch_norm_splits": 8,
+    "method.split_online": False,
+    "optim.name": "sgd",
+    "optim.lr": 0.06,
+    "optim.scale_lr": True,
+    "optim.momentum": 0.9,
+    "optim.weight_decay": 5e-4,
+    "optim.exclude_1d": False,
+    "optim.schedule": "cosine",
+    "optim.warmup_epochs": 5,
+    "train.epochs": 200,
+    "train.batch_size": 256,
+    "train.sync_batch_norm": False,
+}
+MEDIUM = CIFAR | {"method.queue_length": 16384, "method.momentum": 0.996}
+IMAGENET100 = CIFAR | {
+    "encoder.name": "resnet50",
+    "method.projector.hidden_dim": 4096,
+    "method.projector.out_dim": 256,
+    "method.projector.norm": False,
+    "method.queue_length": 65536,
+    "method.target_temperature": 0.07,
+    "method.momentum": 0.996,
+    "method.momentum_schedule": "cosine",
+    "method.batch_norm_splits": 1,
+    "optim.lr": 0.3,
+    "optim.weight_decay": 1e-4,
+    "train.batch_size": 512,
+}
+IMAGENET = IMAGENET100 | {
+    "method.projector.num_layers": 3,
+    "method.projector.hidden_dim": 2048,
+    "method.projector.norm": True,
+    "method.projector.last_norm": "plain",
+    "optim.lr": 0.5,
+}
+LARGE_BATCH = IMAGENET | {
+    "method.predictor": HeadConfig(num_layers=2, hidden_dim=4096, out_dim=256, bias=False),
+    "method.symmetric": True,
+    "method.momentum": 0.99,
+    "method.shuffle": False,
+    "optim.name": "lars",
+    "optim.lr": 0.6,
+    "optim.weight_decay": 1e-6,
+    "optim.exclude_1d": True,
+    "optim.trust_coefficient": 0.001,
+    "optim.warmup_epochs": 10,
+    "train.epochs": 100,
+    "train.batch_size": 4096,
+    "train.sync_batch_norm": True,
+}
+MULTICROP = LARGE_BATCH | {"method.projector.hidden_dim": 4096, "optim.lr": 0.3, "train.epochs": 200}
+MOCO_NOTEBOOK = CIFAR | {
+    "method.projector.num_layers": 1,
+    "method.projector.hidden_dim": HeadConfig().hidden_dim,  # of no effect
+    "method.coefficient": 1.0,
+    "method.split_online": True,
+    "optim.scale_lr": False,
+    "optim.schedule": "cosine_epoch",
+    "optim.warmup_epochs": 0,
+    "train.batch_size": 512,
+    "train.precision": "float32",
+    "evaluate.k": 200,
+    "evaluate.temperature": 0.1,
+    "evaluate.features": "projection",
+}
+VALUES = {
+    "cifar10": CIFAR,
+    "cifar100": CIFAR,
+    "stl10": MEDIUM,
+    "tiny_imagenet": MEDIUM,
+    "imagenet100": IMAGENET100,
+    "imagenet": IMAGENET,
+    "imagenet_large_batch": LARGE_BATCH,
+    "imagenet_multicrop": MULTICROP,
+    "moco_cifar10": MOCO_NOTEBOOK,
+}
+VIEWS = {  # augmentation, size and crop scale of each view
+    "cifar10": [("weak", 32, None), ("strong", 32, None)],
+    "cifar100": [("weak", 32, None), ("strong", 32, None)],
+    "stl10": [("weak", 64, None), ("strong", 64, None)],
+    "tiny_imagenet": [("weak", 64, None), ("strong", 64, None)],
+    "imagenet100": [("weak", 224, None), ("strong", 224, None)],
+    "imagenet": [("weak", 224, None), ("strong", 224, None)],
+    "imagenet_large_batch": [("strong_alpha", 224, None), ("strong_beta", 224, None)],
+    "imagenet_multicrop": [
+        ("strong_alpha", 224, None),
+        ("strong_beta", 224, None),
+        ("strong_gamma", 192, (0.172, 0.86)),
+        ("strong_gamma", 160, (0.143, 0.715)),
+        ("strong_gamma", 128, (0.114, 0.571)),
+        ("strong_gamma", 96, (0.086, 0.429)),
+    ],
+    "moco_cifar10": [("moco_cifar", 32, None)] * 2,
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_the_values_are_those_of_the_specification(name):
+    config = parse("--config", name)
+    assert {path: attrgetter(path)(config) for path in VALUES[name]} == VALUES[name]
+    views = [(view.augmentation, view.size, view.crop_scale) for view in config.views for _ in range(view.count)]
+    assert views == VIEWS[name]
+
+
+def test_the_sum_of_two_losses_is_their_mean_at_twice_the_rate_and_half_the_decay():
+    recipe = parse("--config", "moco_cifar10")
+    symmetric = [
+        parse("--config", "moco_cifar10", *options)
+        for _, options in overrides("moco_cifar10")
+        if "--method.symmetric" in options
+    ]
+    assert {(config.optim.lr, config.optim.weight_decay) for config in symmetric} == {
+        (2 * recipe.optim.lr, recipe.optim.weight_decay / 2)
+    }
+    weights = [torch.nn.Linear(3, 1, bias=False).double() for _ in range(2)]
+    weights[1].load_state_dict(weights[0].state_dict())
+    for weight, config, scale in zip(weights, (recipe, symmetric[0]), (1.0, 0.5), strict=True):
+        optimizer = make_optimizer(weight, config.optim, batch_size=512)
+        for step in range(3):
+            optimizer.zero_grad()
+            (scale * (weight.weight + step).pow(2).sum()).backward()
+            optimizer.step()
+    torch.testing.assert_close(weights[0].weight, weights[1].weight)
+
+
+def test_every_paper_recipe_starts_its_resnet_as_torchvision():
+    for name in NAMES:
+        if "arXiv" in "\n".join(header(name)) or name == "moco_cifar10":
+            assert parse("--config", name).encoder.options == {"zero_init_last": False}, name
+
+
+# -- scores, copied from the paper's tables
+
+TABLE_5 = {  # MoCo v2, ReSSL (both reproductions), SCE
+    "imagenet": (68.8, 70.2, 70.5),
+    "imagenet100": (80.46, 81.58, 83.37),
+    "cifar10": (87.56, 90.20, 90.34),
+    "cifar100": (61.00, 64.01, 65.45),
+    "stl10": (86.53, 89.05, 89.94),
+    "tiny_imagenet": (45.93, 49.47, 51.90),
+}
+TABLE_1 = dict(
+    zip(
+        (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+        (81.53, 81.77, 82.54, 82.81, 82.91, 82.94, 82.17, 81.58, 81.75, 81.79, 81.11),
+        strict=True,
+    )
+)
+TABLE_3 = {  # at tau_m 0.05 and 0.07
+    (1.0, 0.0, 0.0): (81.11, 81.11),
+    (0.5, 0.5, 0.0): (82.80, 82.49),
+    (0.5, 0.5, 0.5): (82.94, 83.37),
+    (0.0, 1.0, 0.0): (80.79, 78.35),
+    (0.0, 1.0, 1.0): (81.53, 79.64),
+}
+TABLE_4 = {  # online, target, symmetric
+    ("strong", "weak", False): 82.94,
+    ("strong_gamma", "weak", False): 83.00,
+    ("weak", "strong", False): 73.43,
+    ("strong", "strong", False): 80.54,
+    ("strong_alpha", "strong_beta", False): 80.74,
+    ("strong", "weak", True): 83.66,
+    ("strong", "strong", True): 83.00,
+    ("strong_alpha", "strong_beta", True): 84.17,
+}
+TABLE_6 = {  # at tau 0.1 and 0.2
+    0.03: (82.33, 81.28),
+    0.04: (82.52, 81.15),
+    0.05: (82.94, 81.19),
+    0.06: (82.54, 81.19),
+    0.07: (83.37, 81.13),
+    0.08: (82.71, 80.91),
+    0.09: (82.53, 81.18),
+    0.10: (82.07, 81.20),
+}
+
+
+def row(config):
+    """What tells a row of the ablations from another."""
+    method, (target, online) = config.method, [view.augmentation for view in config.views]
+    return (
+        method.weights or (method.coefficient, 1 - method.coefficient, 1 - method.coefficient),
+        method.temperature,
+        method.target_temperature,
+        (online, target, method.symmetric),
+    )
+
+
+def scored(name):
+    return [(score, parse("--config", name, *options)) for score, options in overrides(name) if score is not None]
+
+
+def test_imagenet100_has_every_row_of_the_ablations_with_its_score():
+    half, usual = (0.5, 0.5, 0.5), ("strong", "weak", False)
+    published = [(score, ((c, 1 - c, 1 - c), 0.1, 0.05, usual)) for c, score in TABLE_1.items()]
+    for weights, scores in TABLE_3.items():
+        published += [(scores[0], (weights, 0.1, 0.05, usual)), (scores[1], (weights, 0.1, 0.07, usual))]
+    published += [(score, (half, 0.1, 0.05, views)) for views, score in TABLE_4.items()]
+    for tau_m, scores in TABLE_6.items():
+        published += [(scores[0], (half, 0.1, tau_m, usual)), (scores[1], (half, 0.2, tau_m, usual))]
+    baselines = TABLE_5["imagenet100"]
+    published += [(baselines[0], ((1.0, 0.0, 0.0), 0.2, 0.07, usual))]
+    published += [(baselines[1], ((0.0, 1.0, 0.0), 0.1, 0.04, usual))]
+    assert sorted((score, row(config)) for score, config in scored("imagenet100")) == sorted(published)
+
+
+@pytest.mark.parametrize("name", TABLE_5)
+def test_the_rows_of_table_5_are_recipes_or_overrides(name):
+    moco, ressl, sce = TABLE_5[name]
+    assert f"top-1 {sce:.{1 if name == 'imagenet' else 2}f} (table 5" in "\n".join(header(name))
+    if name == "cifar10":
+        found = [(moco, parse("--config", "mocov2_cifar10")), (ressl, parse("--config", "ressl_cifar10"))]
+    else:
+        found = [
+            (score, config) for score, config in scored(name) if config.method.temperature == 0.2 or score == ressl
+        ]
+        found = [each for each in found if each[0] in (moco, ressl)]
+    settings = [(score, c.method.coefficient, c.method.temperature, c.method.weights) for score, c in found]
+    assert settings == [(moco, 1.0, 0.2, None), (ressl, 0.5, 0.1, (0.0, 1.0, 0.0))]
+    assert found[1][1].method.target_temperature == 0.04
+
+
+def test_moco_v2_on_imagenet_has_the_projector_of_imagenet100():
+    moco = next(config for score, config in scored("imagenet") if score == 68.8)
+    assert moco.method.projector == parse("--config", "imagenet100").method.projector
+
+
+def test_the_baselines_on_cifar10_are_sces_recipe_but_for_the_stated_difference():
+    moco = ["--method.coefficient", "1", "--method.temperature", "0.2"]
+    assert parse("--config", "mocov2_cifar10") == parse("--config", "cifar10", *moco)
+    ressl = ["--method.weights", "[0,1,0]", "--method.target_temperature", "0.04"]
+    assert parse("--config", "ressl_cifar10") == parse("--config", "cifar10", *ressl)
+    for name, score in (("mocov2_cifar10", 87.56), ("ressl_cifar10", 90.20)):
+        assert f"top-1 {score:.2f} (table 5" in "\n".join(header(name))
+
+
+def test_longer_large_batch_runs_have_their_published_scores():
+    def settings(score, config):
+        return score, config.train.epochs, config.optim.lr, config.optim.weight_decay, config.method.momentum
+
+    assert [settings(score, config) for score, config in scored("imagenet_large_batch")] == [
+        (72.7, 200, 0.3, 1e-6, 0.99),
+        (73.3, 300, 0.3, 1e-6, 0.99),
+        (74.1, 1000, 0.3, 1.5e-6, 0.996),
+    ]
+
+
+# -- methods
+
+
+def channels_of(config):
+    return 1 if config.data.source == "digits" else 3
+
+
+def build(config):
+    encoder = make_encoder(
+        config.encoder, channels=channels_of(config), image_size=max(view.size for view in config.views)
+    )
+    return make_method(config, encoder, encoder.num_features, make_view_specs(config.views))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_method_builds_at_full_size(name):
+    config = parse("--config", name)
+    with torch.device("meta"):
+        method = build(config)
+        projections = method.projector(torch.empty(4, method.encoder.num_features))
+        predictions = method.predictor(projections)
+    out_dim = config.method.projector.out_dim
+    assert all(parameter.is_meta for parameter in method.parameters())
+    assert predictions.shape == projections.shape == (4, out_dim)
+    assert method.queue.keys.shape == (config.method.queue_length, out_dim)
+    if config.encoder.name == "resnet50":
+        assert sum(parameter.numel() for parameter in method.encoder.parameters()) == 23_508_032
+    # A symmetric step enqueues both views' keys.
+    assert config.method.queue_length >= config.train.batch_size * (1 + config.method.symmetric)
+
+
+def shrunk(config):
+    """The recipe with few pixels, channels and keys; everything that chooses a code path stays."""
+    largest = max(view.size for view in config.views)
+    method, predictor = config.method, config.method.predictor
+    return replace(
+        config,
+        views=[replace(view, size=max(8, view.size * 16 // largest)) for view in config.views],
+        encoder=replace(
+            config.encoder,
+            options=config.encoder.options | {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]},
+        ),
+        method=replace(
+            method,
+            projector=replace(method.projector, hidden_dim=16, out_dim=8),
+            predictor=predictor and replace(predictor, hidden_dim=16, out_dim=8),
+            queue_length=24,
+            batch_norm_splits=min(2, method.batch_norm_splits),
+        ),
+    )
+
+
+def parameters(*modules):
+    return torch.cat([parameter.detach().flatten() for module in modules for parameter in module.parameters()])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shrunk_recipe_takes_a_step(name):
+    config = shrunk(parse("--config", name))
+    method = build(config).train()
+    # The optimiser at its highest rate: the first step of a warm-up has rate 0. SyncBN needs a GPU and is left out.
+    optimizer = make_optimizer(method, config.optim, batch_size=8)
+    views = tuple(torch.randn(8, channels_of(config), size, size) for spec in method.views for size in spec.sizes)
+    online = parameters(method.encoder, method.projector, method.predictor)
+    momentum = parameters(method.momentum_encoder, method.momentum_projector)
+    queue, step = method.queue.keys.clone(), Step(0, 10, 5)
+
+    output = method(views, step)
+    output.loss.backward()
+    optimizer.step()
+    method.update(output.keys, step)
+
+    assert output.loss.isfinite()
+    assert output.loss > 0
+    assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
+    assert not torch.equal(parameters(method.encoder, method.projector, method.predictor), online)
+    assert not torch.equal(parameters(method.momentum_encoder, method.momentum_projector), momentum)
+    enqueued = 8 * (1 + config.method.symmetric)
+    assert (method.queue.keys != queue).any(dim=1).tolist() == [row < enqueued for row in range(24)]
