@@ -78,7 +78,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]
         )
         for rank in range(2)
     ]
-    assert [process.wait(timeout=100) for process in started] == [0, 0]
+    try:
+        assert [process.wait(timeout=100) for process in started] == [0, 0]
+    finally:
+        for process in started:
+            process.kill()
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

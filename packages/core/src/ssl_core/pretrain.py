@@ -7,30 +7,41 @@ starts; afterwards the backbone is exported and, where the data has labels, a kN
 import logging
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import nn
 
-from ssl_core import distributed
-from ssl_core.backbone import BackboneCard, head_layers, save_backbone
+from ssl_core import distributed, ops
+from ssl_core.backbone import BackboneCard, head_layers, save_backbone, save_card
 from ssl_core.config import parse_config, save_config, to_dict
-from ssl_core.data import Batches, DataConfig, ImageSource, normalization, open_source
-from ssl_core.evaluate import evaluation_view, health, knn_accuracy
+from ssl_core.data import Batches, DataConfig, ImageSource, has_test_split, normalization, open_source
+from ssl_core.evaluate import (
+    count_classes,
+    evaluate_knn,
+    evaluation_view,
+    extract_features,
+    health,
+    knn_accuracy,
+)
 from ssl_core.nn import EncoderConfig, make_encoder, stem_for, sync_batch_norm
 from ssl_core.train import (
     OptimConfig,
     TrainConfig,
     learning_rate,
     make_optimizer,
+    scaled_learning_rate,
     train,
 )
 from ssl_core.views import ViewConfig, ViewSpec, make_view_specs
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -161,15 +172,30 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str) -> P
         world_size=distributed.world_size(),
         pin_memory=device.type == "cuda",
     )
-    evaluation = _make_evaluation(config, method, source, evaluation_view(image_size), mean, std)
+    stem = stem_for(config.encoder, image_size)
+    card = BackboneCard(
+        architecture=config.encoder.name,
+        channels=len(mean),
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        num_features=num_features,
+        stem=cast(Any, stem),
+        options=config.encoder.options,
+        recipe=name,
+        projector=head_layers(method.projector),
+    )
+    knn = _knn_sources(config, source)
     if distributed.is_main():
         save_config(config, folder / "config.yaml")
-        stem = stem_for(config.encoder, image_size)
-        print(
-            _summary(
-                config, source, specs, batches.batches_per_epoch, mean, std, encoder, stem, device, folder
-            )
-        )
+        save_card(folder / "backbone.json", card)
+        print(_summary(config, source, specs, batches.batches_per_epoch, card, encoder, device, folder), flush=True)
+
+    def on_epoch(epoch: int) -> dict[str, float]:
+        every = config.evaluate.knn_every
+        if every is None or epoch % every or knn is None:
+            return {}
+        return {"knn_top1": distributed.broadcast_object(_knn(config.evaluate, method, card, *knn, device))}
 
     started = time.perf_counter()
     train(
@@ -183,29 +209,101 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str) -> P
         ),
         settings=to_dict(config),
         health=health,
-        on_epoch=evaluation.after_epoch if evaluation else None,
+        on_epoch=on_epoch,
     )
     trained_s = time.perf_counter() - started
 
-    metrics = evaluation.final() if evaluation else {}
     if distributed.is_main():
-        card = BackboneCard(
-            architecture=config.encoder.name,
-            channels=len(mean),
-            image_size=image_size,
-            mean=mean,
-            std=std,
-            num_features=num_features,
-            stem=stem_for(config.encoder, image_size),
-            options=config.encoder.options,
-            recipe=name,
-            metrics=metrics,
-            projector=head_layers(method.projector),
-        )
-        save_backbone(folder / "backbone.safetensors", method.encoder, card)
-        print(f"trained in {trained_s:.0f} s; backbone in {folder / 'backbone.safetensors'}")
+        save_backbone(folder / "backbone.safetensors", encoder, card)
+        print(f"trained in {trained_s:.0f} s; the backbone is {folder / 'backbone.safetensors'}")
+        if knn is not None:
+            settings = config.evaluate
+            result = evaluate_knn(
+                str(folder), features=settings.features, k=settings.k, temperature=settings.temperature, device=device
+            )
+            save_card(folder / "backbone.json", replace(card, metrics={"knn_top1": result["top1"]}))
     distributed.barrier()
     return folder
+
+
+def _knn_sources(config: PretrainConfig, train: ImageSource) -> tuple[ImageSource, ImageSource] | None:
+    """The labelled images of the kNN, bank and queries; None, said aloud, where there are none."""
+    reason = ""
+    if not has_test_split(config.data):
+        reason = "the data has no test split (data.test_source or data.holdout give it one)"
+    elif train.classes is None and config.data.source != "stl10":
+        reason = "the data has no labels"
+    if reason:
+        if config.evaluate.knn_every is not None:
+            raise ValueError(f"evaluate.knn_every {config.evaluate.knn_every}: {reason}")
+        logger.info("no kNN at the end: %s", reason)
+        return None
+    bank = open_source(config.data, split="labelled") if config.data.source == "stl10" else train
+    test = open_source(config.data, split="test")
+    if config.evaluate.k > len(bank):
+        raise ValueError(f"evaluate.k {config.evaluate.k} is more than the {len(bank)} labelled images of {bank.name}")
+    return bank, test
+
+
+@torch.no_grad()
+def _knn(
+    config: EvaluateConfig,
+    method: Any,
+    card: BackboneCard,
+    bank: ImageSource,
+    test: ImageSource,
+    device: torch.device,
+) -> float:
+    """Accuracy of the method as it is now; computed by the first process alone."""
+    if not distributed.is_main():
+        return 0.0
+    features = method.encoder if config.features == "backbone" else nn.Sequential(method.encoder, method.projector)
+    view = evaluation_view(card.image_size)
+    train_features, test_features = (
+        extract_features(features, source, view, mean=card.mean, std=card.std, device=device) for source in (bank, test)
+    )
+    return knn_accuracy(
+        train_features.features,
+        train_features.labels,
+        test_features.features,
+        test_features.labels,
+        k=config.k,
+        temperature=config.temperature,
+        num_classes=count_classes(bank),
+    )
+
+
+def _summary(
+    config: PretrainConfig,
+    source: ImageSource,
+    specs: tuple[ViewSpec, ...],
+    steps_per_epoch: int,
+    card: BackboneCard,
+    encoder: nn.Module,
+    device: torch.device,
+    folder: Path,
+) -> str:
+    """What is about to happen, with everything that was chosen automatically."""
+    optim, training = config.optim, config.train
+    rate = scaled_learning_rate(optim, training.batch_size)
+    scaling = f" = {optim.lr:g} x {training.batch_size} / 256" if optim.scale_lr else ""
+    parameters = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
+    stems = {"imagenet": "its own stem", "small": "3x3 stem, no max-pool", "small_pool": "3x3 stem, max-pool"}
+    numbers = [", ".join(f"{value:.3f}" for value in values) for values in (card.mean, card.std)]
+    views = ", ".join(f"{spec.name} {'/'.join(map(str, spec.sizes))} px" for spec in specs)
+    backends = ", ".join(f"{op} {where[device.type]}" for op, where in ops.implementations().items())
+    lines = {
+        "run": f"{folder}",
+        "data": f"{source.name}: {len(source):,} images, {card.channels} channels, "
+        f"mean ({numbers[0]}), std ({numbers[1]})",
+        "views": views,
+        "encoder": f"{card.architecture}, {stems[card.stem]}, {parameters:.1f} M parameters, "
+        f"{card.num_features} features",
+        "training": f"{training.epochs} epochs of {steps_per_epoch} steps, batch {training.batch_size} over "
+        f"{distributed.world_size()} process(es), {optim.name}, learning rate {rate:g}{scaling}",
+        "device": f"{device}, {training.precision}; {backends}",
+    }
+    return "\n".join(f"{name:9} {value}" for name, value in lines.items())
 
 
 def choose_device(name: str) -> torch.device:
@@ -219,9 +317,7 @@ def choose_device(name: str) -> torch.device:
         name = next(device for device, there in available.items() if there)
     if not available[name]:
         there = ", ".join(device for device, there in available.items() if there)
-        raise ValueError(
-            f"train.device {name}: torch {torch.__version__} sees no such device; there is {there}"
-        )
+        raise ValueError(f"train.device {name}: torch {torch.__version__} sees no such device; there is {there}")
     return torch.device(name)
 
 
@@ -237,49 +333,5 @@ def prepare_folder(config: PretrainConfig, name: str) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(
-            f"cannot write to the run directory {folder} ({error}); choose another --out"
-        ) from error
+        raise OSError(f"cannot write to the run directory {folder} ({error}); choose another --out") from error
     return folder
-
-
-class _Evaluation:
-    """The kNN of a run's encoder on its own labelled images."""
-
-    def __init__(
-        self,
-        config: PretrainConfig,
-        features: nn.Module,
-        train: ImageSource,
-        test: ImageSource,
-        num_classes: int,
-        extract: Callable[[nn.Module, ImageSource], Features],
-    ) -> None:
-        self._config = config.evaluate
-        self._epochs = config.train.epochs
-        self._features = features
-        self._train = train
-        self._test = test
-        self._num_classes = num_classes
-        self._extract = extract
-        self._last: dict[str, float] = {}
-
-    def after_epoch(self, epoch: int) -> dict[str, float]:
-        """KNN accuracy every few epochs and after the last."""
-        every = self._config.knn_every
-        if epoch < self._epochs and (every is None or epoch % every):
-            return {}
-        if distributed.is_main():
-            bank, queries = (self._extract(self._features, source) for source in (self._train, self._test))
-            accuracy = knn_accuracy(
-                bank.features,
-                bank.labels,
-                queries.features,
-                queries.labels,
-                k=self._config.k,
-                temperature=self._config.temperature,
-                num_classes=self._num_classes,
-            )
-            self._last = {"knn_top1": accuracy}
-        self._last = distributed.broadcast_object(self._last)
-        return self._last

@@ -78,7 +78,7 @@ def test_a_folder_of_other_files_is_an_error_that_names_one(tmp_path):
 
 
 def test_a_missing_path_is_an_error_that_lists_the_names():
-    with pytest.raises(FileNotFoundError, match="does not exist; it is no name either .*cifar10"):
+    with pytest.raises(FileNotFoundError, match=r"does not exist; it is no name either .*cifar10"):
         open_source(config("/no/such/folder"))
 
 
@@ -175,7 +175,7 @@ def test_a_class_list_restricts_and_orders_the_classes(tmp_path, make):
 def test_a_listed_class_without_a_folder_is_named(tmp_path, make):
     make.write_images(tmp_path, ["a/1.png"])
     (tmp_path / "classes.txt").write_text("a\nzebra\n")
-    with pytest.raises(ValueError, match="no subfolder for 1 classes .*zebra"):
+    with pytest.raises(ValueError, match=r"no subfolder for 1 classes .*zebra"):
         open_source(config(tmp_path, class_list=str(tmp_path / "classes.txt")))
 
 

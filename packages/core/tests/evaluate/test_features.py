@@ -83,11 +83,11 @@ def test_another_number_of_channels_is_refused(toy_source):
 def test_features_that_are_not_finite_name_the_image(toy_source):
     class Diverged(nn.Module):
         def forward(self, images):
-            return images.mean(dim=(2, 3)).sub(1).log()  # NaN where dark
+            return images.mean(dim=(2, 3)).sub(0.3).log()  # NaN where dark
 
     with pytest.raises(ValueError, match="features of toy:4 are not finite"):
         extract_features(
-            Diverged(), toy_source([2, 2, 2, 2, 0]), evaluation_view(16), mean=(0.0,) * 3, std=(0.1,) * 3, batch_size=3
+            Diverged(), toy_source([2, 2, 2, 2, 0]), evaluation_view(16), mean=(0.0,) * 3, std=(1.0,) * 3, batch_size=3
         )
 
 

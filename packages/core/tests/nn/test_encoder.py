@@ -135,7 +135,7 @@ def test_a_file_without_an_encoder_is_refused(tmp_path):
 
 
 def test_a_missing_weights_file_is_refused():
-    with pytest.raises(FileNotFoundError, match=r"nowhere.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.safetensors' is neither random, timm nor a file"):
         make_encoder(narrow(weights="nowhere.safetensors"), channels=3, image_size=32)
 
 

@@ -102,10 +102,18 @@ def test_centre_crops_are_torchvisions_resize_and_centre_crop(shape, interpolati
         assert_same(view, oracle.center_crop(resized, [size]).clamp(0, 1))
 
 
-def test_an_image_of_extreme_shape_is_never_blown_up():
-    # 3000 x 2 resized whole to a short side of 224 would be 336,000 x 224.
-    (view,) = render(some_image(height=3000, width=2), numbers(), eval_spec(224, short_side=256))
-    assert view.shape == (3, 224, 224)
+def test_an_image_of_extreme_shape_is_never_blown_up(monkeypatch):
+    # 3000 x 2 resized whole to a short side of 256 would be 384,000 x 256.
+    pixels = []
+
+    def counted(*args, interpolate=torch.nn.functional.interpolate, **kwargs):
+        resized = interpolate(*args, **kwargs)
+        pixels.append(resized.numel())
+        return resized
+
+    monkeypatch.setattr(torch.nn.functional, "interpolate", counted)
+    render(some_image(height=3000, width=2), numbers(), eval_spec(224, short_side=256))
+    assert max(pixels) == 3 * 384_000 * 2
 
 
 def test_resize_squashes_the_whole_image():
@@ -253,7 +261,7 @@ def test_memory_layout_changes_nothing(layout):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
-@pytest.mark.parametrize("preset", ["plain", "strong_beta", "padded_crop"])
+@pytest.mark.parametrize("preset", ["plain", "strong_beta"])
 def test_an_image_is_neither_changed_nor_shared(dtype, preset):
     image = some_image(height=32, width=32, dtype=dtype)
     before = image.clone()

@@ -239,16 +239,16 @@ def test_the_first_candidate_that_fits_is_taken():
 
 
 @pytest.mark.parametrize(
-    ("size", "box"),
+    ("size", "scale", "box"),
     [
-        ((1, 1), [0, 0, 1, 1]),
-        ((3000, 2), [1498, 0, 3, 2]),  # 2 / (3/4) = 2.67 rows, rounded; (3000 - 3) // 2
-        ((2, 3000), [0, 1498, 2, 3]),  # 2 * 4/3 = 2.67 columns
+        ((1, 1), (0.01, 0.02), [0, 0, 1, 1]),  # candidates round to nothing
+        ((3000, 2), (0.9, 1.0), [1498, 0, 3, 2]),  # 2 / (3/4) = 2.67 rows, rounded; (3000 - 3) // 2
+        ((2, 3000), (0.9, 1.0), [0, 1498, 2, 3]),  # 2 * 4/3 = 2.67 columns
     ],
     ids=["one pixel", "tall", "wide"],
 )
-def test_the_largest_central_box_is_taken_where_no_candidate_fits(size, box):
-    spec = ViewSpec((RandomResizedCrop(scale=(0.9, 1.0)),), (32,))
+def test_the_largest_central_box_is_taken_where_no_candidate_fits(size, scale, box):
+    spec = ViewSpec((RandomResizedCrop(scale=scale),), (32,))
     assert sample(spec, range(5), size).tolist() == [box] * 5
 
 

@@ -3,6 +3,7 @@
 from ssl_core.data.batches import Batch as Batch
 from ssl_core.data.batches import Batches as Batches
 from ssl_core.data.config import DataConfig as DataConfig
+from ssl_core.data.config import has_test_split as has_test_split
 from ssl_core.data.config import open_source as open_source
 from ssl_core.data.dataset import dataset_source as dataset_source
 from ssl_core.data.decode import BrokenImageError as BrokenImageError
@@ -28,6 +29,7 @@ __all__ = [
     "channel_statistics",
     "dataset_source",
     "decode_image",
+    "has_test_split",
     "hold_in_memory",
     "inspect",
     "normalization",

@@ -110,12 +110,20 @@ def open_source(config: DataConfig, *, split: str = "train") -> ImageSource:
     return LazyImages(images, broken_limit=config.broken_limit)
 
 
+def has_test_split(config: DataConfig) -> bool:
+    """Whether there are test images: the source's own, those of ``test_source``, or held-out ones."""
+    given = config.test_source is not None or config.holdout is not None
+    return given or _split(config.source, config, "test") is not None
+
+
 def open_encoded(config: DataConfig, split: str = "train") -> Images:
     """The images of one split before any is decoded, with their number of channels settled."""
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
     train = _split(config.source, config, "train" if split == "test" else split)
     assert train is not None  # every source has training images
+    if train.classes is not None and len(train.classes) == 1:  # a folder inside a folder, not something to tell apart
+        train = replace(train, labels=torch.full_like(train.labels, -1), classes=None)
     channels = config.channels or _most_channels(train, config.broken_limit)
     if split == "test":
         images = _test_images(config, train)

@@ -1,7 +1,7 @@
 """Images in files: folders of any nesting, list files, and the train and test folders inside a folder.
 
 * Folder: every image file below it, in the order of their paths; hidden files and folders are ignored.
-  First-level subfolders that hold images are the classes, used by probes only.
+  First-level subfolders that hold images are the classes, used by probes only; a single one is none.
 * List file: ``.txt``, a path on each line, then optionally a tab and a label, or a space and a label that is
   a whole number; ``.csv``, ``path[,label]``. Relative paths start at the list file's folder.
 * ``train`` beside ``val``, ``validation`` or ``test``: a folder's natural split (ImageNet, Tiny-ImageNet).
@@ -43,7 +43,7 @@ class FileImages:
     """
 
     name: str
-    paths: NDArray[np.bytes_]
+    paths: NDArray[Any]
     labels: Int64[Tensor, " n"]
     classes: tuple[str, ...] | None
     channels: int | None = None
@@ -107,7 +107,7 @@ def folder_images(folder: Path, *, class_list: Sequence[str] | None = None) -> F
         raise ValueError(f"{folder} holds no images{others}. Looked for {' '.join(SUFFIXES)}")
     start = len(str(folder)) + 1
     tops = [path[start:].partition(os.sep) for path in paths]
-    names = [top if separator else None for top, separator, _ in tops]
+    names = [top if below else None for top, _, below in tops]
     classes = class_list or sorted({name for name in names if name is not None})
     return replace(_file_images(str(folder), paths, names, classes), ignored=tuple(ignored))
 
@@ -170,14 +170,12 @@ def relabelled(source: Any, classes: Sequence[str]) -> Int64[Tensor, " n"]:
 
 
 def _file_images(name: str, paths: Sequence[str], names: Sequence[str | None], classes: Sequence[str]) -> FileImages:
-    """Files with class names; fewer than two classes tell nothing apart and count as none."""
-    position: dict[str | None, int] = dict(zip(classes, range(len(classes)), strict=True))
-    has_classes = len(classes) > 1
+    position: dict[str | None, int] = {name: number for number, name in enumerate(classes)}
     return FileImages(
         name=name,
         paths=np.array([os.fsencode(path) for path in paths]),
-        labels=torch.tensor([position.get(each, -1) if has_classes else -1 for each in names]),
-        classes=tuple(classes) if has_classes else None,
+        labels=torch.tensor([position.get(each, -1) for each in names]),
+        classes=tuple(classes) or None,
     )
 
 

@@ -1,7 +1,9 @@
 """Worker processes: how images are decoded and views are made beside the main process."""
 
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -44,8 +46,8 @@ def make_loader(
     """
     if workers < 0:
         raise ValueError(f"data.workers must be at least 0, got {workers}")
-    # Fork shares the decoded images without a copy. It is safe here: a worker runs on one torch thread, so it
-    # never waits for threads that only its parent has. Elsewhere the images are pickled into shared memory.
+    # Fork shares the decoded images without a copy. It is safe here: a DataLoader's worker runs on one torch thread,
+    # so it never waits for threads that only its parent has. Elsewhere images are pickled into shared memory.
     start_method = "fork" if workers and sys.platform == "linux" else None
     return DataLoader(
         _Applied(function),
@@ -53,7 +55,7 @@ def make_loader(
         sampler=items,
         num_workers=workers,
         collate_fn=_unchanged,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=_prepare_worker,
         persistent_workers=persistent and workers > 0,
         pin_memory=pin_memory,
         multiprocessing_context=start_method,
@@ -71,8 +73,18 @@ def _unchanged(result: Any) -> Any:
     return result
 
 
-def _quiet_worker(worker: int) -> None:
-    """Leave signals to the main process, which may want to finish a step and save before its workers go."""
-    torch.set_num_threads(1)
+def _prepare_worker(worker: int) -> None:
+    """Leave signals to the main process, which may want to finish a step and save before its workers go.
+
+    Ctrl-C and a scheduler's SIGTERM reach all processes of a job; a worker ends when its parent tells it to.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform == "linux":  # sigwaitinfo is not everywhere
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_leave_when_told_by_parent, daemon=True).start()
+
+
+def _leave_when_told_by_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -57,7 +57,8 @@ def _nearest_keys(bank: Tensor, queries: Tensor, k: int, columns: int) -> Tensor
     best = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     for start in range(0, len(bank), columns):
         similarity = queries @ F.normalize(bank[start : start + columns].float(), dim=1).T
-        best = torch.cat([best, _ordering_keys(similarity, start)], dim=1)
+        block = _ordering_keys(similarity, start)
+        best = torch.cat([best, block.topk(min(k, block.shape[1]), dim=1).values], dim=1)
         best = best.topk(min(k, best.shape[1]), dim=1).values
     return best
 

@@ -10,6 +10,7 @@ from ssl_core.train.method import Step as Step
 from ssl_core.train.method import StepOutput as StepOutput
 from ssl_core.train.optim import OptimConfig as OptimConfig
 from ssl_core.train.optim import make_optimizer as make_optimizer
+from ssl_core.train.optim import scaled_learning_rate as scaled_learning_rate
 from ssl_core.train.schedules import cosine_schedule as cosine_schedule
 from ssl_core.train.schedules import learning_rate as learning_rate
 from ssl_core.train.schedules import scalar_schedule as scalar_schedule
@@ -27,5 +28,6 @@ __all__ = [
     "read_metrics",
     "save_checkpoint",
     "scalar_schedule",
+    "scaled_learning_rate",
     "train",
 ]

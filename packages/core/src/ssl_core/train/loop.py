@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,7 @@ class TrainConfig:
             )
 
 
+@runtime_checkable
 class MicroBatch(Protocol):
     """Views of the images of one micro-batch, and which images they are."""
 
@@ -85,6 +86,7 @@ class MicroBatch(Protocol):
         """(n) image indices."""
 
 
+@runtime_checkable
 class BatchSource(Protocol):
     """Where the loop takes its batches from."""
 

@@ -3,7 +3,7 @@
 A method is an ``nn.Module`` that satisfies :class:`Method`; it inherits nothing of ours.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -54,6 +54,7 @@ class StepOutput(NamedTuple):
     metrics: dict[str, Tensor]
 
 
+@runtime_checkable
 class Method(Protocol):
     """A method of self-supervised learning, as the loop sees it."""
 

@@ -72,8 +72,8 @@ def solarize(image: Float[Tensor, "c h w"], threshold: float) -> Float[Tensor, "
 def _shift_hsv(image: Float[Tensor, "3 h w"], sextants: float) -> Float[Tensor, "3 h w"]:
     """Hue shifted at constant HSV saturation and value, so that each pixel's minimum and maximum are kept.
 
-    At a distance of d sextants from a channel's own colour, 0 <= d <= 3, that channel is at the maximum for d
-    < 1, at the minimum for d > 2, and linear in between.
+    At a distance of d sextants from a channel's own colour, 0 <= d <= 3, that channel is at the maximum below
+    one sextant, at the minimum above two, and linear in between.
     """
     pixels = image.reshape(3, -1)
     highest, argmax = pixels.max(dim=0, keepdim=True)
@@ -81,8 +81,8 @@ def _shift_hsv(image: Float[Tensor, "3 h w"], sextants: float) -> Float[Tensor, 
     chroma = highest - lowest
     quotients = (_DIFFERENCES.to(image) @ pixels).div_(chroma.clamp(min=_TINY))
     hue = quotients.add_(_POSITIONS.to(image)).gather(0, argmax)
-    # In [-1, 5], as is the hue, so that |offset| <= 6 and the distance around the circle is 3 - ||offset| -
-    # 3|: torch's remainder of a whole image costs more than all the rest here.
+    # In [-1, 5], as is the hue, so that |offset| <= 6 and the distance is 3 - ||offset| - 3|, around the circle.
+    # The remainder of a whole image would cost as much as all the rest here.
     unshifted = image.new_tensor([[(position - sextants + 1) % 6 - 1] for position in (0, 2, 4)])
     offset = hue - unshifted
     return torch.addcmul(lowest, chroma, offset.abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)).view(image.shape)

@@ -17,7 +17,7 @@ class ViewConfig:
 
     Args:
         augmentation: a preset's name, or a list of ops in order, each ``{name: {argument: value}}``; in a
-        derived view, the ops that follow the parent's.
+            derived view, the ops that follow the parent's.
         size: side of the view in pixels.
         crop_scale: replaces the scale of the random resized crop (local crops).
         count: this many views with these ops, each with its own draws.

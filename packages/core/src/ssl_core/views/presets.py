@@ -37,7 +37,6 @@ PRESETS: dict[str, tuple[ViewOp, ...]] = {
         _JITTER_ALPHA,
         Grayscale(prob=0.2),
         GaussianBlur(prob=1.0),
-        Solarize(prob=0.0),
         HorizontalFlip(),
     ),
     "strong_beta": (

@@ -187,8 +187,8 @@ def _jitter(image: Tensor, values: list[float]) -> Tensor:
 def _blur(image: Tensor, sigma: float) -> Tensor:
     _, height, width = image.shape
     radius = math.ceil(3 * sigma)
-    columns = _convolution_matrix(height, sigma, radius)
-    rows = columns if width == height else _convolution_matrix(width, sigma, radius)
+    columns = _convolution_matrix(height, sigma, radius).to(image)
+    rows = columns if width == height else _convolution_matrix(width, sigma, radius).to(image)
     return _banded_product(rows, _banded_product(columns, image, radius).mT, radius).mT
 
 

@@ -1,0 +1,260 @@
+"""The command ``ssl-core``: everything around a training run that needs to know of no method.
+
+Options are read from the signatures of the functions that do the work. Of a configuration only the nodes ``data``,
+``views``, ``evaluate`` and ``seed`` are read; the rest of it is a method's.
+"""
+
+import importlib.util
+import platform
+import shutil
+import sys
+from argparse import ArgumentError
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from inspect import signature
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from ssl_core import ops
+from ssl_core.config import recipe_path
+from ssl_core.data import DataConfig, inspect, open_source
+from ssl_core.evaluate import draw_neighbours, embed, evaluate_knn, evaluate_linear, export
+from ssl_core.pretrain import EvaluateConfig, choose_device, errors_in_one_line
+from ssl_core.views import ViewConfig, make_view_specs, save_view_gallery
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command ``ssl-core``."""
+    parser = ArgumentParser(prog="ssl-core", description="Look at data and views; evaluate and export encoders.")
+    commands = parser.add_subcommands(dest="command")
+    for name, function in COMMANDS.items():
+        commands.add_subcommand(name, _parser(function), help=_first_line(function))
+    evaluate = ArgumentParser(description="Evaluate an encoder on labelled images.")
+    commands.add_subcommand("eval", evaluate, help="Evaluate an encoder on labelled images.")
+    evaluations = evaluate.add_subcommands(dest="by")
+    for name, function in EVALUATIONS.items():
+        evaluations.add_subcommand(name, _parser(function), help=_first_line(function))
+
+    # Without defaults, so that what was given can be told from what was not.
+    given = parser.parse_args(sys.argv[1:] if arguments is None else list(arguments), defaults=False)
+    with errors_in_one_line("ssl-core"):
+        options = given[given.command]
+        if given.command == "eval":
+            _call(EVALUATIONS[options.by], options[options.by])
+        else:
+            _call(COMMANDS[given.command], options)
+
+
+def scan(data: DataConfig, *, split: Literal["train", "test", "labelled"] = "train") -> None:
+    """Read every image of a source and print counts, sizes, channels, mean and std, and what is broken.
+
+    Args:
+        data: the images.
+        split: which of them.
+    """
+    print(inspect(data, split=split, progress=sys.stderr.isatty()))
+
+
+def draw_views(
+    config: str,
+    *,
+    data: DataConfig | None = None,
+    out: str = "views.png",
+    rows: int = 8,
+    epoch: int = 0,
+    seed: int | None = None,
+) -> None:
+    """Draw a PNG gallery of the views of a configuration beside their originals.
+
+    Args:
+        config: a YAML file, a run directory, or a shipped recipe such as ``sce:cifar10``.
+        data: images to take instead of the configuration's.
+        out: the PNG.
+        rows: images to show.
+        epoch: whose draws to show.
+        seed: of the draws; null takes the configuration's.
+    """
+    nodes = read_nodes(config)
+    source = open_source(data or nodes.data)
+    specs = make_view_specs(nodes.views)
+    if not Path(out).parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {Path(out).parent} to write {Path(out).name} to")
+    save_view_gallery(source, specs, out, num_images=rows, seed=nodes.seed if seed is None else seed, epoch=epoch)
+    names = ", ".join(spec.name for spec in specs)
+    print(f"wrote {out}: {min(rows, len(source))} images of {source.name} and their views {names}")
+
+
+def embed_source(
+    data: DataConfig,
+    *,
+    model: str,
+    out: str,
+    split: Literal["train", "test", "labelled"] = "train",
+    features: Literal["backbone", "projection"] = "backbone",
+    device: torch.device | str = "cpu",
+) -> None:
+    """Write the features of a source's images, with identifiers and labels.
+
+    Args:
+        data: the images.
+        model: a run directory, a ``backbone.safetensors`` or ``timm:NAME``.
+        out: the file, ``.npz`` or ``.parquet``.
+        split: which of the images.
+        features: of the backbone, or of the projector after it.
+        device: where to compute.
+    """
+    embed(model, out, data=data, split=split, features=features, device=device)
+
+
+def report(run: str, *, device: torch.device | str = "cpu") -> None:
+    """Show what a run has learnt: kNN of raw pixels, of the random and of the trained encoder, and a picture.
+
+    Args:
+        run: a run directory on data with labels and a test split.
+        device: where to compute.
+    """
+    settings = read_nodes(run).evaluate
+    neighbours, views = Path(run) / "neighbours.png", Path(run) / "views.png"
+    results = {
+        title: evaluate_knn(
+            encoder, like=like, k=settings.k, temperature=settings.temperature, device=device, progress=False
+        )
+        for title, encoder, like in (
+            ("raw pixels", "pixels", run),
+            ("random encoder", "random", run),
+            ("trained encoder", run, None),
+        )
+    }
+    draw_neighbours(run, str(neighbours), device=device, progress=False)
+    draw_views(run, out=str(views))
+    trained = results["trained encoder"]
+    print(
+        f"\n{trained['num_train']:,} training and {trained['num_test']:,} test images of {trained['test']}; "
+        f"kNN with k = {settings.k}, T = {settings.temperature:g}, cosine\n"
+    )
+    for title, result in results.items():
+        print(f"  {title:16} {100 * result['top1']:5.1f} %  {'#' * round(40 * result['top1'])}")
+    print(f"""
+pictures   {neighbours}  nearest neighbours by each of the three
+           {views}  what the encoder sees
+backbone   {Path(run) / "backbone.safetensors"}  (ssl_core.load_backbone, timm, torchvision)
+log        {Path(run) / "metrics.jsonl"}
+
+next       ssl-core eval linear {run} --protocol cached
+           ssl-sce-train --config list
+           ssl-sce-train --config imagenet100 --data.source FOLDER --out runs/mine""")
+
+
+def doctor() -> None:
+    """Print versions, devices, and which implementation each op uses on each device."""
+    rows = {"python": f"{platform.python_version()} on {platform.platform()}"}
+    for name in ("ssl-core", "ssl-sce", "torch", "torchvision", "timm", "triton"):
+        try:
+            rows[name] = version(name)
+        except PackageNotFoundError:
+            rows[name] = "not installed"
+    rows["cpu"] = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        rows[f"cuda:{index}"] = f"{device.name}, {device.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+    if not torch.cuda.is_available():
+        rows["cuda"] = f"none that torch can use (built for CUDA {torch.version.cuda})"
+    rows["mps"] = "available" if torch.backends.mps.is_available() else "none"
+    rows["compiler"] = next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), "none")
+    for op, where in ops.implementations().items():
+        rows[op] = ", ".join(f"{device}: {implementation}" for device, implementation in where.items())
+    for name, value in rows.items():
+        print(f"{name:16} {value}")
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """What core reads of a configuration."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    views: list[ViewConfig] = field(default_factory=list)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    seed: int = 0
+
+
+def read_nodes(config: str) -> Nodes:
+    """The nodes of a YAML file, a run directory, or a shipped recipe such as ``sce:cifar10``.
+
+    Raises:
+        FileNotFoundError: if there is no such file or package.
+        ValueError: if a node is not what it should be.
+    """
+    path = Path(config)
+    package, colon, name = config.partition(":")
+    if path.is_dir():
+        path = path / "config.yaml"
+    elif colon and not path.exists():
+        spec = importlib.util.find_spec(f"ssl_{package}")
+        if spec is None or spec.origin is None:
+            raise FileNotFoundError(f"{config}: no package ssl-{package} is installed")
+        path = recipe_path(name, Path(spec.origin).parent / "recipes")
+    if not path.is_file():
+        raise FileNotFoundError(f"{config} is not a YAML file, a run directory or PACKAGE:RECIPE")
+    values = yaml.safe_load(path.read_text()) or {}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Nodes)
+    try:
+        parsed = parser.parse_object({name: values[name] for name in Nodes.__dataclass_fields__ if name in values})
+    except ArgumentError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return Nodes(**vars(parser.instantiate(parsed)))
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "data": scan,
+    "views": draw_views,
+    "embed": embed_source,
+    "export": export,
+    "report": report,
+    "doctor": doctor,
+}
+EVALUATIONS: dict[str, Callable[..., Any]] = {"knn": evaluate_knn, "linear": evaluate_linear}
+_TAKES_SOURCE = (scan, embed_source)
+
+
+def _parser(function: Callable[..., Any]) -> ArgumentParser:
+    """A parser of a function's arguments; an argument ``data`` becomes the options ``--data.*``."""
+    parser = ArgumentParser(description=_first_line(function), allow_abbrev=False)
+    arguments = signature(function).parameters
+    takes_source = function in _TAKES_SOURCE
+    if takes_source:
+        parser.add_argument("source", nargs="+", help="a name or path, or several paths")
+    parser.add_function_arguments(function, as_positional=not takes_source, skip={"data", "device", "progress"})
+    if "data" in arguments:
+        parser.add_class_arguments(DataConfig, "data", skip={"source"} if takes_source else set())
+    if "device" in arguments:
+        parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    return parser
+
+
+def _call(function: Callable[..., Any], options: Namespace) -> None:
+    keywords = dict(vars(options))
+    arguments = signature(function).parameters
+    if "device" in arguments:
+        keywords["device"] = choose_device(keywords.get("device", "auto"))
+    if "data" in arguments:
+        changes = vars(keywords.pop("data", Namespace()))
+        if function in _TAKES_SOURCE:
+            source = keywords.pop("source")
+            changes["source"] = source[0] if len(source) == 1 else source
+        if "source" in changes:
+            keywords["data"] = DataConfig(**changes)
+        elif changes:
+            # Some values given, but not the images: the rest is the run's or the configuration's own.
+            config = keywords.get("like") or keywords.get("encoder") or keywords["config"]
+            keywords["data"] = replace(read_nodes(config).data, **changes)
+    function(**keywords)
+
+
+def _first_line(function: Callable[..., Any]) -> str:
+    return (function.__doc__ or "").partition("\n")[0]

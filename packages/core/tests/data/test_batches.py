@@ -1,0 +1,242 @@
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ssl_core.data import Batches, LazyImages, MemoryImages
+from ssl_core.philox import permutation
+from ssl_core.views import ViewConfig, make_view_specs, render, sample_parameters
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+SPECS = make_view_specs([ViewConfig("weak", size=8), ViewConfig("strong", size=6, count=2)])
+
+
+@pytest.fixture
+def source():
+    generator = torch.Generator().manual_seed(0)
+    images = [
+        torch.randint(0, 256, (3, 8 + index % 3, 9), dtype=torch.uint8, generator=generator) for index in range(26)
+    ]
+    return MemoryImages("noise", images, torch.full((26,), -1))
+
+
+def batches(source, **changes):
+    options = {"batch_size": 8, "seed": 3, "mean": MEAN, "std": STD, "workers": 0}
+    return Batches(source, SPECS, **(options | changes))
+
+
+def assert_same(first, second):
+    first, second = list(first), list(second)
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one.index, other.index)
+        assert all(torch.equal(a, b) for a, b in zip(one.views, other.views, strict=True))
+
+
+def test_a_batch_holds_the_views_of_its_images(source):
+    batch = next(batches(source).epoch(5))
+    assert [tuple(view.shape) for view in batch.views] == [(8, 3, 8, 8), (8, 3, 6, 6), (8, 3, 6, 6)]
+    row, view_index = 4, 2
+    image = source.image(int(batch.index[row]))
+    parameters = sample_parameters(
+        SPECS[view_index],
+        seed=3,
+        epoch=5,
+        image_index=batch.index[row, None],
+        view_index=view_index,
+        image_size=torch.tensor([image.shape[1:]]),
+    )
+    (view,) = render(image, parameters[0], SPECS[view_index])
+    expected = (view - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    assert torch.equal(batch.views[view_index][row], expected)
+
+
+def test_an_epoch_is_a_permutation_without_its_remainder(source):
+    made = batches(source)
+    assert made.batches_per_epoch == 3
+    orders = [torch.cat([batch.index for batch in made.epoch(epoch)]).tolist() for epoch in (0, 1)]
+    assert all(len(set(order)) == len(order) == 24 for order in orders)
+    assert orders[0] != orders[1]
+    assert orders[0] == permutation(3, (0x6F726472, 0), 26)[:24].tolist()
+
+
+def test_seed_and_epoch_change_the_views_of_an_image(source):
+    def view_of_image_0(seed, epoch):
+        for batch in batches(source, seed=seed, batch_size=26).epoch(epoch):
+            return batch.views[1][batch.index == 0]
+
+    first = view_of_image_0(0, 0)
+    assert not torch.equal(first, view_of_image_0(1, 0))
+    assert not torch.equal(first, view_of_image_0(0, 1))
+    assert torch.equal(first, view_of_image_0(0, 0))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(source, workers):
+    alone, helped = batches(source), batches(source, workers=workers)
+    for epoch in (0, 1):
+        assert_same(alone.epoch(epoch), helped.epoch(epoch))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_may_start_at_any_step(source, workers):
+    made = batches(source, accumulate=2, workers=workers)
+    whole = list(made.epoch(4))
+    assert_same(made.epoch(4, start=2), whole[4:])
+    assert list(made.epoch(4, start=3)) == []
+
+
+def test_ranks_and_micro_batches_are_runs_of_the_global_batch(source):
+    whole = list(batches(source).epoch(0))
+    parts = [list(batches(source, accumulate=2, rank=rank, world_size=2).epoch(0)) for rank in (0, 1)]
+    for step, batch in enumerate(whole):
+        # Micro-batch by micro-batch, and in each the ranks in order.
+        pieces = [parts[rank][2 * step + micro] for micro in (0, 1) for rank in (0, 1)]
+        assert torch.equal(batch.index, torch.cat([piece.index for piece in pieces]))
+        for view in range(3):
+            assert torch.equal(batch.views[view], torch.cat([piece.views[view] for piece in pieces]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_may_be_left_in_the_middle_but_not_continued_then(source, workers):
+    made = batches(source, workers=workers)
+    left = made.epoch(0)
+    first = next(left)
+    again = list(made.epoch(0))
+    assert_same([first], again[:1])
+    with pytest.raises(RuntimeError, match="epoch 0 was left for another"):
+        next(left)
+
+
+def test_workers_are_kept_from_one_epoch_to_the_next(source):
+    made = batches(source, workers=1)
+
+    def worker():
+        list(made.epoch(0))
+        return [process.pid for process in made._loader._iterator._workers]
+
+    assert worker() == worker()
+
+
+def test_the_global_generator_is_left_alone(source):
+    before = torch.random.get_rng_state()
+    list(batches(source).epoch(0))
+    list(batches(source, workers=1).epoch(0))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_broken_image_in_a_worker_is_replaced(source):
+    from ssl_core.data import BrokenImageError
+
+    class Torn:
+        name, classes = "torn", None
+        label, identifier, __len__ = source.label, source.identifier, source.__len__
+
+        def image(self, index):
+            if index == 7:
+                raise BrokenImageError("7")
+            return source.image(index)
+
+    lazy = LazyImages(Torn(), broken_limit=0.1)
+    assert_same(batches(lazy).epoch(0), batches(LazyImages(Torn(), broken_limit=0.1), workers=2).epoch(0))
+    assert lazy.broken == ("noise:7",)
+
+
+def test_an_error_in_a_worker_reaches_the_caller(source):
+    negative = MemoryImages("negative", torch.full((8, 3, 8, 8), -1.0), torch.full((8,), -1))
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        list(batches(negative, workers=1).epoch(0))
+
+
+def test_forking_after_threads_have_run_works(source):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        torch.rand(300, 300) @ torch.rand(300, 300)
+        assert len(list(batches(source, workers=2).epoch(0))) == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 27}, r"noise has 26 images, fewer than one batch of 27; lower train\.batch_size"),
+        ({"batch_size": 0}, "not a positive multiple"),
+        ({"accumulate": 3}, r"train\.batch_size 8 is not a positive multiple of train\.accumulate 3 times 1"),
+        ({"accumulate": 2, "world_size": 3}, "times 3 processes"),
+        ({"mean": (0.5,)}, "one number for each of 3 channels"),
+        ({"workers": -1}, r"data\.workers must be at least 0, got -1"),
+    ],
+    ids=["too large", "zero", "accumulate", "world size", "mean", "workers"],
+)
+def test_what_cannot_be_is_refused(source, changes, message):
+    with pytest.raises(ValueError, match=message):
+        batches(source, **changes)
+
+
+SETUP = """
+import os, signal, time
+from ssl_core.data import Batches, DataConfig, open_source
+from ssl_core.views import ViewConfig, make_view_specs
+
+specs = make_view_specs([ViewConfig("weak", size=8)])
+source = open_source(DataConfig(), split="test")
+batches = Batches(source, specs, batch_size=8, seed=0, mean=(0.1,), std=(0.2,), workers=2)
+epoch = batches.epoch(0)
+next(epoch)
+"""
+
+
+def run(script, *, signal_number=None):
+    """Run a script in a process group of its own; send the group a signal once the script prints a line."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SETUP + script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            process.stdout.readline()
+            if signal_number is not None:
+                os.killpg(process.pid, signal_number)
+            output, errors = process.communicate(timeout=40)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, output, errors
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux do workers ignore a SIGTERM of others")
+def test_workers_outlive_a_sigterm_to_the_whole_job_so_that_the_main_process_can_save():
+    script = """
+stopped = []
+signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
+print("ready", flush=True)
+while not stopped:
+    time.sleep(0.01)
+time.sleep(0.5)
+print(len(list(epoch)))
+"""
+    # 800 images in batches of 8, of which one was taken.
+    assert run(script, signal_number=signal.SIGTERM) == (0, "99\n", "")
+
+
+def test_ctrl_c_raises_in_the_main_process_alone_and_ends_everything():
+    script = """
+print("ready", flush=True)
+time.sleep(30)
+"""
+    code, _, errors = run(script, signal_number=signal.SIGINT)
+    assert code in (-signal.SIGINT, 128 + signal.SIGINT)
+    assert errors.count("Traceback") == 1
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+
+
+def test_a_script_that_leaves_an_epoch_unfinished_ends():
+    assert run("print('ready', flush=True)\n") == (0, "", "")

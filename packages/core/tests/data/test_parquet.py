@@ -1,0 +1,143 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from ssl_core.data import DataConfig, LazyImages, open_source
+
+CIFAR = Path(__file__).parents[5] / "shared/data/cifar10"
+
+
+def config(source, **options):
+    return DataConfig(source=str(source), workers=0, **options)
+
+
+def write_shard(path, images, *, column="img", struct=True, labels=None, names=None, row_group_size=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = [{"bytes": image, "path": None} for image in images] if struct else images
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())]) if struct else pa.binary()
+    columns = {column: pa.array(values, kind)}
+    if labels is not None:
+        columns["label"] = pa.array(labels)
+    table = pa.table(columns)
+    if names is not None:
+        features = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+    pq.write_table(table, path, row_group_size=row_group_size)
+
+
+@pytest.fixture
+def pngs(make):
+    return [make.encoded(make.noise(4, 6, 3, seed=seed)) for seed in range(7)]
+
+
+def pixels(make, seed):
+    return torch.from_numpy(make.noise(4, 6, 3, seed=seed)).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("memory_gib", [4.0, 0.0], ids=["held", "by row group"])
+@pytest.mark.parametrize("struct", [True, False], ids=["struct", "bytes"])
+def test_a_shard_gives_its_images_in_order(tmp_path, make, pngs, struct, memory_gib):
+    write_shard(tmp_path / "a.parquet", pngs, struct=struct, row_group_size=3)
+    source = open_source(config(tmp_path / "a.parquet", memory_gib=memory_gib))
+    assert isinstance(source, LazyImages) == (memory_gib == 0)
+    for index in (6, 0, 3, 2):
+        assert torch.equal(source.image(index), pixels(make, index))
+    assert source.identifier(4) == "a.parquet:4"
+    assert source.classes is None
+
+
+def test_class_names_come_from_hugging_face_metadata(tmp_path, pngs):
+    write_shard(tmp_path / "a.parquet", pngs[:2], labels=[2, None], names=["ape", "bee", "cat"])
+    source = open_source(config(tmp_path / "a.parquet"))
+    assert source.classes == ("ape", "bee", "cat")
+    assert [source.label(index) for index in range(2)] == [2, -1]
+
+
+def test_labels_may_be_names_or_plain_numbers(tmp_path, pngs):
+    write_shard(tmp_path / "names.parquet", pngs[:3], labels=["dog", "cat", "dog"])
+    source = open_source(config(tmp_path / "names.parquet"))
+    assert source.classes == ("cat", "dog")
+    assert [source.label(index) for index in range(3)] == [1, 0, 1]
+    write_shard(tmp_path / "numbers.parquet", pngs[:3], labels=[0, 3, 1])
+    assert open_source(config(tmp_path / "numbers.parquet")).classes == ("0", "1", "2", "3")
+
+
+def test_a_folder_of_shards_has_its_natural_splits(tmp_path, make, pngs):
+    write_shard(tmp_path / "data/train-00001-of-00002.parquet", pngs[2:4])
+    write_shard(tmp_path / "data/train-00000-of-00002.parquet", pngs[:2])
+    write_shard(tmp_path / "data/test-00000-of-00001.parquet", pngs[4:])
+    train, test = open_source(config(tmp_path)), open_source(config(tmp_path), split="test")
+    assert (len(train), len(test)) == (4, 3)
+    assert torch.equal(train.image(2), pixels(make, 2))
+    assert torch.equal(test.image(0), pixels(make, 4))
+
+
+def test_some_training_shards_have_the_test_shards_beside_them(tmp_path, pngs):
+    write_shard(tmp_path / "train-0.parquet", pngs[:2])
+    write_shard(tmp_path / "train-1.parquet", pngs[2:4])
+    write_shard(tmp_path / "validation-0.parquet", pngs[4:])
+    one = config(tmp_path / "train-1.parquet")
+    pattern = config(tmp_path / "train-*.parquet")
+    several = DataConfig(source=[str(tmp_path / f"train-{i}.parquet") for i in (0, 1)], workers=0)
+    assert [len(open_source(each)) for each in (one, pattern, several)] == [2, 4, 4]
+    assert [len(open_source(each, split="test")) for each in (one, pattern, several)] == [3, 3, 3]
+
+
+def test_without_a_test_split_the_error_says_what_to_set(tmp_path, pngs):
+    write_shard(tmp_path / "a.parquet", pngs)
+    with pytest.raises(ValueError, match=r"no test split; give data\.test_source, or .* data\.holdout"):
+        open_source(config(tmp_path / "a.parquet"), split="test")
+
+
+def test_columns_are_configurable_and_a_wrong_one_is_named(tmp_path, pngs):
+    table = pa.table({"left": pngs[:2], "right": pngs[2:4], "kind": [1, 0]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    right = config(tmp_path / "a.parquet", image_column="right", label_column="kind")
+    source = open_source(right)
+    assert source.label(0) == 1
+    assert not torch.equal(source.image(0), open_source(config(tmp_path / "a.parquet", image_column="left")).image(0))
+    for column in (None, "kind"):
+        with pytest.raises(
+            ValueError, match=r"such columns: \['left', 'right'\], all columns: \['left', 'right', 'kind'\]"
+        ):
+            open_source(config(tmp_path / "a.parquet", image_column=column))
+
+
+def test_rows_without_bytes_and_broken_bytes_are_broken_images(tmp_path, pngs):
+    write_shard(tmp_path / "a.parquet", [*pngs, None, b"", pngs[0][:50]])
+    source = open_source(config(tmp_path / "a.parquet", broken_limit=0.5))
+    assert len(source) == 7
+    assert [line.partition(": ")[0] for line in source.broken] == ["a.parquet:7", "a.parquet:8", "a.parquet:9"]
+    assert "no bytes in this row" in source.broken[0]
+
+
+def test_a_file_that_is_not_parquet_is_an_error(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 or not")
+    with pytest.raises(ValueError, match="can be read as parquet"):
+        open_source(config(tmp_path / "a.parquet"))
+
+
+def test_a_pattern_without_a_match_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file matches"):
+        open_source(config(tmp_path / "train-*.parquet"))
+
+
+def test_mixed_kinds_are_refused(tmp_path, make, pngs):
+    write_shard(tmp_path / "a.parquet", pngs)
+    make.write_images(tmp_path / "folder", ["1.png"])
+    mixed = DataConfig(source=[str(tmp_path / "a.parquet"), str(tmp_path / "folder")], workers=0)
+    with pytest.raises(ValueError, match="mixes folder and parquet"):
+        open_source(mixed)
+
+
+@pytest.mark.skipif(not CIFAR.is_dir(), reason=f"{CIFAR} is not there")
+def test_cifar10_in_parquet_is_read():
+    test = open_source(config(CIFAR), split="test")
+    assert test.images.shape == (10000, 3, 32, 32)
+    assert test.classes[0] == "airplane"
+    assert np.bincount(test.labels).tolist() == [1000] * 10

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from ssl_core.data import DataConfig, channel_statistics, inspect, open_source
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_report_says_what_is_there(tmp_path, make, workers):
+    make.write_images(tmp_path, [f"a/{index:03}.png" for index in range(70)])
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/grey.png").write_bytes(make.encoded(make.noise(20, 30)))
+    (tmp_path / "b/deep.png").write_bytes(make.encoded(make.noise(4, 50, dtype=np.uint16)))
+    (tmp_path / "b/empty.png").write_bytes(b"")
+    (tmp_path / "c.png").write_bytes(make.encoded(make.noise(8, 8, 3)))
+    (tmp_path / "notes.txt").write_text("")
+    config = DataConfig(source=str(tmp_path), workers=workers, broken_limit=0.1)
+    report = inspect(config, progress=False)
+    assert report.num_images == 73
+    assert report.heights == (4, 8, 20)
+    assert report.widths == (8, 8, 50)
+    assert report.channels == {3: 71, 1: 2}
+    assert report.read_channels == 3
+    assert report.dtypes == {"uint8": 72, "uint16": 1}
+    assert report.classes == {"a": 70, "b": 2}
+    assert report.num_unlabelled == 1
+    assert report.broken == (f"{tmp_path}/b/empty.png: zero bytes",)
+    assert report.ignored == (f"{tmp_path}/notes.txt",)
+    # 71 images of 3 * 64 bytes, one of 3 * 600, one of 3 * 200 * 2.
+    assert report.decoded_bytes == 71 * 192 + 1800 + 1200
+    mean, std = channel_statistics(open_source(config))
+    assert report.mean == pytest.approx(mean)
+    assert report.std == pytest.approx(std)
+
+
+def test_a_report_reads_as_a_table(tmp_path, make):
+    make.write_images(tmp_path, ["cat/1.png", "dog/2.png", "dog/3.png"])
+    (tmp_path / "cat/empty.png").write_bytes(b"")
+    lines = str(inspect(DataConfig(source=str(tmp_path), workers=0), progress=False)).splitlines()
+    assert [line[:11].rstrip() for line in lines] == [
+        *("source", "images", "height", "width", "channels", "type", "mean", "std", "classes", "broken", ""),
+    ]
+    assert "classes     2, of 1 to 2 images" in lines
+    assert lines[-1] == f"            {tmp_path}/cat/empty.png: zero bytes"
+
+
+def test_a_report_of_a_named_set_gives_its_published_values():
+    assert "published" not in str(inspect(DataConfig(), split="test", progress=False))
+
+
+def test_a_source_without_a_readable_image_is_an_error(tmp_path):
+    (tmp_path / "1.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="1 of 1 images"):
+        inspect(DataConfig(source=str(tmp_path), workers=0), progress=False)

@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+from ssl_core.data import DataConfig, MemoryImages, channel_statistics, normalization
+
+
+def source(images, name="here"):
+    return MemoryImages(name, images, torch.full((len(images),), -1))
+
+
+def test_statistics_by_hand():
+    # Channel 0 is 0 or 255: mean 1/2, deviation 1/2. Channel 1 is 51, 102, 153, 204: mean 1/2 and variance
+    # (0.09 + 0.01 + 0.01 + 0.09) / 4 = 0.05.
+    images = torch.tensor([[[[0, 255]], [[51, 102]]], [[[255, 0]], [[153, 204]]]], dtype=torch.uint8)
+    mean, std = channel_statistics(source(images))
+    assert mean == pytest.approx((0.5, 0.5))
+    assert std == pytest.approx((0.5, 0.05**0.5))
+
+
+def test_every_image_counts_the_same_whatever_its_size_and_type():
+    images = [
+        torch.zeros(1, 1, 1, dtype=torch.uint8),
+        torch.full((1, 30, 30), 65535, dtype=torch.uint16),
+        torch.full((1, 2, 3), 0.5),
+    ]
+    mean, std = channel_statistics(source(images))
+    assert mean == pytest.approx((0.5,))
+    assert std == pytest.approx(((0.25 + 0.25 + 0.0) ** 0.5 / 3**0.5,))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_large_source_is_measured_on_a_sample_that_does_not_change(workers):
+    images = torch.rand(300, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    sample = channel_statistics(source(images), max_images=100, workers=workers)
+    assert sample == channel_statistics(source(images), max_images=100)
+    assert sample != channel_statistics(source(images[:100]), max_images=100)
+
+
+def test_a_constant_channel_is_refused():
+    with pytest.raises(ValueError, match=r"constant channel .* set data\.mean and data\.std"):
+        channel_statistics(source(torch.full((3, 1, 4, 4), 0.3)))
+
+
+def test_normalisation_is_configured_published_or_measured():
+    noise = source(torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0)))
+    mean, std = (0.1, 0.2, 0.3), (1.0, 1.0, 1.0)
+    assert normalization(DataConfig(source="cifar10", mean=mean, std=std), noise) == (mean, std)
+    assert normalization(DataConfig(source="cifar10"), noise)[0] == (0.4914, 0.4822, 0.4465)
+    assert normalization(DataConfig(source="photos", workers=0), noise) == channel_statistics(noise)
+
+
+def test_published_values_are_not_used_for_another_number_of_channels():
+    noise = source(torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0)))
+    assert normalization(DataConfig(source="cifar10", workers=0), noise) == channel_statistics(noise)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        ((0.5,), None, "go together"),
+        ((0.5, 0.5), (1.0, 1.0), "one number for each of the 3 channels"),
+        ((0.5,) * 3, (1.0, 0.0, 1.0), "must be positive"),
+    ],
+    ids=["alone", "length", "zero"],
+)
+def test_a_wrong_normalisation_is_refused(mean, std, message):
+    with pytest.raises(ValueError, match=message):
+        normalization(DataConfig(mean=mean, std=std), source(torch.rand(2, 3, 2, 2)))
