@@ -243,7 +243,7 @@ def _call(function: Callable[..., Any], options: Namespace) -> None:
     if "device" in arguments:
         keywords["device"] = choose_device(keywords.get("device", "auto"))
     if "data" in arguments:
-        changes = vars(keywords.pop("data", Namespace()))
+        changes = dict(vars(keywords.pop("data"))) if "data" in keywords else {}
         if function in _TAKES_SOURCE:
             source = keywords.pop("source")
             changes["source"] = source[0] if len(source) == 1 else source

@@ -184,7 +184,5 @@ def unshuffle(keys: Shaped[Tensor, "n ..."], order: Int64[Tensor, " rows"]) -> S
 def _share(order: Tensor, rows: Tensor) -> Tensor:
     """This process's part of an order over the global batch."""
     if len(order) != world_size() * len(rows):
-        raise ValueError(
-            f"an order of {len(order)} does not fit {world_size()} processes of {len(rows)} rows"
-        )
+        raise ValueError(f"an order of {len(order)} does not fit {world_size()} processes of {len(rows)} rows")
     return order[rank() * len(rows) :][: len(rows)].to(rows.device)

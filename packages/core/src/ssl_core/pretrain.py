@@ -151,7 +151,7 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str) -> P
     source = open_source(config.data, split="train")
     mean, std = normalization(config.data, source)
     encoder = make_encoder(config.encoder, channels=len(mean), image_size=image_size)
-    num_features: int = encoder.num_features
+    num_features = cast(int, encoder.num_features)
     method = make_method(config, encoder, num_features, specs)
     if config.train.sync_batch_norm:
         method = sync_batch_norm(method, device)

@@ -1,6 +1,8 @@
+import dataclasses
+
 import pytest
 
-from ssl_core.evaluate import PROTOCOLS, find_protocol, protocol_text
+from ssl_core.evaluate import PROTOCOLS, evaluation_view, find_protocol, protocol_text
 from ssl_core.evaluate.protocol import learning_rate, view_for_testing, view_for_training
 from ssl_core.views import CenterCrop, HorizontalFlip, RandomCrop, RandomResizedCrop
 
@@ -69,3 +71,16 @@ def test_the_text_says_what_is_done(name, line):
 def test_an_unknown_protocol_lists_the_known():
     with pytest.raises(ValueError, match=r"no protocol 'mocov2'; choose one of moco, sce_imagenet, .*cached"):
         find_protocol("mocov2")
+
+
+@pytest.mark.parametrize("change", [{"epochs": 0}, {"batch_size": -1}, {"lr": 0.0}])
+def test_settings_that_are_not_positive_are_refused(change):
+    (name,) = change
+    with pytest.raises(ValueError, match=f"{name} of a linear probe must be positive, not {change[name]}"):
+        dataclasses.replace(PROTOCOLS["moco"], **change)
+
+
+def test_the_cached_protocol_sees_images_as_knn_does():
+    for size in (32, 224):
+        assert view_for_training(PROTOCOLS["cached"], size) == evaluation_view(size)
+        assert view_for_testing(PROTOCOLS["cached"], size) == evaluation_view(size)

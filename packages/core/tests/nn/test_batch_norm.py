@@ -26,9 +26,7 @@ def test_two_parts_of_two_images_by_hand():
     assert split[0].num_batches_tracked.item() == 1
 
 
-@pytest.mark.parametrize(
-    "memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"]
-)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("num_splits", [2, 3, 6])
 def test_split_equals_batch_norm_on_each_part(num_splits, memory_format):
     plain, split = layer_and_split(5, num_splits)
@@ -67,9 +65,7 @@ def test_autocast_keeps_the_dtype_and_float32_statistics():
 
 
 def test_conversion_keeps_tensors_names_and_mode():
-    network = nn.Sequential(
-        nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4, eps=1e-3, momentum=0.3))
-    ).eval()
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4, eps=1e-3, momentum=0.3))).eval()
     network[1][0].weight.requires_grad_(False)
     before = dict(network.named_parameters()) | dict(network.named_buffers())
     assert split_batch_norm(network, 2) is network

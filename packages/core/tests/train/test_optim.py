@@ -104,9 +104,7 @@ def test_exclusion_takes_weight_decay_from_vectors_only(name):
     module = network()
     optimizer = make_optimizer(module, OptimConfig(name, weight_decay=0.1, exclude_1d=True), batch_size=256)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    assert [decay[id(p)] for p in module.parameters()] == [
-        0.1 if p.ndim > 1 else 0.0 for p in module.parameters()
-    ]
+    assert [decay[id(p)] for p in module.parameters()] == [0.1 if p.ndim > 1 else 0.0 for p in module.parameters()]
 
 
 def test_without_exclusion_everything_decays():

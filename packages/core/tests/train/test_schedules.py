@@ -86,9 +86,7 @@ def test_scalar_stays_without_warm_up_and_decay():
 
 
 def test_scalar_warms_up_along_half_a_cosine():
-    values = [
-        scalar_schedule(0.09, step, 9, start=0.05, warmup_steps=4, warmup_shape="cosine") for step in range(5)
-    ]
+    values = [scalar_schedule(0.09, step, 9, start=0.05, warmup_steps=4, warmup_shape="cosine") for step in range(5)]
     # cos(pi / 3) = 1/2: a quarter of the way at the second of four steps.
     assert values == pytest.approx([0.05, 0.06, 0.08, 0.09, 0.09])
 

@@ -56,7 +56,8 @@ class DataConfig:
         mean: of each channel in [0, 1], to normalise by; null takes the set's published value or measures it.
         std: as mean.
         workers: processes that decode images and make views; 0 does both in the main process.
-        memory_gib: hold the decoded images in memory if they take no more than this, in each process.
+        memory_gib: hold the decoded images in memory if they take no more than this, in each process (CIFAR and
+            STL-10 always are).
         broken_limit: largest fraction of images that may be unreadable.
     """
 
@@ -203,15 +204,14 @@ def _path_images(paths: Sequence[Path], kind: str, config: DataConfig, split: st
         raise ValueError(f"data.class_list {config.class_list!r} needs class folders, not a {kind}")
     if kind == "parquet":
         shards = parquet_files(paths, split)
-        return (
-            shards
-            and parquet_images(
-                shards,
-                image_column=config.image_column,
-                label_column=config.label_column,
-                memory_bytes=config.memory_gib * 2**30,
-            )
-        ) or None
+        if not shards:
+            return None
+        return parquet_images(
+            shards,
+            image_column=config.image_column,
+            label_column=config.label_column,
+            memory_bytes=config.memory_gib * 2**30,
+        )
     if kind == "list":
         return concatenated([listed_images(path) for path in paths]) if split == "train" else None
     folders = [folder for path in paths if (folder := split_folder(path, split)) is not None]

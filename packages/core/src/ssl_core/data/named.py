@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from torchvision.datasets import CIFAR10, CIFAR100, STL10
 
 from ssl_core.data.digits import draw_digits
 from ssl_core.data.source import MemoryImages
@@ -31,15 +30,14 @@ def torchvision_images(name: str, root: Path, split: str, *, download: bool, stl
     Raises:
         FileNotFoundError: if the set is not there and not to be fetched.
     """
+    from torchvision.datasets import CIFAR10, CIFAR100, STL10  # seconds of import that no other source needs
+
     try:
         if name == "stl10":
             part = {"train": stl10_split, "labelled": "train", "test": "test"}[split]
             stl10 = STL10(root, split=part, download=download)
-            images, labels, classes = (
-                torch.from_numpy(stl10.data),
-                torch.as_tensor(stl10.labels),
-                stl10.classes,
-            )
+            images, labels = torch.from_numpy(stl10.data), torch.as_tensor(stl10.labels)
+            classes = stl10.classes
         else:
             cifar = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name](root, train=split != "test", download=download)
             images, labels = torch.from_numpy(cifar.data).permute(0, 3, 1, 2), torch.tensor(cifar.targets)

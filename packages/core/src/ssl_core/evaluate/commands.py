@@ -1,4 +1,4 @@
-"""What ``ssl-core eval knn``, ``eval linear``, ``embed``, ``neighbours`` and ``export`` do.
+"""What ``ssl-core eval knn``, ``eval linear``, ``embed`` and ``export`` do, and the picture of ``report``.
 
 Each is one function of plain arguments that raises for what a user can cause, prints its result and returns it.
 """
@@ -144,8 +144,7 @@ def evaluate_linear(
     )
     result = {
         **accuracy._asdict(),
-        "protocol": protocol,
-        **dataclasses.asdict(chosen),
+        "protocol": {"name": protocol, **dataclasses.asdict(chosen)},
         "changed": sorted(changes),
         "features": features,
         "seed": seed,

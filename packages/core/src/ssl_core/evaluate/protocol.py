@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from ssl_core.evaluate.features import evaluation_view
 from ssl_core.views import CenterCrop, HorizontalFlip, RandomCrop, RandomResizedCrop, ViewSpec, eval_spec
 
 
@@ -27,8 +28,8 @@ class Protocol:
         milestones: fractions of the epochs at which the rate is divided by 10; empty means a cosine.
         final_lr: where the cosine ends.
         crop: of training images: ``random_resized``; ``padded``, by an eighth of the side on each side, then
-            cut at a random place; both then flip with probability 0.5. ``none`` is the test view: features
-            are extracted once.
+            cut at a random place; both then flip with probability 0.5. ``none`` takes training and test images
+            in :func:`evaluation_view`, as kNN does, and extracts features once.
         crop_scale: smallest and largest area of a ``random_resized`` crop, as fractions of the image.
         resize: short side of a test image before its centre crop, as a multiple of the crop's side.
         interpolation: of training and test images.
@@ -46,6 +47,11 @@ class Protocol:
     crop_scale: tuple[float, float] = (0.08, 1.0)
     resize: float = 256 / 224
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} of a linear probe must be positive, not {getattr(self, name)}")
 
 
 _MOCO_STEPS = (0.6, 0.8)  # epochs 60 and 80 of 100
@@ -137,6 +143,8 @@ def view_for_training(protocol: Protocol, size: int) -> ViewSpec:
 
 def view_for_testing(protocol: Protocol, size: int) -> ViewSpec:
     """What a test image becomes for an encoder whose input has that side, in pixels."""
+    if protocol.crop == "none":
+        return evaluation_view(size)
     return eval_spec(size, short_side=round(size * protocol.resize), interpolation=protocol.interpolation)
 
 
@@ -176,7 +184,8 @@ def protocol_text(name: str, protocol: Protocol, size: int) -> str:
         rate += ", divided by 10 after epochs " + " and ".join(str(at) for at in _milestone_epochs(protocol))
     else:
         rate += f", cosine to {protocol.final_lr:g}"
-    test = f"short side {round(size * protocol.resize)} ({protocol.interpolation}), centre crop {size}"
+    (test,) = view_for_testing(protocol, size).ops
+    assert isinstance(test, CenterCrop)
     train = {
         "random_resized": f"random resized crop {size} of area {protocol.crop_scale[0]:g} to "
         f"{protocol.crop_scale[1]:g} ({protocol.interpolation}), flip",
@@ -187,5 +196,5 @@ def protocol_text(name: str, protocol: Protocol, size: int) -> str:
         f"protocol {name}: {protocol.source}\n"
         f"  {protocol.epochs} epochs, batch {protocol.batch_size}, {protocol.optimizer}, {rate}\n"
         f"  train: {train}\n"
-        f"  test: {test}"
+        f"  test: short side {test.short_side} ({test.interpolation}), centre crop {size}"
     )

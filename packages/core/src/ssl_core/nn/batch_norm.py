@@ -110,9 +110,7 @@ def split_batch_norm(
         if isinstance(child, kinds)
     ]
     if not layers:
-        raise ValueError(
-            f"{type(module).__name__} has no {' or '.join(kind.__name__ for kind in kinds)} to split"
-        )
+        raise ValueError(f"{type(module).__name__} has no {' or '.join(kind.__name__ for kind in kinds)} to split")
     for parent, name, child in layers:
         setattr(parent, name, _split(child, num_splits, kinds))
     return module
@@ -124,9 +122,7 @@ def _split(layer: nn.Module, num_splits: int, kinds: tuple[type[nn.Module], ...]
         raise ValueError(f"cannot split {type(layer).__name__}, only {[kind.__name__ for kind in kinds]}")
     if layer.momentum is None or not layer.track_running_stats:
         raise ValueError(f"cannot split {layer}: it needs a momentum and running statistics")
-    split = SplitBatchNorm(
-        layer.num_features, num_splits, eps=layer.eps, momentum=layer.momentum, affine=layer.affine
-    )
+    split = SplitBatchNorm(layer.num_features, num_splits, eps=layer.eps, momentum=layer.momentum, affine=layer.affine)
     split.weight, split.bias = layer.weight, layer.bias
     split.running_mean, split.running_var = layer.running_mean, layer.running_var
     split.num_batches_tracked = layer.num_batches_tracked
@@ -150,9 +146,7 @@ def sync_batch_norm(module: _Module, device: torch.device) -> _Module:
         ValueError: if the device is not a CUDA device, or if the module has split BatchNorm.
     """
     if device.type != "cuda":
-        raise ValueError(
-            f"SyncBatchNorm exists on CUDA only, not on {device.type}: switch sync_batch_norm off"
-        )
+        raise ValueError(f"SyncBatchNorm exists on CUDA only, not on {device.type}: switch sync_batch_norm off")
     if any(isinstance(layer, SplitBatchNorm) for layer in module.modules()):
         raise ValueError("BatchNorm is either split or synchronised: switch one of the two off")
     # timm's, because torch's drops the activation inside timm's BatchNormAct2d.

@@ -94,22 +94,18 @@ def make_encoder(config: EncoderConfig, *, channels: int, image_size: int) -> nn
     if stem not in ("imagenet", "small", "small_pool"):
         raise ValueError(f"encoder.stem {stem!r} is not one of auto, imagenet, small, small_pool")
     if stem != "imagenet" and config.weights == "timm":
-        raise ValueError(
-            f"encoder.weights timm were trained with the model's own stem, not {stem}; use stem imagenet"
-        )
+        raise ValueError(f"encoder.weights timm were trained with the model's own stem, not {stem}; use stem imagenet")
     encoder: nn.Module = timm.create_model(
         config.name,
         pretrained=config.weights == "timm",
         num_classes=0,
         in_chans=channels,
-        **_size_option(config.name, image_size) | config.options,
+        **_size_option(config.name, image_size) | _initialisation_option(config.name) | config.options,
     )
     if stem != "imagenet":
         _make_stem_small_(encoder, config.name, channels, keep_pool=stem == "small_pool")
     if config.weights not in ("random", "timm"):
-        _load_weights_(
-            encoder, Path(config.weights), described=f"{config.name} ({stem} stem, {channels} channels)"
-        )
+        _load_weights_(encoder, Path(config.weights), described=f"{config.name} ({stem} stem, {channels} channels)")
     return encoder
 
 
@@ -120,11 +116,17 @@ def _size_option(name: str, image_size: int) -> dict[str, int]:
     return {"img_size": image_size} if fixed else {}
 
 
+def _initialisation_option(name: str) -> dict[str, bool]:
+    """The start of residual blocks as torchvision's ResNets and the methods' released codes have it.
+
+    timm's default, a last BatchNorm of zero, gives the 3x3 convolutions of a block no gradient at the first step.
+    """
+    return {"zero_init_last": False} if is_model_in_modules(name, ("resnet",)) else {}
+
+
 def _make_stem_small_(encoder: nn.Module, name: str, channels: int, *, keep_pool: bool) -> None:
     if not isinstance(encoder, ResNet):
-        raise ValueError(
-            f"encoder.stem: only timm ResNets can have a small stem, not {name}; use auto or imagenet"
-        )
+        raise ValueError(f"encoder.stem: only timm ResNets can have a small stem, not {name}; use auto or imagenet")
     width = cast(int, encoder.feature_info[0]["num_chs"])
     convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")  # as timm's ResNet
@@ -171,7 +173,5 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     prefix = "encoder."
     found = {key.removeprefix(prefix): value for key, value in method.items() if key.startswith(prefix)}
     if not found:
-        raise ValueError(
-            f"{path} holds no encoder: it is not a run's checkpoint; use its backbone.safetensors"
-        )
+        raise ValueError(f"{path} holds no encoder: it is not a run's checkpoint; use its backbone.safetensors")
     return found

@@ -39,9 +39,9 @@ def mlp_head(
     MoCo v2, ReSSL projector               ``mlp_head(2048, 2048, 128, norm=False)``
     SCE small projector                    ``mlp_head(512, 512, 128)``
     SCE ImageNet projector                 ``mlp_head(2048, 2048, 256, num_layers=3, last_norm="plain")``
-    SCE, BYOL predictor                    ``mlp_head(256, 4096, 256)``
+    BYOL predictor                         ``mlp_head(256, 4096, 256)``
     MoCo v3 ResNet projector               ``mlp_head(2048, 4096, 256, last_norm="plain")``
-    MoCo v3 predictor                      ``mlp_head(256, 4096, 256, bias=False)``
+    SCE, MoCo v3 predictor                 ``mlp_head(256, 4096, 256, bias=False)``
     SimSiam projector                      ``mlp_head(2048, 2048, 2048, num_layers=3, last_norm="plain")``
     SimSiam projector, CIFAR-10            ``mlp_head(512, 2048, 2048, last_norm="plain")``
     SimSiam projector, DSSL's code         ``mlp_head(2048, 2048, 2048, num_layers=3, last_norm="affine")``

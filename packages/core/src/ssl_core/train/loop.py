@@ -372,7 +372,7 @@ class _StopSignal:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.number = number
-        signal.signal(number, self._previous[number])
+        signal.signal(number, self._previous[signal.Signals(number)])
 
     def __enter__(self) -> "_StopSignal":
         self._previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -23,7 +23,7 @@ class Step(NamedTuple):
         2.5
     """
 
-    index: int  # optimiser steps done before this one
+    index: int  # type: ignore[assignment]  # hides tuple.index; optimiser steps done before this one
     total: int  # optimiser steps of the whole run
     steps_per_epoch: int
     micro: int = 0  # which micro-batch of the step, with gradient accumulation

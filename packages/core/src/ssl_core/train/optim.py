@@ -42,9 +42,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         if self.milestones and self.schedule != "step":
-            raise ValueError(
-                f"optim.milestones {self.milestones} need optim.schedule step, not {self.schedule}"
-            )
+            raise ValueError(f"optim.milestones {self.milestones} need optim.schedule step, not {self.schedule}")
         if self.nesterov and self.name == "adamw":
             raise ValueError("optim.nesterov needs optim.name sgd or lars, not adamw")
         if self.warmup_epochs < 0:

@@ -114,9 +114,7 @@ def step_decay(epoch: int, milestones: Sequence[int], factor: float = 0.1) -> fl
     return factor ** sum(epoch >= milestone for milestone in milestones)
 
 
-def learning_rate(
-    config: OptimConfig, step: int, steps_per_epoch: int, total_steps: int, batch_size: int
-) -> float:
+def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, total_steps: int, batch_size: int) -> float:
     """The learning rate of an optimiser step.
 
     ``cosine`` is SCE's: :func:`warmup_cosine` over steps counted from 0. ``cosine_epoch`` is that of MoCo's
