@@ -151,6 +151,14 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
     assert path.read_text() == "old"
 
 
+def test_a_write_replaces_the_file_and_does_not_write_into_it(tmp_path):
+    path, link = tmp_path / "x.json", tmp_path / "link"
+    path.write_text("old")
+    link.hardlink_to(path)
+    write_atomically(path, lambda part: part.write_text("new"))
+    assert (path.read_text(), link.read_text()) == ("new", "old")
+
+
 def test_a_head_is_rebuilt_from_its_description():
     head = nn.Sequential(
         nn.Linear(6, 5, bias=False),

@@ -6,8 +6,6 @@
 
 import dataclasses
 import json
-import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ssl_core.files import write_atomically
 from ssl_core.nn import EncoderConfig, make_encoder
 
 # ("linear", in, out, bias), ("batch_norm", features, affine, eps) or ("relu",)
@@ -173,16 +172,6 @@ def _module(layer: Layer) -> nn.Module:
             return nn.ReLU()
         case _:
             raise ValueError(f"a card's layer is linear, batch_norm or relu with its sizes, not {layer!r}")
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``path``, then put it in its place: whole or not at all."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _weights_path(path: Path | str) -> Path:

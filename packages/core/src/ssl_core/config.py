@@ -92,9 +92,7 @@ def recipe_path(name: str, recipes: Path) -> Path:
     names = [known for known, _ in recipe_headers(recipes)]
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ValueError(
-        f"--config {name!r} is neither a file nor a shipped recipe; {hint}shipped: {', '.join(names)}"
-    )
+    raise ValueError(f"--config {name!r} is neither a file nor a shipped recipe; {hint}shipped: {', '.join(names)}")
 
 
 def _expand(arguments: list[str], recipes: Path) -> list[str]:
@@ -117,9 +115,7 @@ def _expand(arguments: list[str], recipes: Path) -> list[str]:
             if option == "--resume":
                 expanded += _resume_arguments(Path(values[0]))
             else:
-                expanded.append(
-                    f"--config={values[0] if values[0] == 'list' else recipe_path(values[0], recipes)}"
-                )
+                expanded.append(f"--config={values[0] if values[0] == 'list' else recipe_path(values[0], recipes)}")
         elif len(values) > 1:
             expanded.append(f"{option}={json.dumps(values)}")
         else:
@@ -130,9 +126,7 @@ def _expand(arguments: list[str], recipes: Path) -> list[str]:
 def _resume_arguments(run: Path) -> list[str]:
     missing = [name for name in ("config.yaml", "checkpoints/last.pt") if not (run / name).is_file()]
     if missing:
-        raise ValueError(
-            f"--resume {run}: not a run directory with a checkpoint ({', '.join(missing)} missing)"
-        )
+        raise ValueError(f"--resume {run}: not a run directory with a checkpoint ({', '.join(missing)} missing)")
     return [f"--config={run / 'config.yaml'}", f"--out={run}"]
 
 

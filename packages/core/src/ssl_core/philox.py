@@ -62,9 +62,7 @@ def uniform(seed: int, streams: Int64[Tensor, "n 3"], num_draws: int) -> Float64
     """
     num_blocks = -(-num_draws // 4)
     blocks = torch.arange(num_blocks, device=streams.device)
-    counters = torch.cat(
-        [streams.repeat_interleave(num_blocks, dim=0), blocks.repeat(len(streams))[:, None]], dim=1
-    )
+    counters = torch.cat([streams.repeat_interleave(num_blocks, dim=0), blocks.repeat(len(streams))[:, None]], dim=1)
     words = philox(seed, counters).reshape(len(streams), num_blocks * 4)
     return words[:, :num_draws].double() / 2**32
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_core.data import DataConfig, open_source
+from ssl_core.data import DataConfig, has_test_split, open_source
 
 
 def config(source, **options):
@@ -167,3 +167,12 @@ def test_settings_that_a_source_would_ignore_are_refused(tmp_path, make):
         open_source(config(tmp_path / "list.txt", class_list="imagenet100"))
     with pytest.raises(ValueError, match="needs class folders, which digits does not have"):
         open_source(DataConfig(class_list="imagenet100"))
+
+
+def test_whether_there_is_a_test_split_is_known_beforehand(tmp_path, make):
+    make.write_images(tmp_path, ["a/train/1.png", "a/val/2.png", "b/1.png"])
+    assert has_test_split(DataConfig())
+    assert has_test_split(config(tmp_path / "a"))
+    assert not has_test_split(config(tmp_path / "b"))
+    assert has_test_split(config(tmp_path / "b", holdout=0.5))
+    assert has_test_split(config(tmp_path / "b", test_source=str(tmp_path / "a")))

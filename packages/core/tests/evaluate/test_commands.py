@@ -58,12 +58,14 @@ def test_projections_pixels_and_a_random_encoder_are_compared_on_the_same_data(r
     }
     assert {result["num_test"] for result in results.values()} == {9}
     assert results["pixels"]["architecture"] == "pixels"
-    # The baselines leave no file beside the run, unless they are told to.
     assert json.loads((run / "knn.json").read_text()) == results["projection"]
 
 
-def test_out_is_where_the_result_goes(run, tmp_path):
+def test_a_baseline_is_written_only_where_it_is_told_to(run, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    evaluate_knn("pixels", like=str(run), k=5, **QUIET)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
     evaluate_knn("pixels", like=str(run), k=5, out=str(tmp_path / "elsewhere"), **QUIET)
     assert [file.name for file in (tmp_path / "elsewhere").iterdir()] == ["knn.json"]
     assert not (run / "knn.json").exists()
@@ -127,6 +129,13 @@ def test_embeddings_are_the_features_with_identifiers_and_labels(run, method, ca
     np.testing.assert_array_equal(found["features"], expected.features.numpy())
     assert found["labels"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert found["identifiers"][3] == str(tmp_path / "images/val/dark/0.png")
+
+
+def test_projections_can_be_embedded(run, method, card, tmp_path):
+    with np.load(embed(str(run), str(tmp_path / "x.npz"), features="projection", **QUIET)) as file:
+        found = torch.from_numpy(file["features"])
+    backbone = expected_features(run, method["encoder"], card, "train").features
+    torch.testing.assert_close(found, method["projector"](backbone).detach())
 
 
 def test_embed_refuses_what_it_cannot_write_before_the_work(tmp_path):

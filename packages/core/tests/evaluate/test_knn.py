@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ssl_core.evaluate import knn_accuracy, knn_ranks, knn_votes, label_ranks, nearest
+from ssl_core.evaluate.knn import _ordering_keys
 
 
 def brute_force(train, train_labels, test, k, temperature, num_classes):
@@ -77,6 +78,11 @@ def test_among_equal_neighbours_the_lower_index_comes_first(columns):
     similarity, index = nearest(bank, torch.tensor([[1.0, 0.0]]), 7, columns=columns)
     assert index.tolist() == [[2, 5, 1, 3, 6, 0, 4]]
     assert similarity.tolist() == [[1, 1, 0, 0, 0, -1, -1]]
+
+
+def test_the_two_zeros_are_one_similarity():
+    keys = _ordering_keys(torch.tensor([[-0.0, 0.0, -0.0]]), 0)
+    assert keys.argsort(dim=1, descending=True).tolist() == [[0, 1, 2]]
 
 
 def test_a_tie_between_classes_goes_to_the_lower_class():

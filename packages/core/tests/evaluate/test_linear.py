@@ -72,23 +72,34 @@ def test_the_seed_decides_everything(toy_source):
     assert torch.equal(torch.get_rng_state(), torch_generator)
 
 
-def test_one_epoch_of_one_batch_is_the_hand_worked_gradient_step(toy_source):
-    # Weights start at zero here: every class has probability 1/3, so the gradient of the bias is 1/3 minus the
-    # share of the class in the batch: (1/3 - 3/4, 1/3 - 1/4, 1/3); bias = -lr gradient with lr 0.6.
-    seen = []
+def test_the_seed_decides_the_initial_weights(toy_source):
+    train, test = toy_source([0, 1, 2] * 8), toy_source([0, 1, 2] * 9, seed=1)
+    one_batch = short("cached", epochs=1, batch_size=24, lr=1e-12)
+    results = {linear_probe(nn.Flatten(), train, test, one_batch, seed=seed, **SETTINGS) for seed in range(5)}
+    assert len(results) > 1
 
-    class Constant(nn.Module):
+
+def test_two_steps_are_the_hand_worked_ones(toy_source, monkeypatch):
+    # Without features only the bias learns. It starts at 0, where each class has probability 1/3; of the batch
+    # 3/4, 1/4 and 0 belong to the classes, so the gradient is 1/3 minus these. The cosine gives lr 0.6, then 0.3.
+    class Nothing(nn.Module):
         def forward(self, images):
             return torch.zeros(len(images), 1)
 
-    protocol = short("cached", epochs=1, batch_size=4, lr=0.6)
-    rank = linear_module.label_ranks
-    linear_module.label_ranks = lambda scores, labels: seen.append(scores) or rank(scores, labels)
-    try:
-        linear_probe(Constant(), toy_source([0, 0, 1, 0]), toy_source([0]), protocol, **SETTINGS)
-    finally:
-        linear_module.label_ranks = rank
-    torch.testing.assert_close(seen[0][0], torch.tensor([0.25, -0.05, -0.2]))
+    share = torch.tensor([3 / 4, 1 / 4, 0])
+    first = 1 / 3 - share
+    bias = -0.6 * first
+    second = bias.softmax(0) - share
+    expected = [bias, bias - 0.3 * (0.9 * first + second)]
+
+    seen = []
+    ranks = linear_module.label_ranks
+    monkeypatch.setattr(
+        linear_module, "label_ranks", lambda scores, labels: seen.append(scores) or ranks(scores, labels)
+    )
+    protocol = short("cached", epochs=2, batch_size=4, lr=0.6, milestones=())
+    linear_probe(Nothing(), toy_source([0, 0, 1, 0]), toy_source([0]), protocol, **SETTINGS)
+    torch.testing.assert_close(torch.cat(seen), torch.stack(expected))
 
 
 def test_lars_moves_a_tensor_by_a_fixed_fraction_of_its_norm():

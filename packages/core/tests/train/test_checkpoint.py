@@ -60,7 +60,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, state, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("ssl_core.train.checkpoint.os.fsync", full)
+    monkeypatch.setattr("ssl_core.files.os.fsync", full)
     with pytest.raises(OSError, match=r"could not save step 2.*No space left.*is intact"):
         save_checkpoint(path, **state, step=2, config={})
     assert load_checkpoint(path)["step"] == 1

@@ -14,7 +14,7 @@ from pyarrow.lib import FixedSizeListArray, array, table
 from pyarrow.parquet import write_table
 from torch import nn
 
-from ssl_core.backbone import BackboneCard, save_backbone, write_atomically
+from ssl_core.backbone import BackboneCard, save_backbone
 from ssl_core.data import DataConfig, ImageSource, open_source
 from ssl_core.evaluate.accuracy import count_classes
 from ssl_core.evaluate.encoder import Layer, load_encoder, run_data
@@ -23,6 +23,7 @@ from ssl_core.evaluate.knn import knn_ranks
 from ssl_core.evaluate.linear import linear_probe
 from ssl_core.evaluate.neighbours import choose_queries, neighbour_picture
 from ssl_core.evaluate.protocol import find_protocol, protocol_text
+from ssl_core.files import write_atomically
 
 
 def evaluate_knn(

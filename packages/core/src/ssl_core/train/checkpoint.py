@@ -1,7 +1,5 @@
 """Checkpoints: everything that the next step depends on, in one file that is either whole or absent."""
 
-import contextlib
-import os
 import pickle
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +9,7 @@ import torch
 from torch import nn
 
 from ssl_core import distributed
+from ssl_core.files import write_atomically
 
 _FORMAT = 1
 
@@ -45,19 +44,10 @@ def save_checkpoint(
         "config": config,
         "versions": {name: version(name) for name in ("ssl-core", "torch", "timm")},
     }
-    temporary = path.with_name(path.name + ".part")
     try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_atomically(path, lambda part: torch.save(content, part))
     except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        survivor = (
-            f"the checkpoint before it is intact: {path}" if path.exists() else "there is none before it"
-        )
+        survivor = f"the checkpoint before it is intact: {path}" if path.exists() else "there is none before it"
         raise OSError(f"could not save step {step} to {path} ({error}); {survivor}") from error
 
 

@@ -1,7 +1,6 @@
 """The run's log: one JSON line per record, TensorBoard events on request, and a progress bar."""
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
+
+from ssl_core.files import write_atomically
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -109,9 +110,7 @@ def _drop_records_after(path: Path, step: int) -> None:
     # A run that was killed while it wrote may have left half a line at the end.
     lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
     kept = [line for line in lines if json.loads(line)["step"] <= step]
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    write_atomically(path, lambda part: part.write_text("".join(kept)))
 
 
 def _summary_writer(folder: Path) -> "SummaryWriter":

@@ -177,9 +177,7 @@ def train(
                     log.record(done, values, shown=_shown(values))
                 if stop.asked(done % config.log_every == 0):
                     save()
-                    log.say(
-                        f"stopped by {stop.name} after step {done}; saved {last}; continue with --resume {folder}"
-                    )
+                    log.say(f"stopped by {stop.name} after step {done}; saved {last}; continue with --resume {folder}")
                     raise SystemExit(128 + stop.number)
                 if done % checkpoint_every == 0 or done == total:
                     save()
@@ -192,10 +190,7 @@ def train(
                 module.train()
                 if values:
                     log.record(done, {"epoch": float(epoch + 1), **values})
-                    log.say(
-                        f"epoch {epoch + 1}: "
-                        + ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-                    )
+                    log.say(f"epoch {epoch + 1}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
                 window.restart_clock()
 
 
