@@ -405,6 +405,7 @@ def shrunk(config):
     method, predictor = config.method, config.method.predictor
     return replace(
         config,
+        train=replace(config.train, batch_size=8, accumulate=1),
         views=[replace(view, size=max(8, view.size * 16 // largest)) for view in config.views],
         encoder=replace(
             config.encoder,

@@ -20,7 +20,7 @@ from ssl_sce.train import main
 SMOKE = ["--config", "smoke", "--train.device", "cpu"]
 
 # What makes an exact resume hard, all at once: workers, a queue that has wrapped, a momentum schedule, accumulation
-# and split BatchNorm. Five steps an epoch, 15 in all.
+# and split BatchNorm.
 HARD = [
     *SMOKE,
     "--data.source=digits",
@@ -174,7 +174,8 @@ def test_bad_input_is_one_clear_error(capsys, images, tmp_path):
         (["--optim.lr=fast"], "optim.lr"),
         (["--data.source=/no/such/folder"], "/no/such/folder"),
         (["--method.temperature=0"], "temperature must be positive, got 0"),
-        (["--method.queue_length=8", "--train.batch_size=16"], "a queue of 8 rows"),
+        (["--method.queue_length=8", "--train.batch_size=16"], "method.queue_length 8 is less than the 16 keys"),
+        (["--method.batch_norm_splits=3"], "method.batch_norm_splits 3 does not divide"),
         ([f"--data.source={images}", "--train.batch_size=512"], "80 images, fewer than one batch of 512"),
         (["--encoder.name=resnet19"], "resnet19"),
         (["--views=[{augmentation: weak}, {augmentation: stron}]"], "stron"),
@@ -225,7 +226,8 @@ def test_broken_images_are_skipped_and_listed(images, tmp_path, caplog):
     (images / "cats" / "zero.png").write_bytes(b"")
     content = (images / "dogs" / "deep" / "00.png").read_bytes()
     (images / "dogs" / "cut.png").write_bytes(content[: len(content) // 2])
-    main([*SMOKE, f"--data.source={images}", "--data.broken_limit=0.1", f"--out={tmp_path / 'run'}"])
+    small = ["--train.batch_size=16", "--data.broken_limit=0.1"]
+    main([*SMOKE, *small, f"--data.source={images}", f"--out={tmp_path / 'run'}"])
     assert "zero.png" in caplog.text
     assert "cut.png" in caplog.text
     assert (tmp_path / "run" / "backbone.safetensors").exists()
