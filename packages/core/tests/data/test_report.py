@@ -49,5 +49,7 @@ def test_a_report_of_a_named_set_gives_its_published_values():
 
 def test_a_source_without_a_readable_image_is_an_error(tmp_path):
     (tmp_path / "1.png").write_bytes(b"")
-    with pytest.raises(ValueError, match="1 of 1 images"):
+    with pytest.raises(ValueError, match="none of 1 images tried"):
         inspect(DataConfig(source=str(tmp_path), workers=0), progress=False)
+    with pytest.raises(ValueError, match="1 of 1 images"):
+        inspect(DataConfig(source=str(tmp_path), workers=0, channels=3), progress=False)

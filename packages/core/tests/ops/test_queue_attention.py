@@ -233,11 +233,12 @@ def test_float64_stays_float64():
 
 
 @BOTH
-def test_autocast_changes_nothing(backend):
+@pytest.mark.parametrize("length", [None, torch.tensor(40)], ids=["whole", "length"])
+def test_autocast_changes_nothing(backend, length):
     query, queue = unit_rows(9, 16).requires_grad_(), unit_rows(50, 16)
-    plain = queue_attention(query, queue, 0.05, backend=backend)
+    plain = queue_attention(query, queue, 0.05, length=length, backend=backend)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        under_autocast = queue_attention(query, queue, 0.05, backend=backend)
+        under_autocast = queue_attention(query, queue, 0.05, length=length, backend=backend)
     torch.testing.assert_close(under_autocast, plain)
 
 

@@ -23,7 +23,7 @@ from ssl_core.data.files import (
 )
 from ssl_core.data.named import IN_MEMORY_NAMES, digit_images, torchvision_images
 from ssl_core.data.parquet import ParquetImages, parquet_files, parquet_images, shards_in
-from ssl_core.data.source import ImageSource, LazyImages, MemoryImages, check_broken, hold_in_memory
+from ssl_core.data.source import ImageSource, LazyImages, MemoryImages, hold_in_memory, listing
 from ssl_core.philox import permutation
 
 logger = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ def open_encoded(config: DataConfig, split: str = "train") -> Images:
     assert train is not None  # every source has training images
     if train.classes is not None and len(train.classes) == 1:  # a folder inside a folder, not something to tell apart
         train = replace(train, labels=torch.full_like(train.labels, -1), classes=None)
-    channels = config.channels or _most_channels(train, config.broken_limit)
+    channels = config.channels or _most_channels(train)
     if split == "test":
         images = _test_images(config, train)
     elif config.holdout is not None:
@@ -227,10 +227,8 @@ def _paths(source: str, root: str | None) -> list[Path]:
     if glob.has_magic(str(path)):
         if found := sorted(glob.glob(str(path), recursive=True)):
             return [Path(each) for each in found]
-        raise FileNotFoundError(f"data.source: no file matches {str(path)!r}")
-    raise FileNotFoundError(
-        f"data.source: {str(path)!r} does not exist; it is no name either (names: {', '.join(NAMES)})"
-    )
+        raise FileNotFoundError(f"no file matches {str(path)!r}")
+    raise FileNotFoundError(f"{str(path)!r} does not exist; it is no name either (names: {', '.join(NAMES)})")
 
 
 def _kind(path: Path) -> str:
@@ -238,7 +236,7 @@ def _kind(path: Path) -> str:
         return "parquet" if shards_in(path) else "folder"
     kind = {".parquet": "parquet", ".txt": "list", ".csv": "list"}.get(path.suffix)
     if kind is None:
-        raise ValueError(f"data.source: {str(path)!r} is not a folder, a list file (.txt, .csv) or a parquet file")
+        raise ValueError(f"{str(path)!r} is not a folder, a list file (.txt, .csv) or a parquet file")
     return kind
 
 
@@ -265,10 +263,10 @@ def _probed(images: Images) -> tuple[list[Tensor], list[str]]:
     return readable, broken
 
 
-def _most_channels(images: Images, broken_limit: float) -> int:
+def _most_channels(images: Images) -> int:
     readable, broken = _probed(images)
     if not readable:
-        check_broken(broken, len(broken), images.name, broken_limit)
+        raise ValueError(f"none of {len(broken)} images tried of {images.name} can be read: {listing(broken)}")
     counts = {len(image) for image in readable}
     if len(counts) > 1:
         logger.info(

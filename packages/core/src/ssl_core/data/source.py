@@ -166,7 +166,7 @@ def hold_in_memory(source: ImageSource, *, workers: int = 0, broken_limit: float
             bar.update(len(chunk))
     check_broken(broken, len(source), source.name, broken_limit)
     if broken:
-        logger.warning("%s: left out %d of %d images: %s", source.name, len(broken), len(source), _listing(broken))
+        logger.warning("%s: left out %d of %d images: %s", source.name, len(broken), len(source), listing(broken))
     return MemoryImages(
         name=source.name,
         images=_stacked(images),
@@ -186,7 +186,7 @@ def check_broken(broken: Sequence[str], length: int, name: str, limit: float) ->
     if len(broken) > limit * length or len(broken) == length:
         raise ValueError(
             f"{len(broken)} of {length} images of {name} cannot be read, more than data.broken_limit "
-            f"{limit:g} allows: {_listing(broken)}\nRepair or remove them, or raise data.broken_limit."
+            f"{limit:g} allows: {listing(broken)}\nRepair or remove them, or raise data.broken_limit."
         )
 
 
@@ -218,6 +218,7 @@ def _stacked(images: list[Tensor]) -> Tensor | list[Tensor]:
     return stacked
 
 
-def _listing(lines: Sequence[str]) -> str:
+def listing(lines: Sequence[str]) -> str:
+    """Lines of a message, each on its own; of many, the first twenty."""
     more = f"\n  ... and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
     return "\n  " + "\n  ".join(lines[:_LISTED]) + more

@@ -186,9 +186,7 @@ def _run(
     normalized: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    # Autocast stays on inside an op, and would round the products to bfloat16.
-    with torch.autocast(query.device.type, enabled=False):
-        return _KERNELS[backend](query, queue, inverse_temperature, length, exclude, key_bias, normalized)
+    return _KERNELS[backend](query, queue, inverse_temperature, length, exclude, key_bias, normalized)
 
 
 def _fake(query: Tensor, queue: Tensor, inverse_temperature: Tensor, *options: object) -> tuple[Tensor, Tensor]:
@@ -280,6 +278,7 @@ def _tiled_rows(
     for first in range(0, len(queue), tile_columns):
         tile = queue[first : first + tile_columns].to(scaled_query.dtype)
         score = scores[: num_rows * len(tile)].view(num_rows, len(tile))
+        # Autocast, still on inside an op, leaves products alone that are in place or have out=.
         if bias_k is None:
             torch.mm(scaled_query, tile.T, out=score)
         else:
