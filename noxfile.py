@@ -23,9 +23,7 @@ def install(session: nox.Session, *packages: str, extras: tuple[str, ...] = ()) 
     """Install packages of this repository in editable mode, core always, with their test dependencies."""
     groups: list[str] = []
     for package in packages:
-        groups += nox.project.dependency_groups(
-            nox.project.load_toml(f"packages/{package}/pyproject.toml"), "test"
-        )
+        groups += nox.project.dependency_groups(nox.project.load_toml(f"packages/{package}/pyproject.toml"), "test")
     editable = [part for name in dict.fromkeys(("core", *packages)) for part in ("-e", f"packages/{name}")]
     session.install(*editable, *dict.fromkeys(groups), *extras)
 

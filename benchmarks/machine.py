@@ -1,6 +1,7 @@
-"""What every benchmark prints beside its numbers: date, hardware, versions, commit; and how times are taken."""
+"""What every benchmark prints beside its numbers: date, hardware, versions, commit, load; and how times are taken."""
 
 import datetime
+import os
 import platform
 import statistics
 import subprocess
@@ -12,12 +13,14 @@ import torch
 
 
 def describe_machine(device: torch.device) -> str:
-    """Date, hardware, versions and commit in three lines."""
+    """Date, hardware, versions, commit and load in three lines."""
+    # Above 0 before the benchmark starts, times of many threads mean little: every barrier waits for a time slice.
+    load = f"  load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     return "\n".join(
         [
             f"{datetime.date.today()}  commit {_commit()}  {platform.system()} {platform.machine()}",
             f"Python {platform.python_version()}  torch {torch.__version__}  CUDA {torch.version.cuda}",
-            f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+            f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads{load}"
             + (f"  {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""),
         ]
     )
