@@ -6,8 +6,8 @@ import os
 # pay, and on a busy machine waiting threads cost tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
