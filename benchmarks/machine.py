@@ -14,7 +14,7 @@ import torch
 
 def describe_machine(device: torch.device) -> str:
     """Date, hardware, versions, commit and load in three lines."""
-    # Above 0 before the benchmark starts, times of many threads mean little: every barrier waits for a time slice.
+    # With other processes at work, times of several threads mean little: every barrier waits for a time slice.
     load = f"  load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     return "\n".join(
         [

@@ -229,7 +229,9 @@ next(left_unfinished)
 
 
 def test_ctrl_c_raises_in_the_main_process_alone_and_ends_everything():
+    # A process that a shell starts in the background ignores SIGINT, and so would this one that it starts.
     script = """
+signal.signal(signal.SIGINT, signal.default_int_handler)
 print("ready", flush=True)
 time.sleep(30)
 """

@@ -15,9 +15,9 @@ from ssl_core.philox import permutation, uniform
 
 CANVAS = 32  # pixels a side
 NUM_TEST_SCANS = 400  # of 1,797, chosen at random
-TRAIN_PLACEMENTS, TEST_PLACEMENTS = 4, 2  # images of each scan
-DIGIT_SIZES = (10.0, 20.0)  # side of the scan on the canvas, pixels
-MAX_ROTATION_DEG = 30.0
+TRAIN_PLACEMENTS, TEST_PLACEMENTS = 1, 2  # images of each scan
+DIGIT_SIZES = (10.0, 24.0)  # side of the scan on the canvas, pixels
+MAX_ROTATION_DEG = 10.0
 
 _SEED = 0x646967697473  # "digits": one set for everyone, whatever the run's seed
 
