@@ -229,7 +229,9 @@ def _parser(function: Callable[..., Any]) -> ArgumentParser:
     takes_source = function in _TAKES_SOURCE
     if takes_source:
         parser.add_argument("source", nargs="+", help="a name or path, or several paths")
-    parser.add_function_arguments(function, as_positional=not takes_source, skip={"data", "device", "progress"})
+    # An encoder or a run is named as it is; a source is one or more values and so stands apart.
+    positional = bool({"encoder", "run"} & arguments.keys())
+    parser.add_function_arguments(function, as_positional=positional, skip={"data", "device", "progress"})
     if "data" in arguments:
         parser.add_class_arguments(DataConfig, "data", skip={"source"} if takes_source else set())
     if "device" in arguments:

@@ -115,7 +115,9 @@ def errors_in_one_line(prog: str) -> Iterator[None]:
 
     ``SSL_CORE_TRACEBACK=1`` shows the traceback.
     """
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    # torchrun's processes would all say the same.
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(format="%(message)s", level=level, stream=sys.stderr)
     try:
         yield
     except (ValueError, OSError, FloatingPointError, ImportError) as error:

@@ -1,7 +1,7 @@
 import torch
 
 from ssl_core.data import DataConfig, open_source
-from ssl_core.data.digits import draw_digits
+from ssl_core.data.digits import TRAIN_PLACEMENTS, draw_digits
 
 
 def test_the_digits_are_the_same_for_everyone_and_use_the_whole_canvas():
@@ -16,8 +16,8 @@ def test_the_digits_are_the_same_for_everyone_and_use_the_whole_canvas():
 
 def test_training_and_test_digits_share_no_scan():
     train, _ = draw_digits(train=True)
-    assert len(train) == 1397 * 4
-    assert len(torch.cat([train, draw_digits(train=False)[0]]).unique(dim=0)) == 1397 * 4 + 800
+    assert len(train) == 1397 * TRAIN_PLACEMENTS
+    assert len(torch.cat([train, draw_digits(train=False)[0]]).unique(dim=0)) == 1397 * TRAIN_PLACEMENTS + 800
 
 
 def test_digits_have_one_channel_or_as_many_as_asked():

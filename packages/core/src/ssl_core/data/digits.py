@@ -26,7 +26,7 @@ def draw_digits(*, train: bool) -> tuple[UInt8[Tensor, "n 1 size size"], Int64[T
     """Images of digits and their labels; no scan is in both the training and the test images.
 
     Args:
-        train: the 1,397 scans of the training set, 4 times each, or the 400 of the test set, twice each.
+        train: the 1,397 scans of the training set, or the 400 of the test set, each placed as often as stated above.
 
     Returns:
         (n 1 32 32) images, white on black, and their labels (n); the images of one scan follow each other.

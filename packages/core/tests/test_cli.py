@@ -1,0 +1,133 @@
+"""The command ssl-core on small data; what its functions compute is tested where they stand."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from ssl_core.backbone import BackboneCard, head_layers, save_backbone
+from ssl_core.cli import main, read_nodes
+from ssl_core.nn import EncoderConfig, make_encoder, mlp_head
+from ssl_core.train import save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run directory of an untrained encoder on a folder of eighty images in ten classes."""
+    folder = tmp_path_factory.mktemp("run")
+    generator = torch.Generator().manual_seed(0)
+    for index in range(80):
+        images = folder / "images" / str(index % 10)
+        images.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(256, (16, 16, 3), generator=generator, dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).save(images / f"{index}.png")
+    options = {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
+    method = torch.nn.Module()
+    method.encoder = make_encoder(EncoderConfig("resnet18", options=options), channels=3, image_size=16)
+    method.projector = mlp_head(8, 8, 4)
+    (folder / "checkpoints").mkdir()
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
+    save_checkpoint(folder / "checkpoints" / "last.pt", method=method, optimizer=optimizer, step=1, config={})
+    card = BackboneCard(
+        "resnet18", 3, 16, (0.5,) * 3, (0.3,) * 3, 8, "small", options, projector=head_layers(method.projector)
+    )
+    save_backbone(folder / "backbone.safetensors", method.encoder, card)
+    data = {"source": str(folder / "images"), "holdout": 0.25, "workers": 0}
+    config = {
+        "data": data,
+        "views": [{"augmentation": "weak", "size": 16}, {"augmentation": "strong", "size": 16}],
+        "method": {"nobody": "knows"},
+        "evaluate": {"k": 5},
+        "seed": 3,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def test_data_prints_what_is_in_a_source(run, capsys):
+    main(["data", str(run / "images"), "--data.workers", "0"])
+    printed = capsys.readouterr().out
+    assert "80" in printed
+    assert "10, of 8 to 8 images" in printed
+
+
+def test_views_draws_a_gallery_of_a_configuration(run, capsys, tmp_path):
+    main(["views", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "v.png"), "--rows", "3"])
+    assert Image.open(tmp_path / "v.png").size[1] > 3 * 90
+    assert "3 images" in capsys.readouterr().out
+
+
+def test_knn_takes_the_runs_data_and_what_is_given_replaces_part_of_it(run, capsys):
+    main(["eval", "knn", str(run), "--k", "5", "--device", "cpu"])
+    assert "20 images" in capsys.readouterr().out
+    main(["eval", "knn", str(run), "--k", "5", "--data.holdout", "0.5", "--device", "cpu"])
+    assert "40 images" in capsys.readouterr().out
+    assert json.loads((run / "knn.json").read_text())["num_test"] == 40
+
+
+def test_linear_prints_last_and_best(run, capsys):
+    main(["eval", "linear", str(run), "--protocol", "cached", "--epochs", "2", "--batch_size", "20", "--device", "cpu"])
+    assert "linear top1 last" in capsys.readouterr().out
+
+
+def test_features_of_the_projector_and_of_baselines(run, capsys):
+    main(["eval", "knn", str(run), "--k", "5", "--features", "projection", "--device", "cpu"])
+    main(["eval", "knn", "pixels", "--like", str(run), "--k", "5", "--device", "cpu"])
+    main(["eval", "knn", "random", "--like", str(run), "--k", "5", "--device", "cpu"])
+    assert capsys.readouterr().out.count("knn top1") == 3
+
+
+def test_embed_writes_features(run, tmp_path):
+    out = tmp_path / "features.npz"
+    main(
+        ["embed", str(run / "images"), "--model", str(run), "--out", str(out), "--data.workers", "0", "--device", "cpu"]
+    )
+    assert out.exists()
+
+
+def test_export_writes_weights_and_card(run, tmp_path):
+    main(["export", str(run), str(tmp_path / "x.safetensors")])
+    assert (tmp_path / "x.json").exists()
+
+
+def test_report_shows_three_encoders_and_two_pictures(run, capsys):
+    main(["report", str(run), "--device", "cpu"])
+    printed = capsys.readouterr().out
+    for title in ("raw pixels", "random encoder", "trained encoder"):
+        assert title in printed
+    assert Image.open(run / "neighbours.png").size[0] > 500
+    assert (run / "views.png").exists()
+
+
+def test_doctor_says_which_implementation_each_op_uses(capsys):
+    main(["doctor"])
+    printed = capsys.readouterr().out
+    assert "queue_attention  cpu: tiled" in printed
+    assert torch.__version__.partition("+")[0] in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data", "/no/such/folder"], "/no/such/folder"),
+        (["eval", "knn", "/no/such/run"], "/no/such/run"),
+        (["views", "--config", "nobody:smoke"], "no package ssl-nobody"),
+        (["embed", "digits", "--model", "random", "--out", "x.csv"], "x.csv"),
+    ],
+    ids=["data", "run", "recipe", "suffix"],
+)
+def test_what_a_user_gets_wrong_is_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_node_that_is_wrong_is_named(tmp_path):
+    (tmp_path / "x.yaml").write_text("data: {sorce: digits}\n")
+    with pytest.raises(ValueError, match="sorce"):
+        read_nodes(str(tmp_path / "x.yaml"))
