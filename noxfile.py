@@ -77,7 +77,7 @@ def build(session: nox.Session) -> None:
         # Without further options `build` makes the sdist and then the wheel from the sdist.
         session.run("python", "-m", "build", "--installer", "uv", "--outdir", str(dist), f"packages/{name}")
     session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
-    clean = Path(session.create_tmp()) / "clean"
+    clean = Path(session.create_tmp()).resolve() / "clean"
     session.run("python", "-m", "venv", "--clear", str(clean))
     session.install("uv")
     session.run(
