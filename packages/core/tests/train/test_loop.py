@@ -147,6 +147,13 @@ def test_a_loss_that_is_not_finite_names_step_images_and_the_last_good_checkpoin
         assert load_checkpoint(checkpoint)["step"] == step
 
 
+def test_on_a_cpu_a_bad_loss_stops_before_it_reaches_the_weights(tmp_path):
+    method = Toy()
+    with pytest.raises(FloatingPointError):
+        run(tmp_path, method=method, images=Images(poison=5), log_every=100)
+    assert method.encoder.weight.isfinite().all()
+
+
 def test_kept_checkpoints_stand_beside_the_last_one(tmp_path):
     run(tmp_path, keep_every=2)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
