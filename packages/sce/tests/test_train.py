@@ -17,7 +17,7 @@ from ssl_core import load_backbone
 from ssl_core.train import load_checkpoint, read_metrics
 from ssl_sce.train import main
 
-SMOKE = ["--config", "smoke", "--train.device", "cpu"]
+SMOKE = ["--config", "smoke", "--device", "cpu"]
 
 # What makes an exact resume hard, all at once: workers, a queue that has wrapped, a momentum schedule, accumulation
 # and split BatchNorm.
@@ -179,7 +179,7 @@ def test_bad_input_is_one_clear_error(capsys, images, tmp_path):
         ([f"--data.source={images}", "--train.batch_size=512"], "80 images, fewer than one batch of 512"),
         (["--encoder.name=resnet19"], "resnet19"),
         (["--views=[{augmentation: weak}, {augmentation: stron}]"], "stron"),
-        (["--train.device=mps"] if not torch.backends.mps.is_available() else ["--optim.lr=x"], ""),
+        (["--device=mps"] if not torch.backends.mps.is_available() else ["--device=x"], "device"),
         (["--method.predictor.out_dim=7"], "must equal method.projector.out_dim"),
         (["--config=smok"], "did you mean 'smoke'"),
     ]

@@ -1,7 +1,8 @@
 """Configuration: frozen dataclasses read from a recipe or a YAML file, with overrides on the command line.
 
 ``--config NAME_OR_FILE`` reads a shipped recipe or a file, ``--node.key value`` overrides, ``--print_config`` shows
-the result, ``--resume RUN`` continues a run directory, ``--config list`` prints the shipped recipes.
+the result, ``--resume RUN`` continues a run directory, ``--config list`` prints the shipped recipes, ``--device`` is
+short for ``--train.device``.
 """
 
 import dataclasses
@@ -18,6 +19,8 @@ from jsonargparse import ArgumentParser
 
 Config = TypeVar("Config")
 
+# Options that people expect without their node.
+_SHORT = {"--device": "--train.device"}
 _OPTION = re.compile(r"--?[A-Za-z]")  # and not a negative number
 
 # Keys that cannot change the numbers of a run, so that a resumed run may differ in them. `train.epochs` is not
@@ -104,6 +107,7 @@ def _expand(arguments: list[str], recipes: Path) -> list[str]:
     position = 0
     while position < len(arguments):
         option, has_value, value = arguments[position].partition("=")
+        option = _SHORT.get(option, option)
         position += 1
         values = [value] if has_value else []
         while position < len(arguments) and not has_value and not _OPTION.match(arguments[position]):
