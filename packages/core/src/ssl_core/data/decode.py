@@ -196,7 +196,7 @@ def _in_other_order(tile: Any) -> Any:
 
 def _pages(image: Image.Image) -> Tensor:
     pages = []
-    for number in range(image.n_frames):  # type: ignore[attr-defined]
+    for number in range(image.n_frames):  # type: ignore[attr-defined]  # only of multi-page images
         image.seek(number)
         pages.append(pillow_pixels(image, None))
     if any(page.shape != pages[0].shape or page.dtype != pages[0].dtype for page in pages) or len(pages[0]) > 1:

@@ -100,7 +100,7 @@ class LazyImages:
         self._source = source
         self._broken_limit = broken_limit
         self._is_broken = torch.zeros(len(source), dtype=torch.uint8)
-        self._is_broken.share_memory_()  # type: ignore[no-untyped-call]
+        self._is_broken.share_memory_()  # type: ignore[no-untyped-call]  # torch's is untyped
 
     def __len__(self) -> int:
         return len(self._source)

@@ -215,7 +215,7 @@ def _write_features(part: Path, suffix: str, found: Features, identifiers: list[
     else:
         rows = FixedSizeListArray.from_arrays(array(features.ravel()), features.shape[1])
         rows_table = table({"identifier": identifiers, "label": labels, "features": rows})
-        write_table(rows_table, part)  # type: ignore[no-untyped-call]
+        write_table(rows_table, part)  # type: ignore[no-untyped-call]  # pyarrow's is untyped
 
 
 def draw_neighbours(

@@ -145,7 +145,7 @@ def _train_classifier(
         for features, labels in batches(epoch):
             scores = F.linear(features.to(device), weight, bias)
             optimizer.zero_grad()
-            F.cross_entropy(scores, labels.to(device)).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(scores, labels.to(device)).backward()  # type: ignore[no-untyped-call]  # torch's is untyped
             optimizer.step()
         with torch.no_grad():
             scores = F.linear(test_features, weight, bias).cpu()

@@ -78,7 +78,7 @@ class SplitBatchNorm(_BatchNorm):
 
     def extra_repr(self) -> str:
         """BatchNorm's arguments and the number of parts, for ``print``."""
-        return f"{super().extra_repr()}, num_splits={self.num_splits}"  # type: ignore[no-untyped-call]
+        return f"{super().extra_repr()}, num_splits={self.num_splits}"  # type: ignore[no-untyped-call]  # torch's is untyped
 
 
 def split_batch_norm(
@@ -150,5 +150,5 @@ def sync_batch_norm(module: _Module, device: torch.device) -> _Module:
     if any(isinstance(layer, SplitBatchNorm) for layer in module.modules()):
         raise ValueError("BatchNorm is either split or synchronised: switch one of the two off")
     # timm's, because torch's drops the activation inside timm's BatchNormAct2d.
-    converted: _Module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+    converted: _Module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]  # torch's is untyped
     return converted

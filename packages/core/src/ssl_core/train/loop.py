@@ -158,21 +158,21 @@ def train(
     ):
         window = _Window(last, batches, health, config.batch_size // config.accumulate)
 
-        def save(path: Path = last) -> None:
-            window.check(done)  # never save what a bad loss has spoilt
-            save_checkpoint(path, method=module, optimizer=optimizer, step=done, config=settings)
+        def save() -> None:
+            window.check()  # never save what a bad loss has spoilt
+            save_checkpoint(last, method=module, optimizer=optimizer, step=done, config=settings)
 
         for epoch in range(done // per_epoch, config.epochs):
             micro_batches = batches.epoch(epoch, start=done % per_epoch)
             for index in range(done, (epoch + 1) * per_epoch):
                 step = Step(index, total, per_epoch)
                 _set_learning_rate(optimizer, learning_rate(step))
-                output = _take_step(forward, method, micro_batches, optimizer, config, step, window)
+                output = _take_step(forward, micro_batches, optimizer, config, step, window)
                 method.update(output.keys, step)
                 done = index + 1
                 log.advance()
                 if done % config.log_every == 0 or done == total:
-                    values = window.summary(done, output)
+                    values = window.summary(output)
                     values |= {"epoch": done / per_epoch, "lr": learning_rate(step)}
                     log.record(done, values, shown=_shown(values))
                 if stop.asked(done % config.log_every == 0):
@@ -191,7 +191,7 @@ def train(
                 if values:
                     log.record(done, {"epoch": float(epoch + 1), **values})
                     log.say(f"epoch {epoch + 1}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
-                window.restart_clock()
+                    window.restart_clock()
 
 
 def _resume(last: Path, method: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> int:
@@ -220,7 +220,6 @@ def _wrap(method: nn.Module, config: TrainConfig) -> Callable[[tuple[Tensor, ...
 
 def _take_step(
     forward: Callable[[tuple[Tensor, ...], Step], StepOutput],
-    method: Method,
     micro_batches: Iterator[MicroBatch],
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
@@ -238,15 +237,15 @@ def _take_step(
             batch = next(micro_batches)
         views = tuple(view.to(device, non_blocking=True, memory_format=memory_format) for view in batch.views)
         postpone = isinstance(forward, DistributedDataParallel) and micro < config.accumulate - 1
-        with forward.no_sync() if postpone else contextlib.nullcontext():  # type: ignore[attr-defined]
+        with forward.no_sync() if postpone else contextlib.nullcontext():  # type: ignore[attr-defined]  # DDP's
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
                 output = forward(views, step._replace(micro=micro))
-            (output.loss / config.accumulate).backward()  # type: ignore[no-untyped-call]
+            (output.loss / config.accumulate).backward()  # type: ignore[no-untyped-call]  # torch's
         window.add(step, output.loss.detach(), batch.index)
         if output.keys is not None:
             keys.append(output.keys)
     if device.type == "cpu":
-        window.check(step.index)  # costs nothing here; on a GPU it would wait for the device at every step
+        window.check()  # costs nothing here; on a GPU it would wait for the device at every step
     if config.clip_grad_norm is not None:
         torch.nn.utils.clip_grad_norm_(parameters, config.clip_grad_norm)
     optimizer.step()
@@ -303,7 +302,7 @@ class _Window:
         self._waited_s = 0.0
         self._since = time.perf_counter()
 
-    def check(self, done: int) -> None:
+    def check(self) -> None:
         """Raise at the first loss since the last check that is not finite, in any process."""
         if not self._unchecked:
             return
@@ -324,9 +323,9 @@ class _Window:
             "--train.precision float32 usually helps."
         )
 
-    def summary(self, done: int, output: StepOutput) -> dict[str, float]:
+    def summary(self, output: StepOutput) -> dict[str, float]:
         """The numbers of a record; starts the next window."""
-        self.check(done)
+        self.check()
         losses = distributed.gather(torch.stack(self._losses)[None])
         elapsed_s = time.perf_counter() - self._since
         values = {
