@@ -23,12 +23,12 @@ Config = TypeVar("Config")
 _SHORT = {"--device": "--train.device"}
 _OPTION = re.compile(r"--?[A-Za-z]")  # and not a negative number
 
-# Keys that cannot change the numbers of a run, so that a resumed run may differ in them. `train.epochs` is not
+# Keys that cannot change the numbers of a run, so that a resumed run may differ in them (`data.memory_gib` can: a
+# set held in memory leaves broken images out, another replaces them). `train.epochs` is not
 # among them: every schedule here ends at the last step, so more epochs would be another run.
 FREE_ON_RESUME = (
     "out",
     "data.workers",
-    "data.memory_gib",
     "data.root",
     "train.device",
     "train.log_every",
