@@ -149,6 +149,18 @@ def test_each_of_several_positives_has_its_own_denominator(inputs):
     torch.testing.assert_close(info_nce(query, positives, queue, 0.1), alone)
 
 
+@pytest.mark.parametrize("self_similarity", ["mask", "zero"])
+def test_views_that_share_a_target_have_the_losses_that_they_have_alone(self_similarity, inputs):
+    _, positive, target_query, queue = inputs
+    views, batch_keys = unit_rows(3, 6, 8).requires_grad_(), unit_rows(9, 8)
+    options = {"self_similarity": self_similarity, "batch_keys": batch_keys, "row_offset": 2}
+    alone = torch.stack([soft(view, positive, target_query, queue, **options) for view in views])
+    together = soft(views, positive, target_query, queue, **options)
+    torch.testing.assert_close(together, alone)
+    gradients = [torch.autograd.grad(losses.sum(), views)[0] for losses in (together, alone)]
+    torch.testing.assert_close(*gradients)
+
+
 def test_the_terms_add_up_to_the_loss(inputs):
     terms = soft_target_terms(*inputs, **TEMPERATURES)
     weighted = 0.4 * terms.contrastive + 0.6 * (terms.relational + terms.ceiling)
@@ -250,6 +262,7 @@ def test_each_loss_reads_the_queue_once(inputs):
         (lambda: relational(*inputs), [(12, 40)]),
         (lambda: soft(*inputs, self_similarity="zero"), [(12, 40)]),
         (lambda: soft(*inputs, batch_keys=query), [(12, 40), (12, 6)]),
+        (lambda: soft(unit_rows(3, 6, 8), *inputs[1:]), [(24, 40)]),
     ):
         with OpCounter() as counter:
             run()

@@ -202,8 +202,12 @@ def test_the_loss_is_a_float32_scalar_under_autocast(inputs):
             {"weights": (0.5, 0.5, 0.5), "self_similarity": "zero"},
             "free weights need self_similarity='mask', got 'zero'",
         ),
+        (
+            {"weights": (0.5, 0.5, 0.5), "coefficient": 0.7},
+            "take the place of coefficient; leave it alone, got 0.7",
+        ),
     ],
-    ids=["temperature", "target_temperature", "coefficient", "self_similarity", "weights"],
+    ids=["temperature", "target_temperature", "coefficient", "self_similarity", "weights", "weights and coefficient"],
 )
 def test_a_bad_argument_is_an_error_that_names_it(options, message, inputs):
     with pytest.raises(ValueError, match=message):

@@ -147,6 +147,9 @@ def test_schedules_warm_up_and_decay(epoch, temperature, coefficient):
         assert now == pytest.approx((temperature, coefficient), abs=1e-9)
 
 
+RESSL = (0.0, 1.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -155,8 +158,20 @@ def test_schedules_warm_up_and_decay(epoch, temperature, coefficient):
         ({"coefficient": 1.5}, "coefficient must be between 0 and 1, got 1.5"),
         ({"momentum": -1.0}, "momentum must be between 0 and 1, got -1.0"),
         ({"views": TWO_VIEWS[:1]}, "at least two views"),
+        ({"weights": RESSL, "coefficient": 0.9}, r"take the place of coefficient.*got 0.9"),
+        ({"weights": RESSL, "coefficient_warmup_epochs": 3.0}, r"take the place of coefficient.*got 3\)"),
+        ({"weights": RESSL, "coefficient_final": 0.1}, r"take the place of coefficient.*got 0.1"),
     ],
-    ids=["temperature", "target temperature", "coefficient", "momentum", "one view"],
+    ids=[
+        "temperature",
+        "target temperature",
+        "coefficient",
+        "momentum",
+        "one view",
+        "weights and coefficient",
+        "weights and warm-up",
+        "weights and decay",
+    ],
 )
 def test_impossible_values_are_refused(options, message):
     with pytest.raises(ValueError, match=message):

@@ -11,7 +11,8 @@ keys, so no loss here ever holds a similarity of a query and a column. Everythin
 (float64 for float64), whatever autocast says, and only ``query`` (and a ``temperature`` that asks for it)
 receives a gradient.
 
-Shapes: n queries, d dimension, k queue rows, p positives per query, m keys of the global batch.
+Shapes: n queries, d dimension, k queue rows, p positives per query, v views that share a target, m keys of the global
+batch.
 """
 
 from typing import NamedTuple
@@ -124,13 +125,15 @@ def relational_cross_entropy(
 
 
 class SoftTargetTerms(NamedTuple):
-    """What cross-entropy with a soft target is a weighted sum of; each (n), nats, 0 where there is no column.
+    """What cross-entropy with a soft target is a weighted sum of; nats, 0 where there is no column.
+
+    The first three are (n), or (v n) for v views of each image.
 
     Attributes:
         contrastive: -log p_ii, InfoNCE.
         relational: cross-entropy over the columns alone, ReSSL.
         ceiling: -log(1 - p_ii), of the mass that the student gives to the columns.
-        self_prob: what the target's softmax gives to the positive if its similarity there is 0; no gradient.
+        self_prob: what the target's softmax gives to the positive if its similarity there is 0; (n), no gradient.
     """
 
     contrastive: Tensor
@@ -140,7 +143,7 @@ class SoftTargetTerms(NamedTuple):
 
 
 def soft_target_terms(
-    query: Float[Tensor, "n d"],
+    query: Float[Tensor, "n d"] | Float[Tensor, "v n d"],
     positive: Float[Tensor, "n d"],
     target_query: Float[Tensor, "n d"],
     queue: Float[Tensor, "k d"],
@@ -157,7 +160,7 @@ def soft_target_terms(
     Paper: Denize et al., 2023, proposition 1, 2111.14585.  tau = temperature, tau_m = target_temperature.
 
     Args:
-        query: (n d) l2-normalised; gradient flows.
+        query: (n d), or (v n d) for v views of each image that share one target, l2-normalised; gradient flows.
         positive: (n d) l2-normalised, no gradient.
         target_query: (n d) l2-normalised, no gradient; whose similarities to the columns are the target.
         queue: (k d) l2-normalised, no gradient.
@@ -169,7 +172,7 @@ def soft_target_terms(
         backend: of ``queue_attention``.
 
     Returns:
-        The terms, (n) each.
+        The terms.
 
     Raises:
         ValueError: if sizes disagree or a temperature is <= 0.
@@ -180,20 +183,23 @@ def soft_target_terms(
         >>> terms.contrastive, terms.ceiling  # log(1 + e^-2), log(1 + e^2)
         (tensor([0.1269]), tensor([2.1269]))
     """
-    n = len(query)
     query = _float(query)
-    rows = torch.cat([query, target_query.detach().to(query.dtype)])
+    students = query.reshape(-1, query.shape[-1])
+    split = len(students)
+    rows = torch.cat([students, target_query.detach().to(query.dtype)])
     temperatures = torch.cat(
         [
-            _per_row(temperature, query, "temperature"),
-            _per_row(target_temperature, query, "target_temperature").detach(),
+            _per_row(temperature, students, "temperature"),
+            _per_row(target_temperature, rows[split:], "target_temperature").detach(),
         ]
     )
-    lse_2n, expectation_2nd = _columns(rows, n, queue, temperatures, length, batch_keys, row_offset, backend)
-    lse, target_lse = lse_2n[:n], lse_2n[n:].detach()
+    lse_rows, expectation_rows = _columns(
+        rows, len(target_query), queue, temperatures, length, batch_keys, row_offset, backend
+    )
+    lse, target_lse = lse_rows[:split].view(query.shape[:-1]), lse_rows[split:].detach()
     has_no_column = lse == -torch.inf
     margin = _logit(query, positive, temperature) - lse
-    relational = lse - _logit(query, expectation_2nd[n:], temperature)
+    relational = lse - _logit(query, expectation_rows[split:], temperature)
     return SoftTargetTerms(
         contrastive=-F.logsigmoid(margin),
         relational=relational.masked_fill(has_no_column, 0.0),
@@ -203,7 +209,7 @@ def soft_target_terms(
 
 
 def soft_target_cross_entropy(
-    query: Float[Tensor, "n d"],
+    query: Float[Tensor, "n d"] | Float[Tensor, "v n d"],
     positive: Float[Tensor, "n d"],
     target_query: Float[Tensor, "n d"],
     queue: Float[Tensor, "k d"],
@@ -216,7 +222,7 @@ def soft_target_cross_entropy(
     batch_keys: Float[Tensor, "m d"] | None = None,
     row_offset: int = 0,
     backend: str | None = None,
-) -> Float[Tensor, " n"]:
+) -> Float[Tensor, " n"] | Float[Tensor, "v n"]:
     """Cross-entropy of the student's softmax with a target that is partly one-hot, partly soft.
 
     L_i = -sum_k w_ik log p_ik, p = softmax over [k+_i | columns] of q_i.k / tau,
@@ -226,7 +232,7 @@ def soft_target_cross_entropy(
     With no column the target is the one-hot and the loss 0.
 
     Args:
-        query: (n d) l2-normalised; gradient flows.
+        query: (n d), or (v n d) for v views of each image that share one target, l2-normalised; gradient flows.
         positive: (n d) l2-normalised, no gradient.
         target_query: (n d) l2-normalised, no gradient.
         queue: (k d) l2-normalised, no gradient.
@@ -241,7 +247,7 @@ def soft_target_cross_entropy(
         backend: of ``queue_attention``.
 
     Returns:
-        (n) loss per row, nats; at least the entropy of the target.
+        (n) or (v n) loss per row, nats; at least the entropy of the target.
 
     Raises:
         ValueError: if sizes disagree, a temperature is <= 0, or ``self_similarity`` is another word.

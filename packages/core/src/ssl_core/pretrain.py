@@ -221,7 +221,12 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str) -> P
         if knn is not None:
             settings = config.evaluate
             result = evaluate_knn(
-                str(folder), features=settings.features, k=settings.k, temperature=settings.temperature, device=device
+                str(folder),
+                features=settings.features,
+                k=settings.k,
+                temperature=settings.temperature,
+                device=device,
+                sources=knn,
             )
             save_card(folder / "backbone.json", replace(card, metrics={"knn_top1": result["top1"]}))
     distributed.barrier()

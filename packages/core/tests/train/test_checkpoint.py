@@ -1,5 +1,3 @@
-import errno
-
 import pytest
 import torch
 from torch import nn
@@ -53,15 +51,18 @@ def test_a_file_that_would_run_code_is_not_loaded(tmp_path):
         load_checkpoint(tmp_path / "code.pt")
 
 
-def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, state, monkeypatch):
+@pytest.mark.parametrize("bytes_left", [0, 2000], ids=["at once", "midway"])
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, state, bytes_left):
+    resource = pytest.importorskip("resource", reason="only on POSIX can the size of files be limited")
     path = tmp_path / "last.pt"
     save_checkpoint(path, **state, step=1, config={})
-
-    def full(*arguments):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("ssl_core.files.os.fsync", full)
-    with pytest.raises(OSError, match=r"could not save step 2.*No space left.*is intact"):
-        save_checkpoint(path, **state, step=2, config={})
+    assert path.stat().st_size > 2000
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, hard))  # the kernel refuses to write more, as a full disk
+    try:
+        with pytest.raises(OSError, match=r"could not save step 2.*is intact"):
+            save_checkpoint(path, **state, step=2, config={})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert load_checkpoint(path)["step"] == 1
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]

@@ -9,7 +9,7 @@ from ssl_core.losses import soft_target_cross_entropy, soft_target_terms
 
 
 def sce_loss(
-    query: Float[Tensor, "n d"],
+    query: Float[Tensor, "n d"] | Float[Tensor, "v n d"],
     key: Float[Tensor, "n d"],
     queue: Float[Tensor, "k d"],
     *,
@@ -37,13 +37,14 @@ def sce_loss(
     Computed in float32 (float64 for float64), whatever autocast says.
 
     Args:
-        query: (n d) l2-normalised, of the online branch; gradient flows.
+        query: (n d) l2-normalised, of the online branch, or (v n d) for v views that share a key's target in one
+            pass over the queue; gradient flows.
         key: (n d) l2-normalised, of the momentum branch, no gradient; the positive and the origin of the
             target.
         queue: (k d) l2-normalised, no gradient.
         temperature: > 0.
         target_temperature: > 0, below ``temperature`` to sharpen the target.
-        coefficient: weight of the one-hot in the target, in [0, 1].
+        coefficient: weight of the one-hot in the target, in [0, 1]; left alone with ``weights``.
         self_similarity: "mask" keeps the own key out of s2, as the paper; "zero" gives it the similarity 0
             there, as the authors' code.
         weights: free (lambda, mu, eta) of equation (9) in place of ``coefficient``; with "mask" only.
@@ -57,8 +58,8 @@ def sce_loss(
         Scalar mean loss, nats.
 
     Raises:
-        ValueError: if sizes disagree, a temperature is <= 0, or ``self_similarity`` is another word or "zero"
-            with ``weights``.
+        ValueError: if sizes disagree, a temperature is <= 0, ``self_similarity`` is another word, or ``weights``
+            come with "zero" or with another ``coefficient`` than 0.5.
 
     Example:
         >>> import torch
@@ -78,6 +79,8 @@ def sce_loss(
         return soft_target_cross_entropy(
             query, key, key, queue, coefficient=coefficient, self_similarity=self_similarity, **options
         ).mean()
+    if coefficient != 0.5:
+        raise ValueError(f"weights {weights} take the place of coefficient; leave it alone, got {coefficient}")
     if self_similarity != "mask":
         raise ValueError(f"free weights need self_similarity='mask', got {self_similarity!r}")
     terms = soft_target_terms(query, key, key, queue, **options)

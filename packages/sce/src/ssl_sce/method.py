@@ -105,6 +105,12 @@ class SCE(nn.Module):
         }.items():
             if value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")
+        if weights is not None and (coefficient != 0.5 or coefficient_warmup_epochs or coefficient_final is not None):
+            raise ValueError(
+                f"weights {weights} take the place of coefficient and its schedule; leave coefficient at 0.5 "
+                f"(got {coefficient}), coefficient_warmup_epochs at 0 (got {coefficient_warmup_epochs:g}) and "
+                f"coefficient_final at null (got {coefficient_final})"
+            )
         for name, value in {"coefficient": coefficient, "momentum": momentum}.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {value}")
@@ -149,25 +155,25 @@ class SCE(nn.Module):
         queries = {view: self._query(views[view]) for view in self.online_views}
         keys = [self._key(views[view], step, view) for view in range(self.num_targets)]
         all_keys = [distributed.gather(key) for key in keys]
-        losses = [
-            sce_loss(
-                queries[view],
-                keys[target],
-                self.queue.keys,
-                temperature=self.temperature,
-                target_temperature=self._target_temperature(step),
-                coefficient=self._coefficient(step),
-                weights=self.weights,
-                self_similarity=self.self_similarity,
-                length=self.queue.valid_length,
-                batch_keys=all_keys[target] if self.in_batch_negatives else None,
-                row_offset=distributed.rank() * len(keys[target]),
+        losses = []
+        for target, (key, batch_keys) in enumerate(zip(keys, all_keys, strict=True)):
+            others = torch.stack([queries[view] for view in self.online_views if view != target])
+            losses.append(
+                sce_loss(
+                    others,
+                    key,
+                    self.queue.keys,
+                    temperature=self.temperature,
+                    target_temperature=self._target_temperature(step),
+                    coefficient=self._coefficient(step),
+                    weights=self.weights,
+                    self_similarity=self.self_similarity,
+                    length=self.queue.valid_length,
+                    batch_keys=batch_keys if self.in_batch_negatives else None,
+                    row_offset=distributed.rank() * len(key),
+                )
             )
-            for target in range(self.num_targets)
-            for view in self.online_views
-            if view != target
-        ]
-        loss = torch.stack(losses).mean()
+        loss = torch.stack(losses).mean()  # each over as many pairs
         to_enqueue = torch.cat(all_keys)
         return StepOutput(loss, to_enqueue, self._metrics(queries, keys, len(to_enqueue), step))
 

@@ -38,6 +38,7 @@ def evaluate_knn(
     seed: int = 0,
     out: str | None = None,
     progress: bool = True,
+    sources: tuple[ImageSource, ImageSource] | None = None,
 ) -> dict[str, Any]:
     """Classify test images by their nearest training images; prints ``knn top1 47.31 (k=200, ...)``.
 
@@ -52,6 +53,7 @@ def evaluate_knn(
         seed: of ``random``.
         out: folder for ``knn.json``; None is the folder of ``encoder``, and none if that has no folder.
         progress: show bars.
+        sources: labelled and test images, if the caller has them open; otherwise they are read from ``data``.
 
     Returns:
         What ``knn.json`` says: ``top1``, with ten classes or more ``top5``, and every setting.
@@ -61,7 +63,7 @@ def evaluate_knn(
         ValueError: for missing labels, k beyond the training images, and what does not fit together.
     """
     subject = _subject(encoder, data, like, features, device, seed)
-    train, test = (open_source(subject.data, split=split) for split in ("labelled", "test"))
+    train, test = sources or (open_source(subject.data, split=split) for split in ("labelled", "test"))
     bank = subject.extract(train, "training features" if progress else "")
     queries = subject.extract(test, "test features" if progress else "")
     num_classes = count_classes(train)

@@ -79,10 +79,14 @@ def extract_features(
     """
     batches = [range(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
     found = []
+    # Twice as fast on CPUs; on other devices float32 convolutions may prefer the other layout.
+    on_cpu = torch.device(device).type == "cpu"
+    memory_format = torch.channels_last if on_cpu else torch.contiguous_format
     with evaluating(encoder), tqdm(total=len(source), desc=progress, unit="img", disable=not progress) as bar:
         loader = make_loader(_Views(source, view, len(mean)), batches, workers)
         for batch, images in zip(batches, loader, strict=True):
-            features = encoder(normalized(images.to(device), mean, std)).float().cpu()
+            images = images.to(device, memory_format=memory_format)
+            features = encoder(normalized(images, mean, std)).float().cpu()
             _check_finite(features, source, batch)
             found.append(features)
             bar.update(len(batch))

@@ -4,6 +4,7 @@ Extension is by argument: a method, batches, a learning rate and callables; ther
 """
 
 import contextlib
+import inspect
 import shutil
 import signal
 import time
@@ -211,7 +212,11 @@ def _wrap(method: nn.Module, config: TrainConfig) -> Callable[[tuple[Tensor, ...
     wrapped: Any = method
     if distributed.world_size() > 1:
         # Buffers are not broadcast: queues agree by construction, running statistics belong to each process.
-        wrapped = DistributedDataParallel(method, broadcast_buffers=False)
+        options = inspect.signature(DistributedDataParallel).parameters
+        renamed_in_torch_2_13 = "forward_sync_buffers" in options
+        option = "forward_sync_buffers" if renamed_in_torch_2_13 else "broadcast_buffers"
+        keywords: dict[str, Any] = {option: False}
+        wrapped = DistributedDataParallel(method, **keywords)
     return cast(
         Callable[[tuple[Tensor, ...], Step], StepOutput],
         torch.compile(wrapped) if config.compile else wrapped,
