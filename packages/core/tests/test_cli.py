@@ -7,6 +7,7 @@ import torch
 import yaml
 from PIL import Image
 
+from ssl_core import ops
 from ssl_core.backbone import BackboneCard, head_layers, save_backbone
 from ssl_core.cli import main, read_nodes
 from ssl_core.nn import EncoderConfig, make_encoder, mlp_head
@@ -104,7 +105,8 @@ def test_report_shows_three_encoders_and_two_pictures(run, capsys):
 def test_doctor_says_which_implementation_each_op_uses(capsys):
     main(["doctor"])
     printed = capsys.readouterr().out
-    assert "queue_attention  cpu: tiled" in printed
+    assert f"queue_attention  cpu: {ops.implementations()['queue_attention']['cpu']}" in printed
+    assert f"compiled core    {ops.cpp.description()}" in printed
     assert torch.__version__.partition("+")[0] in printed
 
 

@@ -6,7 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssl_core.ops import enqueue_
+from ssl_core.ops import cpp, enqueue_
+
+
+@pytest.fixture(params=["reference", *cpp.instruction_sets()], autouse=True)
+def _implementation(request, monkeypatch):
+    """Each test with the reference and with the compiled kernel, of which every instruction set."""
+    if request.param == "reference":
+        monkeypatch.setenv("SSL_CORE_BACKEND", "reference")
+    else:
+        monkeypatch.setenv("SSL_CORE_CPU_ISA", request.param)
 
 
 def ring(k, d=3, cursor=0, length=0, dtype=torch.float32):
@@ -76,12 +85,16 @@ def test_keys_with_a_gradient_leave_none_in_the_queue():
     assert not queue.requires_grad
 
 
-def test_strided_keys_are_read_correctly():
+def test_strided_keys_and_queues_are_read_and_written_correctly():
     keys = torch.randn(3, 5)
     contiguous, strided = ring(7), ring(7)
     enqueue_(contiguous[0], keys.T.contiguous(), *contiguous[1:])
     enqueue_(strided[0], keys.T, *strided[1:])
     assert torch.equal(strided[0], contiguous[0])
+    transposed, rows_apart = torch.zeros(3, 7).T, torch.zeros(7, 6)[:, ::2]
+    for queue in (transposed, rows_apart):
+        enqueue_(queue, keys.T, *ring(7)[1:])
+        assert torch.equal(queue, contiguous[0])
 
 
 @pytest.mark.parametrize("n", [2, 9], ids=["few", "more than rows"])
@@ -89,6 +102,29 @@ def test_the_op_is_registered_correctly(n):
     torch.library.opcheck(
         torch.ops.ssl_core.enqueue_, (*ring(7, cursor=6)[:1], torch.randn(n, 3), *ring(7, cursor=6)[1:])
     )
+
+
+@pytest.mark.parametrize("num_keys", [700, 2100])
+def test_wide_keys_are_shared_among_threads(num_keys):
+    keys = torch.randn(num_keys, 131)
+    queue, cursor, length = ring(1000, 131, cursor=900)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        enqueue_(queue, keys, cursor, length)
+    finally:
+        torch.set_num_threads(before)
+    kept = keys[-1000:]
+    rows = (900 + num_keys - len(kept) + torch.arange(len(kept))) % 1000
+    torch.testing.assert_close(queue[rows], F.normalize(kept, dim=1))
+    assert int((queue == 0).all(dim=1).sum()) == 1000 - len(kept)
+
+
+@pytest.mark.parametrize("position", ["cursor", "length"])
+def test_a_position_of_another_dtype_is_an_error(position):
+    positions = {"cursor": torch.tensor(0), "length": torch.tensor(0)} | {position: torch.tensor(0, dtype=torch.int32)}
+    with pytest.raises(ValueError, match=rf"{position} must be 0-dim int64, got \(\) torch.int32"):
+        inspect.unwrap(enqueue_)(torch.zeros(4, 3), torch.ones(2, 3), **positions)
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,19 @@
 import pytest
 import torch
 
-from ssl_core.ops import momentum_update_
+from ssl_core.ops import cpp, momentum_update_
 from ssl_core.testing import assert_as_accurate
 
 SHAPES = [(), (1,), (5,), (3, 4), (0,), (2, 3, 1, 1)]
+
+
+@pytest.fixture(params=["reference", *cpp.instruction_sets()], autouse=True)
+def _implementation(request, monkeypatch):
+    """Each test with the reference and with the compiled kernel, of which every instruction set."""
+    if request.param == "reference":
+        monkeypatch.setenv("SSL_CORE_BACKEND", "reference")
+    else:
+        monkeypatch.setenv("SSL_CORE_CPU_ISA", request.param)
 
 
 def parameters(dtype=torch.float32):
@@ -69,15 +78,45 @@ def test_parameters_of_modules_are_updated_without_a_graph():
     assert all(parameter.grad_fn is None and parameter.is_leaf for parameter in target.parameters())
 
 
-def test_strided_parameters_are_updated():
-    target, online = torch.zeros(4, 3).T, torch.ones(3, 4)
-    momentum_update_([target], [online], 0.5)
-    assert (target == 0.5).all()
+def test_parameters_of_any_memory_format_are_updated():
+    weight, online = torch.randn(4, 3, 5, 5), torch.randn(4, 3, 5, 5)
+    formats = {"contiguous_format": weight.clone(), "channels_last": weight.to(memory_format=torch.channels_last)}
+    for target in (
+        *formats.values(),
+        weight.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
+        torch.stack([weight, weight], dim=4)[..., 0],
+    ):
+        for other in (online, online.to(memory_format=torch.channels_last)):
+            updated = target.clone(memory_format=torch.preserve_format)
+            momentum_update_([updated], [other], 0.75)
+            torch.testing.assert_close(updated, 0.75 * weight + 0.25 * other)
+
+
+def test_many_parameters_of_any_size_are_shared_among_threads():
+    sizes = [1, 3, 70000, 0, 17, 40000]
+    targets, onlines = ([torch.randn(size) for size in sizes] for _ in range(2))
+    shadows = [torch.empty(size, dtype=torch.bfloat16) for size in sizes]
+    expected = [0.75 * target + 0.25 * online for target, online in zip(targets, onlines, strict=True)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        momentum_update_(targets, onlines, 0.75, shadow_params=shadows)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(targets, expected)
+    assert all(torch.equal(a, b.bfloat16()) for a, b in zip(shadows, targets, strict=True))
+
+
+def test_shadows_are_the_rounded_averages():
+    target, online, shadow = parameters(), parameters(), parameters(torch.bfloat16)
+    momentum_update_(target, online, 0.75, shadow_params=shadow)
+    assert all(torch.equal(a, b.bfloat16()) for a, b in zip(shadow, target, strict=True))
 
 
 def test_the_op_is_registered_correctly():
     torch.library.opcheck(
-        torch.ops.ssl_core.momentum_update_, (parameters(), parameters(), torch.tensor(0.9, dtype=torch.float64))
+        torch.ops.ssl_core.momentum_update_,
+        (parameters(), parameters(), parameters(torch.bfloat16), torch.tensor(0.9, dtype=torch.float64)),
     )
 
 
@@ -94,6 +133,11 @@ def test_the_op_is_registered_correctly():
 def test_what_does_not_fit_is_an_error(target, online, momentum, error, message):
     with pytest.raises(error, match=message):
         momentum_update_([torch.zeros(s) for s in target], [torch.zeros(s) for s in online], momentum)
+
+
+def test_shadows_that_do_not_fit_are_an_error():
+    with pytest.raises(ValueError, match=r"parameter 0: momentum \(3,\), shadow \(2,\)"):
+        momentum_update_([torch.zeros(3)], [torch.zeros(3)], 0.9, shadow_params=[torch.zeros(2)])
 
 
 def test_a_momentum_encoder_in_half_precision_is_an_error():

@@ -10,25 +10,37 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssl_core.ops import queue_attention, queue_attention_reference
+from ssl_core.ops import cpp, queue_attention, queue_attention_reference
 from ssl_core.ops.queue_attention import _TILE_ELEMENTS, _TILE_ROWS
 from ssl_core.testing import assert_as_accurate
 
 # The package gives the function the module's name.
 MODULE = sys.modules["ssl_core.ops.queue_attention"]
-BOTH = pytest.mark.parametrize("backend", ["reference", "tiled"])
+# Opaque back-ends, of the compiled one every instruction set that this machine has.
+KERNELS = ["tiled", *(f"cpp {isa}" for isa in cpp.instruction_sets())]
+OPAQUE = pytest.mark.parametrize("backend", KERNELS, indirect=True)
+EVERY = pytest.mark.parametrize("backend", ["reference", *KERNELS], indirect=True)
+COMPILED = pytest.mark.parametrize("backend", KERNELS[1:], indirect=True)
+
+
+@pytest.fixture
+def backend(request, monkeypatch):
+    """The name of a back-end, with the instruction set of the parameter in force."""
+    name, _, isa = request.param.partition(" ")
+    monkeypatch.setenv("SSL_CORE_CPU_ISA", isa)
+    return name
 
 
 def unit_rows(n, d, dtype=torch.float32):
     return F.normalize(torch.randn(n, d), dim=1).to(dtype)
 
 
-def assert_tiled_is_accurate(query, queue, temperature, **options):
+def assert_is_accurate(backend, query, queue, temperature, **options):
     """The tolerance law; its floors are the rounding of the largest possible logit, which eager escapes by luck."""
     doubles = {
         name: value.double() if name == "key_bias" and value is not None else value for name, value in options.items()
     }
-    actual = queue_attention(query, queue, temperature, backend="tiled", **options)
+    actual = queue_attention(query, queue, temperature, backend=backend, **options)
     eager = queue_attention(query, queue, temperature, backend="reference", **options)
     exact = queue_attention(query.double(), queue.double(), temperature, backend="reference", **doubles)
     query_norm, key_norm = (float(rows.float().norm(dim=1).max()) for rows in (query, queue))
@@ -48,7 +60,7 @@ def small_tiles(monkeypatch):
 # (1) Values worked by hand.
 
 
-@BOTH
+@EVERY
 def test_lse_and_expectation_of_two_queries_and_three_keys_by_hand(backend):
     query = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     queue = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
@@ -62,7 +74,7 @@ def test_lse_and_expectation_of_two_queries_and_three_keys_by_hand(backend):
     torch.testing.assert_close(expectation, expected, atol=2e-6, rtol=0)
 
 
-@BOTH
+@EVERY
 def test_length_exclude_and_bias_leave_one_key_by_hand(backend):
     queue = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.8, 0.6]])
     # Columns 2 and 3 are beyond the length and 0 is excluded: s = (0 / 0.5 + 0.25,), E is key 1.
@@ -75,21 +87,21 @@ def test_length_exclude_and_bias_leave_one_key_by_hand(backend):
         key_bias=torch.tensor([9.0, 0.25, 9.0, 9.0]),
         backend=backend,
     )
-    assert lse.tolist() == [0.25]
+    assert lse.item() == pytest.approx(0.25, abs=1e-7)  # the compiled kernels count in units of log 2
     assert expectation.tolist() == [[0.0, 1.0]]
 
 
 # (2) Properties.
 
 
-@BOTH
+@EVERY
 def test_permuting_the_queue_changes_nothing(backend):
     query, queue = unit_rows(3, 8), unit_rows(50, 8)
     permuted = queue_attention(query, queue[torch.randperm(50)], 0.1, backend=backend)
     torch.testing.assert_close(permuted, queue_attention(query, queue, 0.1, backend=backend))
 
 
-@BOTH
+@EVERY
 def test_equal_keys_give_log_k_more_and_the_key_itself(backend):
     key = unit_rows(1, 8)
     lse, expectation = queue_attention(unit_rows(1, 8) * 0, key.expand(64, 8), 0.05, backend=backend)
@@ -97,7 +109,7 @@ def test_equal_keys_give_log_k_more_and_the_key_itself(backend):
     torch.testing.assert_close(expectation, key)
 
 
-@BOTH
+@EVERY
 def test_no_column_gives_minus_infinity_and_zero_and_no_gradient(backend):
     empty = {
         "length 0": {"length": 0},
@@ -115,14 +127,14 @@ def test_no_column_gives_minus_infinity_and_zero_and_no_gradient(backend):
         assert queue.grad is None or (queue.grad == 0).all(), name
 
 
-@BOTH
+@EVERY
 def test_a_queue_without_rows_is_an_empty_queue(backend):
     lse, expectation = queue_attention(unit_rows(2, 4), torch.empty(0, 4), 0.1, backend=backend)
     assert (lse == -torch.inf).all()
     assert (expectation == 0).all()
 
 
-@BOTH
+@EVERY
 @pytest.mark.parametrize("length", [7, torch.tensor(7)], ids=["int", "tensor"])
 def test_length_is_the_queue_cut_short_whatever_lies_beyond(backend, length):
     query, queue = unit_rows(3, 4), unit_rows(12, 4)
@@ -131,7 +143,7 @@ def test_length_is_the_queue_cut_short_whatever_lies_beyond(backend, length):
     torch.testing.assert_close(queue_attention(query, queue, 0.1, length=length, backend=backend), expected)
 
 
-@BOTH
+@EVERY
 def test_exclude_is_the_queue_without_that_column(backend):
     query, queue = unit_rows(4, 4), unit_rows(12, 4)
     exclude = torch.tensor([0, -1, 11, 5])
@@ -142,7 +154,7 @@ def test_exclude_is_the_queue_without_that_column(backend):
         torch.testing.assert_close((lse[row : row + 1], expectation[row : row + 1]), expected)
 
 
-@BOTH
+@EVERY
 def test_one_temperature_per_row_is_each_row_alone(backend):
     query, queue, temperature = unit_rows(3, 4), unit_rows(12, 4), torch.tensor([0.05, 0.1, 1.0])
     lse, expectation = queue_attention(query, queue, temperature, backend=backend)
@@ -151,21 +163,23 @@ def test_one_temperature_per_row_is_each_row_alone(backend):
         torch.testing.assert_close((lse[row : row + 1], expectation[row : row + 1]), expected)
 
 
-def test_a_nan_is_not_hidden():
+@OPAQUE
+def test_a_nan_is_not_hidden(backend):
     query = torch.tensor([[torch.nan, 0.0], [1.0, 0.0]])
-    lse, expectation = queue_attention(query, torch.eye(2), 0.1, backend="tiled")
+    lse, expectation = queue_attention(query, torch.eye(2), 0.1, backend=backend)
     assert lse.isnan().tolist() == [True, False]
     assert expectation.isnan().any(dim=1).tolist() == [True, False]
 
 
-def test_two_calls_agree_to_the_last_bit():
+@OPAQUE
+def test_two_calls_agree_to_the_last_bit(backend):
     query, queue = unit_rows(64, 16), unit_rows(5000, 16)
-    first, second = (queue_attention(query, queue, 0.05, backend="tiled") for _ in range(2))
+    first, second = (queue_attention(query, queue, 0.05, backend=backend) for _ in range(2))
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])
 
 
-def test_tiled_is_the_default():
+def test_the_default_is_an_opaque_kernel():
     query, queue = unit_rows(3, 4), unit_rows(9, 4)
     assert not queue_attention(query.requires_grad_(), queue, 0.1)[1].requires_grad
 
@@ -180,14 +194,16 @@ def test_tiled_is_the_default():
 )
 @pytest.mark.parametrize("temperature", [0.01, 0.05, 0.2, 1.0])
 def test_tiled_is_as_accurate_as_eager_across_tiles(small_tiles, n, k, d, temperature):
-    assert_tiled_is_accurate(unit_rows(n, d), unit_rows(k, d), temperature)
+    assert_is_accurate("tiled", unit_rows(n, d), unit_rows(k, d), temperature)
 
 
-def test_all_options_together_agree_across_tiles(small_tiles):
+@OPAQUE
+def test_all_options_together_agree_across_tiles(small_tiles, backend):
     n, k, d = 13, 31, 6
     bias = torch.randn(k)
     bias[::5] = -torch.inf
-    assert_tiled_is_accurate(
+    assert_is_accurate(
+        backend,
         unit_rows(n, d),
         unit_rows(k, d),
         torch.linspace(0.03, 1.0, n),
@@ -204,25 +220,101 @@ def test_all_options_together_agree_across_tiles(small_tiles):
     ids=["columns", "rows and columns"],
 )
 def test_tiles_of_the_real_size_break_where_they_should(n, k):
-    assert_tiled_is_accurate(unit_rows(n, 64), unit_rows(k, 64), 0.07)
+    assert_is_accurate("tiled", unit_rows(n, 64), unit_rows(k, 64), 0.07)
 
 
+@OPAQUE
 @pytest.mark.parametrize("temperature", [0.01, 0.05])
-def test_near_duplicates_of_the_query_are_as_accurate_as_eager(small_tiles, temperature):
+def test_near_duplicates_of_the_query_are_as_accurate_as_eager(small_tiles, backend, temperature):
     query = unit_rows(8, 16)
     queue = torch.cat([F.normalize(query + 1e-3 * torch.randn(8, 16), dim=1), unit_rows(40, 16), query])
-    assert_tiled_is_accurate(query, queue, temperature)
+    assert_is_accurate(backend, query, queue, temperature)
 
 
-def test_vectors_without_unit_length_do_not_overflow(small_tiles):
+@OPAQUE
+def test_vectors_without_unit_length_do_not_overflow(small_tiles, backend):
     # Logits up to 100, beyond float32's exponential without the maximum.
-    assert_tiled_is_accurate(5 * torch.randn(8, 16), 5 * torch.randn(40, 16), 1.0)
+    assert_is_accurate(backend, 5 * torch.randn(8, 16), 5 * torch.randn(40, 16), 1.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_inputs_are_accumulated_in_float32(small_tiles, dtype):
-    assert_tiled_is_accurate(unit_rows(9, 16, dtype), unit_rows(50, 16, dtype), 0.05)
-    assert_tiled_is_accurate(unit_rows(9, 16), unit_rows(50, 16, dtype), 0.05)
+    assert_is_accurate("tiled", unit_rows(9, 16, dtype), unit_rows(50, 16, dtype), 0.05)
+    assert_is_accurate("tiled", unit_rows(9, 16), unit_rows(50, 16, dtype), 0.05)
+
+
+@COMPILED
+@pytest.mark.parametrize(
+    ("n", "k", "d"),
+    [
+        (1, 1, 1),
+        (1, 7, 3),
+        (16, 192, 16),
+        (17, 193, 17),
+        (33, 191, 48),
+        (63, 6, 64),
+        (64, 12, 65),
+        (65, 385, 128),
+        (127, 200, 96),
+        (130, 577, 160),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("temperature", [0.01, 0.05, 1.0])
+def test_compiled_kernels_are_as_accurate_as_eager_across_blocks(backend, n, k, d, temperature):
+    assert_is_accurate(backend, unit_rows(n, d), unit_rows(k, d), temperature)
+    assert_is_accurate(backend, unit_rows(n, d), unit_rows(k, d, torch.bfloat16), temperature, normalized=True)
+
+
+@COMPILED
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize(("n", "k"), [(3, 1600), (300, 200)], ids=["threads share the queue", "and the queries"])
+def test_every_number_of_threads_gives_the_same_answer(backend, n, k, normalized):
+    query, queue, exclude = unit_rows(n, 20), unit_rows(k, 20), torch.arange(n) % k
+    options = {"exclude": exclude, "length": torch.tensor(k - 5), "normalized": normalized}
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 16):
+            torch.set_num_threads(threads)
+            assert_is_accurate(backend, query, queue, torch.linspace(0.03, 1.0, n), **options)
+    finally:
+        torch.set_num_threads(before)
+
+
+@COMPILED
+def test_the_promise_of_unit_rows_is_not_used_at_temperatures_where_it_would_underflow(backend):
+    query = unit_rows(20, 8)
+    assert_is_accurate(backend, query, -query[:1], torch.full((20,), 0.01), normalized=True)
+
+
+@COMPILED
+def test_queries_in_half_precision_are_read_exactly(backend):
+    query, queue = unit_rows(9, 16, torch.float16), unit_rows(50, 16)
+    actual = queue_attention(query, queue, 0.05, backend=backend)
+    torch.testing.assert_close(actual, queue_attention(query.float(), queue, 0.05, backend=backend), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("query", "queue", "reason"),
+    [
+        (torch.float64, torch.float32, "it computes in float32"),
+        (torch.float32, torch.float16, "it reads and writes queues of float32 and bfloat16"),
+    ],
+    ids=["float64", "float16 queue"],
+)
+def test_what_the_compiled_kernels_do_not_read_is_an_error_or_another_backend(query, queue, reason):
+    query, queue = unit_rows(3, 4, query), unit_rows(9, 4, queue)
+    with pytest.raises(ValueError, match=f"backend='cpp' cannot run queue_attention on cpu with .*: {reason}"):
+        queue_attention(query, queue, 0.1, backend="cpp")
+    automatic = queue_attention(query, queue, 0.1)
+    torch.testing.assert_close(automatic, queue_attention(query, queue, 0.1, backend="tiled"), rtol=0, atol=0)
+
+
+@COMPILED
+def test_an_instruction_set_that_is_not_there_is_an_error(backend, monkeypatch):
+    monkeypatch.setenv("SSL_CORE_CPU_ISA", "abacus")
+    with pytest.raises(ValueError, match=r"SSL_CORE_CPU_ISA='abacus' cannot run here; this machine has .*generic"):
+        queue_attention(unit_rows(3, 4), unit_rows(9, 4), 0.1, backend=backend)
 
 
 def test_float64_stays_float64():
@@ -232,7 +324,7 @@ def test_float64_stays_float64():
     torch.testing.assert_close(actual, queue_attention_reference(query, queue, 0.1), rtol=1e-13, atol=1e-13)
 
 
-@BOTH
+@EVERY
 @pytest.mark.parametrize("length", [None, torch.tensor(40)], ids=["whole", "length"])
 def test_autocast_changes_nothing(backend, length):
     query, queue = unit_rows(9, 16).requires_grad_(), unit_rows(50, 16)
@@ -242,14 +334,15 @@ def test_autocast_changes_nothing(backend, length):
     torch.testing.assert_close(under_autocast, plain)
 
 
-def test_strided_inputs_agree_with_contiguous_ones(small_tiles):
+@OPAQUE
+def test_strided_inputs_agree_with_contiguous_ones(small_tiles, backend):
     query, queue = unit_rows(9, 16), unit_rows(50, 16)
-    expected = queue_attention(query, queue, 0.1, backend="tiled")
+    expected = queue_attention(query, queue, 0.1, backend=backend)
     strided_query = torch.stack([query, query], dim=1)[:, 1]
     strided_queue = queue.T.contiguous().T
-    torch.testing.assert_close(queue_attention(strided_query, strided_queue, 0.1, backend="tiled"), expected)
+    torch.testing.assert_close(queue_attention(strided_query, strided_queue, 0.1, backend=backend), expected)
     every_other = torch.stack([queue, -queue], dim=1).flatten(0, 1)[::2]
-    torch.testing.assert_close(queue_attention(query, every_other, 0.1, backend="tiled"), expected)
+    torch.testing.assert_close(queue_attention(query, every_other, 0.1, backend=backend), expected)
 
 
 class LargestAllocation(TorchDispatchMode):
@@ -310,49 +403,57 @@ def test_the_reference_differentiates_everything_twice():
     assert torch.autograd.gradgradcheck(both, inputs)
 
 
+@OPAQUE
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_gradient_has_the_dtype_of_the_query_and_the_accuracy_of_eager(small_tiles, dtype):
+def test_the_gradient_has_the_dtype_of_the_query_and_the_accuracy_of_eager(small_tiles, backend, dtype):
     query, queue = unit_rows(9, 16, dtype), unit_rows(50, 16, dtype)
     gradients = []
-    for backend, cast in (("tiled", dtype), ("reference", dtype), ("reference", torch.float64)):
+    for name, cast in ((backend, dtype), ("reference", dtype), ("reference", torch.float64)):
         leaf = query.to(cast).detach().requires_grad_()
-        queue_attention(leaf, queue.to(cast), 0.05, backend=backend)[0].sum().backward()
+        queue_attention(leaf, queue.to(cast), 0.05, backend=name)[0].sum().backward()
         assert leaf.grad.dtype == cast
         gradients.append(leaf.grad)
     assert_as_accurate(*gradients, floor=1e-5)
 
 
-def test_a_second_derivative_of_tiled_is_an_error():
+@OPAQUE
+def test_a_second_derivative_is_an_error(backend):
     query = unit_rows(3, 4).requires_grad_()
-    lse, _ = queue_attention(query, unit_rows(9, 4), 0.1, backend="tiled")
+    lse, _ = queue_attention(query, unit_rows(9, 4), 0.1, backend=backend)
     with pytest.raises(RuntimeError, match="no second derivative: use backend='reference'"):
         torch.autograd.grad(lse.sum(), query, create_graph=True)
 
 
+@OPAQUE
 @pytest.mark.parametrize("argument", ["queue", "key_bias"])
-def test_tiled_refuses_to_lose_a_gradient(argument):
+def test_a_gradient_is_not_lost_in_silence(backend, argument):
     options = {"queue": unit_rows(9, 4), "key_bias": torch.zeros(9)}
     options[argument].requires_grad_()
-    with pytest.raises(ValueError, match=f"{argument} requires a gradient, which back-end 'tiled' does not give"):
-        queue_attention(unit_rows(3, 4), temperature=0.1, backend="tiled", **options)
+    with pytest.raises(ValueError, match=f"{argument} requires a gradient, which back-end '{backend}' does not give"):
+        queue_attention(unit_rows(3, 4), temperature=0.1, backend=backend, **options)
     with torch.no_grad():
-        queue_attention(unit_rows(3, 4), temperature=0.1, backend="tiled", **options)
+        queue_attention(unit_rows(3, 4), temperature=0.1, backend=backend, **options)
 
 
 # (5) The op itself. Compilation is in test_compile.py.
 
 
 @pytest.mark.parametrize("options", ["none", "all"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_the_op_is_registered_correctly(options, dtype):
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [(KERNELS[-1], torch.float32), ("tiled", torch.float32), ("tiled", torch.bfloat16), ("tiled", torch.float64)],
+    indirect=["backend"],
+    ids=str,
+)
+def test_the_op_is_registered_correctly(backend, options, dtype):
     query, queue = unit_rows(3, 4, dtype), unit_rows(9, 4, dtype)
     inverse_temperature = torch.full((3,), 10.0, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     some = (torch.tensor(5), torch.arange(3), torch.zeros(9)) if options == "all" else (None, None, None)
     torch.library.opcheck(
-        torch.ops.ssl_core.queue_attention, (query, queue, inverse_temperature, *some, False, "tiled")
+        torch.ops.ssl_core.queue_attention, (query, queue, inverse_temperature, *some, False, backend)
     )
     transposed = (query.T.contiguous().T, queue.T.contiguous().T)
-    torch.library.opcheck(torch.ops.ssl_core.queue_attention, (*transposed, inverse_temperature, *some, True, "tiled"))
+    torch.library.opcheck(torch.ops.ssl_core.queue_attention, (*transposed, inverse_temperature, *some, True, backend))
 
 
 def test_the_flop_counter_sees_two_products():

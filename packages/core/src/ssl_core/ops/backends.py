@@ -1,15 +1,23 @@
 """Which implementation of an op runs: argument ``backend=``, then SSL_CORE_BACKEND, then the fastest that fits."""
 
+import logging
 import os
 from collections.abc import Callable, Mapping
+from functools import cache
 
 import torch
 
-# Why a back-end cannot run for tensors on this device with this dtype; None when it can.
-Unsupported = Callable[[torch.device, torch.dtype], str | None]
+logger = logging.getLogger(__name__)
+
+# All that any op has. An op without the one that the environment names makes its own choice.
+NAMES = ("cpp", "tiled", "reference")
 
 
-def runs_anywhere(device: torch.device, dtype: torch.dtype) -> None:
+# Why a back-end cannot run for a device and dtypes of tensors, in an order that the op defines; None when it can.
+Unsupported = Callable[..., str | None]
+
+
+def runs_anywhere(device: torch.device, *dtypes: torch.dtype) -> None:
     """No reason against any device or dtype: the back-end is plain PyTorch."""
 
 
@@ -17,16 +25,16 @@ def choose_backend(
     op: str,
     backends: Mapping[str, Unsupported],
     device: torch.device,
-    dtype: torch.dtype,
+    *dtypes: torch.dtype,
     requested: str | None = None,
 ) -> str:
-    """The name of the back-end that the op uses on this device and dtype.
+    """The name of the back-end that the op uses on this device for these dtypes.
 
     Args:
         op: the op's name, for messages.
         backends: the op's back-ends, fastest first.
         device: where the op's tensors are.
-        dtype: the query's dtype.
+        dtypes: of the op's tensors, in an order that its back-ends know.
         requested: a name; None asks the environment variable SSL_CORE_BACKEND, and without it takes the first
             back-end that fits.
 
@@ -41,15 +49,31 @@ def choose_backend(
         >>> choose_backend("op", {"tiled": runs_anywhere}, torch.device("cpu"), torch.float32)
         'tiled'
     """
-    available = [name for name, unsupported in backends.items() if unsupported(device, dtype) is None]
     from_environment = os.environ.get("SSL_CORE_BACKEND") or None
+    if from_environment in NAMES and from_environment not in backends:
+        from_environment = None
     name = requested or from_environment
-    if name is None:
-        return available[0]
-    if name in available:
-        return name
-    reason = backends[name](device, dtype) if name in backends else "there is no back-end of that name"
+    for candidate, unsupported in backends.items():
+        if name in (None, candidate) and unsupported(device, *dtypes) is None:
+            return candidate
+    available = [candidate for candidate, unsupported in backends.items() if unsupported(device, *dtypes) is None]
+    asked = backends.get(name or "")
+    reason = asked(device, *dtypes) if asked else "there is no back-end of that name"
     origin = "backend" if requested else "SSL_CORE_BACKEND"
     raise ValueError(
-        f"{origin}={name!r} cannot run {op} on {device.type} with {dtype}: {reason}; available: {', '.join(available)}"
+        f"{origin}={name!r} cannot run {op} on {device.type} with {', '.join(map(str, dtypes))}: {reason}; "
+        f"available: {', '.join(available)}"
     )
+
+
+@cache
+def log_choice(
+    op: str, backends: tuple[tuple[str, Unsupported], ...], chosen: str, device: torch.device, *dtypes: torch.dtype
+) -> None:
+    """Say once for each device and dtypes what an op runs as, and why nothing faster does."""
+    reasons = ""
+    for name, unsupported in backends:
+        if name == chosen:
+            break
+        reasons += f"; not {name}: {unsupported(device, *dtypes) or 'another was asked for'}"
+    logger.info("%s on %s runs as %s%s", op, device.type, chosen, reasons)

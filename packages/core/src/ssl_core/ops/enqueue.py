@@ -5,6 +5,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ssl_core.ops import cpp
+from ssl_core.ops.backends import Unsupported, choose_backend, log_choice, runs_anywhere
+
+# Fastest first; dtypes are those of keys and queue.
+BACKENDS: dict[str, Unsupported] = {"cpp": cpp.unsupported, "reference": runs_anywhere}
+
 
 def enqueue_(
     queue: Float[Tensor, "k d"],
@@ -25,7 +31,7 @@ def enqueue_(
         length: rows filled so far, in [0, k], 0-dim int64 on the queue's device; changed.
 
     Raises:
-        ValueError: if dimensions disagree or the queue has no rows.
+        ValueError: if dimensions or devices disagree, the queue has no rows, or cursor or length are not 0-dim int64.
 
     Example:
         >>> queue, cursor, length = torch.zeros(3, 2), torch.tensor(2), torch.tensor(0)
@@ -37,6 +43,12 @@ def enqueue_(
         raise ValueError(f"keys have dimension {keys.shape[1]}, the queue has {queue.shape[1]}")
     if len(queue) == 0:
         raise ValueError("the queue has no rows to write to")
+    for name, tensor in {"cursor": cursor, "length": length}.items():
+        if tensor.dtype != torch.int64 or tensor.ndim != 0:
+            raise ValueError(f"{name} must be 0-dim int64, got {tuple(tensor.shape)} {tensor.dtype}")
+    for name, tensor in {"keys": keys, "cursor": cursor, "length": length}.items():
+        if tensor.device != queue.device:
+            raise ValueError(f"{name} is on {tensor.device}, the queue on {queue.device}")
     torch.ops.ssl_core.enqueue_(queue, keys.detach(), cursor, length)
 
 
@@ -47,6 +59,15 @@ torch.library.define(
 
 @torch.library.impl("ssl_core::enqueue_", "CompositeExplicitAutograd")
 def _enqueue_(queue: Tensor, keys: Tensor, cursor: Tensor, length: Tensor) -> None:
+    name = choose_backend("enqueue_", BACKENDS, queue.device, keys.dtype, queue.dtype)
+    log_choice("enqueue_", tuple(BACKENDS.items()), name, queue.device, keys.dtype, queue.dtype)
+    if name == "cpp":
+        cpp.enqueue(queue, keys, cursor, length)
+    else:
+        _reference(queue, keys, cursor, length)
+
+
+def _reference(queue: Tensor, keys: Tensor, cursor: Tensor, length: Tensor) -> None:
     num_rows, num_keys = len(queue), len(keys)
     dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
     kept = F.normalize(keys[-num_rows:].to(dtype), dim=1).to(queue.dtype)

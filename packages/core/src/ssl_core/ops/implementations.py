@@ -3,7 +3,9 @@
 import torch
 
 from ssl_core.ops.backends import choose_backend
-from ssl_core.ops.queue_attention import BACKENDS
+from ssl_core.ops.enqueue import BACKENDS as ENQUEUE
+from ssl_core.ops.momentum_update import BACKENDS as MOMENTUM_UPDATE
+from ssl_core.ops.queue_attention import BACKENDS as QUEUE_ATTENTION
 
 
 def implementations() -> dict[str, dict[str, str]]:
@@ -16,16 +18,14 @@ def implementations() -> dict[str, dict[str, str]]:
         ValueError: if SSL_CORE_BACKEND asks for what cannot run.
 
     Example:
-        >>> implementations()["momentum_update_"]["cpu"]
-        'reference'
+        >>> sorted(implementations())
+        ['enqueue_', 'momentum_update_', 'queue_attention']
     """
     devices = ["cpu"]
     devices += ["cuda"] if torch.cuda.is_available() else []
     devices += ["mps"] if torch.backends.mps.is_available() else []
+    ops = {"queue_attention": QUEUE_ATTENTION, "enqueue_": ENQUEUE, "momentum_update_": MOMENTUM_UPDATE}
     return {
-        "queue_attention": {
-            name: choose_backend("queue_attention", BACKENDS, torch.device(name), torch.float32) for name in devices
-        },
-        "enqueue_": dict.fromkeys(devices, "reference"),
-        "momentum_update_": dict.fromkeys(devices, "reference"),
+        op: {device: choose_backend(op, backends, torch.device(device), torch.float32) for device in devices}
+        for op, backends in ops.items()
     }

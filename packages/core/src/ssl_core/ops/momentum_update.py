@@ -6,24 +6,35 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ssl_core.ops import cpp
+from ssl_core.ops.backends import Unsupported, choose_backend, log_choice, runs_anywhere
+
+# Fastest first. Parameters of other dtypes or of unlike strides take the reference beside `cpp`.
+BACKENDS: dict[str, Unsupported] = {"cpp": cpp.unsupported, "reference": runs_anywhere}
+
 
 def momentum_update_(
     momentum_params: Sequence[Tensor],
     online_params: Sequence[Tensor],
     momentum: float | Float[Tensor, ""],
+    *,
+    shadow_params: Sequence[Tensor] | None = None,
 ) -> None:
     """Move each momentum parameter towards its online parameter, in place.
 
     target <- momentum target + (1 - momentum) online, in the target's dtype; 0 copies and 1 freezes exactly.
+    The average itself needs float32, since bfloat16 rounds small steps away; an encoder that runs in bfloat16 gets
+    its weights as ``shadow_params``, which are the rounded targets.
     Parameters only: buffers (BatchNorm's statistics) are the momentum encoder's own. There is no gradient.
 
     Args:
         momentum_params: the targets, float32 or float64; changed.
         online_params: as many, of the same shapes, in any floating dtype.
         momentum: in [0, 1]; a 0-dim tensor on the targets' device is not read by the host, nor checked.
+        shadow_params: as many, of the same shapes, in any floating dtype; become copies of the new targets.
 
     Raises:
-        ValueError: if numbers or shapes disagree, or momentum is outside [0, 1].
+        ValueError: if numbers, shapes or devices disagree, or momentum is outside [0, 1].
         TypeError: if a momentum parameter has a dtype that rounds the small steps of the average away.
 
     Example:
@@ -32,11 +43,17 @@ def momentum_update_(
         >>> target
         tensor([0.2500, 1.2500])
     """
-    if len(momentum_params) != len(online_params):
-        raise ValueError(f"{len(momentum_params)} momentum parameters, {len(online_params)} online parameters")
-    for index, (target, online) in enumerate(zip(momentum_params, online_params, strict=True)):
-        if target.shape != online.shape:
-            raise ValueError(f"parameter {index}: momentum {tuple(target.shape)}, online {tuple(online.shape)}")
+    for name, others in {"online": online_params, "shadow": shadow_params}.items():
+        if others is None:
+            continue
+        if len(momentum_params) != len(others):
+            raise ValueError(f"{len(momentum_params)} momentum parameters, {len(others)} {name} parameters")
+        for index, (target, other) in enumerate(zip(momentum_params, others, strict=True)):
+            if target.shape != other.shape:
+                raise ValueError(f"parameter {index}: momentum {tuple(target.shape)}, {name} {tuple(other.shape)}")
+            if target.device != other.device:
+                raise ValueError(f"parameter {index}: momentum on {target.device}, {name} on {other.device}")
+    for index, target in enumerate(momentum_params):
         if target.dtype not in (torch.float32, torch.float64):
             raise TypeError(
                 f"momentum parameter {index} is {target.dtype}, in which steps of 1 - momentum vanish: "
@@ -47,17 +64,46 @@ def momentum_update_(
             raise ValueError(f"momentum must be in [0, 1], got {momentum}")
         momentum = torch.tensor(momentum, dtype=torch.float64)
     with torch.no_grad():
-        torch.ops.ssl_core.momentum_update_(list(momentum_params), list(online_params), momentum)
+        torch.ops.ssl_core.momentum_update_(
+            list(momentum_params), list(online_params), list(shadow_params or ()), momentum
+        )
 
 
 torch.library.define(
     "ssl_core::momentum_update_",
-    "(Tensor(a!)[] momentum_params, Tensor[] online_params, Tensor momentum) -> ()",
+    "(Tensor(a!)[] momentum_params, Tensor[] online_params, Tensor(b!)[] shadow_params, Tensor momentum) -> ()",
 )
 
 
 @torch.library.impl("ssl_core::momentum_update_", "CompositeExplicitAutograd")
-def _momentum_update_(momentum_params: list[Tensor], online_params: list[Tensor], momentum: Tensor) -> None:
+def _momentum_update_(
+    momentum_params: list[Tensor], online_params: list[Tensor], shadow_params: list[Tensor], momentum: Tensor
+) -> None:
+    shadows: Sequence[Tensor | None] = shadow_params or [None] * len(momentum_params)
+    left = list(zip(momentum_params, online_params, shadows, strict=True))
+    device = momentum_params[0].device if momentum_params else torch.device("cpu")
+    name = choose_backend("momentum_update_", BACKENDS, device, torch.float32)
+    log_choice("momentum_update_", tuple(BACKENDS.items()), name, device, torch.float32)
+    if name == "cpp":
+        fast = [cpp.can_update(*parameter) for parameter in left]
+        targets, onlines, copies = _columns(left, fast)
+        cpp.momentum_update(targets, onlines, copies, float(momentum))
+        left = [parameter for parameter, is_done in zip(left, fast, strict=True) if not is_done]
+    if left:
+        _reference(*_columns(left, [True] * len(left)), momentum)
+
+
+def _columns(
+    parameters: list[tuple[Tensor, Tensor, Tensor | None]], chosen: list[bool]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Targets, online parameters and shadows of the chosen ones."""
+    rows = [row for row, is_chosen in zip(parameters, chosen, strict=True) if is_chosen]
+    return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows if row[2] is not None]
+
+
+def _reference(
+    momentum_params: list[Tensor], online_params: list[Tensor], shadow_params: list[Tensor], momentum: Tensor
+) -> None:
     # A copy only of parameters whose dtype differs; foreach wants one dtype.
     online_params = [online.to(target.dtype) for target, online in zip(momentum_params, online_params, strict=True)]
     weight = 1 - momentum
@@ -67,9 +113,13 @@ def _momentum_update_(momentum_params: list[Tensor], online_params: list[Tensor]
         # One launch per parameter, the price of a momentum that the host does not know.
         weights = [weight.to(target.dtype) for target in momentum_params]
         torch._foreach_lerp_(momentum_params, online_params, weights)
+    if shadow_params:
+        torch._foreach_copy_(shadow_params, momentum_params)
 
 
-def _fake(momentum_params: list[Tensor], online_params: list[Tensor], momentum: Tensor) -> None:
+def _fake(
+    momentum_params: list[Tensor], online_params: list[Tensor], shadow_params: list[Tensor], momentum: Tensor
+) -> None:
     return None
 
 

@@ -15,10 +15,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ssl_core.ops.backends import Unsupported, choose_backend, runs_anywhere
+from ssl_core.ops import cpp
+from ssl_core.ops.backends import Unsupported, choose_backend, log_choice, runs_anywhere
 
 # Fastest first.
-BACKENDS: dict[str, Unsupported] = {"tiled": runs_anywhere, "reference": runs_anywhere}
+BACKENDS: dict[str, Unsupported] = {"cpp": cpp.unsupported, "tiled": runs_anywhere, "reference": runs_anywhere}
 
 # 4 MiB of float32 scores. From 1 to 8 MiB times differ by less than 10 % on two idle AVX-512 cores; larger tiles lose
 # the cache, smaller ones meet more thread barriers, each of which costs a time slice on a busy machine.
@@ -59,15 +60,16 @@ def queue_attention(
         exclude: (n) index of one column that the row does not see, -1 for none.
         key_bias: (k) added to the logits of each column, nats; -inf hides it.
         normalized: a promise that rows of query and queue have unit length, which lets a back-end do without
-            the running maximum; ``tiled`` and ``reference`` gain nothing from it.
-        backend: "tiled" or "reference"; by default SSL_CORE_BACKEND, else the fastest for the device.
+            the running maximum (``cpp`` does, at temperatures from 0.023 on); if it is broken, so is the result.
+        backend: "cpp" (csrc/cpu, on the CPU), "tiled" (plain PyTorch that never holds n k numbers) or "reference";
+            by default SSL_CORE_BACKEND, else the fastest that can run.
 
     Returns:
         lse (n) in nats and expectation (n d).
 
     Raises:
-        ValueError: if sizes disagree, temperature <= 0, length is outside [0, k], the back-end cannot run
-            here, or the queue or the bias requires a gradient that the back-end does not give.
+        ValueError: if sizes or devices disagree, temperature <= 0, length is outside [0, k], the back-end
+            cannot run here, or the queue or the bias requires a gradient that the back-end does not give.
 
     Example:
         >>> query, queue = torch.tensor([[1.0, 0.0]]), torch.eye(2)
@@ -88,12 +90,16 @@ def queue_attention(
         raise ValueError(f"exclude must be ({num_rows}), one column per query, got {tuple(exclude.shape)}")
     if key_bias is not None and key_bias.shape != (num_keys,):
         raise ValueError(f"key_bias must be ({num_keys}), one per queue row, got {tuple(key_bias.shape)}")
+    tensors = {"queue": queue, "exclude": exclude, "key_bias": key_bias, "length": length, "temperature": temperature}
+    for argument, value in tensors.items():
+        if isinstance(value, Tensor) and value.device != query.device:
+            raise ValueError(f"{argument} is on {value.device}, query on {query.device}")
     if isinstance(length, int):
         if not 0 <= length <= num_keys:
             raise ValueError(f"length must be in [0, {num_keys}], the rows of the queue, got {length}")
         queue, key_bias, length = queue[:length], None if key_bias is None else key_bias[:length], None
 
-    name = choose_backend("queue_attention", BACKENDS, query.device, query.dtype, backend)
+    name = choose_backend("queue_attention", BACKENDS, query.device, query.dtype, queue.dtype, requested=backend)
     if name == "reference":
         return queue_attention_reference(query, queue, temperature, length=length, exclude=exclude, key_bias=key_bias)
     for argument, tensor in {"queue": queue, "key_bias": key_bias}.items():
@@ -186,6 +192,7 @@ def _run(
     normalized: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
+    log_choice("queue_attention", tuple(BACKENDS.items()), backend, query.device, query.dtype, queue.dtype)
     return _KERNELS[backend](query, queue, inverse_temperature, length, exclude, key_bias, normalized)
 
 
@@ -258,7 +265,7 @@ def _tiled(
 
 
 # Back-ends behind the op; the running maximum costs `tiled` 3 %, so it has no use for `normalized`.
-_KERNELS = {"tiled": _tiled}
+_KERNELS = {"cpp": cpp.queue_attention, "tiled": _tiled}
 
 
 def _tiled_rows(

@@ -1,0 +1,105 @@
+// The Python module ssl_core._C: addresses and sizes in, nothing checked here; ssl_core.ops does that.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <new>
+#include <stdexcept>
+
+#include "cpu/dispatch.h"
+
+namespace py = pybind11;
+using namespace ssl_core;
+
+namespace {
+
+template <typename T>
+T* pointer(std::uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+const Kernels& kernels(const std::string& isa) {
+    for (const InstructionSet& set : instruction_sets())
+        if (isa.empty() || set.name == isa) return set.kernels;
+    throw std::invalid_argument("this machine cannot run instruction set " + isa);
+}
+
+std::vector<std::string> names_of_instruction_sets() {
+    std::vector<std::string> names;
+    for (const InstructionSet& set : instruction_sets()) names.push_back(set.name);
+    return names;
+}
+
+void queue_attention(std::uintptr_t query, std::uintptr_t queue, std::uintptr_t inverse_temperature,
+                     std::uintptr_t exclude, std::uintptr_t key_bias, std::uintptr_t lse, std::uintptr_t expectation,
+                     std::int64_t num_rows, std::int64_t num_keys, std::int64_t dim, std::int64_t query_stride,
+                     std::int64_t queue_stride, bool queue_is_bfloat16, bool bounded, int threads,
+                     const std::string& isa) {
+    const QueueAttention call{pointer<const float>(query),
+                              pointer<const void>(queue),
+                              pointer<const float>(inverse_temperature),
+                              pointer<const std::int64_t>(exclude),
+                              pointer<const float>(key_bias),
+                              pointer<float>(lse),
+                              pointer<float>(expectation),
+                              num_rows,
+                              num_keys,
+                              dim,
+                              query_stride,
+                              queue_stride,
+                              queue_is_bfloat16 ? Dtype::bfloat16 : Dtype::float32,
+                              bounded,
+                              threads};
+    const Kernels& set = kernels(isa);
+    const py::gil_scoped_release release;
+    if (!set.queue_attention(call)) throw std::bad_alloc();
+}
+
+void enqueue(std::uintptr_t queue, std::uintptr_t keys, std::uintptr_t cursor, std::uintptr_t length,
+             std::int64_t num_rows, std::int64_t num_keys, std::int64_t dim, std::int64_t queue_stride,
+             std::int64_t keys_stride, bool queue_is_bfloat16, int threads, const std::string& isa) {
+    const Enqueue call{pointer<void>(queue),
+                       pointer<const float>(keys),
+                       pointer<std::int64_t>(cursor),
+                       pointer<std::int64_t>(length),
+                       num_rows,
+                       num_keys,
+                       dim,
+                       queue_stride,
+                       keys_stride,
+                       queue_is_bfloat16 ? Dtype::bfloat16 : Dtype::float32,
+                       threads};
+    const Kernels& set = kernels(isa);
+    const py::gil_scoped_release release;
+    set.enqueue(call);
+}
+
+void momentum_update(const std::vector<std::uintptr_t>& targets, const std::vector<std::uintptr_t>& onlines,
+                     const std::vector<std::uintptr_t>& shadows, const std::vector<std::int64_t>& sizes,
+                     double momentum, int threads, const std::string& isa) {
+    const MomentumUpdate call{reinterpret_cast<float* const*>(targets.data()),
+                              reinterpret_cast<const float* const*>(onlines.data()),
+                              shadows.empty() ? nullptr : reinterpret_cast<std::uint16_t* const*>(shadows.data()),
+                              sizes.data(),
+                              static_cast<std::int64_t>(sizes.size()),
+                              momentum,
+                              threads};
+    const Kernels& set = kernels(isa);
+    const py::gil_scoped_release release;
+    set.momentum_update(call);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+    module.doc() = "Compiled kernels of ssl_core on the CPU; used through ssl_core.ops.";
+    module.def("instruction_sets", names_of_instruction_sets);
+    module.def("queue_attention", queue_attention);
+    module.def("enqueue", enqueue);
+    module.def("momentum_update", momentum_update);
+#ifdef _OPENMP
+    module.attr("openmp") = true;
+#else
+    module.attr("openmp") = false;
+#endif
+}

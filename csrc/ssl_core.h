@@ -1,0 +1,59 @@
+// The C interface of the compiled core: raw pointers, sizes and strides, no exceptions, no torch, no Python.
+#pragma once
+
+#include <cstdint>
+
+namespace ssl_core {
+
+enum class Dtype : int32_t { float32 = 0, bfloat16 = 1 };
+
+// lse_i = log sum_j exp(s_ij), expectation_i = sum_j softmax(s_i)_j queue_j, s_ij = query_i.queue_j * inverse_temperature_i
+// + key_bias_j over the columns j < num_keys, without column exclude_i. Rows of query and queue are contiguous in
+// themselves; outputs are contiguous.
+struct QueueAttention {
+    const float* query;                // (num_rows dim), row stride query_stride
+    const void* queue;                 // (num_keys dim) of queue_dtype, row stride queue_stride
+    const float* inverse_temperature;  // (num_rows)
+    const int64_t* exclude;            // (num_rows), -1 for none; or null
+    const float* key_bias;             // (num_keys); or null
+    float* lse;                        // (num_rows)
+    float* expectation;                // (num_rows dim)
+    int64_t num_rows, num_keys, dim;
+    int64_t query_stride, queue_stride;  // in elements
+    Dtype queue_dtype;
+    bool bounded;     // unit rows: 1 / temperature replaces the running maximum
+    int32_t threads;  // at most
+};
+
+// Row (cursor + i) mod num_rows of the queue becomes key i, l2-normalised and rounded to the queue's dtype; of more keys
+// than rows the last ones remain. Cursor and length move as if the keys had been inserted one by one.
+struct Enqueue {
+    void* queue;        // (num_rows dim) of queue_dtype, row stride queue_stride
+    const float* keys;  // (num_keys dim), row stride keys_stride
+    int64_t* cursor;
+    int64_t* length;
+    int64_t num_rows, num_keys, dim;
+    int64_t queue_stride, keys_stride;  // in elements
+    Dtype queue_dtype;
+    int32_t threads;
+};
+
+// target_p <- momentum target_p + (1 - momentum) online_p for each parameter p; its bfloat16 copy follows.
+struct MomentumUpdate {
+    float* const* targets;
+    const float* const* onlines;
+    uint16_t* const* shadows;  // or null
+    const int64_t* sizes;      // elements of each parameter
+    int64_t num_params;
+    double momentum;
+    int32_t threads;
+};
+
+// The kernels, compiled once for each instruction set.
+struct Kernels {
+    bool (*queue_attention)(const QueueAttention&);  // false when memory runs out
+    void (*enqueue)(const Enqueue&);
+    void (*momentum_update)(const MomentumUpdate&);
+};
+
+}  // namespace ssl_core

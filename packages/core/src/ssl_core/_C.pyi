@@ -1,0 +1,46 @@
+"""Compiled kernels of csrc/, see csrc/bindings.cpp; addresses are ``Tensor.data_ptr()``, 0 for none."""
+
+openmp: bool
+
+def instruction_sets() -> list[str]: ...
+def queue_attention(
+    query: int,
+    queue: int,
+    inverse_temperature: int,
+    exclude: int,
+    key_bias: int,
+    lse: int,
+    expectation: int,
+    num_rows: int,
+    num_keys: int,
+    dim: int,
+    query_stride: int,
+    queue_stride: int,
+    queue_is_bfloat16: bool,
+    bounded: bool,
+    threads: int,
+    isa: str,
+) -> None: ...
+def enqueue(
+    queue: int,
+    keys: int,
+    cursor: int,
+    length: int,
+    num_rows: int,
+    num_keys: int,
+    dim: int,
+    queue_stride: int,
+    keys_stride: int,
+    queue_is_bfloat16: bool,
+    threads: int,
+    isa: str,
+) -> None: ...
+def momentum_update(
+    targets: list[int],
+    onlines: list[int],
+    shadows: list[int],
+    sizes: list[int],
+    momentum: float,
+    threads: int,
+    isa: str,
+) -> None: ...

@@ -1,0 +1,169 @@
+"""Back-end ``cpp``: the kernels of ``csrc/cpu``, for tensors on the CPU.
+
+They take addresses, so that one build serves every version of torch; what an address must be is made sure of here.
+SSL_CORE_CPU_ISA (``avx512``, ``avx2``, ``generic``) chooses an instruction set, otherwise the widest that the machine
+has is used.
+"""
+
+import os
+
+import torch  # before _C: torch brings the OpenMP runtime that both share
+from torch import Tensor
+
+try:
+    from ssl_core import _C
+except ImportError as error:
+    _MISSING: str | None = (
+        f"the compiled kernels are missing ({error}); install a C++ compiler, then ssl-core from source again"
+    )
+else:
+    _MISSING = None
+
+_DTYPES = (torch.float32, torch.bfloat16)
+
+# OpenMP's threads do not survive a fork, and using them in the child hangs.
+_is_forked = False
+
+
+def _remember_fork() -> None:
+    global _is_forked
+    _is_forked = True
+
+
+os.register_at_fork(after_in_child=_remember_fork)
+
+
+def unsupported(device: torch.device, *dtypes: torch.dtype) -> str | None:
+    """Why the kernels cannot run: for queries (or keys) of the first dtype and a queue of the last."""
+    if device.type != "cpu":
+        return "it runs on the CPU"
+    if torch.float64 in dtypes:
+        return "it computes in float32"
+    if dtypes[-1] not in _DTYPES:
+        return "it reads and writes queues of float32 and bfloat16"
+    return _MISSING
+
+
+def instruction_sets() -> list[str]:
+    """The instruction sets that this machine and this build have, widest first; empty without the kernels."""
+    return [] if _MISSING else _C.instruction_sets()
+
+
+def chosen_instruction_set() -> str:
+    """The one in use: SSL_CORE_CPU_ISA, or else the widest.
+
+    Raises:
+        ValueError: if the environment names one that this machine does not have.
+    """
+    name = os.environ.get("SSL_CORE_CPU_ISA")
+    available = instruction_sets()
+    if name and name not in available:
+        raise ValueError(f"SSL_CORE_CPU_ISA={name!r} cannot run here; this machine has {', '.join(available)}")
+    return name or available[0]
+
+
+def description() -> str:
+    """What ``ssl-core doctor`` says about the kernels."""
+    if _MISSING:
+        return _MISSING
+    return f"{chosen_instruction_set()} of {', '.join(instruction_sets())}; {'' if _C.openmp else 'no '}OpenMP"
+
+
+def queue_attention(
+    query: Tensor,
+    queue: Tensor,
+    inverse_temperature: Tensor,
+    length: Tensor | None,
+    exclude: Tensor | None,
+    key_bias: Tensor | None,
+    normalized: bool,
+) -> tuple[Tensor, Tensor]:
+    """As ``ssl_core::queue_attention``."""
+    num_rows, dim = query.shape
+    lse = torch.empty(num_rows, dtype=torch.float32)
+    expectation = torch.empty(num_rows, dim, dtype=torch.float32)
+    if num_rows == 0:
+        return lse, expectation
+    # Names keep what the addresses point to.
+    query, queue = _rows(query.float()), _rows(queue)
+    inverse_temperature = inverse_temperature.contiguous()
+    exclude = None if exclude is None else exclude.long().contiguous()
+    key_bias = None if key_bias is None else key_bias.float().contiguous()
+    num_keys = len(queue) if length is None else min(max(int(length), 0), len(queue))
+    _C.queue_attention(
+        query.data_ptr(),
+        queue.data_ptr(),
+        inverse_temperature.data_ptr(),
+        _address(exclude),
+        _address(key_bias),
+        lse.data_ptr(),
+        expectation.data_ptr(),
+        num_rows,
+        num_keys,
+        dim,
+        query.stride(0),
+        queue.stride(0),
+        queue.dtype == torch.bfloat16,
+        normalized,
+        _threads(),
+        chosen_instruction_set(),
+    )
+    return lse, expectation
+
+
+def enqueue(queue: Tensor, keys: Tensor, cursor: Tensor, length: Tensor) -> None:
+    """As ``ssl_core::enqueue_``."""
+    keys = _rows(keys.float())
+    rows = _rows(queue)
+    _C.enqueue(
+        rows.data_ptr(),
+        keys.data_ptr(),
+        cursor.data_ptr(),
+        length.data_ptr(),
+        *(len(rows), len(keys), rows.shape[1]),
+        *(rows.stride(0), keys.stride(0)),
+        rows.dtype == torch.bfloat16,
+        _threads(),
+        chosen_instruction_set(),
+    )
+    if rows is not queue:
+        queue.copy_(rows)
+
+
+def momentum_update(
+    momentum_params: list[Tensor], online_params: list[Tensor], shadow_params: list[Tensor], momentum: float
+) -> None:
+    """As ``ssl_core::momentum_update_``, for parameters that :func:`can_update` accepts."""
+    _C.momentum_update(
+        [tensor.data_ptr() for tensor in momentum_params],
+        [tensor.data_ptr() for tensor in online_params],
+        [tensor.data_ptr() for tensor in shadow_params],
+        [tensor.numel() for tensor in momentum_params],
+        momentum,
+        _threads(),
+        chosen_instruction_set(),
+    )
+
+
+def can_update(target: Tensor, online: Tensor, shadow: Tensor | None) -> bool:
+    """Whether the kernel may walk through these parameters as through flat memory."""
+    is_dense = target.is_contiguous() or (target.ndim == 4 and target.is_contiguous(memory_format=torch.channels_last))
+    return (
+        is_dense
+        and target.stride() == online.stride()
+        and target.dtype == online.dtype == torch.float32
+        and (shadow is None or (shadow.stride() == target.stride() and shadow.dtype == torch.bfloat16))
+    )
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """The tensor with each row contiguous, itself where it is so already."""
+    return tensor if tensor.shape[1] <= 1 or tensor.stride(1) == 1 else tensor.contiguous()
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _threads() -> int:
+    return 1 if _is_forked else torch.get_num_threads()
