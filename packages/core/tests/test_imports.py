@@ -13,6 +13,7 @@ ANYWHERE = {"philox", "files"}
 ALLOWED = {
     "philox": set(),
     "files": set(),
+    "allocator": set(),
     "distributed": set(),
     "config": set(),
     "ops": {"_C"},

@@ -21,6 +21,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from ssl_core import ops
+from ssl_core.allocator import keep_freed_memory
 from ssl_core.config import recipe_path
 from ssl_core.data import DataConfig, inspect, open_source
 from ssl_core.evaluate import draw_neighbours, embed, evaluate_knn, evaluate_linear, export
@@ -245,6 +246,8 @@ def _call(function: Callable[..., Any], options: Namespace) -> None:
     arguments = signature(function).parameters
     if "device" in arguments:
         keywords["device"] = choose_device(keywords.get("device", "auto"))
+        if keywords["device"].type == "cpu":
+            keep_freed_memory()
     if "data" in arguments:
         changes = dict(vars(keywords.pop("data"))) if "data" in keywords else {}
         if function in _TAKES_SOURCE:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from ssl_core import distributed, ops
+from ssl_core.allocator import keep_freed_memory
 from ssl_core.backbone import BackboneCard, head_layers, save_backbone, save_card
 from ssl_core.config import parse_config, save_config, to_dict
 from ssl_core.data import Batches, DataConfig, ImageSource, has_test_split, normalization, open_source
@@ -145,6 +146,8 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str) -> P
         OSError: if the run directory cannot be written.
     """
     device = distributed.setup(choose_device(config.train.device))
+    if device.type == "cpu":
+        keep_freed_memory()
     # Every process starts from the same weights; views and order have generators of their own.
     torch.manual_seed(config.seed)
     folder = prepare_folder(config, name)
