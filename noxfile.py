@@ -28,6 +28,12 @@ def install(session: nox.Session, *packages: str, extras: tuple[str, ...] = ()) 
     session.install(*editable, *dict.fromkeys(groups), *extras)
 
 
+def install_wheel(session: nox.Session, env: dict[str, str]) -> None:
+    """Build core with these environment variables, and install it beside what its tests need."""
+    session.install(*nox.project.dependency_groups(nox.project.load_toml("packages/core/pyproject.toml"), "test"))
+    session.install("--no-cache", "--reinstall-package", "ssl-core", "./packages/core", env=env)
+
+
 @nox.session
 def quickstart(session: nox.Session) -> None:
     """Train SCE on images that ship with scikit-learn (about 3 minutes on 2 cores) and show what it learnt."""
@@ -50,6 +56,37 @@ def tests_oldest(session: nox.Session, package: str) -> None:
     """Run the tests with the oldest torch that the packages allow."""
     install(session, package, extras=tuple(OLDEST_TORCH))
     session.run("pytest", f"packages/{package}", *session.posargs)
+
+
+@nox.session(default=False)
+def tests_interpret(session: nox.Session) -> None:
+    """Run the op tests of the Triton kernels through Triton's interpreter, on the CPU (about 3 minutes)."""
+    install(session, "core")
+    session.run("pytest", "packages/core/tests/ops", "-k", "triton", *session.posargs, env={"TRITON_INTERPRET": "1"})
+
+
+@nox.session(default=False)
+def tests_without_compiler(session: nox.Session) -> None:
+    """Install core where there is no C++ compiler, and run the op tests on plain PyTorch."""
+    install_wheel(session, env={"CXX": "/no/such/compiler"})
+    session.run(
+        "python", "-c", "from ssl_core.ops import implementations as f; assert f()['queue_attention']['cpu'] == 'tiled'"
+    )
+    session.run("pytest", "packages/core/tests/ops", *session.posargs)
+
+
+@nox.session(default=False)
+def tests_sanitized(session: nox.Session) -> None:
+    """Run the op tests on compiled kernels that watch every address and every undefined operation (gcc)."""
+    flags = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1"
+    install_wheel(session, env={"SSL_CORE_BUILD": "1", "CXX": "g++", "CXXFLAGS": flags, "LDFLAGS": flags})
+    libraries = [
+        session.run("g++", f"-print-file-name={name}", external=True, silent=True).strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    # Python itself leaks, and torch allocates before the sanitizer is asked.
+    env = {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "1"}
+    session.run("pytest", "packages/core/tests/ops", "-k", "avx or generic", *session.posargs, env=env)
 
 
 @nox.session

@@ -1,7 +1,7 @@
 """Hatchling's build hook: compiles ``csrc/`` with ninja into ``ssl_core/_C``, the kernels that run on the CPU.
 
 SSL_CORE_BUILD says what happens without a working C++ compiler: ``auto`` (default) warns and goes on, since everything
-also runs on plain PyTorch; ``1`` is an error; ``0`` does not compile at all. CXX and CXXFLAGS are respected.
+also runs on plain PyTorch; ``1`` is an error; ``0`` does not compile at all. CXX, CXXFLAGS and LDFLAGS are respected.
 """
 
 import os
@@ -35,8 +35,9 @@ class CompiledCore(BuildHookInterface):
         if wanted not in ("auto", "0", "1"):
             raise ValueError(f"SSL_CORE_BUILD must be auto, 0 or 1, not {wanted!r}")
         package = Path(self.root, "src", "ssl_core")
-        for old in package.glob("_C*" + sysconfig.get_config_var("EXT_SUFFIX")):
-            old.unlink()  # never leave a stale module beside new sources
+        if version == "editable":
+            for old in package.glob("_C*" + sysconfig.get_config_var("EXT_SUFFIX")):
+                old.unlink()  # never leave a stale module beside new sources
         if wanted == "0":
             return
         try:
@@ -72,6 +73,7 @@ class CompiledCore(BuildHookInterface):
         flags += [f"-ffile-prefix-map={sources.parent}=.", *openmp, *shlex.split(os.environ.get("CXXFLAGS", ""))]
         includes = [f"-isystem{path}" for path in (sysconfig.get_path("include"), get_include())]
         shared = ["-shared", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared", "-Wl,-s"]
+        shared += shlex.split(os.environ.get("LDFLAGS", ""))
 
         module = folder / f"_C{suffix}"
         with (folder / "build.ninja").open("w") as file:

@@ -6,14 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssl_core.ops import cpp, enqueue_
+from ssl_core.ops import _triton, cpp, enqueue_
+
+TRITON_KERNELS = ["triton"] if _triton.is_interpreted() else []
 
 
-@pytest.fixture(params=["reference", *cpp.instruction_sets()], autouse=True)
+@pytest.fixture(params=["reference", *cpp.instruction_sets(), *TRITON_KERNELS], autouse=True)
 def _implementation(request, monkeypatch):
-    """Each test with the reference and with the compiled kernel, of which every instruction set."""
-    if request.param == "reference":
-        monkeypatch.setenv("SSL_CORE_BACKEND", "reference")
+    """Each test with the reference and with the compiled kernels, of which every instruction set."""
+    if request.param in ("reference", "triton"):
+        monkeypatch.setenv("SSL_CORE_BACKEND", request.param)
     else:
         monkeypatch.setenv("SSL_CORE_CPU_ISA", request.param)
 

@@ -3,17 +3,20 @@
 import pytest
 import torch
 
-from ssl_core.ops import cpp, momentum_update_
+from ssl_core.ops import _triton, cpp, momentum_update_
 from ssl_core.testing import assert_as_accurate
 
 SHAPES = [(), (1,), (5,), (3, 4), (0,), (2, 3, 1, 1)]
 
 
-@pytest.fixture(params=["reference", *cpp.instruction_sets()], autouse=True)
+TRITON_KERNELS = ["triton"] if _triton.is_interpreted() else []
+
+
+@pytest.fixture(params=["reference", *cpp.instruction_sets(), *TRITON_KERNELS], autouse=True)
 def _implementation(request, monkeypatch):
-    """Each test with the reference and with the compiled kernel, of which every instruction set."""
-    if request.param == "reference":
-        monkeypatch.setenv("SSL_CORE_BACKEND", "reference")
+    """Each test with the reference and with the compiled kernels, of which every instruction set."""
+    if request.param in ("reference", "triton"):
+        monkeypatch.setenv("SSL_CORE_BACKEND", request.param)
     else:
         monkeypatch.setenv("SSL_CORE_CPU_ISA", request.param)
 

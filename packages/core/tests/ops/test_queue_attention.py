@@ -10,17 +10,22 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssl_core.ops import cpp, queue_attention, queue_attention_reference
+from ssl_core.ops import _triton, cpp, queue_attention, queue_attention_reference
 from ssl_core.ops.queue_attention import _TILE_ELEMENTS, _TILE_ROWS
 from ssl_core.testing import assert_as_accurate
 
 # The package gives the function the module's name.
 MODULE = sys.modules["ssl_core.ops.queue_attention"]
 # Opaque back-ends, of the compiled one every instruction set that this machine has.
-KERNELS = ["tiled", *(f"cpp {isa}" for isa in cpp.instruction_sets())]
+COMPILED_KERNELS = [f"cpp {isa}" for isa in cpp.instruction_sets()]
+# TRITON_INTERPRET=1 runs Triton's kernels here, slowly: nox -s tests_interpret.
+TRITON_KERNELS = ["triton"] if _triton.is_interpreted() else []
+KERNELS = ["tiled", *COMPILED_KERNELS, *TRITON_KERNELS]
 OPAQUE = pytest.mark.parametrize("backend", KERNELS, indirect=True)
 EVERY = pytest.mark.parametrize("backend", ["reference", *KERNELS], indirect=True)
-COMPILED = pytest.mark.parametrize("backend", KERNELS[1:], indirect=True)
+needs_interpreter = pytest.mark.skipif(not TRITON_KERNELS, reason="needs TRITON_INTERPRET=1: nox -s tests_interpret")
+TRITON = pytest.mark.parametrize("backend", [pytest.param("triton", marks=needs_interpreter)], indirect=True)
+COMPILED = pytest.mark.parametrize("backend", COMPILED_KERNELS, indirect=True)
 
 
 @pytest.fixture
@@ -36,7 +41,10 @@ def unit_rows(n, d, dtype=torch.float32):
 
 
 def assert_is_accurate(backend, query, queue, temperature, **options):
-    """The tolerance law; its floors are the rounding of the largest possible logit, which eager escapes by luck."""
+    """The tolerance law; its floors are the rounding of the largest possible logit, which eager escapes by luck.
+
+    Triton rounds weights to the queue's dtype before they multiply keys, which costs the expectation that much.
+    """
     doubles = {
         name: value.double() if name == "key_bias" and value is not None else value for name, value in options.items()
     }
@@ -45,7 +53,8 @@ def assert_is_accurate(backend, query, queue, temperature, **options):
     exact = queue_attention(query.double(), queue.double(), temperature, backend="reference", **doubles)
     query_norm, key_norm = (float(rows.float().norm(dim=1).max()) for rows in (query, queue))
     rounding = torch.finfo(torch.float32).eps * query_norm * key_norm / float(torch.as_tensor(temperature).min())
-    for index, floor in enumerate((max(1e-5, 2 * rounding), max(1e-6, key_norm * rounding))):
+    weight_rounding = torch.finfo(queue.dtype).eps * key_norm if backend == "triton" else 0.0
+    for index, floor in enumerate((max(1e-5, 2 * rounding), max(1e-6, key_norm * rounding, weight_rounding))):
         assert actual[index].dtype == eager[index].dtype == torch.float32
         assert_as_accurate(actual[index], eager[index], exact[index], floor=floor)
 
@@ -163,7 +172,7 @@ def test_one_temperature_per_row_is_each_row_alone(backend):
         torch.testing.assert_close((lse[row : row + 1], expectation[row : row + 1]), expected)
 
 
-@OPAQUE
+@pytest.mark.parametrize("backend", [*KERNELS, "sdpa"], indirect=True)
 def test_a_nan_is_not_hidden(backend):
     query = torch.tensor([[torch.nan, 0.0], [1.0, 0.0]])
     lse, expectation = queue_attention(query, torch.eye(2), 0.1, backend=backend)
@@ -264,6 +273,64 @@ def test_half_precision_inputs_are_accumulated_in_float32(small_tiles, dtype):
 def test_compiled_kernels_are_as_accurate_as_eager_across_blocks(backend, n, k, d, temperature):
     assert_is_accurate(backend, unit_rows(n, d), unit_rows(k, d), temperature)
     assert_is_accurate(backend, unit_rows(n, d), unit_rows(k, d, torch.bfloat16), temperature, normalized=True)
+
+
+@TRITON
+@pytest.mark.parametrize(
+    ("n", "k", "d"),
+    [(1, 1, 1), (1, 7, 3), (32, 32, 16), (33, 33, 17), (31, 200, 64), (70, 31, 20), (5, 129, 130)],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("temperature", [0.01, 0.05, 1.0])
+def test_triton_is_as_accurate_as_eager_across_tiles(backend, n, k, d, dtype, temperature):
+    query, queue = unit_rows(n, d, dtype), unit_rows(k, d, dtype)
+    assert_is_accurate(backend, query, queue, temperature)
+    assert_is_accurate(
+        backend, query, queue, temperature, normalized=True, length=torch.tensor(k - 1), exclude=torch.arange(n) % k
+    )
+
+
+@TRITON
+def test_triton_rounds_the_query_to_the_dtype_of_the_queue(backend):
+    query, queue = unit_rows(5, 16), unit_rows(40, 16, torch.bfloat16)
+    rounded = queue_attention(query.bfloat16(), queue, 0.05, backend=backend)
+    torch.testing.assert_close(queue_attention(query, queue, 0.05, backend=backend), rounded, rtol=0, atol=0)
+
+
+@TRITON
+def test_more_dimensions_than_triton_holds_are_an_error_and_go_elsewhere_by_themselves(backend):
+    query, queue = torch.ones(1, 513), torch.ones(1, 513)
+    with pytest.raises(ValueError, match="it holds rows of d up to 512, got 513"):
+        queue_attention(query, queue, 1.0, backend=backend)
+
+
+@pytest.mark.parametrize(("n", "k", "d"), [(1, 1, 1), (5, 7, 3), (33, 65, 17), (64, 600, 64)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("temperature", [0.01, 0.05, 1.0])
+def test_attention_of_pytorch_is_as_accurate_as_eager(n, k, d, dtype, temperature):
+    query, queue = unit_rows(n, d, dtype), unit_rows(k, d, dtype)
+    assert_is_accurate("sdpa", query, queue, temperature)
+    bias = torch.randn(k)
+    bias[1::3] = -torch.inf
+    assert_is_accurate("sdpa", query, queue, torch.linspace(0.1, 1.0, n), length=torch.tensor(k - 1), key_bias=bias)
+
+
+@pytest.mark.parametrize("options", [{"length": torch.tensor(0)}, {"key_bias": torch.full((6,), -torch.inf)}], ids=str)
+def test_attention_of_pytorch_without_a_column_gives_minus_infinity_and_zero_and_no_gradient(options):
+    query = unit_rows(2, 4).requires_grad_()
+    lse, expectation = queue_attention(query, unit_rows(6, 4), 0.1, backend="sdpa", **options)
+    lse.masked_fill(lse == -torch.inf, 0.0).sum().backward()
+    assert (lse == -torch.inf).all()
+    assert (expectation == 0).all()
+    assert (query.grad == 0).all()
+
+
+def test_attention_of_pytorch_cannot_hide_a_column_of_each_row():
+    with pytest.raises(ValueError, match=r"backend='sdpa' cannot run .*: it cannot hide one column of each row"):
+        queue_attention(
+            unit_rows(2, 4), unit_rows(6, 4), 0.1, exclude=torch.zeros(2, dtype=torch.int64), backend="sdpa"
+        )
 
 
 @COMPILED

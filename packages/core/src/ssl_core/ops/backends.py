@@ -4,21 +4,22 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from functools import cache
+from typing import Any
 
 import torch
 
 logger = logging.getLogger(__name__)
 
 # All that any op has. An op without the one that the environment names makes its own choice.
-NAMES = ("cpp", "tiled", "reference")
+NAMES = ("cpp", "triton", "tiled", "sdpa", "reference")
 
 
-# Why a back-end cannot run for a device and dtypes of tensors, in an order that the op defines; None when it can.
+# Why a back-end cannot run for (device, *dtypes, **problem), which the op defines; None when it can.
 Unsupported = Callable[..., str | None]
 
 
-def runs_anywhere(device: torch.device, *dtypes: torch.dtype) -> None:
-    """No reason against any device or dtype: the back-end is plain PyTorch."""
+def runs_anywhere(device: torch.device, *dtypes: torch.dtype, **problem: object) -> None:
+    """No reason against any device, dtype or problem: the back-end is plain PyTorch."""
 
 
 def choose_backend(
@@ -27,6 +28,7 @@ def choose_backend(
     device: torch.device,
     *dtypes: torch.dtype,
     requested: str | None = None,
+    **problem: Any,
 ) -> str:
     """The name of the back-end that the op uses on this device for these dtypes.
 
@@ -37,6 +39,7 @@ def choose_backend(
         dtypes: of the op's tensors, in an order that its back-ends know.
         requested: a name; None asks the environment variable SSL_CORE_BACKEND, and without it takes the first
             back-end that fits.
+        problem: what else decides whether a back-end can do it, ``dim=128`` say.
 
     Returns:
         A key of ``backends``.
@@ -54,11 +57,13 @@ def choose_backend(
         from_environment = None
     name = requested or from_environment
     for candidate, unsupported in backends.items():
-        if name in (None, candidate) and unsupported(device, *dtypes) is None:
+        if name in (None, candidate) and unsupported(device, *dtypes, **problem) is None:
             return candidate
-    available = [candidate for candidate, unsupported in backends.items() if unsupported(device, *dtypes) is None]
+    available = [
+        candidate for candidate, unsupported in backends.items() if unsupported(device, *dtypes, **problem) is None
+    ]
     asked = backends.get(name or "")
-    reason = asked(device, *dtypes) if asked else "there is no back-end of that name"
+    reason = asked(device, *dtypes, **problem) if asked else "there is no back-end of that name"
     origin = "backend" if requested else "SSL_CORE_BACKEND"
     raise ValueError(
         f"{origin}={name!r} cannot run {op} on {device.type} with {', '.join(map(str, dtypes))}: {reason}; "

@@ -33,7 +33,7 @@ def _remember_fork() -> None:
 os.register_at_fork(after_in_child=_remember_fork)
 
 
-def unsupported(device: torch.device, *dtypes: torch.dtype) -> str | None:
+def unsupported(device: torch.device, *dtypes: torch.dtype, **problem: object) -> str | None:
     """Why the kernels cannot run: for queries (or keys) of the first dtype and a queue of the last."""
     if device.type != "cpu":
         return "it runs on the CPU"
@@ -133,7 +133,7 @@ def enqueue(queue: Tensor, keys: Tensor, cursor: Tensor, length: Tensor) -> None
 def momentum_update(
     momentum_params: list[Tensor], online_params: list[Tensor], shadow_params: list[Tensor], momentum: float
 ) -> None:
-    """As ``ssl_core::momentum_update_``, for parameters that :func:`can_update` accepts."""
+    """As ``ssl_core::momentum_update_``, for dense parameters of equal strides."""
     _C.momentum_update(
         [tensor.data_ptr() for tensor in momentum_params],
         [tensor.data_ptr() for tensor in online_params],
@@ -142,17 +142,6 @@ def momentum_update(
         momentum,
         _threads(),
         chosen_instruction_set(),
-    )
-
-
-def can_update(target: Tensor, online: Tensor, shadow: Tensor | None) -> bool:
-    """Whether the kernel may walk through these parameters as through flat memory."""
-    is_dense = target.is_contiguous() or (target.ndim == 4 and target.is_contiguous(memory_format=torch.channels_last))
-    return (
-        is_dense
-        and target.stride() == online.stride()
-        and target.dtype == online.dtype == torch.float32
-        and (shadow is None or (shadow.stride() == target.stride() and shadow.dtype == torch.bfloat16))
     )
 
 

@@ -5,11 +5,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ssl_core.ops import cpp
+from ssl_core.ops import _triton, cpp
 from ssl_core.ops.backends import Unsupported, choose_backend, log_choice, runs_anywhere
 
 # Fastest first; dtypes are those of keys and queue.
-BACKENDS: dict[str, Unsupported] = {"cpp": cpp.unsupported, "reference": runs_anywhere}
+BACKENDS: dict[str, Unsupported] = {
+    "cpp": cpp.unsupported,
+    "triton": _triton.unsupported,
+    "reference": runs_anywhere,
+}
 
 
 def enqueue_(
@@ -63,6 +67,10 @@ def _enqueue_(queue: Tensor, keys: Tensor, cursor: Tensor, length: Tensor) -> No
     log_choice("enqueue_", tuple(BACKENDS.items()), name, queue.device, keys.dtype, queue.dtype)
     if name == "cpp":
         cpp.enqueue(queue, keys, cursor, length)
+    elif name == "triton":
+        from ssl_core.ops._triton.enqueue import enqueue
+
+        enqueue(queue, keys, cursor, length)
     else:
         _reference(queue, keys, cursor, length)
 

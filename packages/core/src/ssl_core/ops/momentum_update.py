@@ -6,11 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ssl_core.ops import cpp
+from ssl_core.ops import _triton, cpp
 from ssl_core.ops.backends import Unsupported, choose_backend, log_choice, runs_anywhere
 
-# Fastest first. Parameters of other dtypes or of unlike strides take the reference beside `cpp`.
-BACKENDS: dict[str, Unsupported] = {"cpp": cpp.unsupported, "reference": runs_anywhere}
+# Fastest first. Parameters of other dtypes or of unlike strides take the reference beside a kernel.
+BACKENDS: dict[str, Unsupported] = {
+    "cpp": cpp.unsupported,
+    "triton": _triton.unsupported,
+    "reference": runs_anywhere,
+}
 
 
 def momentum_update_(
@@ -84,13 +88,38 @@ def _momentum_update_(
     device = momentum_params[0].device if momentum_params else torch.device("cpu")
     name = choose_backend("momentum_update_", BACKENDS, device, torch.float32)
     log_choice("momentum_update_", tuple(BACKENDS.items()), name, device, torch.float32)
-    if name == "cpp":
-        fast = [cpp.can_update(*parameter) for parameter in left]
-        targets, onlines, copies = _columns(left, fast)
-        cpp.momentum_update(targets, onlines, copies, float(momentum))
-        left = [parameter for parameter, is_done in zip(left, fast, strict=True) if not is_done]
+    if name != "reference":
+        is_flat = [_is_flat(*parameter) for parameter in left]
+        _run_kernel(name, *_columns(left, is_flat), momentum)
+        left = [parameter for parameter, is_done in zip(left, is_flat, strict=True) if not is_done]
     if left:
         _reference(*_columns(left, [True] * len(left)), momentum)
+
+
+def _run_kernel(
+    name: str,
+    momentum_params: list[Tensor],
+    online_params: list[Tensor],
+    shadow_params: list[Tensor],
+    momentum: Tensor,
+) -> None:
+    if name == "cpp":
+        cpp.momentum_update(momentum_params, online_params, shadow_params, float(momentum))
+    else:
+        from ssl_core.ops._triton.momentum_update import momentum_update
+
+        momentum_update(momentum_params, online_params, shadow_params, momentum)
+
+
+def _is_flat(target: Tensor, online: Tensor, shadow: Tensor | None) -> bool:
+    """Whether a kernel may walk through these parameters as through flat memory of the dtypes it knows."""
+    is_dense = target.is_contiguous() or (target.ndim == 4 and target.is_contiguous(memory_format=torch.channels_last))
+    return (
+        is_dense
+        and target.stride() == online.stride()
+        and target.dtype == online.dtype == torch.float32
+        and (shadow is None or (shadow.stride() == target.stride() and shadow.dtype == torch.bfloat16))
+    )
 
 
 def _columns(

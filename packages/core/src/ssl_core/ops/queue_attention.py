@@ -15,11 +15,17 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ssl_core.ops import cpp
+from ssl_core.ops import _triton, cpp, sdpa
 from ssl_core.ops.backends import Unsupported, choose_backend, log_choice, runs_anywhere
 
 # Fastest first.
-BACKENDS: dict[str, Unsupported] = {"cpp": cpp.unsupported, "tiled": runs_anywhere, "reference": runs_anywhere}
+BACKENDS: dict[str, Unsupported] = {
+    "cpp": cpp.unsupported,
+    "triton": _triton.unsupported,
+    "tiled": runs_anywhere,
+    "sdpa": sdpa.unsupported,
+    "reference": runs_anywhere,
+}
 
 # 4 MiB of float32 scores. From 1 to 8 MiB times differ by less than 10 % on two idle AVX-512 cores; larger tiles lose
 # the cache, smaller ones meet more thread barriers, each of which costs a time slice on a busy machine.
@@ -61,7 +67,9 @@ def queue_attention(
         key_bias: (k) added to the logits of each column, nats; -inf hides it.
         normalized: a promise that rows of query and queue have unit length, which lets a back-end do without
             the running maximum (``cpp`` does, at temperatures from 0.023 on); if it is broken, so is the result.
-        backend: "cpp" (csrc/cpu, on the CPU), "tiled" (plain PyTorch that never holds n k numbers) or "reference";
+        backend: "cpp" (csrc/cpu, on the CPU), "triton" (on CUDA; d up to 512; rounds the query to the queue's
+            dtype, in which the products run), "tiled" (plain PyTorch that never holds n k numbers), "sdpa" (PyTorch's
+            attention; no ``exclude``) or "reference";
             by default SSL_CORE_BACKEND, else the fastest that can run.
 
     Returns:
@@ -99,7 +107,10 @@ def queue_attention(
             raise ValueError(f"length must be in [0, {num_keys}], the rows of the queue, got {length}")
         queue, key_bias, length = queue[:length], None if key_bias is None else key_bias[:length], None
 
-    name = choose_backend("queue_attention", BACKENDS, query.device, query.dtype, queue.dtype, requested=backend)
+    problem = {"dim": dim, "exclude": exclude is not None}
+    name = choose_backend(
+        "queue_attention", BACKENDS, query.device, query.dtype, queue.dtype, requested=backend, **problem
+    )
     if name == "reference":
         return queue_attention_reference(query, queue, temperature, length=length, exclude=exclude, key_bias=key_bias)
     for argument, tensor in {"queue": queue, "key_bias": key_bias}.items():
@@ -264,8 +275,14 @@ def _tiled(
     return lse, expectation
 
 
+def _run_triton(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from ssl_core.ops._triton.queue_attention import queue_attention as run
+
+    return run(*arguments)
+
+
 # Back-ends behind the op; the running maximum costs `tiled` 3 %, so it has no use for `normalized`.
-_KERNELS = {"cpp": cpp.queue_attention, "tiled": _tiled}
+_KERNELS = {"cpp": cpp.queue_attention, "triton": _run_triton, "tiled": _tiled, "sdpa": sdpa.queue_attention}
 
 
 def _tiled_rows(

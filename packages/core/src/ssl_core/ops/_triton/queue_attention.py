@@ -1,0 +1,301 @@
+"""Queue attention in one pass over the queue, split over it, with a combination in fixed order.
+
+A program holds a block of queries and walks through its part of the queue. A tile of keys is loaded once and serves
+twice, for scores and for the weighted sum:
+
+    x = (q.k) log2(e) / tau     p = 2^(x - shift)     weight += sum p     sums += p @ k
+
+The shift is the running maximum, or, for unit rows at temperatures from 0.023 on, log2(e) / tau, beyond which no score
+can be: then nothing needs to be rescaled. p is rounded to the queue's dtype before the second product; two sums of
+weights are kept, of the exact ones for lse and of the rounded ones to normalise the expectation.
+"""
+
+import math
+import os
+from typing import no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ssl_core.ops._triton import is_interpreted
+from ssl_core.ops._triton.launch import on_device_of
+
+_LOG2E = math.log2(math.e)
+# 2 log2(e) / tau < 126, so that the smallest weight of unit rows is a normal number.
+_LARGEST_BOUNDED_SCALE = 43 * _LOG2E
+
+# (block of queries, tile of keys, warps, stages) by (compute capability's major, bytes of an element, block of
+# dimensions). benchmarks/tune_queue_attention.py measures candidates; these stand for themselves until it has run.
+_CONFIGS = {
+    (9, 2, 64): (128, 128, 8, 3),
+    (9, 2, 128): (128, 64, 8, 3),
+    (9, 2, 256): (128, 64, 8, 2),
+    (8, 2, 64): (128, 64, 4, 3),
+    (8, 2, 128): (128, 64, 8, 2),
+    (8, 2, 256): (64, 64, 4, 2),
+}
+
+
+@triton.jit
+@no_type_check
+def _sweep(
+    query,
+    queue,
+    queue_stride,
+    key_bias,
+    scale,
+    exclude,
+    dims,
+    dim,
+    first,
+    last,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BOUNDED: tl.constexpr,
+    HAS_EXCLUDE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """The part [first, last) of the queue: shift, both sums of weights, weighted sums."""
+    shift = scale if BOUNDED else tl.full([BLOCK_N], -3.4028234663852886e38, tl.float32)
+    weight = tl.zeros([BLOCK_N], tl.float32)
+    rounded_weight = tl.zeros([BLOCK_N], tl.float32)
+    sums = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    for start in range(first, last, BLOCK_K):
+        columns = start + tl.arange(0, BLOCK_K)
+        is_inside = columns < last
+        at = queue + columns.to(tl.int64)[:, None] * queue_stride + dims[None, :]
+        keys = tl.load(at, mask=is_inside[:, None] & (dims < dim)[None, :], other=0.0)
+        if UPCAST:
+            keys = keys.to(tl.float32)
+        x = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale[:, None]
+        if HAS_BIAS:
+            x += (tl.load(key_bias + columns, mask=is_inside, other=0.0) * 1.4426950408889634)[None, :]
+        x = tl.where(is_inside[None, :], x, float("-inf"))
+        if HAS_EXCLUDE:
+            x = tl.where(columns[None, :] == exclude[:, None], float("-inf"), x)
+        if not BOUNDED:
+            raised = tl.maximum(shift, tl.max(x, axis=1))
+            shrink = tl.exp2(shift - raised)
+            weight *= shrink
+            rounded_weight *= shrink
+            sums *= shrink[:, None]
+            shift = raised
+        p = tl.exp2(x - shift[:, None])
+        weight += tl.sum(p, axis=1)
+        rounded = p.to(keys.dtype)
+        rounded_weight += tl.sum(rounded.to(tl.float32), axis=1)
+        sums = tl.dot(rounded, keys, sums, input_precision=PRECISION)
+    return shift, weight, rounded_weight, sums
+
+
+@triton.jit
+@no_type_check
+def _partial_kernel(
+    query,
+    queue,
+    inverse_temperature,
+    length,
+    exclude,
+    key_bias,
+    partial,  # (splits, 3, rows): shift, weight, rounded weight
+    partial_sums,  # (splits, rows, dim)
+    num_rows,
+    num_keys,
+    dim,
+    query_stride,
+    queue_stride,
+    keys_per_split,
+    LARGEST_BOUNDED_SCALE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    NORMALIZED: tl.constexpr,
+    HAS_LENGTH: tl.constexpr,
+    HAS_EXCLUDE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    # Blocks of queries are neighbours, so that all of them read the same part of the queue at about the same time.
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    split = tl.program_id(1)
+    dims = tl.arange(0, BLOCK_D)
+    is_row = rows < num_rows
+    mask = is_row[:, None] & (dims < dim)[None, :]
+    # In the dtype of the queue: the product runs in it.
+    q = tl.load(query + rows.to(tl.int64)[:, None] * query_stride + dims[None, :], mask=mask, other=0.0)
+    if UPCAST:
+        q = q.to(tl.float32)
+    scale = tl.load(inverse_temperature + rows, mask=is_row, other=0.0) * 1.4426950408889634
+    excluded = tl.load(exclude + rows, mask=is_row, other=-1) if HAS_EXCLUDE else rows
+    limit = num_keys
+    if HAS_LENGTH:
+        limit = tl.minimum(tl.load(length), num_keys).to(tl.int32)
+    first = split * keys_per_split
+    last = tl.minimum(first + keys_per_split, limit)
+    bounded = (tl.max(scale) <= LARGEST_BOUNDED_SCALE) if NORMALIZED else False
+    if bounded:
+        shift, weight, rounded_weight, sums = _sweep(
+            q, queue, queue_stride, key_bias, scale, excluded, dims, dim, first, last,
+            BLOCK_N, BLOCK_K, BLOCK_D, True, HAS_EXCLUDE, HAS_BIAS, PRECISION, UPCAST,
+        )  # fmt: skip
+    else:
+        shift, weight, rounded_weight, sums = _sweep(
+            q, queue, queue_stride, key_bias, scale, excluded, dims, dim, first, last,
+            BLOCK_N, BLOCK_K, BLOCK_D, False, HAS_EXCLUDE, HAS_BIAS, PRECISION, UPCAST,
+        )  # fmt: skip
+    at = partial + split * 3 * num_rows + rows
+    tl.store(at, shift, mask=is_row)
+    tl.store(at + num_rows, weight, mask=is_row)
+    tl.store(at + 2 * num_rows, rounded_weight, mask=is_row)
+    row_at = (split * num_rows + rows).to(tl.int64)[:, None] * dim
+    tl.store(partial_sums + row_at + dims[None, :], sums, mask=mask)
+
+
+@triton.jit
+@no_type_check
+def _combine_kernel(
+    partial,
+    partial_sums,
+    lse,
+    expectation,
+    num_rows,
+    dim,
+    num_splits,
+    BLOCK_D: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """One row: the parts of the queue in their order."""
+    row = tl.program_id(0)
+    dims = tl.arange(0, BLOCK_D)
+    splits = tl.arange(0, BLOCK_S)
+    is_split = splits < num_splits
+    at = partial + splits * 3 * num_rows + row
+    shift = tl.load(at, mask=is_split, other=-3.4028234663852886e38)
+    largest = tl.max(shift)
+    shrink = tl.exp2(shift - largest)
+    weight = tl.sum(shrink * tl.load(at + num_rows, mask=is_split, other=0.0))
+    rounded_weight = tl.sum(shrink * tl.load(at + 2 * num_rows, mask=is_split, other=0.0))
+    sums = tl.zeros([BLOCK_D], tl.float32)
+    for split in range(num_splits):
+        factor = tl.exp2(tl.load(partial + split * 3 * num_rows + row) - largest)
+        part = partial_sums + (split * num_rows + row).to(tl.int64) * dim + dims
+        sums += factor * tl.load(part, mask=dims < dim, other=0.0)
+    is_empty = weight == 0.0
+    total = tl.where(is_empty, 1.0, rounded_weight)
+    value = tl.where(is_empty, float("-inf"), (largest + tl.log2(tl.where(is_empty, 1.0, weight))) * 0.6931471805599453)
+    tl.store(lse + row, value)
+    tl.store(expectation + row.to(tl.int64) * dim + dims, sums / total, mask=dims < dim)
+
+
+def queue_attention(
+    query: Tensor,
+    queue: Tensor,
+    inverse_temperature: Tensor,
+    length: Tensor | None,
+    exclude: Tensor | None,
+    key_bias: Tensor | None,
+    normalized: bool,
+) -> tuple[Tensor, Tensor]:
+    """As ``ssl_core::queue_attention``; the query is rounded to the queue's dtype."""
+    num_rows, dim = query.shape
+    num_keys = len(queue)
+    lse = torch.empty(num_rows, dtype=torch.float32, device=query.device)
+    expectation = torch.empty(num_rows, dim, dtype=torch.float32, device=query.device)
+    if num_rows == 0:
+        return lse, expectation
+    query = _rows(query.to(queue.dtype))
+    queue = _rows(queue)
+    block_d = max(16, triton.next_power_of_2(dim))
+    block_n, block_k, warps, stages = _config(query, block_d)
+    splits = choose_splits(triton.cdiv(num_rows, block_n), triton.cdiv(num_keys, block_k), _processors(query))
+    keys_per_split = triton.cdiv(triton.cdiv(num_keys, block_k), splits) * block_k
+    partial = torch.empty(splits, 3, num_rows, dtype=torch.float32, device=query.device)
+    partial_sums = torch.empty(splits, num_rows, dim, dtype=torch.float32, device=query.device)
+    nothing = partial  # an address where the kernel reads none
+    with on_device_of(query):
+        _partial_kernel[(triton.cdiv(num_rows, block_n), splits)](
+            query,
+            queue,
+            inverse_temperature.contiguous(),
+            nothing if length is None else length,
+            nothing if exclude is None else exclude.contiguous(),
+            nothing if key_bias is None else key_bias.float().contiguous(),
+            partial,
+            partial_sums,
+            num_rows,
+            num_keys,
+            dim,
+            query.stride(0),
+            queue.stride(0),
+            keys_per_split,
+            LARGEST_BOUNDED_SCALE=_LARGEST_BOUNDED_SCALE,
+            BLOCK_N=block_n,
+            BLOCK_K=block_k,
+            BLOCK_D=block_d,
+            # float16 cannot hold the small weights of the bounded mode; a bias breaks the bound.
+            NORMALIZED=normalized and queue.dtype != torch.float16 and key_bias is None,
+            HAS_LENGTH=length is not None,
+            HAS_EXCLUDE=exclude is not None,
+            HAS_BIAS=key_bias is not None,
+            PRECISION=_precision(),
+            UPCAST=is_interpreted(),
+            num_warps=warps,
+            num_stages=stages,
+        )
+        _combine_kernel[(num_rows,)](
+            partial,
+            partial_sums,
+            lse,
+            expectation,
+            num_rows,
+            dim,
+            splits,
+            BLOCK_D=block_d,
+            BLOCK_S=triton.next_power_of_2(splits),
+        )
+    return lse, expectation
+
+
+def choose_splits(row_blocks: int, tiles: int, processors: int) -> int:
+    """Into how many parts the queue is cut: the fewest that finish earliest, counting waves and the combination.
+
+    cost(s) = ceil(row_blocks s / processors) ceil(tiles / s) + s / 64, in units of one tile's time.
+
+    Example:
+        >>> choose_splits(2, 512, 132)  # 256 queries on 132 processors: one wave of 8 tiles each
+        64
+    """
+    candidates = range(1, max(1, min(tiles, 2 * processors // row_blocks + 1)) + 1)
+    return min(
+        candidates, key=lambda s: (triton.cdiv(row_blocks * s, processors) * triton.cdiv(max(tiles, 1), s) + s / 64, s)
+    )
+
+
+def _config(query: Tensor, block_d: int) -> tuple[int, int, int, int]:
+    if override := os.environ.get("SSL_CORE_TRITON_CONFIG"):
+        block_n, block_k, warps, stages = map(int, override.split(","))
+        return block_n, block_k, warps, stages
+    if not query.is_cuda:
+        return 32, 32, 4, 1
+    major, _ = torch.cuda.get_device_capability(query.device)
+    small = (64, 32, 4, 2) if block_d <= 128 else (32, 32, 4, 1)
+    return _CONFIGS.get((min(major, 9), query.element_size(), block_d), small)
+
+
+def _processors(query: Tensor) -> int:
+    return torch.cuda.get_device_properties(query.device).multi_processor_count if query.is_cuda else 4
+
+
+def _precision() -> str:
+    """Of products of float32, as ``torch.set_float32_matmul_precision`` says."""
+    return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(1) == 1 else tensor.contiguous()
