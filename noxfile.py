@@ -84,9 +84,9 @@ def tests_sanitized(session: nox.Session) -> None:
         session.run("g++", f"-print-file-name={name}", external=True, silent=True).strip()
         for name in ("libasan.so", "libubsan.so")
     ]
-    # Python itself leaks, and torch allocates before the sanitizer is asked.
+    # Python itself leaks. Not captured (-s), so that the sanitizer's report is seen: it ends the process.
     env = {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "1"}
-    session.run("pytest", "packages/core/tests/ops", "-k", "avx or generic", *session.posargs, env=env)
+    session.run("pytest", "-s", "packages/core/tests/ops", "-k", "avx or generic", *session.posargs, env=env)
 
 
 @nox.session
@@ -142,6 +142,6 @@ def build(session: nox.Session) -> None:
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Run the benchmarks at quick settings and print their tables."""
-    install(session, *PACKAGES)
+    install(session, *PACKAGES, extras=("lightly", "matplotlib"))
     for file in sorted(ROOT.glob("benchmarks/bench_*.py")):
         session.run("python", str(file), "--quick", *session.posargs)

@@ -1,57 +1,299 @@
-"""Time of queue attention, forward and gradient: tiled against the dense reference.
+"""SCE's loss and InfoNCE over a queue: time, arithmetic and memory of every implementation, in one run.
 
-python benchmarks/bench_queue_attention.py            # on the GPU if there is one
+python benchmarks/bench_queue_attention.py --out benchmarks/results      # on the GPU if there is one
 python benchmarks/bench_queue_attention.py --device cpu --quick
+
+Forward and gradient to the queries, on the same inputs, in turns. Beside this repository's back-ends: the loss as the
+papers' codes write it (dense, autograd), that through torch.compile, FlexAttention with lse, and lightly's NTXentLoss
+with a memory bank (InfoNCE only, which enqueues as well). Operations are counted as 4 n k d for each set of n queries,
+whatever an implementation executes. Peak memory is what a call adds to its inputs: on the CPU the rise of the resident
+set of a fresh process, on the GPU that of torch's allocator.
 """
 
 import argparse
+import ctypes
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from machine import describe_machine, median_times_s
+from machine import describe_machine, measured_peak_flops, times_s
 from torch import Tensor
 
-from ssl_core.ops import queue_attention
+from ssl_core.losses import info_nce, soft_target_cross_entropy
+from ssl_core.ops.backends import choose_backend
+from ssl_core.ops.queue_attention import BACKENDS
 
 # n queries, k queue rows, d dimension.
-SHAPES = [(252, 65536, 128), (510, 65536, 256), (510, 16384, 256)]
-BACKENDS = ["reference", "tiled"]
+SHAPES = [(256, 65536, 128), (512, 65536, 256), (512, 16384, 256)]
+SWEEP = [4096, 16384, 65536, 262144, 1048576]  # k, at n 256 and d 128
+TEMPERATURE, TARGET_TEMPERATURE, COEFFICIENT = 0.1, 0.05, 0.5
 
 
-def forward_and_gradient(query: Tensor, queue: Tensor, temperature: Tensor, backend: str) -> Callable[[], None]:
-    def run() -> None:
-        lse, _ = queue_attention(query, queue, temperature, backend=backend)
-        torch.autograd.grad(lse.sum(), query)
+class Inputs(NamedTuple):
+    """Of one shape, on one device."""
 
-    return run
+    query: Tensor
+    key: Tensor
+    queue: Tensor
+
+
+Loss = Callable[[Inputs], Tensor]
+
+
+def make_inputs(n: int, k: int, d: int, device: torch.device, dtype: torch.dtype) -> Inputs:
+    generator = torch.Generator().manual_seed(0)
+    query, key, queue = (
+        F.normalize(torch.randn(rows, d, generator=generator), dim=1).to(device, dtype) for rows in (n, n, k)
+    )
+    return Inputs(query.requires_grad_(), key, queue)
+
+
+def dense_sce(inputs: Inputs) -> Tensor:
+    """The loss as the released codes write it: a matrix of logits for the student, another for the teacher."""
+    query, key, queue = inputs
+    logits = torch.cat([(query * key).sum(dim=1, keepdim=True), query @ queue.T], dim=1) / TEMPERATURE
+    with torch.no_grad():
+        relations = (key @ queue.T / TARGET_TEMPERATURE).softmax(dim=1)
+        own = torch.full_like(relations[:, :1], COEFFICIENT)
+        target = torch.cat([own, (1 - COEFFICIENT) * relations], dim=1)
+    return -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
+
+
+def dense_info_nce(inputs: Inputs) -> Tensor:
+    query, key, queue = inputs
+    logits = torch.cat([(query * key).sum(dim=1, keepdim=True), query @ queue.T], dim=1) / TEMPERATURE
+    return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.int64, device=query.device))
+
+
+def our_sce(backend: str) -> Loss:
+    def loss(inputs: Inputs) -> Tensor:
+        return soft_target_cross_entropy(
+            inputs.query,
+            inputs.key,
+            inputs.key,
+            inputs.queue,
+            temperature=TEMPERATURE,
+            target_temperature=TARGET_TEMPERATURE,
+            coefficient=COEFFICIENT,
+            backend=backend,
+        ).mean()
+
+    return loss
+
+
+def our_info_nce(backend: str) -> Loss:
+    return lambda inputs: info_nce(inputs.query, inputs.key, inputs.queue, TEMPERATURE, backend=backend).mean()
+
+
+def flex_sce(inputs: Inputs) -> Tensor:
+    """Two calls of FlexAttention, whose lse is differentiable and whose output is the teacher's mean."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    attend = _compiled(flex_attention)
+    query, key, queue = inputs
+    keys = queue[None, None]
+    _, lse = attend(query[None, None], keys, keys, scale=1 / TEMPERATURE, return_lse=True)
+    with torch.no_grad():
+        mean = attend(key[None, None], keys, keys, scale=1 / TARGET_TEMPERATURE)[0, 0]
+    lse, positive = lse[0, 0], (query * key).sum(dim=1) / TEMPERATURE
+    relational = lse - (query * mean).sum(dim=1) / TEMPERATURE
+    contrastive, ceiling = F.softplus(lse - positive), F.softplus(positive - lse)
+    return (COEFFICIENT * contrastive + (1 - COEFFICIENT) * (relational + ceiling)).mean()
+
+
+def lightly_info_nce() -> Loss:
+    from lightly.loss import NTXentLoss
+
+    banks: dict[tuple[int, ...], NTXentLoss] = {}
+
+    def loss(inputs: Inputs) -> Tensor:
+        shape = tuple(inputs.queue.shape)
+        if shape not in banks:
+            banks[shape] = NTXentLoss(TEMPERATURE, memory_bank_size=shape).to(inputs.query.device)
+        return banks[shape](inputs.query, inputs.key)
+
+    return loss
+
+
+_compilations: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}
+
+
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    if function not in _compilations:
+        _compilations[function] = torch.compile(function)
+    return _compilations[function]
+
+
+def implementations(loss: str, device: torch.device, dtype: torch.dtype) -> dict[str, Loss | str]:
+    """Name -> loss of what can run, or why it cannot."""
+    found: dict[str, Loss | str] = {}
+    for backend in BACKENDS:
+        try:
+            choose_backend("queue_attention", BACKENDS, device, dtype, dtype, requested=backend)
+        except ValueError as error:
+            found[backend] = str(error).partition(": ")[2].partition("; available")[0]
+        else:
+            found[backend] = our_sce(backend) if loss == "sce" else our_info_nce(backend)
+    dense = dense_sce if loss == "sce" else dense_info_nce
+    found["eager"] = dense
+    found["torch.compile of eager"] = lambda inputs: _compiled(dense)(inputs)
+    if loss == "sce":
+        found["FlexAttention"] = flex_sce
+    else:
+        try:
+            found["lightly NTXentLoss"] = lightly_info_nce()
+        except ImportError:
+            found["lightly NTXentLoss"] = "lightly is not installed"
+    return found
+
+
+def step_of(loss: Loss, inputs: Inputs) -> Callable[[], None]:
+    def step() -> None:
+        torch.autograd.grad(loss(inputs), inputs.query)
+
+    return step
+
+
+def peak_bytes(loss: str, name: str, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype) -> int:
+    """What a call adds to its inputs."""
+    if device.type == "cuda":
+        function = implementations(loss, device, dtype)[name]
+        assert callable(function)
+        run = step_of(function, make_inputs(*shape, device, dtype))
+        run()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    task = json.dumps({"loss": loss, "name": name, "shape": shape})
+    done = subprocess.run(
+        [sys.executable, __file__, "--measure", task],
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout.split()[-1])
+
+
+def measure(task: str) -> None:
+    """In a process of its own: print the rise of the resident set of one call (Linux with glibc; to about 1 MB)."""
+    options = json.loads(task)
+    cpu = torch.device("cpu")
+    function = implementations(options["loss"], cpu, torch.float32)[options["name"]]
+    step_of(function, make_inputs(8, 64, options["shape"][2], cpu, torch.float32))()  # what is loaded once
+    run = step_of(function, make_inputs(*options["shape"], cpu, torch.float32))
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status_bytes("VmRSS")
+    run()
+    print(_status_bytes("VmHWM") - before)
+
+
+def _status_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return 1024 * int(line.split()[1])
+    raise ValueError(f"/proc/self/status has no {field}")
+
+
+def table(
+    loss: str, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype, repeats: int, peak_flops: float
+) -> dict[str, tuple[float, float]]:
+    """Print the rows of one loss and shape; median seconds and peak bytes by name."""
+    n, k, d = shape
+    inputs = make_inputs(n, k, d, device, dtype)
+    flops = (2 if loss == "sce" else 1) * 4 * n * k * d
+    runs, excuses = {}, {}
+    for name, function in implementations(loss, device, dtype).items():
+        if isinstance(function, str):
+            excuses[name] = function
+            continue
+        try:
+            step_of(function, inputs)()
+        except Exception as error:  # whatever another library raises where it cannot run
+            excuses[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
+        else:
+            runs[name] = step_of(function, inputs)
+    found = times_s(runs, repeats, device)
+    print(f"\n{loss}  n {n}  k {k}  d {d}  {str(dtype).removeprefix('torch.')}  ({flops / 1e9:.1f} GFLOP)\n")
+    print("| implementation | median ms | spread ms | GFLOP/s | of peak | to eager | peak MB |")
+    print("|---|---|---|---|---|---|---|")
+    results = {}
+    for name, times in found.items():
+        peak = peak_bytes(loss, name, shape, device, dtype)
+        results[name] = (times.median, peak)
+        print(
+            f"| {name} | {1e3 * times.median:.2f} | {1e3 * times.low:.2f} to {1e3 * times.high:.2f} "
+            f"| {flops / times.median / 1e9:.0f} | {100 * flops / times.median / peak_flops:.0f} % "
+            f"| {found['eager'].median / times.median:.2f}x | {peak / 1e6:.1f} |",
+            flush=True,
+        )
+    for name, excuse in excuses.items():
+        print(f"| {name} | not run: {excuse} | | | | | |")
+    return results
+
+
+def plot(sweep: dict[int, dict[str, tuple[float, float]]], file: Path, title: str) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (times, memory) = plt.subplots(1, 2, figsize=(10, 4.2))
+    for name in dict.fromkeys(name for results in sweep.values() for name in results):
+        points = [(k, *results[name]) for k, results in sweep.items() if name in results]
+        keys, seconds, peaks = zip(*points, strict=True)
+        style = {"marker": "o", "lw": 2.4 if name in BACKENDS else 1.2, "ls": "-" if name in BACKENDS else "--"}
+        times.plot(keys, [1e3 * value for value in seconds], label=name, **style)
+        memory.plot(keys, [max(value, 1e5) / 1e6 for value in peaks], label=name, **style)
+    times.set(xscale="log", yscale="log", xlabel="queue rows", ylabel="ms, forward and gradient")
+    memory.set(xscale="log", yscale="log", xlabel="queue rows", ylabel="MB above the inputs (at least 0.1)")
+    times.legend(fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(file, dpi=130)
+    print(f"wrote {file}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=21)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="bfloat16 on CUDA only")
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--quick", action="store_true", help="3 repeats of the first shape")
+    parser.add_argument(
+        "--out", type=Path, help="folder for the plot of the sweep over k; without it there is no sweep"
+    )
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    device = torch.device(arguments.device)
+    if arguments.measure:
+        measure(arguments.measure)
+        return
+    device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
+    if dtype == torch.bfloat16 and device.type != "cuda":
+        parser.error("--dtype bfloat16 is for CUDA")
     repeats, shapes = (3, SHAPES[:1]) if arguments.quick else (arguments.repeats, SHAPES)
 
-    print("Queue attention, float32, forward and gradient to the query, one temperature per row")
+    print(__doc__.partition("\n")[0])
     print(describe_machine(device))
-    print(f"median of {repeats} runs, back-ends in turns\n")
-    print(f"{'n x k x d':>18}  " + "  ".join(f"{name:>12}" for name in BACKENDS) + "  speed-up  tiled GFLOP/s")
-    for n, k, d in shapes:
-        query = F.normalize(torch.randn(n, d, device=device), dim=1).requires_grad_()
-        queue = F.normalize(torch.randn(k, d, device=device), dim=1)
-        temperature = torch.linspace(0.05, 0.1, n, device=device)
-        runs = {name: forward_and_gradient(query, queue, temperature, name) for name in BACKENDS}
-        times_s = median_times_s(runs, repeats, device)
-        print(
-            f"{f'{n} x {k} x {d}':>18}  "
-            + "  ".join(f"{1e3 * times_s[name]:>9.2f} ms" for name in BACKENDS)
-            + f"  {times_s['reference'] / times_s['tiled']:>7.2f}x"
-            + f"  {4 * n * k * d / times_s['tiled'] / 1e9:>13.0f}"
-        )
+    peak_flops = measured_peak_flops(device, dtype)
+    print(f"measured peak of {arguments.dtype} products: {peak_flops / 1e9:.0f} GFLOP/s; {repeats} runs in turns")
+    for shape in shapes:
+        table("sce", shape, device, dtype, repeats, peak_flops)
+        table("info_nce", shape, device, dtype, repeats, peak_flops)
+    if arguments.out:
+        sweep = {k: table("sce", (256, k, 128), device, dtype, 3, peak_flops) for k in SWEEP}
+        title = f"SCE's loss, n 256, d 128, {arguments.dtype}. {' '.join(describe_machine(device).splitlines()[2:])}"
+        plot(sweep, arguments.out / f"queue_attention_{device.type}.png", title)
 
 
 if __name__ == "__main__":

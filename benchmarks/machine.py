@@ -3,11 +3,12 @@
 import datetime
 import os
 import platform
-import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -26,8 +27,16 @@ def describe_machine(device: torch.device) -> str:
     )
 
 
-def median_times_s(runs: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each run, after one warm-up; taken in turns, so that all see the same load."""
+class Times(NamedTuple):
+    """Seconds: the median, and the quantiles 0.2 and 0.8."""
+
+    median: float
+    low: float
+    high: float
+
+
+def times_s(runs: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, Times]:
+    """Time of each run, after one warm-up; taken in turns, so that all see the same load."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
@@ -37,7 +46,29 @@ def median_times_s(runs: Mapping[str, Callable[[], object]], repeats: int, devic
             _wait(device)
             if repeat > 0:
                 times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    found = {}
+    for name, values in times.items():
+        quantiles = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.5, 0.2, 0.8]).double())
+        found[name] = Times(*quantiles.tolist())
+    return found
+
+
+def measured_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second that the device was seen to reach: of fused multiply-adds on the CPU, of a product on a GPU.
+
+    Raises:
+        OSError: if the CPU has no C++ compiler to build fma_peak.cpp with.
+    """
+    if device.type == "cuda":
+        a, b = (torch.randn(8192, 8192, device=device, dtype=dtype) for _ in range(2))
+        best = min(times_s({"mm": lambda: a @ b}, 20, device)["mm"][:2])
+        return 2 * 8192**3 / best
+    with tempfile.TemporaryDirectory() as folder:
+        source, program = Path(__file__).with_name("fma_peak.cpp"), f"{folder}/fma_peak"
+        command = [os.environ.get("CXX", "g++"), "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", str(source)]
+        subprocess.run([*command, "-o", program], check=True)
+        done = subprocess.run([program, str(torch.get_num_threads())], capture_output=True, text=True, check=True)
+        return float(done.stdout)
 
 
 def _wait(device: torch.device) -> None:

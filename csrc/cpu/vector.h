@@ -25,6 +25,7 @@ constexpr int kLanes = 4;
 
 typedef float Vector __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Bits __attribute__((vector_size(4 * kLanes)));
 typedef float Unaligned __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
 INLINE Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
@@ -52,7 +53,7 @@ INLINE Vector exp2(Vector x) {
     p = p * f + 2.40222420854e-1f;
     p = p * f + 6.93146977599e-1f;
     p = p * f + 1.f;
-    const Vector scaled = (Vector)((Integers)p + ((Integers)shifted << 23));
+    const Vector scaled = (Vector)((Bits)p + ((Bits)shifted << 23));
     return x < -126.f ? Vector{} : scaled;
 }
 

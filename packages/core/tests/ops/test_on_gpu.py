@@ -1,13 +1,18 @@
-"""The ops on a CUDA device: as on the CPU, and nothing that waits for the device."""
+"""The ops on a CUDA device: as on the CPU, nothing that waits for the device, and all of it inside a CUDA graph."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from ssl_core.ops import enqueue_, momentum_update_, queue_attention
+from ssl_core.ops.backends import choose_backend
+from ssl_core.ops.queue_attention import BACKENDS
 from ssl_core.testing import assert_as_accurate
 
 pytestmark = pytest.mark.gpu
+
+ON_GPU = ["triton", "cuda", "tiled", "sdpa"]
+KERNELS = pytest.mark.parametrize("kernel", ["triton", "cuda", "reference"])
 
 
 @pytest.fixture
@@ -18,37 +23,161 @@ def no_sync():
     torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.fixture
+def kernel(request, monkeypatch):
+    """Forces the implementation of the ops that have no argument for it."""
+    monkeypatch.setenv("SSL_CORE_BACKEND", request.param)
+    return request.param
+
+
 def unit_rows(n, d, dtype=torch.float32):
     return F.normalize(torch.randn(n, d), dim=1).to(dtype)
 
 
+def skip_unless_supported(backend, dtype, dim, *, exclude):
+    device = torch.device("cuda")
+    try:
+        choose_backend("queue_attention", BACKENDS, device, dtype, dtype, requested=backend, dim=dim, exclude=exclude)
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+def assert_is_accurate(backend, query, queue, temperature, **options):
+    """The tolerance law; halves round weights and perhaps the expectation, which costs it that much."""
+    on_gpu = {name: value.cuda() if isinstance(value, torch.Tensor) else value for name, value in options.items()}
+    actual = queue_attention(query.cuda(), queue.cuda(), temperature, backend=backend, **on_gpu)
+    eager = queue_attention(query.cuda(), queue.cuda(), temperature, backend="reference", **on_gpu)
+    doubles = options | ({"key_bias": options["key_bias"].double()} if "key_bias" in options else {})
+    exact = queue_attention(query.double(), queue.double(), temperature, backend="reference", **doubles)
+    rounding = 0.0 if queue.dtype == torch.float32 else 2 * torch.finfo(queue.dtype).eps
+    logit_rounding = torch.finfo(torch.float32).eps / temperature
+    if backend == "sdpa":  # the temperature goes into the query, which is then rounded
+        logit_rounding += rounding / temperature
+    assert_as_accurate(actual[0], eager[0], exact[0], floor=max(1e-5, 2 * logit_rounding))
+    assert_as_accurate(actual[1], eager[1], exact[1], floor=max(1e-6, 2 * logit_rounding, rounding))
+
+
+@pytest.mark.parametrize("backend", ON_GPU)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("n", "k", "d"),
+    [(1, 1, 64), (7, 63, 64), (33, 40_001, 64), (64, 64, 128), (65, 4096, 128), (256, 65536, 128), (129, 5000, 256)],
+    ids=str,
+)
+@pytest.mark.parametrize("temperature", [0.01, 0.05, 1.0])
+def test_every_kernel_is_as_accurate_as_eager(backend, dtype, n, k, d, temperature):
+    skip_unless_supported(backend, dtype, d, exclude=False)
+    query, queue = unit_rows(n, d, dtype), unit_rows(k, d, dtype)
+    assert_is_accurate(backend, query, queue, temperature, normalized=True)
+    assert_is_accurate(backend, query, queue, temperature, length=torch.tensor(k - 1), key_bias=torch.randn(k))
+
+
+@pytest.mark.parametrize("backend", ["triton", "cuda", "tiled"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_tiled_is_as_accurate_as_eager(dtype):
-    query, queue = unit_rows(33, 64, dtype), unit_rows(40_001, 64, dtype)
-    options = {"exclude": torch.arange(33) - 1, "length": torch.tensor(30_000)}
-    on_gpu = {name: value.cuda() for name, value in options.items()}
-    actual = queue_attention(query.cuda(), queue.cuda(), 0.05, backend="tiled", **on_gpu)
-    eager = queue_attention(query.cuda(), queue.cuda(), 0.05, backend="reference", **on_gpu)
-    exact = queue_attention(query.double(), queue.double(), 0.05, backend="reference", **options)
-    assert_as_accurate(actual[0], eager[0], exact[0], floor=1e-5)
-    assert_as_accurate(actual[1], eager[1], exact[1], floor=1e-6)
+@pytest.mark.parametrize("normalized", [False, True])
+def test_every_kernel_hides_columns(backend, dtype, normalized):
+    skip_unless_supported(backend, dtype, 64, exclude=True)
+    query, queue = unit_rows(150, 64, dtype), unit_rows(700, 64, dtype)
+    queue[:150] = query
+    options = {"exclude": torch.arange(150) - 1, "length": torch.tensor(300), "normalized": normalized}
+    assert_is_accurate(backend, query, queue, 0.05, **options)
 
 
-def test_queue_attention_and_its_gradient_do_not_sync(no_sync):
-    query = torch.randn(8, 16, device="cuda", requires_grad=True)
-    queue = torch.randn(100, 16, device="cuda")
+@pytest.mark.parametrize("backend", ON_GPU)
+def test_no_column_gives_minus_infinity_and_zero(backend):
+    query, queue = unit_rows(70, 64, torch.bfloat16).cuda(), unit_rows(700, 64, torch.bfloat16).cuda()
+    length = torch.zeros((), dtype=torch.int64, device="cuda")
+    lse, expectation = queue_attention(query, queue, 0.1, length=length, backend=backend)
+    assert (lse == -torch.inf).all()
+    assert (expectation == 0).all()
+
+
+@pytest.mark.parametrize("backend", ON_GPU)
+def test_two_calls_agree_to_the_last_bit(backend):
+    query, queue = unit_rows(300, 128, torch.bfloat16).cuda(), unit_rows(50_000, 128, torch.bfloat16).cuda()
+    first, second = (queue_attention(query, queue, 0.05, backend=backend) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize("backend", ["triton", "cuda", "tiled"])
+def test_queue_attention_and_its_gradient_do_not_sync(backend, no_sync):
+    query = torch.randn(8, 64, device="cuda", requires_grad=True)
+    queue = torch.randn(100, 64, device="cuda").bfloat16()
     length, exclude = torch.full((), 50, device="cuda"), torch.arange(8, device="cuda")
-    lse, _ = queue_attention(query, queue, 0.1, length=length, exclude=exclude, backend="tiled")
+    lse, _ = queue_attention(query, queue, 0.1, length=length, exclude=exclude, backend=backend)
     lse.sum().backward()
 
 
-def test_enqueue_does_not_sync(no_sync):
+@KERNELS
+@pytest.mark.parametrize("num_keys", [4, 7, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_enqueue_is_that_of_the_cpu(kernel, num_keys, dtype, monkeypatch):
+    keys, queues = torch.randn(2, num_keys, 130), []
+    for device in ("cuda", "cpu"):
+        monkeypatch.setenv("SSL_CORE_BACKEND", kernel if device == "cuda" else "reference")
+        queue = torch.zeros(7, 130, dtype=dtype, device=device)
+        cursor, length = (torch.full((), 5, device=device) for _ in range(2))
+        for batch in keys:
+            enqueue_(queue, batch.to(device), cursor, length)
+        queues.append((queue.float().cpu(), cursor.cpu(), length.cpu()))
+    torch.testing.assert_close(queues[0], queues[1])
+
+
+@KERNELS
+def test_enqueue_does_not_sync(kernel, no_sync):
     cursor, length = (torch.full((), 5, device="cuda") for _ in range(2))
     enqueue_(torch.zeros(7, 3, device="cuda"), torch.ones(4, 3, device="cuda"), cursor, length)
 
 
-def test_momentum_update_takes_its_momentum_from_the_device_without_a_sync(no_sync):
+@KERNELS
+def test_momentum_update_is_that_of_the_formula_with_its_shadow(kernel):
+    sizes = [1, 3, 70_000, 17, 40_000]
+    targets, onlines = ([torch.randn(size, device="cuda") for size in sizes] for _ in range(2))
+    expected = [0.75 * target + 0.25 * online for target, online in zip(targets, onlines, strict=True)]
+    shadows = [target.bfloat16() for target in targets]
+    momentum_update_(targets, onlines, 0.75, shadow_params=shadows)
+    torch.testing.assert_close(targets, expected)
+    assert all(torch.equal(a, b.bfloat16()) for a, b in zip(shadows, targets, strict=True))
+
+
+@KERNELS
+@pytest.mark.parametrize("on_device", [True, False], ids=["tensor", "float"])
+def test_momentum_update_does_not_sync(kernel, on_device):
     target, online = torch.zeros(5, device="cuda"), torch.ones(5, device="cuda")
-    momentum_update_([target], [online], torch.full((), 0.75, device="cuda"))
+    momentum = torch.full((), 0.75, device="cuda") if on_device else 0.75
+    momentum_update_([target], [online], momentum)  # makes what is kept between calls
+    torch.cuda.set_sync_debug_mode("error")
+    momentum_update_([target], [online], momentum)
     torch.cuda.set_sync_debug_mode("default")
-    assert torch.equal(target.cpu(), torch.full((5,), 0.25))
+    torch.testing.assert_close(target.cpu(), torch.full((5,), 1 - 0.75**2))
+
+
+@pytest.mark.parametrize("kernel", ["triton", "cuda"])
+def test_a_step_replays_from_a_cuda_graph(kernel, monkeypatch):
+    monkeypatch.setenv("SSL_CORE_BACKEND", kernel)
+    query, keys = unit_rows(16, 64).cuda(), unit_rows(16, 64).cuda()
+    target, online = torch.zeros(5, device="cuda"), torch.ones(5, device="cuda")
+    momentum = torch.full((), 0.5, device="cuda")
+
+    def start():
+        cursor, length = (torch.zeros((), dtype=torch.int64, device="cuda") for _ in range(2))
+        return torch.zeros(40, 64, device="cuda").bfloat16(), cursor, length
+
+    def step(queue, cursor, length):
+        lse, _ = queue_attention(query, queue, 0.1, length=length)
+        enqueue_(queue, keys, cursor, length)
+        momentum_update_([target], [online], momentum)
+        return lse
+
+    eager = start()
+    expected = [step(*eager) for _ in range(4)][-1]
+    target.zero_()
+    state = start()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        lse = step(*state)
+    for _ in range(4):
+        graph.replay()
+    torch.testing.assert_close((lse, *state), (expected, *eager))
+    torch.testing.assert_close(target.cpu(), torch.full((5,), 1 - 0.5**4))

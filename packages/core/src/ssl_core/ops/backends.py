@@ -11,7 +11,7 @@ import torch
 logger = logging.getLogger(__name__)
 
 # All that any op has. An op without the one that the environment names makes its own choice.
-NAMES = ("cpp", "triton", "tiled", "sdpa", "reference")
+NAMES = ("cpp", "triton", "cuda", "tiled", "sdpa", "reference")
 
 
 # Why a back-end cannot run for (device, *dtypes, **problem), which the op defines; None when it can.

@@ -10,6 +10,8 @@ import os
 import torch  # before _C: torch brings the OpenMP runtime that both share
 from torch import Tensor
 
+from ssl_core.ops.gpu import contiguous_rows
+
 try:
     from ssl_core import _C
 except ImportError as error:
@@ -85,7 +87,7 @@ def queue_attention(
     if num_rows == 0:
         return lse, expectation
     # Names keep what the addresses point to.
-    query, queue = _rows(query.float()), _rows(queue)
+    query, queue = contiguous_rows(query.float()), contiguous_rows(queue)
     inverse_temperature = inverse_temperature.contiguous()
     exclude = None if exclude is None else exclude.long().contiguous()
     key_bias = None if key_bias is None else key_bias.float().contiguous()
@@ -113,8 +115,8 @@ def queue_attention(
 
 def enqueue(queue: Tensor, keys: Tensor, cursor: Tensor, length: Tensor) -> None:
     """As ``ssl_core::enqueue_``."""
-    keys = _rows(keys.float())
-    rows = _rows(queue)
+    keys = contiguous_rows(keys.float())
+    rows = contiguous_rows(queue)
     _C.enqueue(
         rows.data_ptr(),
         keys.data_ptr(),
@@ -143,11 +145,6 @@ def momentum_update(
         _threads(),
         chosen_instruction_set(),
     )
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    """The tensor with each row contiguous, itself where it is so already."""
-    return tensor if tensor.shape[1] <= 1 or tensor.stride(1) == 1 else tensor.contiguous()
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -5,13 +5,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ssl_core.ops import _triton, cpp
+from ssl_core.ops import _triton, cpp, cuda
 from ssl_core.ops.backends import Unsupported, choose_backend, log_choice, runs_anywhere
 
 # Fastest first; dtypes are those of keys and queue.
 BACKENDS: dict[str, Unsupported] = {
     "cpp": cpp.unsupported,
     "triton": _triton.unsupported,
+    "cuda": cuda.unsupported,
     "reference": runs_anywhere,
 }
 
@@ -71,6 +72,8 @@ def _enqueue_(queue: Tensor, keys: Tensor, cursor: Tensor, length: Tensor) -> No
         from ssl_core.ops._triton.enqueue import enqueue
 
         enqueue(queue, keys, cursor, length)
+    elif name == "cuda":
+        cuda.enqueue(queue, keys, cursor, length)
     else:
         _reference(queue, keys, cursor, length)
 

@@ -6,13 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ssl_core.ops import _triton, cpp
+from ssl_core.ops import _triton, cpp, cuda
 from ssl_core.ops.backends import Unsupported, choose_backend, log_choice, runs_anywhere
 
 # Fastest first. Parameters of other dtypes or of unlike strides take the reference beside a kernel.
 BACKENDS: dict[str, Unsupported] = {
     "cpp": cpp.unsupported,
     "triton": _triton.unsupported,
+    "cuda": cuda.unsupported,
     "reference": runs_anywhere,
 }
 
@@ -105,6 +106,8 @@ def _run_kernel(
 ) -> None:
     if name == "cpp":
         cpp.momentum_update(momentum_params, online_params, shadow_params, float(momentum))
+    elif name == "cuda":
+        cuda.momentum_update(momentum_params, online_params, shadow_params, momentum)
     else:
         from ssl_core.ops._triton.momentum_update import momentum_update
 

@@ -15,13 +15,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ssl_core.ops import _triton, cpp, sdpa
+from ssl_core.ops import _triton, cpp, cuda, sdpa
 from ssl_core.ops.backends import Unsupported, choose_backend, log_choice, runs_anywhere
 
 # Fastest first.
 BACKENDS: dict[str, Unsupported] = {
     "cpp": cpp.unsupported,
     "triton": _triton.unsupported,
+    "cuda": cuda.unsupported,
     "tiled": runs_anywhere,
     "sdpa": sdpa.unsupported,
     "reference": runs_anywhere,
@@ -67,10 +68,10 @@ def queue_attention(
         key_bias: (k) added to the logits of each column, nats; -inf hides it.
         normalized: a promise that rows of query and queue have unit length, which lets a back-end do without
             the running maximum (``cpp`` does, at temperatures from 0.023 on); if it is broken, so is the result.
-        backend: "cpp" (csrc/cpu, on the CPU), "triton" (on CUDA; d up to 512; rounds the query to the queue's
-            dtype, in which the products run), "tiled" (plain PyTorch that never holds n k numbers), "sdpa" (PyTorch's
-            attention; no ``exclude``) or "reference";
-            by default SSL_CORE_BACKEND, else the fastest that can run.
+        backend: by default SSL_CORE_BACKEND, else the fastest that can run of "cpp" (csrc/cpu, on the CPU), "triton" (on
+            CUDA, d up to 512) and "cuda" (csrc/cuda, a bfloat16 queue of d 64, 128 or 256), which round the query to
+            the queue's dtype, in which the products run; "tiled" (plain PyTorch that never holds n k numbers),
+            "sdpa" (PyTorch's attention, no ``exclude``) and "reference".
 
     Returns:
         lse (n) in nats and expectation (n d).
@@ -282,7 +283,13 @@ def _run_triton(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 # Back-ends behind the op; the running maximum costs `tiled` 3 %, so it has no use for `normalized`.
-_KERNELS = {"cpp": cpp.queue_attention, "triton": _run_triton, "tiled": _tiled, "sdpa": sdpa.queue_attention}
+_KERNELS = {
+    "cpp": cpp.queue_attention,
+    "triton": _run_triton,
+    "cuda": cuda.queue_attention,
+    "tiled": _tiled,
+    "sdpa": sdpa.queue_attention,
+}
 
 
 def _tiled_rows(

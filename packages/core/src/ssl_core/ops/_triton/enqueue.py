@@ -8,9 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ssl_core.ops._triton.launch import on_device_of, round_to_bfloat16
-
-# One counter for each device, at one address, so that a captured CUDA graph finds it again.
-_tickets: dict[torch.device, Tensor] = {}
+from ssl_core.ops.gpu import contiguous_rows, tickets
 
 
 @triton.jit
@@ -53,11 +51,8 @@ def enqueue(queue: Tensor, keys: Tensor, cursor: Tensor, length: Tensor) -> None
     num_keys = len(keys)
     if num_keys == 0:
         return
-    keys = keys if keys.stride(1) == 1 else keys.contiguous()
-    rows = queue if queue.stride(1) == 1 else queue.contiguous()
+    keys, rows = contiguous_rows(keys), contiguous_rows(queue)
     is_bfloat16 = rows.dtype == torch.bfloat16
-    if queue.device not in _tickets:
-        _tickets[queue.device] = torch.zeros((), dtype=torch.int32, device=queue.device)
     dropped = max(0, num_keys - num_rows)
     with on_device_of(queue):
         _enqueue_kernel[(num_keys - dropped,)](
@@ -65,7 +60,7 @@ def enqueue(queue: Tensor, keys: Tensor, cursor: Tensor, length: Tensor) -> None
             keys,
             cursor,
             length,
-            _tickets[queue.device],
+            tickets(queue.device),
             num_rows,
             num_keys,
             dim,

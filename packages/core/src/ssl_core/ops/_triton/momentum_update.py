@@ -2,17 +2,12 @@
 
 from typing import no_type_check
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ssl_core.ops._triton.launch import on_device_of, round_to_bfloat16
-
-_BLOCK = 4096
-
-# The last table of each device, and what it was made for: a training run has one momentum encoder.
-_tables: dict[torch.device, tuple[tuple[object, ...], Tensor]] = {}
+from ssl_core.ops.gpu import CHUNK, address_table, scalar_on
 
 
 @triton.jit
@@ -46,25 +41,10 @@ def momentum_update(
     """As ``ssl_core::momentum_update_``, for parameters that may be walked through as flat memory."""
     if not momentum_params:
         return
-    device = momentum_params[0].device
-    key = tuple(tensor.data_ptr() for tensor in (*momentum_params, *online_params, *shadow_params))
-    key += tuple(tensor.numel() for tensor in momentum_params)
-    if device not in _tables or _tables[device][0] != key:
-        _tables[device] = (key, _table(momentum_params, online_params, shadow_params).to(device))
-    table = _tables[device][1]
+    table = address_table(momentum_params, online_params, shadow_params)
     if len(table) == 0:
         return
     with on_device_of(momentum_params[0]):
         _momentum_update_kernel[(len(table),)](
-            table, momentum.to(device), HAS_SHADOW=bool(shadow_params), BLOCK=_BLOCK, num_warps=8
+            table, scalar_on(table.device, momentum), HAS_SHADOW=bool(shadow_params), BLOCK=CHUNK, num_warps=8
         )
-
-
-def _table(momentum_params: list[Tensor], online_params: list[Tensor], shadow_params: list[Tensor]) -> Tensor:
-    shadows = [tensor.data_ptr() for tensor in shadow_params] or [0] * len(momentum_params)
-    rows = [
-        (target.data_ptr(), online.data_ptr(), shadow, first, target.numel())
-        for target, online, shadow in zip(momentum_params, online_params, shadows, strict=True)
-        for first in range(0, target.numel(), _BLOCK)
-    ]
-    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 5)

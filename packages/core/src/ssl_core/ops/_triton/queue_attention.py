@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ssl_core.ops._triton import is_interpreted
 from ssl_core.ops._triton.launch import on_device_of
+from ssl_core.ops.gpu import choose_splits, contiguous_rows, processors_of
 
 _LOG2E = math.log2(math.e)
 # 2 log2(e) / tau < 126, so that the smallest weight of unit rows is a normal number.
@@ -209,11 +210,11 @@ def queue_attention(
     expectation = torch.empty(num_rows, dim, dtype=torch.float32, device=query.device)
     if num_rows == 0:
         return lse, expectation
-    query = _rows(query.to(queue.dtype))
-    queue = _rows(queue)
+    query = contiguous_rows(query.to(queue.dtype))
+    queue = contiguous_rows(queue)
     block_d = max(16, triton.next_power_of_2(dim))
     block_n, block_k, warps, stages = _config(query, block_d)
-    splits = choose_splits(triton.cdiv(num_rows, block_n), triton.cdiv(num_keys, block_k), _processors(query))
+    splits = choose_splits(triton.cdiv(num_rows, block_n), triton.cdiv(num_keys, block_k), processors_of(query.device))
     keys_per_split = triton.cdiv(triton.cdiv(num_keys, block_k), splits) * block_k
     partial = torch.empty(splits, 3, num_rows, dtype=torch.float32, device=query.device)
     partial_sums = torch.empty(splits, num_rows, dim, dtype=torch.float32, device=query.device)
@@ -262,21 +263,6 @@ def queue_attention(
     return lse, expectation
 
 
-def choose_splits(row_blocks: int, tiles: int, processors: int) -> int:
-    """Into how many parts the queue is cut: the fewest that finish earliest, counting waves and the combination.
-
-    cost(s) = ceil(row_blocks s / processors) ceil(tiles / s) + s / 64, in units of one tile's time.
-
-    Example:
-        >>> choose_splits(2, 512, 132)  # 256 queries on 132 processors: one wave of 8 tiles each
-        64
-    """
-    candidates = range(1, max(1, min(tiles, 2 * processors // row_blocks + 1)) + 1)
-    return min(
-        candidates, key=lambda s: (triton.cdiv(row_blocks * s, processors) * triton.cdiv(max(tiles, 1), s) + s / 64, s)
-    )
-
-
 def _config(query: Tensor, block_d: int) -> tuple[int, int, int, int]:
     if override := os.environ.get("SSL_CORE_TRITON_CONFIG"):
         block_n, block_k, warps, stages = map(int, override.split(","))
@@ -288,14 +274,6 @@ def _config(query: Tensor, block_d: int) -> tuple[int, int, int, int]:
     return _CONFIGS.get((min(major, 9), query.element_size(), block_d), small)
 
 
-def _processors(query: Tensor) -> int:
-    return torch.cuda.get_device_properties(query.device).multi_processor_count if query.is_cuda else 4
-
-
 def _precision() -> str:
     """Of products of float32, as ``torch.set_float32_matmul_precision`` says."""
     return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(1) == 1 else tensor.contiguous()

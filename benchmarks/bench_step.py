@@ -1,0 +1,127 @@
+"""A whole training step of every method at the same encoder, batch and views' size, relative to MoCo v2.
+
+python benchmarks/bench_step.py            # ResNet-50 at 224 px and batch 256 on a GPU, the CPU recipe's net elsewhere
+
+Forward, backward, optimiser, momentum update and enqueue, on random views that are already there; data is not counted.
+Methods are recipes of the installed packages. Published cost is that of the papers, relative to their own MoCo v2.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import describe_machine, times_s
+
+from ssl_core.allocator import keep_freed_memory
+from ssl_core.config import parse_config
+from ssl_core.nn import EncoderConfig, make_encoder
+from ssl_core.train import Step, make_optimizer
+from ssl_core.views import make_view_specs
+
+# Row -> (package, recipe, changes on its command line, published cost relative to MoCo v2). The first is the unit.
+ROWS: dict[str, tuple[str, str, list[str], str]] = {
+    "MoCo v2": ("ssl_sce", "mocov2_cifar10", [], "1"),
+    "ReSSL": ("ssl_sce", "ressl_cifar10", [], "not published"),
+    "SCE": ("ssl_sce", "cifar10", [], "not published"),
+    "SCE, symmetric": ("ssl_sce", "cifar10", ["--method.symmetric=true"], "not published"),
+}
+SMALL = EncoderConfig("resnet18", "small_pool", options={"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]})
+
+
+def make_step(package: str, recipe: str, changes: list[str], size: int, batch: int, device: torch.device) -> Any:
+    """A function that takes a training step, with ``images`` of the online and momentum branches as attributes."""
+    module = import_module(f"{package}.train")
+    recipes = Path(module.__file__ or "").parent / "recipes"
+    arguments = ["--config", recipe, f"--train.batch_size={batch}", *changes]
+    config = parse_config(module.Config, arguments, prog=package, description="", recipes=recipes)
+    encoder_config = EncoderConfig("resnet50") if size >= 64 else SMALL
+    config = replace(config, views=[replace(view, size=size) for view in config.views], encoder=encoder_config)
+    specs = make_view_specs(config.views)
+    torch.manual_seed(0)
+    encoder = make_encoder(encoder_config, channels=3, image_size=size)
+    method = module.make_method(config, encoder, encoder.num_features, specs)
+    method.to(device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(method, config.optim, batch_size=batch)
+    sizes = [side for spec in specs for side in spec.sizes]
+    views = tuple(
+        torch.randn(batch, 3, side, side, device=device).to(memory_format=torch.channels_last) for side in sizes
+    )
+    step = Step(index=1, total=1000, steps_per_epoch=100)
+
+    def run() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16):
+            output = method(views, step)
+        output.loss.backward()
+        optimizer.step()
+        method.update(output.keys, step)
+
+    return run, _count_forwards(method, run)
+
+
+def _count_forwards(method: torch.nn.Module, run: Callable[[], None]) -> dict[str, int]:
+    """How often each encoder sees a view in one step."""
+    counts: dict[str, int] = {}
+    hooks = []
+    for name in ("encoder", "momentum_encoder"):
+        module = getattr(method, name, None)
+        if module is not None:
+            counts[name] = 0
+
+            def count(*_: object, name: str = name) -> None:
+                counts[name] += 1
+
+            hooks.append(module.register_forward_hook(count))
+    run()
+    for hook in hooks:
+        hook.remove()
+    return counts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--quick", action="store_true", help="3 repeats")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    size = 224 if device.type == "cuda" else 32
+    if device.type == "cpu":
+        keep_freed_memory()
+
+    print(__doc__.partition("\n")[0])
+    print(describe_machine(device))
+    net = "resnet50" if size == 224 else "resnet18, 4 blocks of 32 to 256"
+    print(f"{net}, {size} px, batch {arguments.batch}, bfloat16\n")
+    runs, forwards, peaks = {}, {}, {}
+    for name, (package, recipe, changes, _) in ROWS.items():
+        if find_spec(package) is None:
+            continue
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        runs[name], forwards[name] = make_step(package, recipe, changes, size, arguments.batch, device)
+        runs[name]()
+        if device.type == "cuda":
+            peaks[name] = f"{torch.cuda.max_memory_allocated() / 2**30:.2f}"
+    found = times_s(runs, 3 if arguments.quick else arguments.repeats, device)
+    print(
+        "| method | median ms | spread ms | images/s | to MoCo v2 | published | forwards online + momentum | peak GiB |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for name, times in found.items():
+        online, momentum = forwards[name]["encoder"], forwards[name].get("momentum_encoder", 0)
+        print(
+            f"| {name} | {1e3 * times.median:.1f} | {1e3 * times.low:.1f} to {1e3 * times.high:.1f} "
+            f"| {arguments.batch / times.median:.0f} | {times.median / found['MoCo v2'].median:.2f} "
+            f"| {ROWS[name][3]} | {online} + {momentum} | {peaks.get(name, 'measured on GPUs only')} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

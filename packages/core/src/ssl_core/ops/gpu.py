@@ -1,0 +1,70 @@
+"""What the back-ends ``triton`` and ``cuda`` share: how the queue is cut, and what the device keeps between calls."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Elements of a parameter that one program updates.
+CHUNK = 4096
+
+# One counter for each device, at one address, so that a captured CUDA graph finds it again.
+_tickets: dict[torch.device, Tensor] = {}
+
+# The last table of each device, and what it was made for: a training run has one momentum encoder.
+_tables: dict[torch.device, tuple[tuple[int, ...], Tensor]] = {}
+
+
+def choose_splits(row_blocks: int, tiles: int, processors: int) -> int:
+    """Into how many parts the queue is cut: the fewest that finish earliest, counting waves and the combination.
+
+    cost(s) = ceil(row_blocks s / processors) ceil(tiles / s) + s / 64, in units of one tile's time.
+
+    Example:
+        >>> choose_splits(2, 512, 132)  # 256 queries on 132 processors: one wave of 8 tiles each
+        64
+    """
+
+    def cost(splits: int) -> tuple[float, int]:
+        waves = -(-row_blocks * splits // processors)
+        return waves * -(-tiles // splits) + splits / 64, splits
+
+    return min(range(1, max(1, min(tiles, 2 * processors // row_blocks + 1)) + 1), key=cost)
+
+
+def processors_of(device: torch.device) -> int:
+    """Multiprocessors of a GPU; under Triton's interpreter a number that makes it cut the queue."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+def tickets(device: torch.device) -> Tensor:
+    """The counter by which the last program of a launch knows that it is the last; 0 between launches."""
+    if device not in _tickets:
+        _tickets[device] = torch.zeros((), dtype=torch.int32, device=device)
+    return _tickets[device]
+
+
+def address_table(targets: Sequence[Tensor], onlines: Sequence[Tensor], shadows: Sequence[Tensor]) -> Tensor:
+    """(chunks 5) addresses of target, online and shadow (or 0), first element and size; kept while they hold."""
+    device = targets[0].device
+    key = tuple(tensor.data_ptr() for tensor in (*targets, *onlines, *shadows))
+    key += tuple(tensor.numel() for tensor in targets)
+    if device not in _tables or _tables[device][0] != key:
+        addresses = [tensor.data_ptr() for tensor in shadows] or [0] * len(targets)
+        rows = [
+            (target.data_ptr(), online.data_ptr(), shadow, first, target.numel())
+            for target, online, shadow in zip(targets, onlines, addresses, strict=True)
+            for first in range(0, target.numel(), CHUNK)
+        ]
+        _tables[device] = (key, torch.tensor(rows, dtype=torch.int64).reshape(-1, 5).to(device))
+    return _tables[device][1]
+
+
+def scalar_on(device: torch.device, scalar: Tensor) -> Tensor:
+    """A 0-dim tensor on a device; one from the host gets there without a wait."""
+    return torch.full((), scalar.item(), dtype=scalar.dtype, device=device) if scalar.device.type == "cpu" else scalar
+
+
+def contiguous_rows(tensor: Tensor) -> Tensor:
+    """The tensor with each row contiguous, itself where it is so already."""
+    return tensor if tensor.shape[1] <= 1 or tensor.stride(1) == 1 else tensor.contiguous()
