@@ -107,6 +107,7 @@ def test_doctor_says_which_implementation_each_op_uses(capsys):
     printed = capsys.readouterr().out
     assert f"queue_attention  cpu: {ops.implementations()['queue_attention']['cpu']}" in printed
     assert f"compiled core    {ops.cpp.description()}" in printed
+    assert f"cuda library     {ops.cuda.description()}" in printed
     assert torch.__version__.partition("+")[0] in printed
 
 

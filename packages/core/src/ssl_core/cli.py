@@ -168,6 +168,7 @@ def doctor() -> None:
     rows["mps"] = "available" if torch.backends.mps.is_available() else "none"
     rows["compiler"] = next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), "none")
     rows["compiled core"] = ops.cpp.description()
+    rows["cuda library"] = ops.cuda.description()
     for op, where in ops.implementations().items():
         rows[op] = ", ".join(f"{device}: {implementation}" for device, implementation in where.items())
     for name, value in rows.items():

@@ -37,6 +37,11 @@ def unsupported(device: torch.device, *dtypes: torch.dtype, dim: int | None = No
     return None
 
 
+def description() -> str:
+    """What ``ssl-core doctor`` says about the library."""
+    return "built" if _LIBRARY.exists() else "not built: nvcc was not found when ssl-core was installed"
+
+
 @functools.cache
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(_LIBRARY))
