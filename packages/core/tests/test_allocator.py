@@ -13,10 +13,9 @@ if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(2**24)
 before = faults()
-for _ in range(10):
-    torch.ones(2**24)
+for _ in range(40):
+    torch.ones(2**24)  # beyond the 32 MiB up to which glibc would learn
 print(faults() - before)
 """
 
@@ -28,5 +27,5 @@ def page_faults(how):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the options")
 def test_memory_that_is_kept_is_not_paid_for_again():
-    # 64 MiB are 16,384 pages of 4 KiB, or 32 of 2 MiB.
-    assert page_faults("keep") < page_faults("return") / 4
+    # The heap grows for the first few of the forty tensors, since a freed one does not always fit the next.
+    assert page_faults("keep") < page_faults("return") / 2
