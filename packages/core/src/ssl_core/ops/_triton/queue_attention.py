@@ -28,7 +28,8 @@ _LOG2E = math.log2(math.e)
 _LARGEST_BOUNDED_SCALE = 43 * _LOG2E
 
 # (block of queries, tile of keys, warps, stages) by (compute capability's major, bytes of an element, block of
-# dimensions). benchmarks/tune_queue_attention.py measures candidates; these stand for themselves until it has run.
+# dimensions). Chosen by what fits into registers and shared memory, not yet measured; SSL_CORE_TRITON_CONFIG, four
+# numbers with commas, replaces them.
 _CONFIGS = {
     (9, 2, 64): (128, 128, 8, 3),
     (9, 2, 128): (128, 64, 8, 3),
