@@ -183,11 +183,12 @@ class SCE(nn.Module):
         momentum = self.momentum
         if self.momentum_schedule == "cosine":
             momentum = cosine_schedule(self.momentum, 1.0, step.progress)
-        for target, online in (
-            (self.momentum_encoder, self.encoder),
-            (self.momentum_projector, self.projector),
-        ):
-            momentum_update_(list(target.parameters()), list(online.parameters()), momentum)
+        # In one call: on a GPU one launch, whose table of addresses stays valid from step to step.
+        momentum_update_(
+            [*self.momentum_encoder.parameters(), *self.momentum_projector.parameters()],
+            [*self.encoder.parameters(), *self.projector.parameters()],
+            momentum,
+        )
         self.queue.enqueue_(keys)
 
     def _query(self, images: Tensor) -> Tensor:
