@@ -133,7 +133,7 @@ class CompiledCore(BuildHookInterface):
         """Flags that this compiler can build several threads with; none, with a warning, where it cannot."""
         test = folder / "openmp.cpp"
         test.write_text("#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n")
-        command = [compiler, "-fopenmp", str(test), "-o", str(folder / "openmp")]
+        command = [*shlex.split(compiler), "-fopenmp", str(test), "-o", str(folder / "openmp")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return ["-fopenmp"]

@@ -129,6 +129,14 @@ def test_a_position_of_another_dtype_is_an_error(position):
         inspect.unwrap(enqueue_)(torch.zeros(4, 3), torch.ones(2, 3), **positions)
 
 
+@pytest.mark.skipif(not cpp.instruction_sets(), reason="the compiled kernels are not there")
+@pytest.mark.parametrize("cursor", [-1, 4])
+def test_a_cursor_outside_of_the_queue_writes_nothing_elsewhere(cursor, monkeypatch):
+    monkeypatch.setenv("SSL_CORE_BACKEND", "cpp")
+    with pytest.raises(ValueError, match=rf"cursor must be in \[0, 4\), the rows of the queue, got {cursor}"):
+        enqueue_(*ring(4, cursor=cursor)[:1], torch.ones(2, 3), torch.tensor(cursor), torch.tensor(0))
+
+
 @pytest.mark.parametrize(
     ("queue", "message"),
     [(torch.zeros(4, 2), "keys have dimension 3, the queue has 2"), (torch.zeros(0, 3), "the queue has no rows")],

@@ -2,6 +2,8 @@
 
 import inspect
 import math
+import multiprocessing
+import os
 import sys
 
 import pytest
@@ -346,6 +348,26 @@ def test_every_number_of_threads_gives_the_same_answer(backend, n, k, normalized
             assert_is_accurate(backend, query, queue, torch.linspace(0.03, 1.0, n), **options)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or not COMPILED_KERNELS, reason="needs fork and the compiled kernels")
+def test_a_forked_child_computes_without_the_threads_of_its_parent():
+    query, queue, inverse_temperature = unit_rows(64, 16), unit_rows(2000, 16), torch.full((64,), 10.0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        cpp.queue_attention(query, queue, inverse_temperature, None, None, None, False)  # starts the threads
+        arguments = (query, queue, inverse_temperature, None, None, None, False)
+        child = multiprocessing.get_context("fork").Process(target=cpp.queue_attention, args=arguments)
+        child.start()
+        child.join(timeout=20)
+        is_stuck = child.is_alive()
+        child.kill()
+        child.join()
+    finally:
+        torch.set_num_threads(before)
+    assert not is_stuck
+    assert child.exitcode == 0
 
 
 @COMPILED

@@ -80,5 +80,5 @@ def log_choice(
     for name, unsupported in backends:
         if name == chosen:
             break
-        reasons += f"; not {name}: {unsupported(device, *dtypes) or 'another was asked for'}"
+        reasons += f"; not {name}: {unsupported(device, *dtypes) or 'not asked for, or not for this size'}"
     logger.info("%s on %s runs as %s%s", op, device.type, chosen, reasons)

@@ -32,7 +32,8 @@ def _remember_fork() -> None:
     _is_forked = True
 
 
-os.register_at_fork(after_in_child=_remember_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_remember_fork)
 
 
 def unsupported(device: torch.device, *dtypes: torch.dtype, **problem: object) -> str | None:
@@ -114,7 +115,9 @@ def queue_attention(
 
 
 def enqueue(queue: Tensor, keys: Tensor, cursor: Tensor, length: Tensor) -> None:
-    """As ``ssl_core::enqueue_``."""
+    """As ``ssl_core::enqueue_``; a cursor outside of the queue, which would write elsewhere, is a ValueError."""
+    if not 0 <= int(cursor) < len(queue):
+        raise ValueError(f"cursor must be in [0, {len(queue)}), the rows of the queue, got {int(cursor)}")
     keys = contiguous_rows(keys.float())
     rows = contiguous_rows(queue)
     _C.enqueue(
