@@ -65,10 +65,10 @@ def make_step(package: str, recipe: str, changes: list[str], size: int, batch: i
 
 
 def _count_forwards(method: torch.nn.Module, run: Callable[[], None]) -> dict[str, int]:
-    """How often each encoder sees a view in one step."""
+    """How often each branch sees a view in one step."""
     counts: dict[str, int] = {}
     hooks = []
-    for name in ("encoder", "momentum_encoder"):
+    for name in ("encoder", "momentum_branch"):
         module = getattr(method, name, None)
         if module is not None:
             counts[name] = 0
@@ -115,7 +115,7 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|---|")
     for name, times in found.items():
-        online, momentum = forwards[name]["encoder"], forwards[name].get("momentum_encoder", 0)
+        online, momentum = forwards[name]["encoder"], forwards[name].get("momentum_branch", 0)
         print(
             f"| {name} | {1e3 * times.median:.1f} | {1e3 * times.low:.1f} to {1e3 * times.high:.1f} "
             f"| {arguments.batch / times.median:.0f} | {times.median / found['MoCo v2'].median:.2f} "

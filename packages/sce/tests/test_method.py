@@ -45,6 +45,7 @@ CASES = {
     "split BatchNorm": {"batch_norm_splits": 4},
     "split BatchNorm on both": {"batch_norm_splits": 4, "split_online": True},
     "empty queue": {"queue_initial": "empty", "in_batch_negatives": True},
+    "bfloat16 queue": {"queue_dtype": "bfloat16"},
     "constant momentum": {"momentum_schedule": "constant", "momentum": 0.9},
     "no shuffle": {"shuffle": False},
 }
@@ -58,8 +59,8 @@ def test_the_method_contract_holds(case):
 def test_the_momentum_branch_starts_as_a_copy():
     method = make_method()
     for online, momentum in (
-        (method.encoder, method.momentum_encoder),
-        (method.projector, method.momentum_projector),
+        (method.encoder, method.momentum_branch.encoder),
+        (method.projector, method.momentum_branch.projector),
     ):
         for left, right in zip(online.parameters(), momentum.parameters(), strict=True):
             assert torch.equal(left, right)
@@ -69,13 +70,13 @@ def test_cosine_momentum_ends_at_one_so_that_the_last_update_moves_nothing():
     method = make_method(momentum=0.5)
     for parameter in method.encoder.parameters():
         parameter.data += 1
-    before = [parameter.clone() for parameter in method.momentum_encoder.parameters()]
+    before = [parameter.clone() for parameter in method.momentum_branch.encoder.parameters()]
     keys = torch.nn.functional.normalize(torch.randn(4, 8), dim=1)
     method.update(keys, Step(9, total=10, steps_per_epoch=5))
-    for old, new in zip(before, method.momentum_encoder.parameters(), strict=True):
+    for old, new in zip(before, method.momentum_branch.encoder.parameters(), strict=True):
         assert torch.equal(old, new)
     method.update(keys, Step(0, total=10, steps_per_epoch=5))
-    for old, new in zip(before, method.momentum_encoder.parameters(), strict=True):
+    for old, new in zip(before, method.momentum_branch.encoder.parameters(), strict=True):
         torch.testing.assert_close(new, old + 0.5)
 
 
@@ -86,7 +87,7 @@ def test_symmetric_enqueues_the_keys_of_view_0_and_then_of_view_1():
     output = method(views, step)
     with torch.no_grad():
         expected = [
-            torch.nn.functional.normalize(method.momentum_projector(method.momentum_encoder(view)), dim=1)
+            torch.nn.functional.normalize(method.momentum_branch.projector(method.momentum_branch.encoder(view)), dim=1)
             for view in views
         ]
     torch.testing.assert_close(output.keys, torch.cat(expected))

@@ -150,6 +150,7 @@ IMAGENET100 = CIFAR | {
     "method.projector.out_dim": 256,
     "method.projector.norm": False,
     "method.queue_length": 65536,
+    "method.queue_dtype": "bfloat16",
     "method.target_temperature": 0.07,
     "method.momentum": 0.996,
     "method.momentum_schedule": "cosine",
@@ -433,7 +434,7 @@ def test_a_shrunk_recipe_takes_a_step(name):
     optimizer = make_optimizer(method, config.optim, batch_size=8)
     views = tuple(torch.randn(8, channels_of(config), size, size) for spec in method.views for size in spec.sizes)
     online = parameters(method.encoder, method.projector, method.predictor)
-    momentum = parameters(method.momentum_encoder, method.momentum_projector)
+    momentum = parameters(method.momentum_branch.encoder, method.momentum_branch.projector)
     queue, step = method.queue.keys.clone(), Step(0, 10, 5)
 
     output = method(views, step)
@@ -445,6 +446,6 @@ def test_a_shrunk_recipe_takes_a_step(name):
     assert output.loss > 0
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
     assert not torch.equal(parameters(method.encoder, method.projector, method.predictor), online)
-    assert not torch.equal(parameters(method.momentum_encoder, method.momentum_projector), momentum)
+    assert not torch.equal(parameters(method.momentum_branch.encoder, method.momentum_branch.projector), momentum)
     enqueued = 8 * (1 + config.method.symmetric)
     assert (method.queue.keys != queue).any(dim=1).tolist() == [row < enqueued for row in range(24)]

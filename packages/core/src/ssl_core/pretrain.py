@@ -31,7 +31,7 @@ from ssl_core.evaluate import (
     health,
     knn_accuracy,
 )
-from ssl_core.nn import EncoderConfig, make_encoder, stem_for, sync_batch_norm
+from ssl_core.nn import EncoderConfig, MomentumBranch, make_encoder, stem_for, sync_batch_norm
 from ssl_core.train import (
     OptimConfig,
     TrainConfig,
@@ -163,6 +163,10 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str) -> P
     method = method.to(
         device, memory_format=torch.channels_last if config.train.channels_last else torch.preserve_format
     )
+    if config.train.precision == "bfloat16":
+        for module in method.modules():
+            if isinstance(module, MomentumBranch):
+                module.use_bfloat16_weights_()
     optimizer = make_optimizer(method, config.optim, batch_size=config.train.batch_size)
     batches = Batches(
         source,
@@ -314,6 +318,32 @@ def _summary(
         "device": f"{device}, {training.precision}; {backends}",
     }
     return "\n".join(f"{name:9} {value}" for name, value in lines.items())
+
+
+def check_batch(train: TrainConfig, *, queue_length: int, keys_per_image: int, batch_norm_splits: int) -> None:
+    """Check that a method's queue holds the keys of a step and that its split BatchNorm divides a forward's images.
+
+    Args:
+        train: the batch, over processes and micro-batches.
+        queue_length: rows of the queue.
+        keys_per_image: how many keys of an image a step enqueues.
+        batch_norm_splits: equal parts of the images that a process forwards at once.
+
+    Raises:
+        ValueError: if not.
+    """
+    keys_per_step = train.batch_size * keys_per_image
+    if queue_length < keys_per_step:
+        raise ValueError(
+            f"method.queue_length {queue_length} is less than the {keys_per_step} keys of one step; "
+            "use a longer queue or a smaller train.batch_size"
+        )
+    rows = train.batch_size // (train.accumulate * distributed.world_size())
+    if rows % batch_norm_splits:
+        raise ValueError(
+            f"method.batch_norm_splits {batch_norm_splits} does not divide the {rows} images that a "
+            "process forwards at once (train.batch_size over train.accumulate and processes)"
+        )
 
 
 def choose_device(name: str) -> torch.device:

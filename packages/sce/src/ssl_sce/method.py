@@ -12,15 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_core import distributed
-from ssl_core.nn import Queue, momentum_copy, split_batch_norm
-from ssl_core.ops import momentum_update_
-from ssl_core.philox import permutation
+from ssl_core.nn import MomentumBranch, Queue, split_batch_norm
 from ssl_core.train import Step, StepOutput, cosine_schedule, scalar_schedule
 from ssl_core.views import ViewSpec
 from ssl_sce.loss import sce_loss
-
-# Keeps the permutations of shuffle-BN apart from everything else that is drawn from the run's seed.
-_SHUFFLE_STREAM = 0x5F5F
 
 
 class SCE(nn.Module):
@@ -38,6 +33,7 @@ class SCE(nn.Module):
         dim: d, the width of the projector's output.
         queue_length: k, rows of the queue; at least what one step enqueues.
         queue_initial: ``random`` rows that count as keys, as in the released code, or ``empty``.
+        queue_dtype: ``bfloat16`` halves the queue; on a GPU the products with it are then bfloat16 too.
         temperature: tau, of the online similarities.
         target_temperature: tau_m, of the target's similarities.
         target_temperature_start: where its cosine warm-up starts.
@@ -74,6 +70,7 @@ class SCE(nn.Module):
         predictor: nn.Module | None = None,
         queue_length: int = 65536,
         queue_initial: Literal["random", "empty"] = "random",
+        queue_dtype: Literal["float32", "bfloat16"] = "float32",
         temperature: float = 0.1,
         target_temperature: float = 0.05,
         target_temperature_start: float = 0.05,
@@ -128,8 +125,6 @@ class SCE(nn.Module):
         self.in_batch_negatives = in_batch_negatives
         self.momentum = momentum
         self.momentum_schedule = momentum_schedule
-        self.shuffle = shuffle
-        self.seed = seed
 
         self.num_targets = 2 if symmetric else 1
         self.online_views = range(0 if symmetric else 1, num_views)
@@ -139,11 +134,14 @@ class SCE(nn.Module):
         self.encoder = encoder
         self.projector = projector
         self.predictor = predictor if predictor is not None else nn.Identity()
-        self.momentum_encoder = momentum_copy(encoder)
-        self.momentum_projector = momentum_copy(projector)
-        if batch_norm_splits > 1 and not split_online:
-            split_batch_norm(self.momentum_encoder, batch_norm_splits)
-        self.queue = Queue(queue_length, dim, initial=queue_initial, seed=seed)
+        self.momentum_branch = MomentumBranch(
+            encoder,
+            projector,
+            shuffle=shuffle,
+            batch_norm_splits=1 if split_online else batch_norm_splits,
+            seed=seed,
+        )
+        self.queue = Queue(queue_length, dim, initial=queue_initial, seed=seed, dtype=getattr(torch, queue_dtype))
 
     def forward(self, views: tuple[Tensor, ...], step: Step) -> StepOutput:
         """The loss of one micro-batch: equation (8) of the paper, averaged over pairs of views.
@@ -153,7 +151,7 @@ class SCE(nn.Module):
             step: where the training is.
         """
         queries = {view: self._query(views[view]) for view in self.online_views}
-        keys = [self._key(views[view], step, view) for view in range(self.num_targets)]
+        keys = [self.momentum_branch(views[view], step, view) for view in range(self.num_targets)]
         all_keys = [distributed.gather(key) for key in keys]
         losses = []
         for target, (key, batch_keys) in enumerate(zip(keys, all_keys, strict=True)):
@@ -183,29 +181,11 @@ class SCE(nn.Module):
         momentum = self.momentum
         if self.momentum_schedule == "cosine":
             momentum = cosine_schedule(self.momentum, 1.0, step.progress)
-        # In one call: on a GPU one launch, whose table of addresses stays valid from step to step.
-        momentum_update_(
-            [*self.momentum_encoder.parameters(), *self.momentum_projector.parameters()],
-            [*self.encoder.parameters(), *self.projector.parameters()],
-            momentum,
-        )
+        self.momentum_branch.update_(self.encoder, self.projector, momentum)
         self.queue.enqueue_(keys)
 
     def _query(self, images: Tensor) -> Tensor:
         return F.normalize(self.predictor(self.projector(self.encoder(images))).float(), dim=1)
-
-    @torch.no_grad()
-    def _key(self, images: Tensor, step: Step, view: int) -> Tensor:
-        if not self.shuffle:
-            return self._momentum_branch(images)
-        counter = (step.index << 8 | step.micro << 1 | view) & 0xFFFFFFFF
-        order = permutation(self.seed, (_SHUFFLE_STREAM, counter), len(images) * distributed.world_size())
-        order = order.to(images.device, non_blocking=True)
-        keys = self._momentum_branch(distributed.shuffle(images, order))
-        return distributed.unshuffle(keys, order)
-
-    def _momentum_branch(self, images: Tensor) -> Tensor:
-        return F.normalize(self.momentum_projector(self.momentum_encoder(images)).float(), dim=1)
 
     def _target_temperature(self, step: Step) -> float:
         return scalar_schedule(

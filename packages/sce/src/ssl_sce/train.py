@@ -14,9 +14,8 @@ from typing import Literal
 
 from torch import nn
 
-from ssl_core import distributed
 from ssl_core.nn import HeadConfig, mlp_head
-from ssl_core.pretrain import PretrainConfig, run_command
+from ssl_core.pretrain import PretrainConfig, check_batch, run_command
 from ssl_core.views import ViewSpec
 from ssl_sce.method import SCE
 
@@ -34,6 +33,7 @@ class SCEConfig:
     predictor: HeadConfig | None = None
     queue_length: int = 65536
     queue_initial: Literal["random", "empty"] = "random"
+    queue_dtype: Literal["float32", "bfloat16"] = "float32"
     temperature: float = 0.1
     target_temperature: float = 0.05
     target_temperature_start: float = 0.05
@@ -63,18 +63,12 @@ class Config(PretrainConfig):
 def make_method(config: Config, encoder: nn.Module, num_features: int, views: tuple[ViewSpec, ...]) -> SCE:
     """The method that a configuration describes, around an encoder with ``num_features`` outputs."""
     settings = {name: value for name, value in vars(config.method).items() if name not in ("projector", "predictor")}
-    keys_per_step = config.train.batch_size * (2 if config.method.symmetric else 1)
-    if config.method.queue_length < keys_per_step:
-        raise ValueError(
-            f"method.queue_length {config.method.queue_length} is less than the {keys_per_step} keys of one step; "
-            "use a longer queue or a smaller train.batch_size"
-        )
-    rows = config.train.batch_size // (config.train.accumulate * distributed.world_size())
-    if rows % config.method.batch_norm_splits:
-        raise ValueError(
-            f"method.batch_norm_splits {config.method.batch_norm_splits} does not divide the {rows} images that a "
-            "process forwards at once (train.batch_size over train.accumulate and processes)"
-        )
+    check_batch(
+        config.train,
+        queue_length=config.method.queue_length,
+        keys_per_image=2 if config.method.symmetric else 1,
+        batch_norm_splits=config.method.batch_norm_splits,
+    )
     projector, predictor = config.method.projector, config.method.predictor
     if predictor is not None and predictor.out_dim != projector.out_dim:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Modules of a method: encoder, heads, momentum encoder, queue, and BatchNorm across or within devices."""
+"""Modules of a method: encoder, heads, momentum branch, queue, and BatchNorm across or within devices."""
 
 from ssl_core.nn.batch_norm import SplitBatchNorm as SplitBatchNorm
 from ssl_core.nn.batch_norm import split_batch_norm as split_batch_norm
@@ -8,12 +8,14 @@ from ssl_core.nn.encoder import make_encoder as make_encoder
 from ssl_core.nn.encoder import stem_for as stem_for
 from ssl_core.nn.heads import HeadConfig as HeadConfig
 from ssl_core.nn.heads import mlp_head as mlp_head
+from ssl_core.nn.momentum import MomentumBranch as MomentumBranch
 from ssl_core.nn.momentum import momentum_copy as momentum_copy
 from ssl_core.nn.queue import Queue as Queue
 
 __all__ = [
     "EncoderConfig",
     "HeadConfig",
+    "MomentumBranch",
     "Queue",
     "SplitBatchNorm",
     "make_encoder",

@@ -1,12 +1,12 @@
 """Training: the loop, what it asks of a method, optimisers, schedules, checkpoints and the log."""
 
+from ssl_core.step import Step as Step
 from ssl_core.train.checkpoint import load_checkpoint as load_checkpoint
 from ssl_core.train.checkpoint import save_checkpoint as save_checkpoint
 from ssl_core.train.log import read_metrics as read_metrics
 from ssl_core.train.loop import TrainConfig as TrainConfig
 from ssl_core.train.loop import train as train
 from ssl_core.train.method import Method as Method
-from ssl_core.train.method import Step as Step
 from ssl_core.train.method import StepOutput as StepOutput
 from ssl_core.train.optim import OptimConfig as OptimConfig
 from ssl_core.train.optim import make_optimizer as make_optimizer

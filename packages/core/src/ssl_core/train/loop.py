@@ -20,9 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssl_core import distributed
 from ssl_core.config import config_difference
+from ssl_core.step import Step
 from ssl_core.train.checkpoint import load_checkpoint, restore_, save_checkpoint
 from ssl_core.train.log import Log
-from ssl_core.train.method import Method, Step, StepOutput
+from ssl_core.train.method import Method, StepOutput
 
 
 @dataclass(frozen=True)
