@@ -5,8 +5,20 @@ depend on it; folders to work in are arguments, as pytest's ``tmp_path`` gives t
 """
 
 from ssl_core.testing.accuracy import assert_as_accurate
+from ssl_core.testing.command import check_bad_input, check_exact_resume, check_run, error_of, make_images
 from ssl_core.testing.method import check_method, random_views
 from ssl_core.testing.ranks import check_ranks
 from ssl_core.testing.recipes import Recipes
 
-__all__ = ["Recipes", "assert_as_accurate", "check_method", "check_ranks", "random_views"]
+__all__ = [
+    "Recipes",
+    "assert_as_accurate",
+    "check_bad_input",
+    "check_exact_resume",
+    "check_method",
+    "check_ranks",
+    "check_run",
+    "error_of",
+    "make_images",
+    "random_views",
+]

@@ -41,11 +41,11 @@ def check_method(make_method: Callable[[], Any], *, batch_size: int = 8, channel
 
     output.loss.backward()
     parameters = dict(method.named_parameters())
-    without = [name for name, value in parameters.items() if value.requires_grad and value.grad is None]
-    assert not without, f"no gradient reaches {without}"
     frozen = [name for name in parameters if name.startswith("momentum_")]
     asking = [name for name in frozen if parameters[name].requires_grad]
     assert not asking, f"momentum parameters ask for gradient: {asking}"
+    without = [name for name, value in parameters.items() if value.requires_grad and value.grad is None]
+    assert not without, f"no gradient reaches {without}"
     if output.keys is not None:
         assert not output.keys.requires_grad, "the keys carry gradient"
         norms = output.keys.norm(dim=1)

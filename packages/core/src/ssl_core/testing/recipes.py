@@ -74,7 +74,7 @@ class Recipes:
 
     def parse(self, *arguments: str) -> Any:
         """The configuration that the package's command reads from a command line; SystemExit on a wrong one."""
-        return _parse(self.train, arguments)
+        return parse(self.train, *arguments)
 
     def header(self, name: str) -> list[str]:
         """The lines of a recipe's header."""
@@ -249,7 +249,8 @@ class Recipes:
 
 
 @cache
-def _parse(train: ModuleType, arguments: tuple[str, ...]) -> Any:
+def parse(train: ModuleType, *arguments: str) -> Any:
+    """The configuration that a package's command reads from a command line; SystemExit on a wrong one."""
     return parse_config(train.Config, arguments, prog=train.__name__, description="", recipes=_folder(train))
 
 
