@@ -69,6 +69,7 @@ IMAGENET100 = CIFAR | {
     "method.projector.out_dim": 256,
     "method.projector.norm": False,
     "method.queue_length": 65536,
+    "method.queue_dtype": "bfloat16",
     "method.target_temperature": 0.07,
     "method.momentum": 0.996,
     "method.momentum_schedule": "cosine",
