@@ -106,8 +106,8 @@ def types(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def build(session: nox.Session) -> None:
-    """Build every sdist and a wheel from it, install ssl-sce from those wheels alone, and train."""
-    session.install("build[uv]", "twine")
+    """Build every sdist and a wheel from it, install from those wheels alone, and train each method."""
+    session.install("build[uv]", "twine", "uv")
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     for name in PACKAGES:
@@ -116,27 +116,16 @@ def build(session: nox.Session) -> None:
     session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
     clean = Path(session.create_tmp()).resolve() / "clean"
     session.run("python", "-m", "venv", "--clear", str(clean))
-    session.install("uv")
-    session.run(
-        "uv",
-        "pip",
-        "install",
-        "--python",
-        str(clean / "bin" / "python"),
-        "--find-links",
-        str(dist),
-        "ssl-sce",
-    )
+    projects = [nox.project.load_toml(f"packages/{name}/pyproject.toml")["project"] for name in PACKAGES]
+    names = [project["name"] for project in projects]
+    python = str(clean / "bin" / "python")
+    session.run("uv", "pip", "install", "--python", python, "--find-links", str(dist), *names)
     with session.chdir(session.create_tmp()):
         # Away from the checkout, so that only what the wheels hold can be imported.
-        session.run(
-            str(clean / "bin" / "ssl-sce-train"),
-            "--config",
-            "smoke",
-            "--out",
-            str(clean / "run"),
-            external=True,
-        )
+        for command in (command for project in projects for command in project["scripts"]):
+            if command.endswith("-train"):
+                train = [str(clean / "bin" / command), "--config", "smoke", "--out", str(clean / "runs" / command)]
+                session.run(*train, external=True)
 
 
 @nox.session(default=False)

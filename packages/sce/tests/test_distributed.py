@@ -1,30 +1,31 @@
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-import torch
+from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parent))
-from gradient_of_ranks import CASES, steps
+from ssl_core.testing import check_ranks
+from ssl_core.views import ViewConfig, make_view_specs
+from ssl_sce import SCE
 
-PROCESSES = 2
+CASES = {
+    "sce": {},
+    "infonce": {"coefficient": 1.0},
+    "ressl": {"weights": (0.0, 1.0, 0.0)},
+    "symmetric": {"symmetric": True},
+    "in_batch_negatives": {"in_batch_negatives": True},
+    "infonce, in_batch_negatives": {"coefficient": 1.0, "in_batch_negatives": True},
+    "symmetric, in_batch_negatives": {"symmetric": True, "in_batch_negatives": True},
+    "zero, in_batch_negatives": {"self_similarity": "zero", "in_batch_negatives": True},
+    "multi_crop": {"symmetric": True, "num_local": 2},
+    "multi_crop, in_batch_negatives": {"symmetric": True, "num_local": 2, "in_batch_negatives": True},
+    "empty queue": {"queue_initial": "empty"},
+}
 
 
-@pytest.fixture(scope="module")
-def of_two_processes(tmp_path_factory):
-    path = tmp_path_factory.mktemp("ranks") / "result"
-    script = Path(__file__).parent / "gradient_of_ranks.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
-    finished = subprocess.run([*command, str(script), str(path)], capture_output=True, text=True, timeout=300)
-    assert finished.returncode == 0, finished.stderr
-    return [torch.load(f"{path}.{rank}") for rank in range(PROCESSES)]
+def make_method(num_local=0, **options):
+    views = make_view_specs([ViewConfig("weak", 8), ViewConfig("strong", 8)] + [ViewConfig("strong", 8)] * num_local)
+    encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    return SCE(encoder, nn.Linear(16, 5), predictor=nn.Linear(5, 5), views=views, dim=5, queue_length=24, **options)
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_with_half_the_batch_give_the_gradient_of_one_with_all_of_it(of_two_processes, case):
-    expected = steps(**CASES[case])
-    assert expected["encoder.0.weight"].abs().max() > 1e-4, "a gradient of zero would prove nothing"
-    for of_rank in of_two_processes:
-        torch.testing.assert_close(of_rank[case], expected, rtol=1e-9, atol=1e-12)
+def test_two_processes_with_half_the_batch_each_give_the_gradient_of_one_with_all_of_it(tmp_path):
+    check_ranks(__file__, tmp_path)

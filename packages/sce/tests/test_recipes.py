@@ -1,113 +1,32 @@
-"""Every shipped recipe parses, says the truth in its header, builds at full size and takes a step when shrunk."""
+"""Every shipped recipe keeps what all recipes promise, and has the values and scores of SCE's paper."""
 
-import re
-import shlex
-from dataclasses import replace
-from functools import cache, wraps
 from operator import attrgetter
-from pathlib import Path
 
 import pytest
 import torch
 
-import ssl_sce.train
-from ssl_core import cli
-from ssl_core.config import parse_config, recipe_headers
-from ssl_core.evaluate.protocol import PROTOCOLS
-from ssl_core.nn import HeadConfig, make_encoder
-from ssl_core.train import Step, make_optimizer
-from ssl_core.views import make_view_specs
-from ssl_sce.train import Config, make_method
+from ssl_core.nn import HeadConfig
+from ssl_core.testing import Recipes
+from ssl_core.train import make_optimizer
+from ssl_sce import train
 
-RECIPES = Path(ssl_sce.train.__file__).parent / "recipes"
-NAMES = [name for name, _ in recipe_headers(RECIPES)]
-
-# In a header: "#   82.81  --method.coefficient 0.3" is a row of the paper, "#  -  --optim.lr 0.5" a variant.
-OVERRIDE = re.compile(r"#\s+(\d+\.\d+|-)\s+(--.+)")
-COMMAND = re.compile(r"(?:ssl-sce-train|-m ssl_sce\.train) (--config .+)")
-EVALUATION = re.compile(r"ssl-core (eval .+)")
+RECIPES = Recipes(train, words=["SCE", "MoCo", "ReSSL"], keys_per_image=lambda method: 1 + method.symmetric)
+parse, header, overrides = RECIPES.parse, RECIPES.header, RECIPES.overrides
 
 
-@cache
-def parse(*arguments):
-    return parse_config(Config, arguments, prog="ssl-sce-train", description="", recipes=RECIPES)
+@pytest.mark.parametrize("name", RECIPES.names)
+def test_everything_in_the_header_holds(name):
+    RECIPES.check_header(name)
 
 
-def header(name):
-    lines = (RECIPES / f"{name}.yaml").read_text().splitlines()
-    end = next(index for index, line in enumerate(lines) if not line.startswith("#"))
-    return lines[:end]
+@pytest.mark.parametrize("name", RECIPES.names)
+def test_the_method_builds_at_full_size(name):
+    RECIPES.check_full_size(name)
 
 
-def commands(name):
-    return [shlex.split(found[1]) for line in header(name) if (found := COMMAND.search(line))]
-
-
-def overrides(name):
-    """(score, options) of each override in a header; score None where nothing is published."""
-    found = [OVERRIDE.fullmatch(line) for line in header(name)]
-    return [
-        (None if match[1] == "-" else float(match[1]), shlex.split(match[2], comments=True)) for match in found if match
-    ]
-
-
-OVERRIDES = [
-    pytest.param(name, score, options, id=f"{name} {' '.join(options)}")
-    for name in NAMES
-    for score, options in overrides(name)
-]
-
-
-# -- headers
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_first_line_says_what_the_recipe_is(name):
-    first = header(name)[0]
-    assert re.match(r"# \S.{30,}", first), "a sentence, shown by --config list"
-    assert re.search("SCE|MoCo|ReSSL", first)
-    assert [line for _, line in recipe_headers(RECIPES)].count(first.lstrip("# ")) == 1
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_header_has_its_command_and_a_score_or_says_that_it_was_not_run(name):
-    assert any(command[:2] == ["--config", name] for command in commands(name))
-    text = "\n".join(header(name))
-    assert "not yet run" in text or re.search(r"top-?1 \d+\.\d", text) or "Score:     none" in text
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_command_of_a_header_parses(name):
-    for command in commands(name):
-        parse(*command)
-
-
-@pytest.mark.parametrize(("name", "score", "options"), OVERRIDES)
-def test_every_override_of_a_header_changes_the_recipe_or_has_its_score(name, score, options):
-    assert parse("--config", name, *options) != parse("--config", name) or f"top-1 {score}" in "\n".join(header(name))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_option_in_a_header_belongs_to_something_checked_here(name):
-    for line in header(name):
-        if re.search(r"\s--\w", line):
-            assert OVERRIDE.fullmatch(line) or COMMAND.search(line) or EVALUATION.search(line), line
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_evaluations_are_commands_on_the_folder_that_training_writes(name, monkeypatch):
-    outs = {command[command.index("--out") + 1] for command in commands(name) if "--out" in command}
-    asked = []
-    for kind, evaluate in list(cli.EVALUATIONS.items()):
-        record = wraps(evaluate)(lambda encoder, **options: asked.append((encoder, options)))
-        monkeypatch.setitem(cli.EVALUATIONS, kind, record)
-    for line in header(name):
-        if found := EVALUATION.search(line):
-            cli.main(shlex.split(found[1]))
-            encoder, options = asked.pop()
-            assert encoder in outs
-            assert options.get("protocol", "moco") in PROTOCOLS
-            assert options.get("features", "backbone") == parse("--config", name).evaluate.features
+@pytest.mark.parametrize("name", RECIPES.names)
+def test_a_shrunk_recipe_takes_a_step(name):
+    RECIPES.check_step(name)
 
 
 # -- values, from the specification (docs/papers/sce.md says where paper and code differ)
@@ -367,85 +286,3 @@ def test_longer_large_batch_runs_have_their_published_scores():
         (73.3, 300, 0.3, 1e-6, 0.99),
         (74.1, 1000, 0.3, 1.5e-6, 0.996),
     ]
-
-
-# -- methods
-
-
-def channels_of(config):
-    return 1 if config.data.source == "digits" else 3
-
-
-def build(config):
-    encoder = make_encoder(
-        config.encoder, channels=channels_of(config), image_size=max(view.size for view in config.views)
-    )
-    return make_method(config, encoder, encoder.num_features, make_view_specs(config.views))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_method_builds_at_full_size(name):
-    config = parse("--config", name)
-    with torch.device("meta"):
-        method = build(config)
-        projections = method.projector(torch.empty(4, method.encoder.num_features))
-        predictions = method.predictor(projections)
-    out_dim = config.method.projector.out_dim
-    assert all(parameter.is_meta for parameter in method.parameters())
-    assert predictions.shape == projections.shape == (4, out_dim)
-    assert method.queue.keys.shape == (config.method.queue_length, out_dim)
-    if config.encoder.name == "resnet50":
-        assert sum(parameter.numel() for parameter in method.encoder.parameters()) == 23_508_032
-    # A symmetric step enqueues both views' keys.
-    assert config.method.queue_length >= config.train.batch_size * (1 + config.method.symmetric)
-
-
-def shrunk(config):
-    """The recipe with few pixels, channels and keys; everything that chooses a code path stays."""
-    largest = max(view.size for view in config.views)
-    method, predictor = config.method, config.method.predictor
-    return replace(
-        config,
-        train=replace(config.train, batch_size=8, accumulate=1),
-        views=[replace(view, size=max(8, view.size * 16 // largest)) for view in config.views],
-        encoder=replace(
-            config.encoder,
-            options=config.encoder.options | {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]},
-        ),
-        method=replace(
-            method,
-            projector=replace(method.projector, hidden_dim=16, out_dim=8),
-            predictor=predictor and replace(predictor, hidden_dim=16, out_dim=8),
-            queue_length=24,
-            batch_norm_splits=min(2, method.batch_norm_splits),
-        ),
-    )
-
-
-def parameters(*modules):
-    return torch.cat([parameter.detach().flatten() for module in modules for parameter in module.parameters()])
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_shrunk_recipe_takes_a_step(name):
-    config = shrunk(parse("--config", name))
-    method = build(config).train()
-    # The optimiser at its highest rate: the first step of a warm-up has rate 0. SyncBN needs a GPU and is left out.
-    optimizer = make_optimizer(method, config.optim, batch_size=8)
-    views = tuple(torch.randn(8, channels_of(config), size, size) for spec in method.views for size in spec.sizes)
-    online = parameters(method.encoder, method.projector, method.predictor)
-    momentum = parameters(method.momentum_branch.encoder, method.momentum_branch.projector)
-    queue, step = method.queue.keys.clone(), Step(0, 10, 5)
-
-    output = method(views, step)
-    output.loss.backward()
-    optimizer.step()
-    method.update(output.keys, step)
-
-    assert output.loss.isfinite()
-    assert output.loss > 0
-    assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
-    assert not torch.equal(parameters(method.encoder, method.projector, method.predictor), online)
-    assert not torch.equal(parameters(method.momentum_branch.encoder, method.momentum_branch.projector), momentum)
-    enqueued = 8 * (1 + config.method.symmetric)
-    assert (method.queue.keys != queue).any(dim=1).tolist() == [row < enqueued for row in range(24)]

@@ -160,3 +160,9 @@ def test_residual_blocks_start_as_torchvisions_and_can_be_asked_to_start_as_timm
     for options, expected in (({}, 1.0), ({"zero_init_last": True}, 0.0)):
         encoder = make_encoder(EncoderConfig("resnet18", options=options), channels=3, image_size=32)
         assert encoder.layer1[0].bn2.weight.unique().tolist() == [expected]
+
+
+def test_resnet50_has_the_parameters_of_the_papers_without_its_classifier():
+    with torch.device("meta"):
+        encoder = make_encoder(EncoderConfig("resnet50"), channels=3, image_size=224)
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == 23_508_032

@@ -1,0 +1,24 @@
+"""What the tests of every method package share: promises that hold for any method, recipe and command.
+
+A failed check is an AssertionError that names the broken promise. Nothing here needs pytest, so ``ssl-core`` does not
+depend on it; folders to work in are arguments, as pytest's ``tmp_path`` gives them.
+"""
+
+from ssl_core.testing.accuracy import assert_as_accurate
+from ssl_core.testing.command import check_bad_input, check_exact_resume, check_run, error_of, make_images
+from ssl_core.testing.method import check_method, random_views
+from ssl_core.testing.ranks import check_ranks
+from ssl_core.testing.recipes import Recipes
+
+__all__ = [
+    "Recipes",
+    "assert_as_accurate",
+    "check_bad_input",
+    "check_exact_resume",
+    "check_method",
+    "check_ranks",
+    "check_run",
+    "error_of",
+    "make_images",
+    "random_views",
+]

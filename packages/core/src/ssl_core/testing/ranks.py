@@ -1,0 +1,113 @@
+"""N processes with B / N images each give what one gives with B, through the training loop.
+
+A file of tests says which methods to compare: ``CASES``, a name and options for each, and ``make_method``, which
+takes the options. :func:`check_ranks` trains every case in this process, starts torchrun on this file, which trains
+them again on shares of the batch, and compares.
+"""
+
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ssl_core import distributed
+from ssl_core.train import TrainConfig, train
+
+_PROCESSES = 2
+_BATCH = 8
+_STEPS = 2  # the second sees the queue and the momentum branch that the first has left
+
+
+def check_ranks(file: str | Path, folder: Path, *, rtol: float = 1e-9) -> None:
+    """Check that two processes with half the batch each train as one does with all of it.
+
+    Compared after two steps in float64: gradients, parameters, and all other state, the queue and its cursor among
+    it, in every process. BatchNorm's statistics are the one thing that belongs to a process by design, so the
+    methods have none.
+
+    Args:
+        file: a Python file, usually the caller's own ``__file__``. Its ``CASES`` maps names to keyword arguments of
+            its ``make_method``, which returns a small method on 3-channel images.
+        folder: an empty one to work in.
+        rtol: allowed difference; larger only for a method that sums over processes in float32.
+
+    Raises:
+        AssertionError: naming the cases and what differs in them.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={_PROCESSES}"]
+    finished = subprocess.run([*command, __file__, str(file), str(folder)], capture_output=True, text=True, timeout=600)
+    assert finished.returncode == 0, f"the processes failed:\n{finished.stderr}"
+    of_ranks = [torch.load(_results(folder, rank)) for rank in range(_PROCESSES)]
+    failures = []
+    for case, expected in _train_cases(file, folder / "one").items():
+        largest = max(value.abs().max() for name, value in expected.items() if name.startswith("gradient of encoder."))
+        assert largest > 1e-4, f"{case}: a gradient of zero would prove nothing"
+        for rank, of_rank in enumerate(of_ranks):
+            for name, value in expected.items():
+                if not torch.allclose(of_rank[case][name], value, rtol=rtol, atol=1e-12):
+                    error = (of_rank[case][name] - value).abs().max()
+                    failures.append(f"{case}: {name} of process {rank} differs by {error:.1e}")
+    assert not failures, f"{_PROCESSES} processes do not train as one:\n" + "\n".join(failures)
+
+
+def _results(folder: Path, rank: int) -> Path:
+    return folder / f"results_of_{rank}.pt"
+
+
+def _train_cases(file: str | Path, folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Gradients and state of each case after training on this process's share of the batches."""
+    cases = runpy.run_path(str(file))
+    results = {}
+    for index, (case, options) in enumerate(cases["CASES"].items()):
+        torch.manual_seed(0)
+        method = cases["make_method"](**options).double()
+        norms = [name for name, module in method.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        assert not norms, f"{case}: {norms} have statistics of their own in each process"
+        trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+        train(
+            method,
+            _Shares(method),
+            torch.optim.SGD(trained, lr=0.0),
+            TrainConfig(epochs=1, batch_size=_BATCH),
+            folder=folder / str(index),
+            learning_rate=lambda step: 0.5,
+        )
+        gradients = {
+            f"gradient of {name}": value.grad for name, value in method.named_parameters() if value.grad is not None
+        }
+        results[case] = gradients | method.state_dict()
+    return results
+
+
+class _Batch(NamedTuple):
+    views: tuple[Tensor, ...]
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
+
+
+class _Shares:
+    """Random images; of each batch, this process's share."""
+
+    batches_per_epoch = _STEPS
+
+    def __init__(self, method: Any) -> None:
+        sizes = [size for spec in method.views for size in spec.sizes]
+        self._views = [torch.randn(_STEPS, _BATCH, 3, size, size, dtype=torch.float64) for size in sizes]
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[_Batch]:
+        own = torch.arange(_BATCH).chunk(distributed.world_size())[distributed.rank()]
+        for step in range(start, _STEPS):
+            yield _Batch(tuple(view[step, own] for view in self._views), own)
+
+    def identifier(self, index: int) -> str:
+        return f"image {index}"
+
+
+if __name__ == "__main__":
+    distributed.setup(torch.device("cpu"))
+    torch.save(_train_cases(sys.argv[1], Path(sys.argv[2]) / "many"), _results(Path(sys.argv[2]), distributed.rank()))
+    distributed.teardown()

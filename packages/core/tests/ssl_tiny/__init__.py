@@ -1,0 +1,1 @@
+"""The smallest method package, for the tests of what all method packages share."""

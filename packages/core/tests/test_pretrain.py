@@ -1,0 +1,104 @@
+"""What every method's command does, with the smallest method: refuse folders, stop on a signal, skip broken images."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ssl_tiny.train
+import torch
+from ssl_tiny.train import main
+
+from ssl_core.testing import error_of, make_images
+from ssl_core.train import load_checkpoint
+
+SMOKE = ["--config", "smoke", "--device", "cpu"]
+
+
+def error(*arguments):
+    return error_of(ssl_tiny.train, *SMOKE, *arguments)
+
+
+@pytest.fixture(scope="module")
+def smoke_run(tmp_path_factory):
+    run = tmp_path_factory.mktemp("smoke") / "run"
+    main([*SMOKE, "--out", str(run)])
+    return run
+
+
+def test_terminating_saves_and_the_message_says_how_to_go_on(tmp_path):
+    run = tmp_path / "run"
+    options = ["--data.source", str(make_images(tmp_path / "images")), "--data.workers=2", "--train.epochs=500"]
+    command = [sys.executable, "-m", "ssl_tiny.train", *SMOKE, *options, "--train.log_every=1", "--out", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert f"--resume {run}" in errors
+    assert "Traceback" not in errors
+    assert load_checkpoint(run / "checkpoints" / "last.pt")["step"] >= 1
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="needs a machine without mps")
+def test_a_device_that_is_not_there_is_refused(tmp_path):
+    message = error("--device=mps", f"--out={tmp_path / 'run'}")
+    assert "train.device mps: torch" in message
+    assert "sees no such device" in message
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert str(tmp_path / "empty") in error(f"--data.source={tmp_path / 'empty'}", f"--out={tmp_path / 'run'}")
+
+
+@pytest.fixture
+def locked_folder(tmp_path):
+    """A folder in which nothing can be made: root, whom permissions do not stop, finds one in /sys."""
+    if os.geteuid() == 0:
+        if not Path("/sys/kernel").is_dir():
+            pytest.skip("root may write anywhere on a system without /sys")
+        return Path("/sys/kernel")
+    (tmp_path / "locked").mkdir(mode=0o500)
+    return tmp_path / "locked"
+
+
+def test_a_folder_that_cannot_be_written_is_refused(locked_folder):
+    message = error(f"--out={locked_folder / 'run'}")
+    assert f"cannot write to the run directory {locked_folder / 'run'}" in message
+
+
+def test_a_file_in_the_place_of_the_run_directory_is_refused(tmp_path):
+    (tmp_path / "run").write_text("")
+    assert "cannot write to the run directory" in error(f"--out={tmp_path / 'run'}")
+
+
+def test_another_configuration_in_the_same_folder_is_refused_with_the_difference(smoke_run):
+    message = error(f"--out={smoke_run}", "--method.momentum=0.3")
+    assert "method.momentum: 0.9 -> 0.3" in message
+
+
+def test_a_truncated_checkpoint_is_refused(smoke_run, tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text((smoke_run / "config.yaml").read_text())
+    content = (smoke_run / "checkpoints" / "last.pt").read_bytes()
+    (run / "checkpoints" / "last.pt").write_bytes(content[: len(content) // 2])
+    assert "not a readable checkpoint" in error_of(ssl_tiny.train, f"--resume={run}")
+
+
+def test_broken_images_are_skipped_and_listed(tmp_path, caplog):
+    images = make_images(tmp_path / "images")
+    (images / "cats" / "zero.png").write_bytes(b"")
+    content = (images / "dogs" / "deep" / "00.png").read_bytes()
+    (images / "dogs" / "cut.png").write_bytes(content[: len(content) // 2])
+    small = ["--train.batch_size=16", "--data.broken_limit=0.1"]
+    main([*SMOKE, *small, f"--data.source={images}", f"--out={tmp_path / 'run'}"])
+    assert "zero.png" in caplog.text
+    assert "cut.png" in caplog.text
+    assert (tmp_path / "run" / "backbone.safetensors").exists()
