@@ -11,11 +11,17 @@ With three channels every function equals torchvision's functional of the same n
   order and the plane of their first harmonic is rotated by the shift; it is orthogonal to the gray axis, so
   the mean over channels is kept, and with three channels a third of a turn would take red to green, as in
   HSV.
+* **Autocontrast** and **equalising** treat each channel on its own; **posterising**, **inverting** and
+  **sharpness** need no colour.
+
+Autocontrast, equalising and posterising are defined on 8-bit values: they round the image to 256 levels, whatever
+its depth, and their results are whole levels, exactly Pillow's. Nothing else here rounds.
 """
 
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -67,6 +73,66 @@ def adjust_hue(image: Float[Tensor, "c h w"], shift: float) -> Float[Tensor, "c 
 def solarize(image: Float[Tensor, "c h w"], threshold: float) -> Float[Tensor, "c h w"]:
     """The image with values at or above ``threshold`` inverted."""
     return torch.where(image >= threshold, 1 - image, image)
+
+
+def invert(image: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
+    """The image's negative, x -> 1 - x."""
+    return 1 - image
+
+
+def adjust_sharpness(image: Float[Tensor, "c h w"], factor: float) -> Float[Tensor, "c h w"]:
+    """Blend of a smoothed image (factor 0) and the image (factor 1), clipped to [0, 1].
+
+    Smoothing weights the pixel by 5 / 13 and its eight neighbours by 1 / 13; border pixels stay as they are.
+    """
+    if min(image.shape[1:]) < 3:
+        return image
+    smooth = image.clone()
+    smooth[:, 1:-1, 1:-1] = (9 * F.avg_pool2d(image, 3, stride=1) + 4 * image[:, 1:-1, 1:-1]) / 13
+    return torch.lerp(smooth, image, factor).clamp_(0, 1)
+
+
+def posterize(image: Float[Tensor, "c h w"], bits: int) -> Float[Tensor, "c h w"]:
+    """The highest ``bits``, 1 to 8, of each 8-bit value; the others are zero."""
+    step = 1 << (8 - bits)
+    levels = _levels(image)
+    return (levels - levels % step).div_(255)
+
+
+def autocontrast(image: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
+    """Each channel stretched linearly so that its extremes become 0 and 1; a flat channel stays.
+
+    Stretched values are cut to whole levels.
+    """
+    levels = _levels(image).double()
+    low, high = levels.amin((1, 2), keepdim=True), levels.amax((1, 2), keepdim=True)
+    # Pillow's double precision and order of operations, since the cut turns a last bit into a level; torch takes
+    # 255 / tensor for a product with the reciprocal.
+    scale = torch.full_like(low, 255) / (high - low)
+    stretched = (levels * scale - low * scale).trunc_().clamp_(0, 255)
+    return torch.where(high > low, stretched, levels).div_(255).to(image.dtype)
+
+
+def equalize(image: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
+    """Each channel's values replaced by their rank, so that its histogram is as flat as a map of levels allows.
+
+    Level i becomes floor((step // 2 + number of pixels below i) / step), at most 255, where step is a 255th of the
+    number of pixels below the highest level, cut to a whole number. Where that is 0 the channel stays: a flat
+    channel, or an image of at most 255 pixels.
+    """
+    levels = _levels(image).flatten(1).long()
+    channels = len(levels)
+    offset_c1 = 256 * torch.arange(channels, device=image.device)[:, None]
+    count = torch.bincount((levels + offset_c1).flatten(), minlength=256 * channels).view(channels, 256)
+    below = count.cumsum(1) - count
+    step = below.gather(1, levels.amax(1, keepdim=True)) // 255
+    flattened = ((step // 2 + below) // step.clamp(min=1)).clamp_(max=255).gather(1, levels)
+    return torch.where(step > 0, flattened, levels).view(image.shape).to(image.dtype).div_(255)
+
+
+def _levels(image: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
+    """The nearest of 256 levels, as whole numbers in [0, 255]."""
+    return (image * 255).round_()
 
 
 def _shift_hsv(image: Float[Tensor, "3 h w"], sextants: float) -> Float[Tensor, "3 h w"]:
