@@ -177,7 +177,7 @@ def _jitter(op: ColorJitter, draws: Float64[Tensor, "n 6"]) -> Float64[Tensor, "
 def _rand_augment(op: RandAugment, draws: Float64[Tensor, "n draws"]) -> Float64[Tensor, "n p"]:
     pool = POOLS[op.pool]
     which, level, apply, sign = draws.view(len(draws), op.num_ops, 4).unbind(2)
-    if op.level_range == "continuous":
+    if isinstance(op.level_range, str):  # continuous
         level = level * pool.top_level
     else:
         lowest, highest = op.level_range

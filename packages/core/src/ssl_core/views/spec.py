@@ -8,7 +8,7 @@ member of `ViewOp` and one case in each of those two; the type checker names a c
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, get_args
 
 from ssl_core.views.pools import POOLS
 
@@ -258,7 +258,7 @@ class RandAugment:
     pool: str = "clsa_code14"
     num_ops: int = 5
     prob: float = 0.5
-    level_range: tuple[int, int] | Literal["continuous"] = (1, 9)
+    level_range: tuple[int, int] | str = (1, 9)
 
     name: ClassVar[str] = "rand_augment"
 
