@@ -129,10 +129,10 @@ def test_resize_squashes_the_whole_image():
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(
     ("shape", "inside"),
-    # Rows and columns of the picture: 60 x 40 at side 32 is 32 x 21.33, whose 11 spare columns are 5 and 6.
+    # Its first row, rows, first column, columns: 60 x 40 at side 32 is 32 x 21.33, with 11 spare columns, 5 and 6.
     [
         ((60, 40), (0, 32, 5, 21)),
-        ((40, 60), (5, 21, 0, 32)),
+        ((50, 60), (2, 27, 0, 32)),
         ((50, 50), (0, 32, 0, 32)),
         ((8, 4), (0, 32, 8, 16)),
         ((3000, 2), (0, 32, 15, 1)),

@@ -21,8 +21,7 @@ its depth, and their results are whole levels, exactly Pillow's. Nothing else he
 import math
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
 # Luma as torchvision rounds it; differences of the other two channels, whose quotient by the chroma is a
@@ -87,16 +86,16 @@ def adjust_sharpness(image: Float[Tensor, "c h w"], factor: float) -> Float[Tens
     """
     if min(image.shape[1:]) < 3:
         return image
+    rows = image[:, :-2] + image[:, 1:-1] + image[:, 2:]
     smooth = image.clone()
-    smooth[:, 1:-1, 1:-1] = (9 * F.avg_pool2d(image, 3, stride=1) + 4 * image[:, 1:-1, 1:-1]) / 13
+    smooth[:, 1:-1, 1:-1] = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * image[:, 1:-1, 1:-1]) / 13
     return torch.lerp(smooth, image, factor).clamp_(0, 1)
 
 
 def posterize(image: Float[Tensor, "c h w"], bits: int) -> Float[Tensor, "c h w"]:
     """The highest ``bits``, 1 to 8, of each 8-bit value; the others are zero."""
     step = 1 << (8 - bits)
-    levels = _levels(image)
-    return (levels - levels % step).div_(255)
+    return _levels(image).div_(step).floor_().mul_(step).div_(255)
 
 
 def autocontrast(image: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
@@ -104,13 +103,14 @@ def autocontrast(image: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
 
     Stretched values are cut to whole levels.
     """
-    levels = _levels(image).double()
-    low, high = levels.amin((1, 2), keepdim=True), levels.amax((1, 2), keepdim=True)
+    levels = _levels(image)
+    low, high = levels.amin((1, 2))[:, None].double(), levels.amax((1, 2))[:, None].double()
     # Pillow's double precision and order of operations, since the cut turns a last bit into a level; torch takes
     # 255 / tensor for a product with the reciprocal.
     scale = torch.full_like(low, 255) / (high - low)
-    stretched = (levels * scale - low * scale).trunc_().clamp_(0, 255)
-    return torch.where(high > low, stretched, levels).div_(255).to(image.dtype)
+    unchanged = torch.arange(256, dtype=torch.float64, device=image.device)
+    stretched = (unchanged * scale - low * scale).trunc_().clamp_(0, 255)
+    return _looked_up(levels, torch.where(high > low, stretched, unchanged))
 
 
 def equalize(image: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
@@ -120,19 +120,24 @@ def equalize(image: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
     number of pixels below the highest level, cut to a whole number. Where that is 0 the channel stays: a flat
     channel, or an image of at most 255 pixels.
     """
-    levels = _levels(image).flatten(1).long()
-    channels = len(levels)
-    offset_c1 = 256 * torch.arange(channels, device=image.device)[:, None]
-    count = torch.bincount((levels + offset_c1).flatten(), minlength=256 * channels).view(channels, 256)
+    levels = _levels(image)
+    count = torch.stack([channel.bincount(minlength=256) for channel in levels.flatten(1).long()])
     below = count.cumsum(1) - count
-    step = below.gather(1, levels.amax(1, keepdim=True)) // 255
-    flattened = ((step // 2 + below) // step.clamp(min=1)).clamp_(max=255).gather(1, levels)
-    return torch.where(step > 0, flattened, levels).view(image.shape).to(image.dtype).div_(255)
+    step = below.gather(1, levels.amax((1, 2))[:, None].long()) // 255
+    unchanged = torch.arange(256, device=image.device)
+    flattened = ((step // 2 + below) // step.clamp(min=1)).clamp_(max=255)
+    return _looked_up(levels, torch.where(step > 0, flattened, unchanged))
 
 
 def _levels(image: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
     """The nearest of 256 levels, as whole numbers in [0, 255]."""
     return (image * 255).round_()
+
+
+def _looked_up(levels: Float[Tensor, "c h w"], table: Num[Tensor, "c 256"]) -> Float[Tensor, "c h w"]:
+    """The image in which each level is replaced by its entry in its channel's table, a level too."""
+    unit = table.to(levels.dtype).div_(255)
+    return unit.gather(1, levels.flatten(1).long()).view_as(levels)
 
 
 def _shift_hsv(image: Float[Tensor, "3 h w"], sextants: float) -> Float[Tensor, "3 h w"]:

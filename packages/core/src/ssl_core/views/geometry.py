@@ -8,6 +8,7 @@ Positions are integers in units of 2**-16 pixels, as in Pillow, so that every de
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -54,11 +55,12 @@ def affine(
     column = torch.arange(width, device=image.device)
     row = torch.arange(height, device=image.device)[:, None]
     # From the centre of the first pixel.
-    x = (_fixed(c + a * 0.5 + b * 0.5) + _fixed(a) * column + _fixed(b) * row) >> 16
-    y = (_fixed(f + d * 0.5 + e * 0.5) + _fixed(d) * column + _fixed(e) * row) >> 16
+    x = (_fixed(a) * column + (_fixed(b) * row + _fixed(c + a * 0.5 + b * 0.5))) >> 16
+    y = (_fixed(d) * column + (_fixed(e) * row + _fixed(f + d * 0.5 + e * 0.5))) >> 16
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    source = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
-    return torch.where(inside, image.flatten(1)[:, source.flatten()].view_as(image), 0.0)
+    # What comes from outside copies a zero that follows the last pixel.
+    source = torch.where(inside, y * width + x, height * width)
+    return F.pad(image.flatten(1), (0, 1)).index_select(1, source.flatten()).view_as(image)
 
 
 def _fixed(number: float) -> int:
