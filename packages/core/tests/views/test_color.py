@@ -1,10 +1,12 @@
-"""Colour ops against torchvision's, and what they do where torchvision has no definition."""
+"""Colour ops against torchvision's and Pillow's, and what they do where those have no definition."""
 
 import colorsys
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms.v2 import functional as oracle
 
 from ssl_core.views.color import (
@@ -12,7 +14,12 @@ from ssl_core.views.color import (
     adjust_contrast,
     adjust_hue,
     adjust_saturation,
+    adjust_sharpness,
+    autocontrast,
+    equalize,
     gray,
+    invert,
+    posterize,
     solarize,
 )
 
@@ -80,6 +87,105 @@ def test_solarising_is_torchvisions():
     assert by_hand.flatten().tolist() == [0.125, 0.75, 0.25]  # at the threshold is inverted: 1 - 0.25
 
 
+# 8-bit images against Pillow. Few pixels and skewed histograms are where equalising has its corners.
+
+SIZES = [(1, 1), (2, 5), (7, 3), (15, 17), (16, 16), (32, 32), (61, 43), (224, 97)]
+
+
+def levels(size, skew, count=3):
+    """Levels of noise to the power of ``skew``, in a range of its own for each channel."""
+    noise = torch.rand(count, *size, generator=torch.Generator().manual_seed(size[0] * size[1]))
+    widths = torch.tensor([255.0, 190.0, 31.0, 1.0, 0.0])[:count, None, None]
+    return (noise**skew * widths + (255 - widths) / 3).to(torch.uint8)
+
+
+def pillow(function, image, *arguments):
+    picture = Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy())
+    return torch.from_numpy(np.array(function(picture, *arguments))).view(*image.shape[1:], -1).permute(2, 0, 1)
+
+
+def assert_exact(actual, expected_levels):
+    assert torch.equal((actual * 255).round(), expected_levels.float())
+    assert_same(actual, expected_levels / 255)
+
+
+@pytest.mark.parametrize("skew", [1, 6], ids=["even", "skewed"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_what_is_defined_on_levels_is_pillows(size, skew):
+    image = levels(size, skew)
+    assert_exact(autocontrast(image / 255), pillow(ImageOps.autocontrast, image))
+    assert_exact(equalize(image / 255), pillow(ImageOps.equalize, image))
+    assert_exact(invert(image / 255), pillow(ImageOps.invert, image))
+    for bits in range(1, 9):
+        assert_exact(posterize(image / 255, bits), pillow(ImageOps.posterize, image, bits))
+
+
+def test_autocontrast_is_pillows_for_any_extremes():
+    for low in range(0, 255, 7):
+        for high in range(low, 256, 11):
+            image = torch.arange(low, high + 1, dtype=torch.uint8).view(1, 1, -1)
+            assert_exact(autocontrast(image / 255), pillow(ImageOps.autocontrast, image))
+
+
+def test_equalising_by_hand():
+    # 300 pixels: 100 of level 10, 150 of level 20, 50 of level 30. 250 lie below the highest: step 250 // 255 = 0.
+    image = torch.tensor([10.0] * 100 + [20.0] * 150 + [30.0] * 50).view(1, 15, 20) / 255
+    assert_same(equalize(image), image)
+    # Six times as many: step 1500 // 255 = 5. (2 + 0) // 5 = 0; (2 + 600) // 5 = 120; (2 + 1500) // 5 = 300, so 255.
+    several = equalize(image.repeat(1, 2, 3))
+    assert (several * 255).round().unique().tolist() == [0, 120, 255]
+
+
+def test_levels_are_rounded_before_they_are_changed():
+    # 127.4 and 127.6 are levels 127 and 128, 0111 1111 and 1000 0000.
+    image = torch.tensor([127.4, 127.6]).view(1, 1, 2) / 255
+    assert_exact(posterize(image, 1), torch.tensor([0, 128]).view(1, 1, 2))
+    assert_exact(autocontrast(image), torch.tensor([0, 255]).view(1, 1, 2))
+
+
+# Pillow cuts the blend to a level, so ours is up to 1 higher; and it rounds what it blends with, which counts by
+# 1 - factor: the gray to half a level (and luma weights differ by 1e-4 of 255), the mean of that gray by half a
+# level more, the smoothed image by half a level.
+BLENDS = {
+    adjust_brightness: (ImageEnhance.Brightness, 0.0),
+    adjust_saturation: (ImageEnhance.Color, 0.53),
+    adjust_contrast: (ImageEnhance.Contrast, 1.03),
+    adjust_sharpness: (ImageEnhance.Sharpness, 0.5),
+}
+
+
+@pytest.mark.parametrize("adjust", BLENDS, ids=lambda adjust: adjust.__name__)
+@pytest.mark.parametrize("factor", [*(0.9 * level / 10 + 0.05 for level in range(1, 10)), 0.0, 1.0, 1.9])
+def test_enhancements_are_pillows_within_its_rounding(adjust, factor):
+    enhance, rounded = BLENDS[adjust]
+    for size in SIZES:
+        image = levels(size, skew=1)
+        expected = pillow(lambda picture: enhance(picture).enhance(factor), image)
+        excess = adjust(image / 255, factor) * 255 - expected
+        slack = rounded * abs(1 - factor) + 1e-3
+        assert excess.min() >= -slack
+        assert excess.max() <= 1 + slack
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_sharpness_is_torchvisions(factor):
+    for image in (rgb(), channels(1), torch.rand(3, 2, 9), torch.rand(3, 9, 1), torch.rand(3, 3, 3)):
+        assert_same(adjust_sharpness(image, factor), oracle.adjust_sharpness(image, factor))
+
+
+def test_each_channel_is_distorted_on_its_own():
+    for count in (1, 2, 5):
+        image = levels((20, 30), 1, count) / 255
+        for distort in (
+            autocontrast,
+            equalize,
+            invert,
+            lambda image: posterize(image, 3),
+            lambda image: adjust_sharpness(image, 0.2),
+        ):
+            assert torch.equal(distort(image), torch.cat([distort(channel[None]) for channel in image]))
+
+
 def test_gray_of_other_channel_counts_is_their_mean():
     assert torch.equal(gray(channels(1)), channels(1))
     for count in (2, 4, 6):
@@ -129,10 +235,14 @@ def test_hue_of_many_channels_is_a_rotation_of_the_first_harmonic():
 def test_colour_ops_stay_in_the_unit_interval_and_leave_their_input(count):
     image = channels(count)
     before = image.clone()
-    for op in (adjust_brightness, adjust_contrast, adjust_saturation):
+    for op in (adjust_brightness, adjust_contrast, adjust_saturation, adjust_sharpness):
         assert op(image, 2.5).min() >= 0
         assert op(image, 2.5).max() <= 1
     assert adjust_hue(image, 0.4).min() >= 0
     assert adjust_hue(image, 0.4).max() <= 1
+    for op in (autocontrast, equalize, invert):
+        assert op(image).min() >= 0
+        assert op(image).max() <= 1
+    posterize(image, 4)
     solarize(image, 0.5)
     assert torch.equal(image, before)

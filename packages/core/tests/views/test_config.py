@@ -6,6 +6,7 @@ from jsonargparse import ArgumentParser
 from ssl_core.views import (
     PRESETS,
     ColorJitter,
+    RandAugment,
     RandomCrop,
     RandomResizedCrop,
     Solarize,
@@ -33,6 +34,8 @@ def test_a_list_of_ops_is_read_with_defaults_and_whole_numbers():
         {"color_jitter": {"prob": 1}},
         {"random_crop": {"padding": 2}},
         {"solarize": None},
+        {"rand_augment": {"pool": "clsa_paper14", "level_range": [3, 3]}},
+        {"rand_augment": {"level_range": "continuous"}},
     ]
     (view,) = make_view_specs([ViewConfig(augmentation, 32)])
     assert view.ops == (
@@ -40,6 +43,8 @@ def test_a_list_of_ops_is_read_with_defaults_and_whole_numbers():
         ColorJitter(prob=1.0),
         RandomCrop(padding=2),
         Solarize(),
+        RandAugment("clsa_paper14", level_range=(3, 3)),
+        RandAugment(level_range="continuous"),
     )
     assert view.name == "custom"
 
@@ -61,6 +66,8 @@ def test_a_derived_view_continues_the_view_of_that_index():
         (ViewConfig([{"color_jitter": {"hue": "much"}}]), "(?s)color_jitter.hue.*much"),
         (ViewConfig([{"color_jitter": {"hue": 0.7}}]), "hue .* 0.7"),
         (ViewConfig([{"random_resized_crop": {"scale": [0.1, 0.2, 0.3]}}]), "(?s)random_resized_crop.*scale"),
+        (ViewConfig([{"rand_augment": {"level_range": "code"}}]), "level_range .* 'continuous', got 'code'"),
+        (ViewConfig([{"rand_augment": {"level_range": [1, 2.5]}}]), "(?s)rand_augment.level_range.*2.5"),
         (ViewConfig([{"random_resized_crop": 3}]), "random_resized_crop.* 3"),
         (ViewConfig([{"resize": {}, "solarize": {}}]), "name: .argument: value"),
         (ViewConfig([{"solarize": {}}]), "do not end at the view's size"),
@@ -95,6 +102,7 @@ def test_a_yaml_file_is_read_as_a_list_of_views(tmp_path):
           - augmentation:
               - random_resized_crop: {scale: [0.5, 1]}
               - horizontal_flip:
+              - rand_augment: {num_ops: 2, level_range: [9, 9]}
             size: 8
         """
     )
@@ -103,4 +111,10 @@ def test_a_yaml_file_is_read_as_a_list_of_views(tmp_path):
     parser.add_class_arguments(Settings)
     views = [ViewConfig(**view) for view in parser.parse_args(["--config", str(file)]).views]
     assert views[:2] == [ViewConfig("strong", 32), ViewConfig("strong_gamma", 16, (0.1, 0.4), 2)]
-    assert [view.sizes for view in make_view_specs(views)] == [(32,), (16,), (16,), (8,)]
+    specs = make_view_specs(views)
+    assert [view.sizes for view in specs] == [(32,), (16,), (16,), (8,)]
+    assert specs[-1].ops[-1] == RandAugment(num_ops=2, level_range=(9, 9))
+    # As the run's own config.yaml, it says the same again.
+    file.write_text(parser.dump(parser.parse_args(["--config", str(file)])))
+    again = [ViewConfig(**view) for view in parser.parse_args(["--config", str(file)]).views]
+    assert make_view_specs(again) == specs

@@ -9,6 +9,7 @@ from ssl_core.views import (
     GaussianBlur,
     Grayscale,
     HorizontalFlip,
+    RandAugment,
     RandomCrop,
     RandomResizedCrop,
     Solarize,
@@ -73,6 +74,12 @@ def test_moco_presets_have_the_numbers_of_mocos_code():
         ColorJitter(prob=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
         Grayscale(prob=0.2),
     )
+
+
+def test_clsas_strong_views_distort_the_weak_view_or_the_crop_alone():
+    five = RandAugment(pool="clsa_code14", num_ops=5, prob=0.5, level_range=(1, 9))
+    assert PRESETS["clsa_strong"] == (*PRESETS["moco_v2"], five)
+    assert PRESETS["clsa_strong_crop"] == (RandomResizedCrop(scale=(0.2, 1.0)), five)
 
 
 def test_presets_of_probes_have_no_colour():

@@ -1,12 +1,15 @@
-"""Each op against torchvision's function, on float32 images as the definition asks, and what any image may be."""
+"""Each op against torchvision's or Pillow's function of it, and what any image may be."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms.v2 import functional as oracle
 
 from ssl_core.views import (
+    DISTORTIONS,
     JITTER_ORDERS,
     PRESETS,
     CenterCrop,
@@ -14,6 +17,7 @@ from ssl_core.views import (
     GaussianBlur,
     Grayscale,
     HorizontalFlip,
+    RandAugment,
     RandomCrop,
     RandomResizedCrop,
     Resize,
@@ -122,9 +126,38 @@ def test_resize_squashes_the_whole_image():
     assert_same(view, oracle.resize(unit(image), [32, 32], antialias=True))
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    ("shape", "inside"),
+    # Its first row, rows, first column, columns: 60 x 40 at side 32 is 32 x 21.33, with 11 spare columns, 5 and 6.
+    [
+        ((60, 40), (0, 32, 5, 21)),
+        ((50, 60), (2, 27, 0, 32)),
+        ((50, 50), (0, 32, 0, 32)),
+        ((8, 4), (0, 32, 8, 16)),
+        ((3000, 2), (0, 32, 15, 1)),
+        ((1, 1), (0, 32, 0, 32)),
+    ],
+    ids=str,
+)
+def test_a_padded_resize_keeps_the_aspect_ratio_between_zeros(shape, inside, interpolation):
+    image = some_image(height=shape[0], width=shape[1])
+    (view,) = render(image, numbers(), ViewSpec((Resize(interpolation=interpolation, mode="pad"),), (32,)))
+    top, height, left, width = inside
+    mode = oracle.InterpolationMode(interpolation)
+    resized = oracle.resize(unit(image), [height, width], interpolation=mode, antialias=True).clamp(0, 1)
+    assert_same(view, oracle.pad(resized, [left, top, 32 - width - left, 32 - height - top]))
+
+
+def test_a_padded_resize_of_another_side_is_cut_afterwards():
+    image = some_image(height=10, width=20)
+    spec = ViewSpec((Resize(side=20, mode="pad"), RandomCrop()), (10,))
+    assert torch.equal(render(image, numbers(5, 3), spec)[0], unit(image)[:, :, 3:13])
+
+
 def test_an_image_of_the_views_size_is_left_as_it_is():
     image = some_image(height=32, width=32)
-    for op in (CenterCrop(), Resize()):
+    for op in (CenterCrop(), Resize(), Resize(mode="pad")):
         assert torch.equal(render(image, numbers(), ViewSpec((op,), (32,)))[0], unit(image))
     assert torch.equal(render(image, numbers(0, 0, 32, 32), ViewSpec((RandomResizedCrop(),), (32,)))[0], unit(image))
 
@@ -205,13 +238,94 @@ def test_the_whole_strong_view_is_torchvisions_functions_in_order():
         assert_same(render(image, row, spec)[0], expected, atol=1e-5)
 
 
+# Distortions on 8-bit images, as CLSA's released code applies them with Pillow.
+
+
+def pillows_affine(picture, *matrix):
+    return picture.transform(picture.size, Image.Transform.AFFINE, matrix)
+
+
+PILLOW = {
+    "identity": lambda picture, _: picture,
+    "autocontrast": lambda picture, _: ImageOps.autocontrast(picture),
+    "equalize": lambda picture, _: ImageOps.equalize(picture),
+    "invert": lambda picture, _: ImageOps.invert(picture),
+    "posterize": lambda picture, bits: ImageOps.posterize(picture, int(bits)),
+    "solarize": lambda picture, threshold: ImageOps.solarize(picture, threshold),
+    "rotate": lambda picture, degrees: picture.rotate(degrees),
+    "shear_x": lambda picture, slope: pillows_affine(picture, 1, slope, 0, 0, 1, 0),
+    "shear_y": lambda picture, slope: pillows_affine(picture, 1, 0, 0, slope, 1, 0),
+    "translate_x": lambda picture, share: pillows_affine(picture, 1, 0, int(share * picture.width), 0, 1, 0),
+    "translate_y": lambda picture, share: pillows_affine(picture, 1, 0, 0, 0, 1, int(share * picture.height)),
+    "brightness": lambda picture, factor: ImageEnhance.Brightness(picture).enhance(factor),
+    "color": lambda picture, factor: ImageEnhance.Color(picture).enhance(factor),
+    "contrast": lambda picture, factor: ImageEnhance.Contrast(picture).enhance(factor),
+    "sharpness": lambda picture, factor: ImageEnhance.Sharpness(picture).enhance(factor),
+}
+# Exact but for the rounding inside Pillow, whose bounds test_color.py derives.
+BLENDS = ("brightness", "color", "contrast", "sharpness")
+
+
+def distorted_by_pillow(image, name, magnitude):
+    picture = PILLOW[name](Image.fromarray(image.permute(1, 2, 0).numpy()), magnitude)
+    return unit(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("level", [(1, 1), (5, 5), (9, 9), "continuous"], ids=str)
+@pytest.mark.parametrize("side", [1, 2, 31, 32, 97])
+@pytest.mark.parametrize("pool", ["clsa_code14", "clsa_paper14"])
+def test_each_distortion_is_pillows(pool, side, level):
+    image = some_image(height=side, width=side)
+    spec = ViewSpec((Resize(), RandAugment(pool, 1, 1.0, level)), (side,))
+    parameters = draw(spec, [image] * 200).tolist()
+    assert len({index for index, _ in parameters}) == 14
+    for index, magnitude in parameters:
+        name = DISTORTIONS[int(index)]
+        (view,) = render(image, numbers(index, magnitude), spec)
+        expected = distorted_by_pillow(image, name, magnitude)
+        if name in BLENDS:
+            assert_same(view, expected, atol=2.04 / 255)
+        else:
+            assert_same(view, expected)
+
+
+def test_distortions_follow_each_other_in_the_drawn_order():
+    image = some_image(height=32, width=32)
+    spec = ViewSpec((Resize(), RandAugment(num_ops=3)), (32,))
+    rotate, dark, nothing = (DISTORTIONS.index(name) for name in ("rotate", "brightness", "identity"))
+    (view,) = render(image, numbers(rotate, 15, nothing, 0, dark, 0.5), spec)
+    assert_same(view, distorted_by_pillow(image, "rotate", 15) / 2)
+    # A quarter as bright, then 4 bits, steps of 16; or 4 bits first, so that the steps are a quarter as high.
+    coarse = DISTORTIONS.index("posterize")
+    (view,) = render(image, numbers(dark, 0.25, coarse, 4, nothing, 0), spec)
+    assert {round(level) for level in (view * 255).unique().tolist()} == set(range(0, 65, 16))
+    (view,) = render(image, numbers(coarse, 4, dark, 0.25, nothing, 0), spec)
+    assert {round(level) for level in (view * 255).unique().tolist()} == set(range(0, 61, 4))
+
+
+def test_solarising_counts_a_value_to_its_nearest_level():
+    # 99.6 and 99.4 are levels 100 and 99; what is inverted keeps its fraction.
+    image = torch.tensor([99.6, 99.4]).view(1, 1, 2) / 255
+    spec = ViewSpec((RandAugment(num_ops=1), Resize()), (2,))
+    (view,) = render(image, numbers(DISTORTIONS.index("solarize"), 100), spec)
+    assert_same(view[0, 0] * 255, torch.tensor([155.4, 99.4]), atol=1e-4)
+
+
+def test_distortions_before_the_crop_see_the_whole_image():
+    image = some_image(height=40, width=60)
+    spec = ViewSpec((RandAugment(num_ops=1), RandomCrop()), (20,))
+    (view,) = render(image, numbers(DISTORTIONS.index("translate_x"), 0.5, 3, 4), spec)
+    assert torch.equal(view, unit(image)[:, 3:23, 34:54])  # 30 pixels of 60
+
+
 # What an image may be.
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("shape", [(1, 1), (3000, 2), (2, 90), (32, 32), (37, 53)], ids=str)
-def test_any_channels_type_and_shape_give_a_view_in_the_unit_interval(count, shape):
-    spec = ViewSpec(PRESETS["strong_beta"], (32,))
+@pytest.mark.parametrize("preset", ["strong_beta", "clsa_strong"])
+def test_any_channels_type_and_shape_give_a_view_in_the_unit_interval(preset, count, shape):
+    spec = ViewSpec(PRESETS[preset], (32,))
     for dtype in (torch.uint8, torch.uint16, torch.float16, torch.float32, torch.float64):
         image = some_image(count, *shape, dtype=dtype)
         for row in draw(spec, [image] * 2):
@@ -230,6 +344,16 @@ def test_types_show_the_same_picture():
     (view,) = render(levels, row, spec)
     assert_same(render((levels.int() * 257).to(torch.uint16), row, spec)[0], view)
     assert_same(render(levels / 255, row, spec)[0], view)
+
+
+@pytest.mark.parametrize("name", DISTORTIONS)
+def test_types_show_the_same_distortion(name):
+    levels = some_image(height=32, width=32)
+    spec = ViewSpec((Resize(), RandAugment(num_ops=1)), (32,))
+    parameters = numbers(DISTORTIONS.index(name), 5 if name == "posterize" else 0.3)
+    (view,) = render(levels, parameters, spec)
+    assert torch.equal(render((levels.int() * 257).to(torch.uint16), parameters, spec)[0], view)
+    assert torch.equal(render(levels / 255, parameters, spec)[0], view)
 
 
 def test_one_channel_is_jittered_in_brightness_and_contrast_alone():
@@ -261,7 +385,7 @@ def test_memory_layout_changes_nothing(layout):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
-@pytest.mark.parametrize("preset", ["plain", "strong_beta"])
+@pytest.mark.parametrize("preset", ["plain", "strong_beta", "clsa_strong_crop"])
 def test_an_image_is_neither_changed_nor_shared(dtype, preset):
     image = some_image(height=32, width=32, dtype=dtype)
     before = image.clone()

@@ -7,11 +7,14 @@ from torch.utils.data import DataLoader
 
 from ssl_core.philox import uniform
 from ssl_core.views import (
+    DISTORTIONS,
+    POOLS,
     PRESETS,
     CenterCrop,
     ColorJitter,
     GaussianBlur,
     HorizontalFlip,
+    RandAugment,
     RandomCrop,
     RandomResizedCrop,
     Resize,
@@ -44,11 +47,13 @@ def sample_indices(indices):
 # What a view depends on.
 
 
-def test_an_image_alone_draws_what_it_draws_in_a_batch():
-    batch = sample(BETA, range(37))
-    assert batch.shape == (37, num_parameters(BETA))
+@pytest.mark.parametrize("preset", ["strong_beta", "clsa_strong"])
+def test_an_image_alone_draws_what_it_draws_in_a_batch(preset):
+    spec = ViewSpec(PRESETS[preset], (32,))
+    batch = sample(spec, range(37))
+    assert batch.shape == (37, num_parameters(spec))
     for index in (0, 5, 36):
-        assert torch.equal(sample(BETA, [index])[0], batch[index])
+        assert torch.equal(sample(spec, [index])[0], batch[index])
 
 
 def test_the_order_of_a_batch_changes_nothing():
@@ -91,9 +96,10 @@ def test_memory_layout_changes_nothing():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_draws_the_same():
+@pytest.mark.parametrize("preset", ["strong_beta", "clsa_strong"])
+def test_a_gpu_draws_the_same(preset):
     index, sizes = torch.arange(1000), some_sizes(1000)
-    draw = partial(sample_parameters, BETA, seed=0, epoch=0, view_index=0)
+    draw = partial(sample_parameters, ViewSpec(PRESETS[preset], (32,)), seed=0, epoch=0, view_index=0)
     on_gpu = draw(image_index=index.cuda(), image_size=sizes.cuda())
     assert torch.equal(on_gpu.cpu(), draw(image_index=index, image_size=sizes))
 
@@ -271,6 +277,101 @@ def test_a_second_crop_is_drawn_in_the_frame_of_the_first():
     assert drawn["random_resized_crop.height"].max() > 100
     resized = named(ViewSpec((Resize(side=256), RandomResizedCrop()), (32,)), 200, size=(20, 10))
     assert 200 < resized["random_resized_crop.height"].max() <= 256
+
+
+def distortions(num_images=4000, **op):
+    """Names' indices (n, num_ops) and magnitudes (n, num_ops) of a view that does nothing but distort."""
+    drawn = sample(ViewSpec((Resize(), RandAugment(**op)), (32,)), range(num_images))
+    return drawn[:, ::2].long(), drawn[:, 1::2]
+
+
+def test_distortions_of_known_draws_by_hand(monkeypatch):
+    # Which of 14, level of 9, apply below 0.5, negative below 0.5.
+    draws = [
+        [0.5, 0.5, 0.49, 0.49],  # 7: rotate; level 1 + int(4.5) = 5: 30 * 5 / 10 degrees; negative
+        [0.99, 0.99, 0.0, 0.5],  # int(13.86) = 13: translate_y; level 1 + int(8.91) = 9: 0.3 * 9 / 10; positive
+        [0.45, 0.4, 0.2, 0.1],  # int(6.3) = 6: posterize; level 1 + int(3.6) = 4: 4 + int(1.6) bits; no sign
+        [0.79, 0.0, 0.3, 0.3],  # int(11.06) = 11: solarize; level 1: 256 - int(25.6)
+        [0.0, 0.7, 0.5, 0.3],  # autocontrast, not applied
+    ]
+    monkeypatch.setattr("ssl_core.views.sampling.uniform", lambda *_: torch.tensor(draws).double().view(1, 20))
+    names, magnitudes = distortions(1)
+    assert [DISTORTIONS[index] for index in names[0]] == ["rotate", "translate_y", "posterize", "solarize", "identity"]
+    assert magnitudes[0].tolist() == pytest.approx([-15, 0.27, 5, 231, 0])
+
+
+def test_distortions_are_drawn_equally_often_and_independently():
+    names, _ = distortions(prob=1.0, num_ops=2)
+    pool = [DISTORTIONS.index(name) for name in POOLS["clsa_code14"].magnitudes]
+    pairs = (names[:, 0] * len(DISTORTIONS) + names[:, 1]).bincount(minlength=len(DISTORTIONS) ** 2)
+    counts = pairs.view(len(DISTORTIONS), -1)[pool][:, pool]  # 196 pairs, with replacement
+    assert counts.sum() == 4000
+    # Pearson's statistic has mean 195 and standard deviation sqrt(2 * 195) if all pairs are as likely.
+    assert abs(((counts - 4000 / 196) ** 2 / (4000 / 196)).sum().item() - 195) < 4 * math.sqrt(2 * 195)
+
+
+def test_levels_are_drawn_equally_often():
+    names, magnitudes = distortions(prob=1.0)
+    factors = magnitudes[names == DISTORTIONS.index("brightness")]
+    levels, counts = ((factors - 0.05) / 0.09).round().long().unique(return_counts=True)
+    assert levels.tolist() == list(range(1, 10))
+    share = 1 / 9
+    assert bool(((counts / len(factors) - share).abs() < 4 * math.sqrt(share * (1 - share) / len(factors))).all())
+
+
+def test_signs_are_drawn_equally_often_and_only_where_the_pool_says_so():
+    names, magnitudes = distortions(prob=1.0)
+    for name, magnitude in POOLS["clsa_code14"].magnitudes.items():
+        negative = (magnitudes[names == DISTORTIONS.index(name)] < 0).double()
+        if magnitude.signed:
+            assert abs(negative.mean().item() - 0.5) < 4 * 0.5 / math.sqrt(len(negative))
+        else:
+            assert not negative.any()
+
+
+@pytest.mark.parametrize("prob", [0.0, 0.5, 1.0])
+def test_each_draw_is_applied_with_its_probability(prob):
+    names, magnitudes = distortions(pool="clsa_paper14", prob=prob)
+    applied = (names > 0).double()  # this pool has no identity of its own
+    assert applied.shape == (4000, 5)
+    assert bool(((applied.mean(dim=0) - prob).abs() <= 4 * math.sqrt(prob * (1 - prob) / 4000)).all())
+    assert not magnitudes[names == 0].any()
+    five = applied.sum(dim=1).long().bincount(minlength=6) / 4000
+    expected = torch.tensor([math.comb(5, count) * prob**count * (1 - prob) ** (5 - count) for count in range(6)])
+    assert bool(((five - expected).abs() <= 4 * (expected * (1 - expected) / 4000).sqrt()).all())
+
+
+def test_continuous_levels_fill_the_ranges_of_the_paper():
+    names, magnitudes = distortions(20000, pool="clsa_paper14", prob=1.0, level_range="continuous")
+
+    def drawn(name):
+        return magnitudes[names == DISTORTIONS.index(name)]
+
+    for name in ("brightness", "color", "contrast", "sharpness"):
+        assert_uniform(drawn(name), 0.05, 0.95)
+    for name in ("shear_x", "shear_y", "translate_x", "translate_y"):
+        assert_uniform(drawn(name), -0.3, 0.3)
+    assert drawn("posterize").unique().tolist() == [4, 5, 6, 7]  # 8 bits has no probability
+    assert_uniform(drawn("rotate"), -30, 30)
+    assert_uniform(drawn("solarize") - 0.5, 0, 256, slack=0.5)
+
+
+def test_distortions_depend_neither_on_what_else_is_drawn_nor_on_the_size():
+    few, many = distortions(50, num_ops=2), distortions(50, num_ops=5)
+    assert torch.equal(few[0], many[0][:, :2])
+    assert torch.equal(few[1], many[1][:, :2])
+    spec = ViewSpec((Resize(), RandAugment()), (32,))
+    assert torch.equal(sample(spec, range(50), (1, 1)), sample(spec, range(50), (3000, 2)))
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("level_range", [(0, 0), (1, 9), (10, 10), "continuous"], ids=str)
+def test_distortions_take_the_same_draws_whatever_their_pool_and_levels(pool, level_range):
+    op = RandAugment(pool, 3, 0.5, level_range)
+    assert op.num_draws == 12
+    after = named(ViewSpec((Resize(), op, GaussianBlur()), (32,)), 50)["gaussian_blur.sigma"]
+    reference = named(ViewSpec((Resize(), RandAugment(num_ops=3), GaussianBlur()), (32,)), 50)
+    assert torch.equal(after, reference["gaussian_blur.sigma"])
 
 
 def assert_uniform(values, low, high, slack=1e-9):

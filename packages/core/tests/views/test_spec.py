@@ -7,6 +7,7 @@ from ssl_core.views import (
     GaussianBlur,
     Grayscale,
     HorizontalFlip,
+    RandAugment,
     RandomCrop,
     RandomResizedCrop,
     Resize,
@@ -27,6 +28,12 @@ def test_parameters_are_named_by_op_and_a_repeated_op_is_numbered():
     assert num_parameters(view) == 4
 
 
+def test_a_drawn_distortion_has_a_name_and_a_magnitude_for_each_draw():
+    view = ViewSpec((CenterCrop(), RandAugment(num_ops=2)), (8,))
+    parts = ("distortion_1", "magnitude_1", "distortion_2", "magnitude_2")
+    assert parameter_names(view) == tuple(f"rand_augment.{part}" for part in parts)
+
+
 def test_jitter_orders_are_all_orders_of_four():
     assert len(set(JITTER_ORDERS)) == 24
     assert all(sorted(order) == [0, 1, 2, 3] for order in JITTER_ORDERS)
@@ -41,6 +48,14 @@ def test_jitter_orders_are_all_orders_of_four():
         (lambda: RandomResizedCrop(interpolation="nearest"), "bilinear, bicubic.*'nearest'"),
         (lambda: RandomCrop(padding=-1), "padding .* -1"),
         (lambda: Resize(side=0), "side .* 0"),
+        (lambda: Resize(mode="stretch"), "squash or pad, got 'stretch'"),
+        (lambda: RandAugment("clsa14"), "'clsa14'.*clsa_code14, clsa_paper14"),
+        (lambda: RandAugment(num_ops=0), "num_ops .* 0"),
+        (lambda: RandAugment(prob=1.5), "rand_augment: prob .* 1.5"),
+        (lambda: RandAugment(level_range=(9, 1)), r"rising levels in \[0, 10\] .*\(9, 1\)"),
+        (lambda: RandAugment(level_range=(1, 11)), r"\(1, 11\)"),
+        (lambda: RandAugment(level_range="code"), "or 'continuous', got 'code'"),
+        (lambda: RandAugment(level_range=(-1, 9)), r"\(-1, 9\)"),
         (lambda: HorizontalFlip(prob=1.5), "prob .* 1.5"),
         (lambda: Grayscale(prob=-0.1), "grayscale: prob"),
         (lambda: ColorJitter(contrast=-1.0), "contrast .* -1"),

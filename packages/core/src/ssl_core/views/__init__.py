@@ -8,6 +8,10 @@ from ssl_core.views.config import ViewConfig as ViewConfig
 from ssl_core.views.config import make_view_specs as make_view_specs
 from ssl_core.views.gallery import save_view_gallery as save_view_gallery
 from ssl_core.views.gallery import view_gallery as view_gallery
+from ssl_core.views.pools import DISTORTIONS as DISTORTIONS
+from ssl_core.views.pools import POOLS as POOLS
+from ssl_core.views.pools import Magnitude as Magnitude
+from ssl_core.views.pools import Pool as Pool
 from ssl_core.views.presets import PRESETS as PRESETS
 from ssl_core.views.presets import eval_spec as eval_spec
 from ssl_core.views.render import render as render
@@ -20,6 +24,7 @@ from ssl_core.views.spec import ColorJitter as ColorJitter
 from ssl_core.views.spec import GaussianBlur as GaussianBlur
 from ssl_core.views.spec import Grayscale as Grayscale
 from ssl_core.views.spec import HorizontalFlip as HorizontalFlip
+from ssl_core.views.spec import RandAugment as RandAugment
 from ssl_core.views.spec import RandomCrop as RandomCrop
 from ssl_core.views.spec import RandomResizedCrop as RandomResizedCrop
 from ssl_core.views.spec import Resize as Resize
@@ -31,7 +36,9 @@ from ssl_core.views.spec import num_parameters as num_parameters
 from ssl_core.views.spec import parameter_names as parameter_names
 
 __all__ = [
+    "DISTORTIONS",
     "JITTER_ORDERS",
+    "POOLS",
     "PRESETS",
     "VIEW_OPS",
     "CenterCrop",
@@ -39,6 +46,9 @@ __all__ = [
     "GaussianBlur",
     "Grayscale",
     "HorizontalFlip",
+    "Magnitude",
+    "Pool",
+    "RandAugment",
     "RandomCrop",
     "RandomResizedCrop",
     "Resize",

@@ -11,12 +11,17 @@ With three channels every function equals torchvision's functional of the same n
   order and the plane of their first harmonic is rotated by the shift; it is orthogonal to the gray axis, so
   the mean over channels is kept, and with three channels a third of a turn would take red to green, as in
   HSV.
+* **Autocontrast** and **equalising** treat each channel on its own; **posterising**, **inverting** and
+  **sharpness** need no colour.
+
+Autocontrast, equalising and posterising are defined on 8-bit values: they round the image to 256 levels, whatever
+its depth, and their results are whole levels, exactly Pillow's. Nothing else here rounds.
 """
 
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
 # Luma as torchvision rounds it; differences of the other two channels, whose quotient by the chroma is a
@@ -67,6 +72,72 @@ def adjust_hue(image: Float[Tensor, "c h w"], shift: float) -> Float[Tensor, "c 
 def solarize(image: Float[Tensor, "c h w"], threshold: float) -> Float[Tensor, "c h w"]:
     """The image with values at or above ``threshold`` inverted."""
     return torch.where(image >= threshold, 1 - image, image)
+
+
+def invert(image: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
+    """The image's negative, x -> 1 - x."""
+    return 1 - image
+
+
+def adjust_sharpness(image: Float[Tensor, "c h w"], factor: float) -> Float[Tensor, "c h w"]:
+    """Blend of a smoothed image (factor 0) and the image (factor 1), clipped to [0, 1].
+
+    Smoothing weights the pixel by 5 / 13 and its eight neighbours by 1 / 13; border pixels stay as they are.
+    """
+    if min(image.shape[1:]) < 3:
+        return image
+    rows = image[:, :-2] + image[:, 1:-1] + image[:, 2:]
+    smooth = image.clone()
+    smooth[:, 1:-1, 1:-1] = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * image[:, 1:-1, 1:-1]) / 13
+    return torch.lerp(smooth, image, factor).clamp_(0, 1)
+
+
+def posterize(image: Float[Tensor, "c h w"], bits: int) -> Float[Tensor, "c h w"]:
+    """The highest ``bits``, 1 to 8, of each 8-bit value; the others are zero."""
+    step = 1 << (8 - bits)
+    return _levels(image).div_(step).floor_().mul_(step).div_(255)
+
+
+def autocontrast(image: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
+    """Each channel stretched linearly so that its extremes become 0 and 1; a flat channel stays.
+
+    Stretched values are cut to whole levels.
+    """
+    levels = _levels(image)
+    low, high = levels.amin((1, 2))[:, None].double(), levels.amax((1, 2))[:, None].double()
+    # Pillow's double precision and order of operations, since the cut turns a last bit into a level; torch takes
+    # 255 / tensor for a product with the reciprocal.
+    scale = torch.full_like(low, 255) / (high - low)
+    unchanged = torch.arange(256, dtype=torch.float64, device=image.device)
+    stretched = (unchanged * scale - low * scale).trunc_().clamp_(0, 255)
+    return _looked_up(levels, torch.where(high > low, stretched, unchanged))
+
+
+def equalize(image: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
+    """Each channel's values replaced by their rank, so that its histogram is as flat as a map of levels allows.
+
+    Level i becomes floor((step // 2 + number of pixels below i) / step), at most 255, where step is a 255th of the
+    number of pixels below the highest level, cut to a whole number. Where that is 0 the channel stays: a flat
+    channel, or an image of at most 255 pixels.
+    """
+    levels = _levels(image)
+    count = torch.stack([channel.bincount(minlength=256) for channel in levels.flatten(1).long()])
+    below = count.cumsum(1) - count
+    step = below.gather(1, levels.amax((1, 2))[:, None].long()) // 255
+    unchanged = torch.arange(256, device=image.device)
+    flattened = ((step // 2 + below) // step.clamp(min=1)).clamp_(max=255)
+    return _looked_up(levels, torch.where(step > 0, flattened, unchanged))
+
+
+def _levels(image: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
+    """The nearest of 256 levels, as whole numbers in [0, 255]."""
+    return (image * 255).round_()
+
+
+def _looked_up(levels: Float[Tensor, "c h w"], table: Num[Tensor, "c 256"]) -> Float[Tensor, "c h w"]:
+    """The image in which each level is replaced by its entry in its channel's table, a level too."""
+    unit = table.to(levels.dtype).div_(255)
+    return unit.gather(1, levels.flatten(1).long()).view_as(levels)
 
 
 def _shift_hsv(image: Float[Tensor, "3 h w"], sextants: float) -> Float[Tensor, "3 h w"]:

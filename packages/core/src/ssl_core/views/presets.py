@@ -1,7 +1,8 @@
 """Views by name, with the numbers of the papers.
 
 Order of ops as in SCE's released CIFAR-10 code: crop, colour jitter, gray, blur, (solarise,) flip. The flip's
-place makes no difference to the picture: every other op here treats left and right alike.
+place makes no difference to the picture where every other op treats left and right alike; RandAugment, which does
+not, comes after it.
 """
 
 from ssl_core.views.spec import (
@@ -10,6 +11,7 @@ from ssl_core.views.spec import (
     GaussianBlur,
     Grayscale,
     HorizontalFlip,
+    RandAugment,
     RandomCrop,
     RandomResizedCrop,
     Solarize,
@@ -64,6 +66,10 @@ PRESETS: dict[str, tuple[ViewOp, ...]] = {
         ColorJitter(prob=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
         Grayscale(prob=0.2),
     ),
+    # CLSA: its weak view is moco_v2. Its released code distorts that view, to which one reading of its
+    # Algorithm 1 is the crop alone.
+    "clsa_strong": (*_STRONG, RandAugment()),
+    "clsa_strong_crop": (_CROP, RandAugment()),
     # For probes of a frozen encoder: training images, and test images.
     "crop_flip": (RandomResizedCrop(scale=(0.08, 1.0)), HorizontalFlip()),
     "padded_crop": (RandomCrop(padding=4), HorizontalFlip()),

@@ -20,9 +20,16 @@ from ssl_core.views.color import (
     adjust_contrast,
     adjust_hue,
     adjust_saturation,
+    adjust_sharpness,
+    autocontrast,
+    equalize,
     gray,
+    invert,
+    posterize,
     solarize,
 )
+from ssl_core.views.geometry import rotate, shear_x, shear_y, translate_x, translate_y
+from ssl_core.views.pools import DISTORTIONS, Distortion
 from ssl_core.views.spec import (
     JITTER_ORDERS,
     CenterCrop,
@@ -30,6 +37,7 @@ from ssl_core.views.spec import (
     GaussianBlur,
     Grayscale,
     HorizontalFlip,
+    RandAugment,
     RandomCrop,
     RandomResizedCrop,
     Resize,
@@ -118,7 +126,10 @@ def _apply(op: ViewOp, values: list[float], image: Tensor, size: int) -> Tensor:
         case CenterCrop():
             return _center_crop(image, op.short_side or size, size, op.interpolation)
         case Resize():
-            return _resize(image, op.side or size, op.side or size, op.interpolation)
+            side = op.side or size
+            if op.mode == "pad":
+                return _fitted(image, side, op.interpolation)
+            return _resize(image, side, side, op.interpolation)
         case HorizontalFlip():
             return image.flip(-1) if values[0] else image
         case ColorJitter():
@@ -129,8 +140,49 @@ def _apply(op: ViewOp, values: list[float], image: Tensor, size: int) -> Tensor:
             return _blur(image, values[0]) if values[0] else image
         case Solarize():
             return solarize(image, op.threshold) if values[0] else image
+        case RandAugment():
+            for index, magnitude in zip(values[::2], values[1::2], strict=True):
+                image = _distorted(image, DISTORTIONS[int(index)], magnitude)
+            return image
         case _:
             assert_never(op)
+
+
+def _distorted(image: Tensor, distortion: Distortion, magnitude: float) -> Tensor:
+    match distortion:
+        case "identity":
+            return image
+        case "autocontrast":
+            return autocontrast(image)
+        case "brightness":
+            return adjust_brightness(image, magnitude)
+        case "color":
+            return adjust_saturation(image, magnitude)
+        case "contrast":
+            return adjust_contrast(image, magnitude)
+        case "equalize":
+            return equalize(image)
+        case "invert":
+            return invert(image)
+        case "posterize":
+            return posterize(image, int(magnitude))
+        case "rotate":
+            return rotate(image, magnitude)
+        case "sharpness":
+            return adjust_sharpness(image, magnitude)
+        case "shear_x":
+            return shear_x(image, magnitude)
+        case "shear_y":
+            return shear_y(image, magnitude)
+        case "solarize":
+            # Half a level below, so that the rounding of what came before does not decide.
+            return solarize(image, (math.ceil(magnitude) - 0.5) / 255)
+        case "translate_x":
+            return translate_x(image, magnitude)
+        case "translate_y":
+            return translate_y(image, magnitude)
+        case _:
+            assert_never(distortion)
 
 
 def to_unit(image: Tensor) -> Tensor:
@@ -141,6 +193,15 @@ def to_unit(image: Tensor) -> Tensor:
 
 def _resize(image: Tensor, height: int, width: int, interpolation: str) -> Tensor:
     return _clipped(_interpolate(image, height, width, interpolation), interpolation)
+
+
+def _fitted(image: Tensor, side: int, interpolation: str) -> Tensor:
+    """The whole image at its aspect ratio in the middle of a (side side) square, zeros around."""
+    _, height, width = image.shape
+    longest = max(height, width)
+    new_height, new_width = (max(1, round(length * side / longest)) for length in (height, width))
+    resized = _resize(image, new_height, new_width, interpolation)
+    return _window(resized, -((side - new_height) // 2), -((side - new_width) // 2), side)
 
 
 def _center_crop(image: Tensor, short_side: int, size: int, interpolation: str) -> Tensor:

@@ -14,6 +14,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from ssl_core.philox import uniform
+from ssl_core.views.pools import DISTORTIONS, POOLS
 from ssl_core.views.spec import (
     JITTER_ORDERS,
     CenterCrop,
@@ -21,6 +22,7 @@ from ssl_core.views.spec import (
     GaussianBlur,
     Grayscale,
     HorizontalFlip,
+    RandAugment,
     RandomCrop,
     RandomResizedCrop,
     Resize,
@@ -115,6 +117,8 @@ def _parameters(
             return _jitter(op, draws)
         case GaussianBlur():
             return torch.where(draws[:, :1] < op.prob, _between(op.sigma, draws[:, 1:]), 0.0)
+        case RandAugment():
+            return _rand_augment(op, draws)
         case _:
             assert_never(op)
 
@@ -168,6 +172,29 @@ def _jitter(op: ColorJitter, draws: Float64[Tensor, "n 6"]) -> Float64[Tensor, "
     )
     identity = jittered.new_tensor([1.0, 1.0, 1.0, 0.0])
     return torch.cat([torch.where(apply < op.prob, jittered, identity), (order * len(JITTER_ORDERS)).floor()], dim=1)
+
+
+def _rand_augment(op: RandAugment, draws: Float64[Tensor, "n draws"]) -> Float64[Tensor, "n p"]:
+    pool = POOLS[op.pool]
+    which, level, apply, sign = draws.view(len(draws), op.num_ops, 4).unbind(2)
+    if isinstance(op.level_range, str):  # continuous
+        level = level * pool.top_level
+    else:
+        lowest, highest = op.level_range
+        level = lowest + (level * (highest - lowest + 1)).floor()
+
+    table = [
+        (DISTORTIONS.index(name), magnitude.low, magnitude.high - magnitude.low, magnitude.signed, magnitude.whole)
+        for name, magnitude in pool.magnitudes.items()
+    ]
+    chosen = draws.new_tensor(table)[(which * len(table)).floor().long()]
+    distortion, low, span, signed, whole = chosen.unbind(2)
+    # A GPU takes division by a Python number for a product with the reciprocal, which is not exact.
+    change = span * level / torch.full_like(level, pool.top_level)
+    magnitude = low + torch.where(whole == 1, change.trunc(), change)
+    magnitude = torch.where((signed == 1) & (sign < 0.5), -magnitude, magnitude)
+    applied = (apply < op.prob)[..., None]
+    return torch.where(applied, torch.stack([distortion, magnitude], dim=2), 0.0).flatten(1)
 
 
 def _exp(x: Tensor) -> Tensor:

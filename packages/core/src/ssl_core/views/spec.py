@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, get_args
 
+from ssl_core.views.pools import POOLS
+
 # What a colour jitter's order is an index into: 0 is brightness, 1 contrast, 2 saturation, 3 hue.
 JITTER_ORDERS = tuple(itertools.permutations(range(4)))
 
@@ -106,15 +108,20 @@ class CenterCrop:
 
 @dataclass(frozen=True)
 class Resize:
-    """The whole image squashed to a square, whatever its aspect ratio. Nothing is random.
+    """The whole image made square, whatever its aspect ratio. Nothing is random.
+
+    `CenterCrop` is the third way to a square: it keeps the aspect ratio and loses the ends of the long side.
 
     Args:
         side: pixels; None is the view's size.
         interpolation: bilinear or bicubic.
+        mode: squash changes the aspect ratio; pad keeps it: the long side becomes ``side``, and the image is
+            centred between black (zeros).
     """
 
     side: int | None = None
     interpolation: str = "bilinear"
+    mode: str = "squash"
 
     name: ClassVar[str] = "resize"
     parameters: ClassVar[tuple[str, ...]] = ()
@@ -124,6 +131,8 @@ class Resize:
         if self.side is not None and self.side < 1:
             raise ValueError(f"{self.name}: side must be >= 1 pixel, got {self.side}")
         _check_interpolation(self.name, self.interpolation)
+        if self.mode not in ("squash", "pad"):
+            raise ValueError(f"{self.name}: mode must be squash or pad, got {self.mode!r}")
 
 
 @dataclass(frozen=True)
@@ -231,6 +240,56 @@ class Solarize:
             raise ValueError(f"{self.name}: threshold must be in [0, 1], got {self.threshold}")
 
 
+@dataclass(frozen=True)
+class RandAugment:
+    """Distortions drawn from a pool with replacement, each applied with probability ``prob``, in turn.
+
+    A magnitude is the pool's at a level that is drawn for each distortion. Defaults are CLSA's released code.
+    Paper: Wang and Qi, 2020 (CLSA), section 3.3 and table 1, after Cubuk et al., 2020 (RandAugment).
+
+    Args:
+        pool: name of the distortions and their magnitudes; see `ssl_core.views.POOLS`.
+        num_ops: how many are drawn, >= 1.
+        prob: probability that a drawn distortion is applied.
+        level_range: lowest and highest level, each whole level in between as likely; equal for a fixed level.
+            "continuous" draws any number from 0 to the pool's top level: the whole of each range.
+    """
+
+    pool: str = "clsa_code14"
+    num_ops: int = 5
+    prob: float = 0.5
+    level_range: tuple[int, int] | str = (1, 9)
+
+    name: ClassVar[str] = "rand_augment"
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Index into `DISTORTIONS`, 0 where none is applied, and magnitude of each draw, sign included."""
+        return tuple(f"{part}_{draw}" for draw in range(1, self.num_ops + 1) for part in ("distortion", "magnitude"))
+
+    @property
+    def num_draws(self) -> int:
+        """For each distortion: which, level, whether to apply it, sign."""
+        return 4 * self.num_ops
+
+    def __post_init__(self) -> None:
+        if self.pool not in POOLS:
+            raise ValueError(f"{self.name}: no pool is called {self.pool!r}; there are {', '.join(POOLS)}")
+        if self.num_ops < 1:
+            raise ValueError(f"{self.name}: num_ops must be >= 1, got {self.num_ops}")
+        _check_prob(self.name, self.prob)
+        top = POOLS[self.pool].top_level
+        if isinstance(self.level_range, str):
+            is_range = self.level_range == "continuous"
+        else:
+            is_range = 0 <= self.level_range[0] <= self.level_range[1] <= top
+        if not is_range:
+            raise ValueError(
+                f"{self.name}: level_range must be two rising levels in [0, {top}] or 'continuous', "
+                f"got {self.level_range!r}"
+            )
+
+
 ViewOp = (
     RandomResizedCrop
     | RandomCrop
@@ -241,6 +300,7 @@ ViewOp = (
     | Grayscale
     | GaussianBlur
     | Solarize
+    | RandAugment
 )
 
 # Name in a config file -> op.

@@ -1,0 +1,74 @@
+"""The pools' numbers, written down once more from CLSA's released code and from table 1 of its paper."""
+
+import pytest
+import torch
+
+from ssl_core.views import DISTORTIONS, POOLS, RandAugment, Resize, ViewSpec, sample_parameters
+
+NO_MAGNITUDE = [0.0] * 9
+
+# Magnitudes at levels 1 to 9.
+ENHANCEMENT = [0.14, 0.23, 0.32, 0.41, 0.5, 0.59, 0.68, 0.77, 0.86]
+SHARE = [0.03, 0.06, 0.09, 0.12, 0.15, 0.18, 0.21, 0.24, 0.27]
+CLSA_CODE = {
+    "autocontrast": NO_MAGNITUDE,
+    "brightness": ENHANCEMENT,
+    "color": ENHANCEMENT,
+    "contrast": ENHANCEMENT,
+    "equalize": NO_MAGNITUDE,
+    "identity": NO_MAGNITUDE,
+    "posterize": [4, 4, 5, 5, 6, 6, 6, 7, 7],
+    "rotate": [3, 6, 9, 12, 15, 18, 21, 24, 27],
+    "sharpness": ENHANCEMENT,
+    "shear_x": SHARE,
+    "shear_y": SHARE,
+    "solarize": [231, 205, 180, 154, 128, 103, 77, 52, 26],
+    "translate_x": SHARE,
+    "translate_y": SHARE,
+}
+SIGNED = {"rotate", "shear_x", "shear_y", "translate_x", "translate_y"}
+
+
+def test_the_pool_of_clsas_code_has_its_fourteen_distortions_in_its_order():
+    assert list(POOLS["clsa_code14"].magnitudes) == list(CLSA_CODE)
+
+
+def test_the_pool_of_clsas_paper_inverts_where_the_code_does_nothing():
+    paper = ["invert" if name == "identity" else name for name in CLSA_CODE]
+    assert list(POOLS["clsa_paper14"].magnitudes) == paper
+    for name in paper:
+        if name != "invert":
+            assert POOLS["clsa_paper14"].magnitudes[name] == POOLS["clsa_code14"].magnitudes[name]
+
+
+@pytest.mark.parametrize("level", range(1, 10))
+def test_magnitudes_are_those_of_clsas_code(level):
+    op = RandAugment("clsa_code14", prob=1.0, level_range=(level, level))
+    index, sizes = torch.arange(200), torch.full((200, 2), 32)
+    drawn = sample_parameters(
+        ViewSpec((Resize(), op), (32,)), seed=0, epoch=0, image_index=index, view_index=0, image_size=sizes
+    )
+    for name, magnitudes in CLSA_CODE.items():
+        found = drawn[:, 1::2][drawn[:, ::2] == DISTORTIONS.index(name)]
+        expected = torch.tensor(magnitudes[level - 1]).double()
+        torch.testing.assert_close(found.abs(), expected.expand_as(found))
+        assert bool((found < 0).any()) == (name in SIGNED)
+
+
+def test_the_ranges_are_those_of_table_1():
+    ranges = {name: {magnitude.low, magnitude.high} for name, magnitude in POOLS["clsa_paper14"].magnitudes.items()}
+    for name in ("shear_x", "shear_y", "translate_x", "translate_y"):
+        assert ranges[name] == {0, 0.3}  # and their negatives
+    for name in ("contrast", "color", "brightness", "sharpness"):
+        assert ranges[name] == {0.05, 0.95}
+    assert (ranges["rotate"], ranges["solarize"], ranges["posterize"]) == ({0, 30}, {0, 256}, {4, 8})
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_only_geometry_has_a_sign(pool):
+    assert {name for name, magnitude in POOLS[pool].magnitudes.items() if magnitude.signed} == SIGNED
+
+
+def test_no_distortion_is_named_identity_but_the_first():
+    assert DISTORTIONS[0] == "identity"
+    assert len(set(DISTORTIONS)) == len(DISTORTIONS)
