@@ -234,8 +234,8 @@ class Recipes:
             for field in fields(config.method)
             if isinstance(value := getattr(config.method, field.name), HeadConfig)
         }
-        if hasattr(config.method, "queue_length"):
-            changes["queue_length"] = _BATCH * (1 + self.keys_per_image(config.method))
+        if keys_per_image := self.keys_per_image(config.method):
+            changes["queue_length"] = _BATCH * (1 + keys_per_image)
         if hasattr(config.method, "batch_norm_splits"):
             changes["batch_norm_splits"] = min(2, config.method.batch_norm_splits)
         options = config.encoder.options | {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
