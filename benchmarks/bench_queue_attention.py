@@ -11,18 +11,21 @@ set of a fresh process, on the GPU that of torch's allocator.
 """
 
 import argparse
-import ctypes
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from machine import describe_machine, measured_peak_flops, times_s
+from machine import (
+    allocated_bytes,
+    describe_machine,
+    measured_in_new_process,
+    measured_peak_flops,
+    resident_bytes,
+    times_s,
+)
 from torch import Tensor
 
 from ssl_core.losses import info_nce, soft_target_cross_entropy
@@ -165,44 +168,17 @@ def peak_bytes(loss: str, name: str, shape: tuple[int, int, int], device: torch.
     if device.type == "cuda":
         function = implementations(loss, device, dtype)[name]
         assert callable(function)
-        run = step_of(function, make_inputs(*shape, device, dtype))
-        run()
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    task = json.dumps({"loss": loss, "name": name, "shape": shape})
-    done = subprocess.run(
-        [sys.executable, __file__, "--measure", task],
-        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return int(done.stdout.split()[-1])
+        return allocated_bytes(step_of(function, make_inputs(*shape, device, dtype)))
+    return measured_in_new_process(__file__, json.dumps({"loss": loss, "name": name, "shape": shape}))
 
 
-def measure(task: str) -> None:
-    """In a process of its own: print the rise of the resident set of one call (Linux with glibc; to about 1 MB)."""
+def measure(task: str) -> int:
+    """What a call adds to its inputs; in a process of its own."""
     options = json.loads(task)
     cpu = torch.device("cpu")
     function = implementations(options["loss"], cpu, torch.float32)[options["name"]]
     step_of(function, make_inputs(8, 64, options["shape"][2], cpu, torch.float32))()  # what is loaded once
-    run = step_of(function, make_inputs(*options["shape"], cpu, torch.float32))
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status_bytes("VmRSS")
-    run()
-    print(_status_bytes("VmHWM") - before)
-
-
-def _status_bytes(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return 1024 * int(line.split()[1])
-    raise ValueError(f"/proc/self/status has no {field}")
+    return resident_bytes(step_of(function, make_inputs(*options["shape"], cpu, torch.float32)))
 
 
 def table(
@@ -276,7 +252,7 @@ def main() -> None:
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        measure(arguments.measure)
+        print(measure(arguments.measure))
         return
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     if dtype == torch.bfloat16 and device.type != "cuda":

@@ -1,9 +1,11 @@
-"""What every benchmark prints beside its numbers: date, hardware, versions, commit, load; and how times are taken."""
+"""What benchmarks share: date, hardware, versions, commit and load to print, and how times and memory are taken."""
 
+import ctypes
 import datetime
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -69,6 +71,45 @@ def measured_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         subprocess.run([*command, "-o", program], check=True)
         done = subprocess.run([program, str(torch.get_num_threads())], capture_output=True, text=True, check=True)
         return float(done.stdout)
+
+
+def allocated_bytes(run: Callable[[], object]) -> int:
+    """Rise of torch's memory on the current GPU in the second call of a run."""
+    run()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def resident_bytes(run: Callable[[], object]) -> int:
+    """Rise of this process's resident set in one call of a run (Linux with glibc; to about 1 MB)."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status_bytes("VmRSS")
+    run()
+    return _status_bytes("VmHWM") - before
+
+
+def measured_in_new_process(file: str, task: str) -> int:
+    """The number that ``python file --measure task`` prints last, whose heap is free of what ran before."""
+    done = subprocess.run(
+        [sys.executable, file, "--measure", task],
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout.split()[-1])
+
+
+def _status_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return 1024 * int(line.split()[1])
+    raise ValueError(f"/proc/self/status has no {field}")
 
 
 def _wait(device: torch.device) -> None:

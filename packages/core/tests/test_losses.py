@@ -7,7 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ssl_core.losses import info_nce, relational_cross_entropy, soft_target_cross_entropy, soft_target_terms
+from ssl_core.losses import (
+    info_nce,
+    key_softmax,
+    relational_cross_entropy,
+    soft_target_cross_entropy,
+    soft_target_terms,
+)
 from ssl_core.testing import assert_as_accurate
 
 TEMPERATURES = {"temperature": 0.1, "target_temperature": 0.05}
@@ -88,6 +94,26 @@ def test_soft_target_cross_entropy_by_hand_with_self_similarity_zero():
     # 2.813143 - 0.519957 * 1.6 - 0.480043 * 0.980424, 3.031637 - 0.520926 * 2 - 0.479074 * 1.161901
     options = {"temperature": 0.5, "target_temperature": 0.4, "self_similarity": "zero"}
     assert_close(soft(QUERY, POSITIVE, TARGET_QUERY, QUEUE, coefficient=0.5, **options), [1.510566, 1.433149])
+
+
+def test_key_softmax_by_hand():
+    # The positive joins the queue; the target queries are a second set of queries, at 0.4:
+    # query 1: log(4.953032 + 11.709173) = 2.813143; p (0.297262, 0.443462, 0.060016, 0.199260)
+    # query 2: 3.031637; p (0.356423, 0.048237, 0.356423, 0.238917)
+    # target query 1: positive 0.96 / 0.4 = 2.4, exp 11.023176; log(11.023176 + 24.053239) = 3.557529;
+    #                 p (0.314262, 0.127769, 0.210656, 0.347313)
+    # target query 2: positive 0.6 / 0.4 = 1.5, exp 4.481689; log(4.481689 + 22.893922) = 3.309652;
+    #                 p (0.163711, 0.269914, 0.163711, 0.402664)
+    softmax = key_softmax(torch.stack([QUERY, TARGET_QUERY]), POSITIVE, QUEUE, [0.5, 0.4])
+    assert_close(softmax.lse, [[2.813143, 3.031637], [3.557529, 3.309652]])
+    # 1.6 - 2.813143, 2 - 3.031637, 2.4 - 3.557529, 1.5 - 3.309652
+    assert_close(softmax.log_prob, [[-1.213143, -1.031637], [-1.157529, -1.809652]])
+    # p_1 k+ + p_2 (1, 0) + p_3 (0, 1) + p_4 (0.6, 0.8)
+    of_queries, of_target_queries = (
+        [[0.800827, 0.397781], [0.191587, 0.903980]],
+        [[0.587566, 0.677063], [0.511512, 0.649553]],
+    )
+    assert_close(softmax.expectation, [of_queries, of_target_queries])
 
 
 # (2) Properties.
@@ -337,6 +363,67 @@ def test_a_saturated_negative_keeps_the_gradient_of_the_ceiling():
     prob = 1 / (1 + math.exp(16))
     torch.testing.assert_close(ceiling, torch.tensor([math.log1p(math.exp(-16))]), rtol=2e-6, atol=0)
     torch.testing.assert_close(query.grad, prob * torch.tensor([[-16.0, 8.0]]), rtol=2e-6, atol=0)
+
+
+# The softmax over positive and columns.
+
+
+def dense_key_softmax(query, positive, queue, temperatures, batch_keys, row_offset):
+    """The same as (lse, expectation, log_prob) from full matrices; differentiable."""
+    num_rows = query.shape[1]
+    own = torch.eye(len(batch_keys), dtype=torch.bool)[row_offset:][:num_rows]
+    keys = torch.cat([positive[:, None], torch.cat([queue, batch_keys]).expand(num_rows, -1, -1)], dim=1)
+    hidden = torch.cat([torch.zeros(num_rows, 1 + len(queue), dtype=torch.bool), own], dim=1)
+    logits = torch.einsum("vnd,nkd->vnk", query, keys) / torch.tensor(temperatures).double()[:, None, None]
+    logits = logits.masked_fill(hidden, -torch.inf)
+    expectation = torch.einsum("vnk,nkd->vnd", logits.softmax(-1), keys)
+    return logits.logsumexp(-1), expectation, logits.log_softmax(-1)[..., 0]
+
+
+@pytest.mark.parametrize("backend", ["tiled", "reference"])
+def test_the_softmax_over_positive_and_columns_agrees_with_a_dense_one(backend):
+    query, positive = unit_rows(3, 6, 8, dtype=torch.float64), unit_rows(6, 8, dtype=torch.float64)
+    queue, batch_keys = unit_rows(40, 8, dtype=torch.float64), unit_rows(9, 8, dtype=torch.float64)
+    temperatures = [0.1, 0.2, 0.1]
+    actual = key_softmax(query, positive, queue, temperatures, batch_keys=batch_keys, row_offset=2, backend=backend)
+    expected = dense_key_softmax(query, positive, queue, temperatures, batch_keys, 2)
+    torch.testing.assert_close(tuple(actual), expected)
+
+
+@pytest.mark.parametrize("batch", [False, True], ids=["queue", "queue and batch"])
+def test_the_softmaxs_values_match_finite_differences_and_with_the_reference_its_expectation_too(batch):
+    query, positive = unit_rows(2, 3, 4, dtype=torch.float64).requires_grad_(), unit_rows(3, 4, dtype=torch.float64)
+    queue, options = unit_rows(7, 4, dtype=torch.float64), {"batch_keys": positive} if batch else {}
+
+    def softmax(query, backend):
+        return key_softmax(query, positive, queue, [0.1, 0.2], backend=backend, **options)
+
+    assert torch.autograd.gradcheck(lambda query: softmax(query, "tiled")[::2], query)
+    assert torch.autograd.gradcheck(lambda query: softmax(query, "reference")[::2], query)
+    assert torch.autograd.gradcheck(lambda query: softmax(query, "reference").expectation, query)
+    assert not softmax(query, "tiled").expectation.requires_grad
+
+
+def test_a_saturated_softmax_keeps_the_log_probability_of_its_positive():
+    # s+ = 10, lse = -6 of the columns: -log(1 + e^-16), where the difference of the two sums is 0.
+    query, queue = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[-0.6, 0.8]])
+    log_prob = key_softmax(query, query[0], queue, [0.1]).log_prob
+    torch.testing.assert_close(log_prob, torch.tensor([[-math.log1p(math.exp(-16))]]), rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["tiled", "reference"])
+def test_without_any_column_the_positive_has_all_the_mass(backend):
+    query, positive = unit_rows(2, 1, 4).requires_grad_(), unit_rows(1, 4)
+    softmax = key_softmax(query, positive, unit_rows(5, 4), [0.1, 0.2], length=0, batch_keys=positive, backend=backend)
+    assert torch.equal(softmax.log_prob.abs(), torch.zeros(2, 1))
+    torch.testing.assert_close(softmax.expectation, positive.expand(2, 1, 4))
+    (gradient,) = torch.autograd.grad(softmax.lse.sum(), query)
+    torch.testing.assert_close(gradient, torch.stack([positive / 0.1, positive / 0.2]))
+
+
+def test_a_set_of_queries_without_a_temperature_is_an_error():
+    with pytest.raises(ValueError, match="one number for each of 2 sets, got 1"):
+        key_softmax(unit_rows(2, 3, 4), unit_rows(3, 4), unit_rows(5, 4), [0.1])
 
 
 # Empty queues and errors.

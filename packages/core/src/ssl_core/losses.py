@@ -15,6 +15,7 @@ Shapes: n queries, d dimension, k queue rows, p positives per query, v views tha
 batch.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -281,6 +282,78 @@ def soft_target_cross_entropy(
     return share * terms.contrastive + (1 - share) * (terms.relational + terms.ceiling)
 
 
+class KeySoftmax(NamedTuple):
+    """What is left of a query's softmax over its positive and the columns; (v n) for v sets of queries.
+
+    Attributes:
+        lse: log-sum-exp of the logits, nats; gradient flows to the query.
+        expectation: (v n d) mean of the keys under the softmax; a constant, but with ``backend="reference"``.
+        log_prob: of the positive, nats; gradient flows to the query.
+    """
+
+    lse: Tensor
+    expectation: Tensor
+    log_prob: Tensor
+
+
+def key_softmax(
+    query: Float[Tensor, "v n d"],
+    positive: Float[Tensor, "n d"],
+    queue: Float[Tensor, "k d"],
+    temperatures: Sequence[float | Float[Tensor, ""]],
+    *,
+    length: int | Int64[Tensor, ""] | None = None,
+    batch_keys: Float[Tensor, "m d"] | None = None,
+    row_offset: int = 0,
+    backend: str | None = None,
+) -> KeySoftmax:
+    """The softmax of each query over its positive and all columns, from one pass over the columns.
+
+    p_i = softmax over [k+_i | columns] of q_i.k / tau: -log p_ii is InfoNCE, and against a target with expectation E^w
+    over the same keys the cross-entropy is lse_i - q_i.E^w_i / tau.
+    With no column the positive has all the mass.
+
+    Args:
+        query: (v n d) for v sets of queries that share positives, l2-normalised; gradient flows.
+        positive: (n d) l2-normalised, no gradient.
+        queue: (k d) l2-normalised, no gradient.
+        temperatures: v numbers > 0, one for each set.
+        length: rows of the queue that count, all by default.
+        batch_keys: (m d) keys of all processes in rank order, own rows included; all but the own are columns.
+        row_offset: the row of ``batch_keys`` that belongs to the first query.
+        backend: of ``queue_attention``.
+
+    Returns:
+        Lse, expectation and log-probability of the positive.
+
+    Raises:
+        ValueError: if sizes disagree, a temperature is <= 0, or there are not v.
+
+    Example:
+        >>> query, queue = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> softmax = key_softmax(query[None], query, queue, [0.5])
+        >>> softmax.log_prob, softmax.expectation  # softmax of (2, 0)
+        (tensor([[-0.1269]]), tensor([[[0.8808, 0.1192]]]))
+    """
+    query = _float(query)
+    if len(temperatures) != len(query):
+        raise ValueError(f"temperatures must hold one number for each of {len(query)} sets, got {len(temperatures)}")
+    temperature = torch.stack([_per_row(value, query[0], "temperature") for value in temperatures])
+    lse_rows, expectation_rows = _columns(
+        query.flatten(0, 1), len(positive), queue, temperature.flatten(), length, batch_keys, row_offset, backend
+    )
+    lse, expectation = lse_rows.view(query.shape[:2]), expectation_rows.view(query.shape)
+    logit = _logit(query, positive, temperature)
+    margin = logit - lse
+    expectation = expectation.lerp(positive.detach().to(expectation.dtype), margin.sigmoid()[..., None])
+    return KeySoftmax(
+        lse=torch.logaddexp(lse, logit),
+        # Other back-ends would leave out the gradient of the columns' part.
+        expectation=expectation if backend == "reference" else expectation.detach(),
+        log_prob=F.logsigmoid(margin),
+    )
+
+
 def _columns(
     rows: Tensor,
     num_queries: int,
@@ -306,12 +379,11 @@ def _columns(
 
 
 def _merge(lse_2n: Tensor, expectation_2nd: Tensor) -> tuple[Tensor, Tensor]:
-    """Lse and expectation over two segments of columns, from each one's; the expectation is constant."""
+    """Lse and expectation over two segments of columns, from each one's."""
     # Two empty segments have neither weights nor a gradient: such rows use zeros and are replaced.
     is_empty_n = (lse_2n == -torch.inf).all(dim=0)
     safe_2n = lse_2n.masked_fill(is_empty_n, 0.0)
-    weight_2n = safe_2n.detach().softmax(dim=0)
-    expectation = (weight_2n[:, :, None] * expectation_2nd.detach()).sum(dim=0)
+    expectation = (safe_2n.softmax(dim=0)[:, :, None] * expectation_2nd).sum(dim=0)
     return safe_2n.logsumexp(dim=0).masked_fill(is_empty_n, -torch.inf), expectation
 
 

@@ -51,6 +51,20 @@ def test_moco_cifar_learning_rate_counts_epochs_from_one_and_ends_at_zero():
     assert values[-1] == 0.0
 
 
+def test_clsas_learning_rates_count_epochs_from_zero():
+    # 0.015 (1 + cos(pi e / 3)) and 0.03 cos(pi e / 6) for e = 0..2, the same for both steps of an epoch.
+    halves, quarters = [0.03, 0.0225, 0.0075], [0.03, 0.03 * math.sqrt(0.75), 0.015]
+    for schedule, epochs in {"cosine_epoch_from_0": halves, "quarter_cosine_epoch": quarters}.items():
+        config = OptimConfig(lr=0.03, schedule=schedule)
+        values = [learning_rate(config, step, 2, 6, 256) for step in range(6)]
+        assert values == pytest.approx([value for value in epochs for _ in range(2)])
+
+
+def test_a_warm_up_of_the_quarter_cosine_is_refused():
+    with pytest.raises(ValueError, match="quarter_cosine_epoch has no warm-up, got 2 epochs"):
+        OptimConfig(schedule="quarter_cosine_epoch", warmup_epochs=2)
+
+
 def test_warm_up_over_epochs_starts_after_zero():
     # DSSL's CIFAR-10 code: np.linspace(0, lr, 10) indexed by epochs from 1, then cosine to exactly 0.
     config = OptimConfig(lr=0.9, scale_lr=False, schedule="cosine_epoch", warmup_epochs=10)

@@ -22,8 +22,9 @@ class OptimConfig:
         exclude_1d: one-dimensional parameters (biases, BatchNorm) get neither weight decay nor LARS's trust
             ratio.
         trust_coefficient: of LARS.
-        schedule: ``cosine`` falls to 0 at every step, ``cosine_epoch`` once an epoch; ``step`` is constant
-            between ``milestones``; see :func:`ssl_core.train.learning_rate`.
+        schedule: ``cosine`` falls to 0 at every step; ``cosine_epoch``, ``cosine_epoch_from_0`` and
+            ``quarter_cosine_epoch`` once an epoch; ``step`` is constant between ``milestones``; see
+            :func:`ssl_core.train.learning_rate`.
         warmup_epochs: epochs in which the learning rate rises linearly from 0.
         milestones: epochs at which schedule ``step`` divides the learning rate by 10.
     """
@@ -36,7 +37,7 @@ class OptimConfig:
     weight_decay: float = 5e-4
     exclude_1d: bool = False
     trust_coefficient: float = 0.001
-    schedule: Literal["cosine", "cosine_epoch", "step"] = "cosine"
+    schedule: Literal["cosine", "cosine_epoch", "cosine_epoch_from_0", "quarter_cosine_epoch", "step"] = "cosine"
     warmup_epochs: int = 0
     milestones: tuple[int, ...] = ()
 
@@ -47,6 +48,8 @@ class OptimConfig:
             raise ValueError("optim.nesterov needs optim.name sgd or lars, not adamw")
         if self.warmup_epochs < 0:
             raise ValueError(f"optim.warmup_epochs must be at least 0, got {self.warmup_epochs}")
+        if self.warmup_epochs and self.schedule == "quarter_cosine_epoch":
+            raise ValueError(f"optim.schedule quarter_cosine_epoch has no warm-up, got {self.warmup_epochs} epochs")
 
 
 def scaled_learning_rate(config: OptimConfig, batch_size: int) -> float:

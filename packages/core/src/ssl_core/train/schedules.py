@@ -118,8 +118,10 @@ def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, total_st
     """The learning rate of an optimiser step.
 
     ``cosine`` is SCE's: :func:`warmup_cosine` over steps counted from 0. ``cosine_epoch`` is that of MoCo's
-    CIFAR-10 notebook: over epochs counted from 1, so that the last epoch's learning rate is 0. ``step`` is
-    :func:`step_decay` over epochs counted from 0, after a linear warm-up over steps.
+    CIFAR-10 notebook: over epochs counted from 1, so that the last epoch's learning rate is 0. MoCo v2's and CLSA's
+    codes count epochs from 0: ``cosine_epoch_from_0``, or, as CLSA's ``cos`` 2, ``quarter_cosine_epoch``, which
+    is ``cos(pi epoch / (2 epochs))``. ``step`` is :func:`step_decay` over epochs counted from 0, after a linear
+    warm-up over steps.
 
     Args:
         config: the schedule and the highest learning rate.
@@ -129,9 +131,13 @@ def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, total_st
         batch_size: images of one optimiser step over all processes, for the learning rate's scale.
     """
     highest = scaled_learning_rate(config, batch_size)
-    epoch = step // steps_per_epoch
+    epoch, epochs = step // steps_per_epoch, total_steps // steps_per_epoch
     if config.schedule == "cosine_epoch":
-        return highest * warmup_cosine(epoch + 1, config.warmup_epochs, total_steps // steps_per_epoch)
+        return highest * warmup_cosine(epoch + 1, config.warmup_epochs, epochs)
+    if config.schedule == "cosine_epoch_from_0":
+        return highest * warmup_cosine(epoch, config.warmup_epochs, epochs)
+    if config.schedule == "quarter_cosine_epoch":
+        return highest * math.cos(math.pi / 2 * epoch / epochs)
     warmup_steps = config.warmup_epochs * steps_per_epoch
     if config.schedule == "step" and step >= warmup_steps:
         return highest * step_decay(epoch, config.milestones)
