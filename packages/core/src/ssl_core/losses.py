@@ -400,7 +400,7 @@ def nt_xent(
     image = torch.arange(num_columns, device=rows.device) - row_offset
     own_image = torch.where((image >= 0) & (image < n), image, -1).repeat(2)
     columns = torch.cat(sides)
-    for view, bias in zip((first, second), log_normalizer.split(n), strict=True):
+    for view, bias in zip((first, second), torch.split(log_normalizer, n), strict=True):
         log_mass, _ = queue_attention(
             columns, view.detach(), temperature, exclude=own_image, key_bias=-bias, backend=backend
         )
