@@ -63,7 +63,7 @@ def branches(method, views):
 @pytest.fixture
 def method():
     """In eval mode, and its momentum branch not the online one's copy any more."""
-    method = make_method(shuffle=False).eval()
+    method = make_method(shuffle=False, temperature=0.3).eval()
     for parameter in method.momentum_branch.parameters():
         parameter += 0.05 * torch.randn_like(parameter)
     return method
@@ -73,7 +73,7 @@ def test_the_anchor_is_encoded_by_the_online_branch_and_the_crops_by_the_momentu
     views = random_views(method, 4, 3)
     (query, *_), keys = branches(method, views)
     output = method(views, STEP)
-    torch.testing.assert_close(output.loss, leoclr_loss(query, keys, method.queue.keys, temperature=0.2))
+    torch.testing.assert_close(output.loss, leoclr_loss(query, keys, method.queue.keys, temperature=0.3))
     torch.testing.assert_close(output.keys, keys[0])
 
 
@@ -81,10 +81,9 @@ def test_attract_all_adds_each_crops_query_against_the_other_crops_key(method):
     method.attract = "all"
     views = random_views(method, 4, 3)
     (query, first, second), keys = branches(method, views)
-    expected = leoclr_loss(query, keys, method.queue.keys)
-    expected = expected + leoclr_loss(first, keys[1:], method.queue.keys)
-    expected = expected + leoclr_loss(second, keys[:1], method.queue.keys)
-    torch.testing.assert_close(method(views, STEP).loss, expected)
+    pairs = [(query, keys), (first, keys[1:]), (second, keys[:1])]
+    expected = [leoclr_loss(*pair, method.queue.keys, temperature=0.3) for pair in pairs]
+    torch.testing.assert_close(method(views, STEP).loss, torch.stack(expected).sum())
 
 
 def test_only_the_anchor_receives_a_gradient(method):
@@ -102,6 +101,16 @@ def test_enqueue_both_writes_the_keys_of_the_first_crop_and_then_of_the_second(m
     method.update(output.keys, STEP)
     torch.testing.assert_close(method.queue.keys[:8], keys.flatten(0, 1))
     assert method.queue.cursor == 8
+
+
+def test_an_empty_queue_counts_the_keys_that_it_has():
+    method = make_method(queue_initial="empty", shuffle=False).eval()
+    views = random_views(method, 4, 3)
+    output = method(views, STEP)
+    assert output.loss == 0
+    method.update(output.keys, STEP)
+    (query, *_), keys = branches(method, views)
+    torch.testing.assert_close(method(views, STEP).loss, leoclr_loss(query, keys, method.queue.keys[:4]))
 
 
 def test_the_momentum_branch_follows_by_one_minus_m():

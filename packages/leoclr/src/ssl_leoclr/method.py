@@ -173,4 +173,6 @@ class LeOCLR(nn.Module):
         return StepOutput(torch.stack(losses).sum(), None, metrics)
 
     def _query(self, images: Tensor) -> Tensor:
-        return F.normalize(self.projector(self.encoder(images)).float(), dim=1)
+        projection = self.projector(self.encoder(images))
+        # In float32 under autocast; float64 stays what it is.
+        return F.normalize(projection.to(torch.promote_types(projection.dtype, torch.float32)), dim=1)
