@@ -234,7 +234,7 @@ class Recipes:
             for field in fields(config.method)
             if isinstance(value := getattr(config.method, field.name), HeadConfig)
         }
-        if hasattr(config.method, "queue_length"):
+        if self.keys_per_image(config.method):
             changes["queue_length"] = _BATCH * (1 + self.keys_per_image(config.method))
         if hasattr(config.method, "batch_norm_splits"):
             changes["batch_norm_splits"] = min(2, config.method.batch_norm_splits)
