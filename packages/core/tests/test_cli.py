@@ -73,6 +73,14 @@ def test_linear_prints_last_and_best(run, capsys):
     assert "linear top1 last" in capsys.readouterr().out
 
 
+def test_linear_tests_random_crops_where_it_is_told_to(run, capsys):
+    probe = ["eval", "linear", str(run), "--protocol", "cached", "--epochs", "2", "--batch_size", "20"]
+    main([*probe, "--crop", "random", "--device", "cpu"])
+    assert (
+        "(3 seeds; resized to 18 x 18 (bilinear), random resized crop 16 of area 0.2 to 1)" in capsys.readouterr().out
+    )
+
+
 def test_features_of_the_projector_and_of_baselines(run, capsys):
     main(["eval", "knn", str(run), "--k", "5", "--features", "projection", "--device", "cpu"])
     main(["eval", "knn", "pixels", "--like", str(run), "--k", "5", "--device", "cpu"])

@@ -106,6 +106,38 @@ def test_a_cached_probe_says_so(run, capsys):
     assert "(protocol cached, 2 epochs, 9 images)" in out
 
 
+@pytest.mark.parametrize(
+    ("crop", "text"),
+    [
+        ("random", "resized to 18 x 18 (bilinear), random resized crop 16 of area 0.2 to 1"),
+        ("random_window", "resized to 18 x 18 (bilinear), random crop 16"),
+    ],
+)
+def test_linear_tests_random_crops_over_seeds_and_says_which(run, capsys, crop, text):
+    options = {"protocol": "cached", "epochs": 2, "batch_size": 5, "crop": crop, "crop_seeds": 4, "seed": 7}
+    result = evaluate_linear(str(run), **options, **QUIET)
+    scores = torch.tensor(result["random_crops"], dtype=torch.float64)
+    assert len(scores) == 4
+    line = f"linear top1 random crops {100 * scores.mean():.2f} std {100 * scores.std():.2f} (4 seeds; {text})"
+    assert capsys.readouterr().out.splitlines()[-1] == line
+    assert (result["crop"], result["crop_seeds"]) == (text, [7, 8, 9, 10])
+    assert result["random_crops_mean"] == pytest.approx(scores.mean().item())
+    assert json.loads((run / "linear.json").read_text()) == json.loads(json.dumps(result))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crop_seeds": 5}, "crop_seeds 5 are of random crops: give crop random or random_window too"),
+        ({"crop": "random", "crop_seeds": 2}, "crop_seeds must be at least 3 for a mean and its spread, got 2"),
+    ],
+    ids=["centre", "two"],
+)
+def test_seeds_of_random_crops_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_linear("nowhere", **options)
+
+
 def test_an_unknown_protocol_is_refused_before_anything_is_loaded():
     with pytest.raises(ValueError, match="no protocol 'best'"):
         evaluate_linear("nowhere", protocol="best")

@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from ssl_core.backbone import make_card_encoder
-from ssl_core.evaluate import PROTOCOLS, linear_probe
+from ssl_core.data import MemoryImages
+from ssl_core.evaluate import PROTOCOLS, extract_features, linear_probe
 from ssl_core.evaluate import linear as linear_module
 from ssl_core.evaluate.linear import _optimizer
+from ssl_core.views import RandomResizedCrop, Resize, ViewSpec
 
 SETTINGS = {"num_classes": 3, "image_size": 16, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.1)}
 
@@ -46,9 +48,9 @@ def test_augmented_images_are_encoded_in_every_epoch_and_cached_ones_once(toy_so
 
 
 def test_last_and_best_are_both_reported(toy_source, monkeypatch):
-    monkeypatch.setattr(linear_module, "_train_classifier", lambda *arguments: [0.5, 0.8, 0.8, 0.6])
+    monkeypatch.setattr(linear_module, "_train_classifier", lambda *arguments: ([0.5, 0.8, 0.8, 0.6], None))
     result = linear_probe(MeanColour(), toy_source([0] * 8), toy_source([0]), short("moco"), **SETTINGS)
-    assert result == (0.6, 0.8, 2)
+    assert result == (0.6, 0.8, 2, ())
 
 
 def test_the_trunk_stays_frozen_in_eval_mode(toy_source, card):
@@ -100,6 +102,55 @@ def test_two_steps_are_the_hand_worked_ones(toy_source, monkeypatch):
     protocol = short("cached", epochs=2, batch_size=4, lr=0.6, milestones=())
     linear_probe(Nothing(), toy_source([0, 0, 1, 0]), toy_source([0]), protocol, **SETTINGS)
     torch.testing.assert_close(torch.cat(seen), torch.stack(expected))
+
+
+def half_bright(label):
+    """Dark above, and from the middle down of the label's brightness, so that a crop decides what is seen."""
+    images = torch.zeros(40, 3, 16, 16, dtype=torch.uint8)
+    images[:, :, 8:] = 120 + 120 * label
+    return images
+
+
+@pytest.fixture
+def halves():
+    labels = torch.arange(2).repeat_interleave(40)
+    return MemoryImages("halves", torch.cat([half_bright(0), half_bright(1)]), labels, ("dim", "bright"))
+
+
+RANDOM_CROPS = ViewSpec((Resize(18), RandomResizedCrop((0.2, 0.4))), (16,))
+
+
+def test_random_crops_are_classified_by_the_one_classifier_that_was_trained(halves, monkeypatch):
+    trained = []
+    train_classifier = linear_module._train_classifier
+    monkeypatch.setattr(
+        linear_module,
+        "_train_classifier",
+        lambda *arguments: trained.append(train_classifier(*arguments)) or trained[0],
+    )
+    protocol, settings = short("cached", lr=3.0), SETTINGS | {"num_classes": 2}
+    seeds = (4, 5, 6)
+    result = linear_probe(
+        MeanColour(), halves, halves, protocol, random_view=RANDOM_CROPS, crop_seeds=seeds, **settings
+    )
+    assert len(trained) == 1
+    ((_, classifier),) = trained
+    for seed, accuracy in zip(seeds, result.random_crops, strict=True):
+        cut = extract_features(
+            MeanColour(), halves, RANDOM_CROPS, mean=SETTINGS["mean"], std=SETTINGS["std"], seed=seed
+        )
+        assert accuracy == (classifier(cut.features).argmax(dim=1) == cut.labels).double().mean()
+
+
+def test_random_crops_change_with_their_seed_and_nothing_else_does(halves):
+    protocol, settings = short("cached", lr=3.0), SETTINGS | {"num_classes": 2}
+    results = [
+        linear_probe(MeanColour(), halves, halves, protocol, random_view=RANDOM_CROPS, crop_seeds=seeds, **settings)
+        for seeds in ((0, 1, 2), (2, 1, 0), ())
+    ]
+    assert results[0].random_crops == results[1].random_crops[::-1]
+    assert len(set(results[0].random_crops)) > 1
+    assert results[0].last == results[1].last == results[2].last == 1
 
 
 def test_lars_moves_a_tensor_by_a_fixed_fraction_of_its_norm():

@@ -3,8 +3,14 @@ import dataclasses
 import pytest
 
 from ssl_core.evaluate import PROTOCOLS, evaluation_view, find_protocol, protocol_text
-from ssl_core.evaluate.protocol import learning_rate, view_for_testing, view_for_training
-from ssl_core.views import CenterCrop, HorizontalFlip, RandomCrop, RandomResizedCrop
+from ssl_core.evaluate.protocol import (
+    learning_rate,
+    random_crops_text,
+    view_for_random_crops,
+    view_for_testing,
+    view_for_training,
+)
+from ssl_core.views import CenterCrop, HorizontalFlip, RandomCrop, RandomResizedCrop, Resize
 
 # epochs, batch, lr at the start and the end, drops (epochs, factor 0.1), input side, training crop, short side,
 # interpolation; as the papers and released codes have them.
@@ -16,6 +22,10 @@ PUBLISHED = {
     "dssl_cifar": (
         *(100, 256, 30, 0.3, (60, 80), 32),
         *(RandomResizedCrop((0.8, 1.0), interpolation="bicubic"), 36, "bicubic"),
+    ),
+    "leoclr": (
+        *(100, 256, 30, 0.3, (60, 80), 224),
+        *(RandomResizedCrop((0.08, 1.0), interpolation="bicubic"), 256, "bicubic"),
     ),
     "simsiam": (90, 4096, 1.6, 0, (), 224, RandomResizedCrop((0.08, 1.0)), 256, "bilinear"),
 }
@@ -66,6 +76,20 @@ def test_a_protocol_for_224_pixels_says_what_it_means_for_32():
 )
 def test_the_text_says_what_is_done(name, line):
     assert f"  {line}\n" in protocol_text(name, PROTOCOLS[name], 32)
+
+
+def test_random_crops_are_cut_from_the_image_squashed_to_256_for_an_input_of_224():
+    view = view_for_random_crops(PROTOCOLS["leoclr"], "random", 224)
+    assert view.ops == (Resize(256, "bicubic"), RandomResizedCrop((0.2, 1.0), interpolation="bicubic"))
+    assert view.sizes == (224,)
+    assert random_crops_text(view) == "resized to 256 x 256 (bicubic), random resized crop 224 of area 0.2 to 1"
+
+
+def test_random_crops_of_small_images_keep_the_proportion_of_256_to_224():
+    # Whatever the protocol does before its centre crop: sce_small does not enlarge, and would leave nothing to cut.
+    view = view_for_random_crops(PROTOCOLS["sce_small"], "random_window", 32)
+    assert (view.ops, view.sizes) == ((Resize(37), RandomCrop()), (32,))
+    assert random_crops_text(view) == "resized to 37 x 37 (bilinear), random crop 32"
 
 
 def test_an_unknown_protocol_lists_the_known():

@@ -6,7 +6,7 @@ Compares each op and loss with its own compiled form (no graph break allowed), f
 import torch
 import torch.nn.functional as F
 
-from ssl_core.losses import info_nce, soft_target_cross_entropy
+from ssl_core.losses import info_nce, nt_xent, soft_target_cross_entropy
 from ssl_core.ops import enqueue_, momentum_update_, queue_attention
 
 QUEUE = F.normalize(torch.randn(37, 8, generator=torch.Generator().manual_seed(0)), dim=1)
@@ -34,6 +34,10 @@ def losses(query, key, length, coefficient):
         batch_keys=key,
     )
     return (soft + info_nce(query, key, QUEUE, 0.1, length=5)).sum()
+
+
+def batch_loss(query, other):
+    return nt_xent(query, other, 0.1)
 
 
 def dense_loss(query):
@@ -75,6 +79,7 @@ def main():
         attention_loss, lambda n: torch.full((n,), 0.1), lambda n: length, torch.arange, dynamic=True
     )
     assert_compiles_with_gradient(losses, lambda n: unit_rows(n, 2), lambda n: length, lambda n: 0.5, dynamic=None)
+    assert_compiles_with_gradient(batch_loss, lambda n: unit_rows(n, 2), dynamic=None)
     assert_compiles_with_gradient(dense_loss, dynamic=None)
     assert_update_compiles()
 

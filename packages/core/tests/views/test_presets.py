@@ -12,6 +12,7 @@ from ssl_core.views import (
     RandAugment,
     RandomCrop,
     RandomResizedCrop,
+    Resize,
     Solarize,
     eval_spec,
 )
@@ -80,6 +81,13 @@ def test_clsas_strong_views_distort_the_weak_view_or_the_crop_alone():
     five = RandAugment(pool="clsa_code14", num_ops=5, prob=0.5, level_range=(1, 9))
     assert PRESETS["clsa_strong"] == (*PRESETS["moco_v2"], five)
     assert PRESETS["clsa_strong_crop"] == (RandomResizedCrop(scale=(0.2, 1.0)), five)
+
+
+@pytest.mark.parametrize("name", ["moco_v2", "moco_cifar"])
+def test_uncropped_presets_see_the_whole_image_and_are_otherwise_the_same(name):
+    crop, *others = PRESETS[name]
+    assert isinstance(crop, RandomResizedCrop)
+    assert PRESETS[f"{name}_uncropped"] == (Resize(), *others)
 
 
 def test_presets_of_probes_have_no_colour():

@@ -5,6 +5,7 @@ Each is one function of plain arguments that raises for what a user can cause, p
 
 import dataclasses
 import json
+import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,13 @@ from ssl_core.evaluate.features import Features, evaluation_view, extract_featur
 from ssl_core.evaluate.knn import knn_ranks
 from ssl_core.evaluate.linear import linear_probe
 from ssl_core.evaluate.neighbours import choose_queries, neighbour_picture
-from ssl_core.evaluate.protocol import find_protocol, protocol_text
+from ssl_core.evaluate.protocol import (
+    TestCrop,
+    find_protocol,
+    protocol_text,
+    random_crops_text,
+    view_for_random_crops,
+)
 from ssl_core.files import write_atomically
 
 
@@ -97,6 +104,8 @@ def evaluate_linear(
     epochs: int | None = None,
     lr: float | None = None,
     batch_size: int | None = None,
+    crop: TestCrop = "center",
+    crop_seeds: int | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
     out: str | None = None,
@@ -113,24 +122,33 @@ def evaluate_linear(
         epochs: in place of the protocol's; milestones move along.
         lr: in place of the protocol's, before it is scaled by the batch size where the protocol does so.
         batch_size: in place of the protocol's.
+        crop: of test images: ``center`` as the protocol says; ``random`` and ``random_window`` test the same
+            classifier on random crops as well, see :func:`view_for_random_crops`, and print a line of their own.
+        crop_seeds: how many seeds, from ``seed`` on, the random crops are drawn with, at least 3; null is 3.
         device: where to compute.
         seed: of the classifier, the order, the crops, and of ``random``.
         out: folder for ``linear.json``; None is the folder of ``encoder``, and none if that has no folder.
         progress: show bars.
 
     Returns:
-        What ``linear.json`` says: ``last``, ``best``, ``best_epoch``, and every setting.
+        What ``linear.json`` says: ``last``, ``best``, ``best_epoch``, ``random_crops``, and every setting.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
         ValueError: for an unknown protocol, missing labels, and what does not fit together.
     """
+    if crop == "center" and crop_seeds is not None:
+        raise ValueError(f"crop_seeds {crop_seeds} are of random crops: give crop random or random_window too")
+    if crop_seeds is not None and crop_seeds < 3:
+        raise ValueError(f"crop_seeds must be at least 3 for a mean and its spread, got {crop_seeds}")
     asked: dict[str, Any] = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
     changes = {name: value for name, value in asked.items() if value is not None}
     chosen = dataclasses.replace(find_protocol(protocol), **changes)
     subject = _subject(encoder, data, like, features, device, seed)
     train, test = (open_source(subject.data, split=split) for split in ("labelled", "test"))
     print(protocol_text(protocol, chosen, subject.card.image_size))
+    random_view = None if crop == "center" else view_for_random_crops(chosen, crop, subject.card.image_size)
+    seeds = [seed + draw for draw in range(crop_seeds or 3)]
     accuracy = linear_probe(
         subject.encoder,
         train,
@@ -143,6 +161,8 @@ def evaluate_linear(
         seed=seed,
         device=device,
         workers=subject.data.workers,
+        random_view=random_view,
+        crop_seeds=seeds,
         progress=progress,
     )
     result = {
@@ -157,6 +177,11 @@ def evaluate_linear(
         f"linear top1 last {100 * accuracy.last:.2f} best {100 * accuracy.best:.2f} "
         f"(protocol {protocol}, {chosen.epochs} epochs, {len(test)} images)"
     )
+    if random_view is not None:
+        mean, std = statistics.mean(accuracy.random_crops), statistics.stdev(accuracy.random_crops)
+        crops = random_crops_text(random_view)
+        result |= {"crop": crops, "crop_seeds": seeds, "random_crops_mean": mean, "random_crops_std": std}
+        print(f"linear top1 random crops {100 * mean:.2f} std {100 * std:.2f} ({len(seeds)} seeds; {crops})")
     _save_result(result, "linear.json", out, encoder)
     return result
 

@@ -1,7 +1,7 @@
 """Frozen features: what every evaluation looks at.
 
 The encoder is in eval mode, without gradient and without autocast; each image is seen once, in order, in a view
-without randomness.
+without randomness or, for the random-crop test, in one whose draws a seed decides.
 """
 
 from collections.abc import Iterator, Sequence
@@ -53,6 +53,7 @@ def extract_features(
     device: torch.device | str = "cpu",
     batch_size: int = 256,
     workers: int = 0,
+    seed: int = 0,
     progress: str = "",
 ) -> Features:
     """Features of all images of a source, in its order.
@@ -63,12 +64,13 @@ def extract_features(
     Args:
         encoder: (n c s s) -> (n f), on ``device``; ``nn.Flatten()`` gives raw pixels.
         source: the images.
-        view: of one size, without randomness.
+        view: of one size.
         mean: per channel, of pixels in [0, 1].
         std: per channel.
         device: where the encoder is.
         batch_size: images in one forward; changes memory and speed only.
         workers: processes that read and render images; 0 does it in this one.
+        seed: of the view's draws, if it has any.
         progress: text before a progress bar; empty shows none.
 
     Returns:
@@ -83,7 +85,7 @@ def extract_features(
     on_cpu = torch.device(device).type == "cpu"
     memory_format = torch.channels_last if on_cpu else torch.contiguous_format
     with evaluating(encoder), tqdm(total=len(source), desc=progress, unit="img", disable=not progress) as bar:
-        loader = make_loader(_Views(source, view, len(mean)), batches, workers)
+        loader = make_loader(_Views(source, view, len(mean), seed), batches, workers)
         for batch, images in zip(batches, loader, strict=True):
             images = images.to(device, memory_format=memory_format)
             features = encoder(normalized(images, mean, std)).float().cpu()
@@ -118,14 +120,14 @@ def normalized(
 class _Views:
     """The views of a range of images, (n c s s)."""
 
-    def __init__(self, source: ImageSource, view: ViewSpec, channels: int) -> None:
-        self._source, self._view, self._channels = source, view, channels
+    def __init__(self, source: ImageSource, view: ViewSpec, channels: int, seed: int) -> None:
+        self._source, self._view, self._channels, self._seed = source, view, channels, seed
 
     def __call__(self, indices: range) -> Tensor:
         images = [self._image(index) for index in indices]
         parameters = sample_parameters(
             self._view,
-            seed=0,
+            seed=self._seed,
             epoch=0,
             image_index=torch.tensor(list(indices)),
             view_index=0,

@@ -19,6 +19,7 @@ from ssl_core.evaluate.accuracy import check_labels, label_ranks
 from ssl_core.evaluate.features import Features, evaluating, extract_features
 from ssl_core.evaluate.protocol import Protocol, learning_rate, view_for_testing, view_for_training
 from ssl_core.philox import permutation
+from ssl_core.views import ViewSpec
 
 _SHUFFLE_STREAM = 1
 
@@ -33,11 +34,13 @@ class LinearResult(NamedTuple):
         last: after the last epoch: the number to compare.
         best: after the best epoch, which the test images chose: some papers report it.
         best_epoch: which that was, counted from 1.
+        random_crops: after the last epoch, on random crops of the test images, for each seed of the crops.
     """
 
     last: float
     best: float
     best_epoch: int
+    random_crops: tuple[float, ...] = ()
 
 
 def linear_probe(
@@ -53,6 +56,8 @@ def linear_probe(
     seed: int = 0,
     device: torch.device | str = "cpu",
     workers: int = 0,
+    random_view: ViewSpec | None = None,
+    crop_seeds: Sequence[int] = (),
     progress: bool = False,
 ) -> LinearResult:
     """Train a linear classifier on a frozen encoder, and test it after every epoch.
@@ -69,6 +74,8 @@ def linear_probe(
         seed: of the initial weights, the order of the images and their crops.
         device: where the encoder is.
         workers: processes that read and render images.
+        random_view: in which the last classifier is tested too, once for each of ``crop_seeds``.
+        crop_seeds: of that view's draws.
         progress: show bars.
 
     Raises:
@@ -79,28 +86,27 @@ def linear_probe(
         raise ValueError(
             f"{len(train)} training images are less than one batch of {protocol.batch_size}; give a smaller batch_size"
         )
-    extract = partial(
-        extract_features,
-        view=view_for_testing(protocol, image_size),
-        mean=mean,
-        std=std,
-        device=device,
-        workers=workers,
-    )
-    tested = extract(encoder, test, progress="test features" if progress else "")
+    view = view_for_testing(protocol, image_size)
+    extract = partial(extract_features, encoder, mean=mean, std=std, device=device, workers=workers)
+    tested = extract(test, view, progress="test features" if progress else "")
     check_labels(tested.labels, num_classes, "test")
 
     batches: _Batches
     if protocol.crop == "none":
-        stored = extract(encoder, train, progress="training features" if progress else "")
+        stored = extract(train, view, progress="training features" if progress else "")
         batches = partial(_stored_batches, stored, protocol.batch_size, seed)
     else:
         views = (view_for_training(protocol, image_size),)
         source = Batches(train, views, batch_size=protocol.batch_size, seed=seed, mean=mean, std=std, workers=workers)
         batches = partial(_encoded_batches, encoder, source, train, device)
-    accuracy = _train_classifier(batches, tested, protocol, num_classes, seed, device, progress)
+    accuracy, classifier = _train_classifier(batches, tested, protocol, num_classes, seed, device, progress)
+    random_crops = []
+    if random_view is not None:
+        for crop_seed in crop_seeds:
+            cut = extract(test, random_view, seed=crop_seed, progress="random crops" if progress else "")
+            random_crops.append(_accuracy(classifier(cut.features), cut.labels))
     best = max(accuracy)
-    return LinearResult(accuracy[-1], best, accuracy.index(best) + 1)
+    return LinearResult(accuracy[-1], best, accuracy.index(best) + 1, tuple(random_crops))
 
 
 def _stored_batches(stored: Features, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -131,12 +137,17 @@ def _train_classifier(
     seed: int,
     device: torch.device | str,
     progress: bool,
-) -> list[float]:
-    """Accuracy on the test features after each epoch."""
-    test_features = test.features.to(device)
+) -> tuple[list[float], Callable[[Tensor], Tensor]]:
+    """Accuracy on the test features after each epoch, and the last classifier: features to scores on the CPU."""
     generator = torch.Generator().manual_seed(seed)
-    weight = torch.normal(0.0, 0.01, (num_classes, test_features.shape[1]), generator=generator).to(device)
+    weight = torch.normal(0.0, 0.01, (num_classes, test.features.shape[1]), generator=generator).to(device)
     bias = torch.zeros(num_classes, device=device)
+
+    @torch.no_grad()
+    def classifier(features: Tensor) -> Tensor:
+        return F.linear(features.to(device), weight, bias).cpu()
+
+    test_features = test.features.to(device)
     optimizer = _optimizer([weight.requires_grad_(), bias.requires_grad_()], protocol)
     accuracy = []
     epochs = trange(protocol.epochs, desc="linear", unit="epoch", disable=not progress)
@@ -147,16 +158,19 @@ def _train_classifier(
             optimizer.zero_grad()
             F.cross_entropy(scores, labels.to(device)).backward()  # type: ignore[no-untyped-call]  # torch's is untyped
             optimizer.step()
-        with torch.no_grad():
-            scores = F.linear(test_features, weight, bias).cpu()
+        scores = classifier(test_features)
         if not scores.isfinite().all():
             raise ValueError(
                 f"the linear classifier diverged in epoch {epoch + 1} at learning rate "
                 f"{learning_rate(protocol, epoch):g}; give a smaller lr"
             )
-        accuracy.append((label_ranks(scores, test.labels) < 1).double().mean().item())
+        accuracy.append(_accuracy(scores, test.labels))
         epochs.set_postfix_str(f"top1 {100 * accuracy[-1]:.2f}")
-    return accuracy
+    return accuracy, classifier
+
+
+def _accuracy(scores: Tensor, labels: Tensor) -> float:
+    return (label_ranks(scores, labels) < 1).double().mean().item()
 
 
 def _optimizer(parameters: list[Tensor], protocol: Protocol) -> torch.optim.Optimizer:

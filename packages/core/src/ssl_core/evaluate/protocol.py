@@ -8,10 +8,12 @@ the side of the encoder's input, so that what was written for 224 pixels also sa
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from ssl_core.evaluate.features import evaluation_view
-from ssl_core.views import CenterCrop, HorizontalFlip, RandomCrop, RandomResizedCrop, ViewSpec, eval_spec
+from ssl_core.views import CenterCrop, HorizontalFlip, RandomCrop, RandomResizedCrop, Resize, ViewSpec, eval_spec
+
+TestCrop: TypeAlias = Literal["center", "random", "random_window"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,14 @@ PROTOCOLS: dict[str, Protocol] = {
         scale_lr=True,
         optimizer="lars",
     ),
+    "leoclr": Protocol(
+        "LeOCLR (Alkhalefi et al., 2024); the learning rate, which it does not state, is taken to be MoCo's",
+        epochs=100,
+        batch_size=256,
+        lr=30.0,
+        milestones=_MOCO_STEPS,
+        interpolation="bicubic",
+    ),
     "cached": Protocol(
         "no paper: moco without augmentation, on features extracted once, for machines without a GPU",
         epochs=100,
@@ -146,6 +156,41 @@ def view_for_testing(protocol: Protocol, size: int) -> ViewSpec:
     if protocol.crop == "none":
         return evaluation_view(size)
     return eval_spec(size, short_side=round(size * protocol.resize), interpolation=protocol.interpolation)
+
+
+def view_for_random_crops(protocol: Protocol, crop: TestCrop, size: int) -> ViewSpec:
+    """What a test image becomes in the random-crop test, for an encoder whose input has that side, in pixels.
+
+    The image is squashed to a square of 8/7 of the input (256 for 224) and cut at random. Paper: Alkhalefi et al.,
+    2024, table 7, which does not say how the cut is drawn: ``random`` is a random resized crop with MoCo v2's areas
+    of 0.2 to 1, ``random_window`` a window of the input's size.
+
+    Example:
+        >>> [op.name for op in view_for_random_crops(PROTOCOLS["moco"], "random_window", 224).ops]
+        ['resize', 'random_crop']
+    """
+    cut: RandomResizedCrop | RandomCrop
+    if crop == "random":
+        cut = RandomResizedCrop((0.2, 1.0), interpolation=protocol.interpolation)
+    else:
+        cut = RandomCrop()
+    return ViewSpec((Resize(round(size * 8 / 7), protocol.interpolation), cut), (size,), name=crop)
+
+
+def random_crops_text(view: ViewSpec) -> str:
+    """A view of :func:`view_for_random_crops` in words.
+
+    Example:
+        >>> random_crops_text(view_for_random_crops(PROTOCOLS["moco"], "random", 224))
+        'resized to 256 x 256 (bilinear), random resized crop 224 of area 0.2 to 1'
+    """
+    resize, cut = view.ops
+    assert isinstance(resize, Resize)
+    (size,) = view.sizes
+    text = f"resized to {resize.side} x {resize.side} ({resize.interpolation}), random "
+    if isinstance(cut, RandomResizedCrop):
+        return text + f"resized crop {size} of area {cut.scale[0]:g} to {cut.scale[1]:g}"
+    return text + f"crop {size}"
 
 
 def learning_rate(protocol: Protocol, epoch: int) -> float:

@@ -1,0 +1,6 @@
+"""LeOCLR: crops are attracted to their uncropped image and not to each other; with its baselines MoCo v2 and SimCLR."""
+
+from ssl_leoclr.loss import leoclr_loss as leoclr_loss
+from ssl_leoclr.method import LeOCLR as LeOCLR
+
+__all__ = ["LeOCLR", "leoclr_loss"]
