@@ -116,13 +116,13 @@ def build(session: nox.Session) -> None:
     session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
     clean = Path(session.create_tmp()).resolve() / "clean"
     session.run("python", "-m", "venv", "--clear", str(clean))
-    projects = [nox.project.load_toml(f"packages/{name}/pyproject.toml")["project"] for name in PACKAGES]
-    names = [project["name"] for project in projects]
-    python = str(clean / "bin" / "python")
-    session.run("uv", "pip", "install", "--python", python, "--find-links", str(dist), *names)
+    wheels = sorted(map(str, dist.glob("*.whl")))
+    # By their paths: looked up by name, a wheel of the same version could come from uv's cache.
+    session.run("uv", "pip", "install", "--python", str(clean / "bin" / "python"), *wheels)
+    scripts = [nox.project.load_toml(f"packages/{name}/pyproject.toml")["project"]["scripts"] for name in PACKAGES]
     with session.chdir(session.create_tmp()):
         # Away from the checkout, so that only what the wheels hold can be imported.
-        for command in (command for project in projects for command in project["scripts"]):
+        for command in (command for of_package in scripts for command in of_package):
             if command.endswith("-train"):
                 train = [str(clean / "bin" / command), "--config", "smoke", "--out", str(clean / "runs" / command)]
                 session.run(*train, external=True)

@@ -65,6 +65,11 @@ def test_no_package_imports_a_method(folder):
         assert used <= {"ssl_core", folder.name}, file
 
 
+def test_core_and_its_shared_checks_do_without_pytest():
+    using = [file for file in CORE.rglob("*.py") if {"pytest", "_pytest"} & imported_modules(file)]
+    assert not using
+
+
 def test_importing_core_does_not_import_heavy_optional_packages(tmp_path):
     import subprocess
     import sys

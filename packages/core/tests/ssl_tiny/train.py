@@ -65,6 +65,8 @@ class Config(PretrainConfig):
 
 def make_method(config, encoder, num_features, views):
     settings = {name: value for name, value in vars(config.method).items() if name != "projector"}
+    if config.method.negatives == "batch" and config.method.queue_length != TinyConfig().queue_length:
+        raise ValueError(f"queue_length {config.method.queue_length} has no effect without a queue")
     head = config.method.projector
     return Tiny(encoder, mlp_head(num_features, **asdict(head)), views=views, dim=head.out_dim, **settings)
 

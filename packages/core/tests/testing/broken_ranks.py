@@ -1,4 +1,4 @@
-"""Methods that train in two processes otherwise than in one, for check_ranks to name; and one that does not."""
+"""Methods that train in two processes otherwise than in one, for check_ranks to name; and two that do not."""
 
 from unittest.mock import patch
 
@@ -36,7 +36,8 @@ class NotANumber(Tiny):
 
 
 CASES = {
-    "right": {},
+    "queue": {},
+    "no queue": {"negatives": "batch"},
     "local keys": {"method_class": LocalKeys},
     "local negatives": {"method_class": LocalNegatives, "negatives": "batch"},
     "sum": {"method_class": SumOverImages},

@@ -1,20 +1,12 @@
 from pathlib import Path
 
 import pytest
-from ssl_tiny.small import make_small as make_method  # noqa: F401
 
 from ssl_core.testing import check_ranks
 
-CASES = {"queue": {}, "no queue": {"negatives": "batch"}}
-
 
 @pytest.mark.distributed
-def test_methods_with_and_without_a_queue_train_alike_in_one_and_in_two_processes(tmp_path):
-    check_ranks(__file__, tmp_path)
-
-
-@pytest.mark.distributed
-def test_cases_in_which_a_process_trains_alone_are_named(tmp_path):
+def test_the_cases_that_train_otherwise_in_two_processes_are_named_and_no_others(tmp_path):
     with pytest.raises(AssertionError, match="do not train as one") as failed:
         check_ranks(Path(__file__).with_name("broken_ranks.py"), tmp_path)
     lines = str(failed.value).splitlines()[1:]
