@@ -136,10 +136,15 @@ def test_the_simclr_framework_is_the_sum_of_the_pairs_with_the_anchor():
     method = make_method(framework="simclr", temperature=0.3).eval()
     views = random_views(method, 4, 3)
     anchor, first, second = (F.normalize(method.projector(method.encoder(view)), dim=1) for view in views)
-    expected = nt_xent(anchor, first, 0.3) + nt_xent(anchor, second, 0.3)
-    torch.testing.assert_close(method(views, STEP).loss, expected)
-    method.attract = "all"
-    torch.testing.assert_close(method(views, STEP).loss, expected + nt_xent(first, second, 0.3))
+    parameters = list(method.parameters())
+    of_anchor = nt_xent(anchor, first, 0.3) + nt_xent(anchor, second, 0.3)
+    for attract, expected in (("anchor", of_anchor), ("all", of_anchor + nt_xent(first, second, 0.3))):
+        method.attract = attract
+        loss = method(views, STEP).loss
+        torch.testing.assert_close(loss, expected)
+        # As rows and as each other's columns.
+        gradients = [torch.autograd.grad(value, parameters, retain_graph=True) for value in (loss, expected)]
+        torch.testing.assert_close(*gradients)
 
 
 def test_the_simclr_framework_trains_through_every_view_and_keeps_nothing_else():
