@@ -9,7 +9,8 @@ positive,
 where E^w is the mean of the columns under the target w: cross-entropy with soft targets is linear in the
 keys, so no loss here ever holds a similarity of a query and a column. Everything is computed in float32
 (float64 for float64), whatever autocast says, and only ``query`` (and a ``temperature`` that asks for it)
-receives a gradient; in ``nt_xent``, whose columns are the batch itself, both views do.
+receives a gradient; in ``nt_xent``, whose columns are the batch itself, both views do. Unit length is relied on
+(``normalized=True``): much longer vectors overflow at low temperatures.
 
 Shapes: n queries, d dimension, k queue rows, p positives per query, v views that share a target, m keys of the global
 batch.
@@ -365,7 +366,9 @@ def _columns(
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     """Lse and expectation of stacked sets of queries over the queue and the batch's other keys."""
-    lse, expectation = queue_attention(rows, queue.detach(), temperature, length=length, backend=backend)
+    lse, expectation = queue_attention(
+        rows, queue.detach(), temperature, length=length, normalized=True, backend=backend
+    )
     if batch_keys is None:
         return lse, expectation
     if not 0 <= row_offset <= len(batch_keys) - num_queries:
@@ -374,7 +377,9 @@ def _columns(
             f"from row_offset={row_offset} on"
         )
     own = row_offset + torch.arange(len(rows), device=rows.device) % num_queries
-    batch_lse, batch_expectation = queue_attention(rows, batch_keys.detach(), temperature, exclude=own, backend=backend)
+    batch_lse, batch_expectation = queue_attention(
+        rows, batch_keys.detach(), temperature, exclude=own, normalized=True, backend=backend
+    )
     return _merge(torch.stack([lse, batch_lse]), torch.stack([expectation, batch_expectation]))
 
 
@@ -460,7 +465,8 @@ def nt_xent(
     # Row i leaves out column i of each side, itself and its positive: the negatives' lse keeps a positive that
     # dominates from cancelling.
     negatives = [
-        queue_attention(rows, side.detach(), temperature, exclude=own.repeat(2), backend=backend) for side in sides
+        queue_attention(rows, side.detach(), temperature, exclude=own.repeat(2), normalized=True, backend=backend)
+        for side in sides
     ]
     lse, _ = _merge(*(torch.stack(parts) for parts in zip(*negatives, strict=True)))
     positive = ((first * second).sum(dim=1) / temperature).repeat(2)
