@@ -1,6 +1,7 @@
 """The command ssl-core on small data; what its functions compute is tested where they stand."""
 
 import json
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -32,7 +33,16 @@ def run(tmp_path_factory):
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     save_checkpoint(folder / "checkpoints" / "last.pt", method=method, optimizer=optimizer, step=1, config={})
     card = BackboneCard(
-        "resnet18", 3, 16, (0.5,) * 3, (0.3,) * 3, 8, "small", options, projector=head_layers(method.projector)
+        "resnet18",
+        3,
+        16,
+        (0.5,) * 3,
+        (0.3,) * 3,
+        8,
+        "small",
+        options,
+        recipe="ssl-any",
+        projector=head_layers(method.projector),
     )
     save_backbone(folder / "backbone.safetensors", method.encoder, card)
     data = {"source": str(folder / "images"), "holdout": 0.25, "workers": 0}
@@ -108,6 +118,7 @@ def test_report_shows_three_encoders_and_two_pictures(run, capsys):
         assert title in printed
     assert Image.open(run / "neighbours.png").size[0] > 500
     assert (run / "views.png").exists()
+    assert "ssl-any-train --config list" in printed
 
 
 def test_doctor_says_which_implementation_each_op_uses(capsys):
@@ -117,6 +128,7 @@ def test_doctor_says_which_implementation_each_op_uses(capsys):
     assert f"compiled core    {ops.cpp.description()}" in printed
     assert f"cuda library     {ops.cuda.description()}" in printed
     assert torch.__version__.partition("+")[0] in printed
+    assert f"ssl-core         {version('ssl-core')}" in printed
 
 
 @pytest.mark.parametrize(

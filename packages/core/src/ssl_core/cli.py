@@ -11,7 +11,7 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions, version
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ssl_core import ops
 from ssl_core.allocator import keep_freed_memory
+from ssl_core.backbone import load_card
 from ssl_core.config import recipe_path
 from ssl_core.data import DataConfig, inspect, open_source
 from ssl_core.evaluate import draw_neighbours, embed, evaluate_knn, evaluate_linear, export
@@ -138,6 +139,7 @@ def report(run: str, *, device: torch.device | str = "cpu") -> None:
         f"\n{trained['num_train']:,} training and {trained['num_test']:,} test images of {trained['test']}; "
         f"kNN with k = {settings.k}, T = {settings.temperature:g}, cosine\n"
     )
+    command = f"{load_card(Path(run) / 'backbone.json').recipe}-train"
     for title, result in results.items():
         print(f"  {title:16} {100 * result['top1']:5.1f} %  {'#' * round(40 * result['top1'])}")
     print(f"""
@@ -147,18 +149,17 @@ backbone   {Path(run) / "backbone.safetensors"}  (ssl_core.load_backbone, timm, 
 log        {Path(run) / "metrics.jsonl"}
 
 next       ssl-core eval linear {run} --protocol cached
-           ssl-sce-train --config list
-           ssl-sce-train --config imagenet100 --data.source FOLDER --out runs/mine""")
+           {command} --config list
+           {command} --config NAME --data.source FOLDER --out runs/mine""")
 
 
 def doctor() -> None:
     """Print versions, devices, and which implementation each op uses on each device."""
     rows = {"python": f"{platform.python_version()} on {platform.platform()}"}
-    for name in ("ssl-core", "ssl-sce", "torch", "torchvision", "timm", "triton"):
-        try:
-            rows[name] = version(name)
-        except PackageNotFoundError:
-            rows[name] = "not installed"
+    installed = {str(found.metadata["Name"]) for found in distributions()}
+    ours = sorted(name for name in installed if name.startswith("ssl-"))
+    for name in (*ours, "torch", "torchvision", "timm", "triton"):
+        rows[name] = version(name) if name in installed else "not installed"
     rows["cpu"] = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
