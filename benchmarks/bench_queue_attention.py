@@ -8,8 +8,8 @@ Losses with their gradient to the queries, and attention (lse and expectation) a
 "unit rows" is attention with the promise of normalised rows. What differs from the reference is not timed. Beside this
 repository's back-ends: the loss as the papers' codes write it (dense, autograd), that through torch.compile,
 FlexAttention with lse, and lightly's NTXentLoss with a memory bank (InfoNCE only, which enqueues as well). Operations
-are counted as 4 n k d for each set of n queries, whatever an implementation executes. Peak memory is what a call adds to
-its inputs: on the CPU the rise of the resident set of a fresh process, on the GPU that of torch's allocator.
+are counted as 4 n k d for each set of n queries, whatever an implementation executes. Peak memory is what a call adds
+to its inputs: on the CPU the rise of the resident set of a fresh process, on the GPU that of torch's allocator.
 """
 
 import argparse
@@ -352,8 +352,8 @@ def main() -> None:
     peak_flops = measured_peak_flops(device, dtype)
     print(f"measured peak of {arguments.dtype} products: {peak_flops / 1e9:.0f} GFLOP/s; {repeats} runs in turns")
     records = []
-    for shape in shapes:
-        for what in arguments.what:
+    for what in arguments.what:
+        for shape in shapes:
             records += table(what, shape, device, dtype, repeats, peak_flops, arguments.leave_out)
             if arguments.json:
                 arguments.json.write_text(json.dumps(records, indent=1))
