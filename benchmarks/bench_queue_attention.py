@@ -2,19 +2,21 @@
 
 python benchmarks/bench_queue_attention.py --out benchmarks/results      # on the GPU if there is one
 python benchmarks/bench_queue_attention.py --device cpu --quick
+python benchmarks/bench_queue_attention.py --dtype bfloat16 --what attention --shapes 1024x65536x128
 
-Forward and gradient to the queries, on the same inputs, in turns. Beside this repository's back-ends: the loss as the
-papers' codes write it (dense, autograd), that through torch.compile, FlexAttention with lse, and lightly's NTXentLoss
-with a memory bank (InfoNCE only, which enqueues as well). Operations are counted as 4 n k d for each set of n queries,
-whatever an implementation executes. Peak memory is what a call adds to its inputs: on the CPU the rise of the resident
-set of a fresh process, on the GPU that of torch's allocator.
+Losses with their gradient to the queries, and attention (lse and expectation) alone, on the same inputs, in turns;
+"unit rows" is attention with the promise of normalised rows. What differs from the reference is not timed. Beside this
+repository's back-ends: the loss as the papers' codes write it (dense, autograd), that through torch.compile,
+FlexAttention with lse, and lightly's NTXentLoss with a memory bank (InfoNCE only, which enqueues as well). Operations
+are counted as 4 n k d for each set of n queries, whatever an implementation executes. Peak memory is what a call adds
+to its inputs: on the CPU the rise of the resident set of a fresh process, on the GPU that of torch's allocator.
 """
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,11 +31,17 @@ from machine import (
 from torch import Tensor
 
 from ssl_core.losses import info_nce, soft_target_cross_entropy
+from ssl_core.ops import queue_attention
 from ssl_core.ops.backends import choose_backend
 from ssl_core.ops.queue_attention import BACKENDS
 
 # n queries, k queue rows, d dimension.
 SHAPES = [(256, 65536, 128), (512, 65536, 256), (512, 16384, 256)]
+# On a GPU, where the largest of the tables above take less than a millisecond.
+GPU_SHAPES = [(n, 65536, d) for d in (128, 256) for n in (256, 512, 1024, 4096)]
+USES_UNIT_ROWS = ("cpp", "triton", "cuda")
+# Beyond what any rounding of bfloat16 logits does; nats.
+WRONG = 0.2
 SWEEP = [4096, 16384, 65536, 262144, 1048576]  # k, at n 256 and d 128
 TEMPERATURE, TARGET_TEMPERATURE, COEFFICIENT = 0.1, 0.05, 0.5
 
@@ -46,7 +54,10 @@ class Inputs(NamedTuple):
     queue: Tensor
 
 
-Loss = Callable[[Inputs], Tensor]
+# Of a loss, its value; of attention, lse and expectation.
+Function = Callable[[Inputs], Any]
+# Rows of any number of runs: what, shape, dtype and implementation, seconds, and bytes above the inputs.
+Record = dict[str, Any]
 
 
 def make_inputs(n: int, k: int, d: int, device: torch.device, dtype: torch.dtype) -> Inputs:
@@ -55,6 +66,12 @@ def make_inputs(n: int, k: int, d: int, device: torch.device, dtype: torch.dtype
         F.normalize(torch.randn(rows, d, generator=generator), dim=1).to(device, dtype) for rows in (n, n, k)
     )
     return Inputs(query.requires_grad_(), key, queue)
+
+
+def dense_attention(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Lse and expectation as anyone would write them."""
+    logits = inputs.query @ inputs.queue.T / TEMPERATURE
+    return logits.logsumexp(dim=1), logits.softmax(dim=1) @ inputs.queue
 
 
 def dense_sce(inputs: Inputs) -> Tensor:
@@ -74,7 +91,13 @@ def dense_info_nce(inputs: Inputs) -> Tensor:
     return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.int64, device=query.device))
 
 
-def our_sce(backend: str) -> Loss:
+def our_attention(backend: str, *, unit_rows: bool = False) -> Function:
+    return lambda inputs: queue_attention(
+        inputs.query, inputs.queue, TEMPERATURE, normalized=unit_rows, backend=backend
+    )
+
+
+def our_sce(backend: str) -> Function:
     def loss(inputs: Inputs) -> Tensor:
         return soft_target_cross_entropy(
             inputs.query,
@@ -90,8 +113,17 @@ def our_sce(backend: str) -> Loss:
     return loss
 
 
-def our_info_nce(backend: str) -> Loss:
+def our_info_nce(backend: str) -> Function:
     return lambda inputs: info_nce(inputs.query, inputs.key, inputs.queue, TEMPERATURE, backend=backend).mean()
+
+
+def flex_attention_alone(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    keys = inputs.queue[None, None]
+    attend = _compiled(flex_attention)
+    expectation, lse = attend(inputs.query[None, None], keys, keys, scale=1 / TEMPERATURE, return_lse=True)
+    return lse[0, 0], expectation[0, 0]
 
 
 def flex_sce(inputs: Inputs) -> Tensor:
@@ -110,7 +142,7 @@ def flex_sce(inputs: Inputs) -> Tensor:
     return (COEFFICIENT * contrastive + (1 - COEFFICIENT) * (relational + ceiling)).mean()
 
 
-def lightly_info_nce() -> Loss:
+def lightly_info_nce() -> Function:
     from lightly.loss import NTXentLoss
 
     banks: dict[tuple[int, ...], NTXentLoss] = {}
@@ -133,20 +165,28 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return _compilations[function]
 
 
-def implementations(loss: str, device: torch.device, dtype: torch.dtype) -> dict[str, Loss | str]:
-    """Name -> loss of what can run, or why it cannot."""
-    found: dict[str, Loss | str] = {}
+DENSE: dict[str, Function] = {"attention": dense_attention, "sce": dense_sce, "info_nce": dense_info_nce}
+
+
+def implementations(what: str, device: torch.device, dtype: torch.dtype, dim: int) -> dict[str, Function | str]:
+    """Name -> function of what can run, or why it cannot."""
+    ours = {"attention": our_attention, "sce": our_sce, "info_nce": our_info_nce}[what]
+    found: dict[str, Function | str] = {}
     for backend in BACKENDS:
         try:
-            choose_backend("queue_attention", BACKENDS, device, dtype, dtype, requested=backend)
+            choose_backend("queue_attention", BACKENDS, device, dtype, dtype, requested=backend, dim=dim, exclude=False)
         except ValueError as error:
             found[backend] = str(error).partition(": ")[2].partition("; available")[0]
-        else:
-            found[backend] = our_sce(backend) if loss == "sce" else our_info_nce(backend)
-    dense = dense_sce if loss == "sce" else dense_info_nce
+            continue
+        found[backend] = ours(backend)
+        if what == "attention" and backend in USES_UNIT_ROWS:
+            found[f"{backend}, unit rows"] = our_attention(backend, unit_rows=True)
+    dense = DENSE[what]
     found["eager"] = dense
     found["torch.compile of eager"] = lambda inputs: _compiled(dense)(inputs)
-    if loss == "sce":
+    if what == "attention":
+        found["FlexAttention"] = flex_attention_alone
+    elif what == "sce":
         found["FlexAttention"] = flex_sce
     else:
         try:
@@ -156,81 +196,118 @@ def implementations(loss: str, device: torch.device, dtype: torch.dtype) -> dict
     return found
 
 
-def step_of(loss: Loss, inputs: Inputs) -> Callable[[], None]:
+def step_of(what: str, function: Function, inputs: Inputs) -> Callable[[], None]:
     def step() -> None:
-        torch.autograd.grad(loss(inputs), inputs.query)
+        if what == "attention":
+            with torch.no_grad():
+                function(inputs)
+        else:
+            torch.autograd.grad(function(inputs), inputs.query)
 
     return step
 
 
-def peak_bytes(loss: str, name: str, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype) -> int:
+@torch.no_grad()
+def largest_difference(what: str, function: Function, inputs: Inputs) -> float:
+    """Between an implementation and the reference in float32: of lse and expectation, or of the loss; nats."""
+    exact = Inputs(*(tensor.float() for tensor in inputs))
+    reference = {"attention": our_attention, "sce": our_sce, "info_nce": our_info_nce}[what]("reference")
+    pairs = zip(_as_tuple(function(inputs)), _as_tuple(reference(exact)), strict=True)
+    return max(float((ours - other).abs().max()) for ours, other in pairs)
+
+
+def _as_tuple(result: Any) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def peak_bytes(what: str, name: str, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype) -> int:
     """What a call adds to its inputs."""
     if device.type == "cuda":
-        function = implementations(loss, device, dtype)[name]
+        function = implementations(what, device, dtype, shape[2])[name]
         assert callable(function)
-        return allocated_bytes(step_of(function, make_inputs(*shape, device, dtype)))
-    return measured_in_new_process(__file__, json.dumps({"loss": loss, "name": name, "shape": shape}))
+        return allocated_bytes(step_of(what, function, make_inputs(*shape, device, dtype)))
+    return measured_in_new_process(__file__, json.dumps({"what": what, "name": name, "shape": shape}))
 
 
 def measure(task: str) -> int:
     """What a call adds to its inputs; in a process of its own."""
     options = json.loads(task)
-    cpu = torch.device("cpu")
-    function = implementations(options["loss"], cpu, torch.float32)[options["name"]]
-    step_of(function, make_inputs(8, 64, options["shape"][2], cpu, torch.float32))()  # what is loaded once
-    return resident_bytes(step_of(function, make_inputs(*options["shape"], cpu, torch.float32)))
+    cpu, what, dim = torch.device("cpu"), options["what"], options["shape"][2]
+    function = implementations(what, cpu, torch.float32, dim)[options["name"]]
+    assert callable(function)
+    step_of(what, function, make_inputs(8, 64, dim, cpu, torch.float32))()  # what is loaded once
+    return resident_bytes(step_of(what, function, make_inputs(*options["shape"], cpu, torch.float32)))
 
 
 def table(
-    loss: str, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype, repeats: int, peak_flops: float
-) -> dict[str, tuple[float, float]]:
-    """Print the rows of one loss and shape; median seconds and peak bytes by name."""
+    what: str,
+    shape: tuple[int, int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+    repeats: int,
+    peak_flops: float,
+    left_out: Sequence[str] = (),
+) -> list[Record]:
+    """Print and return the rows of one shape, without those whose names are left out; "memory" leaves out that."""
     n, k, d = shape
     inputs = make_inputs(n, k, d, device, dtype)
-    flops = (2 if loss == "sce" else 1) * 4 * n * k * d
+    flops = (2 if what == "sce" else 1) * 4 * n * k * d
     runs, excuses = {}, {}
-    for name, function in implementations(loss, device, dtype).items():
+    for name, function in implementations(what, device, dtype, d).items():
         if isinstance(function, str):
             excuses[name] = function
             continue
+        if name in left_out:
+            excuses[name] = "left out"
+            continue
         try:
-            step_of(function, inputs)()
+            step_of(what, function, inputs)()
+            # lightly's memory bank holds keys of its own.
+            difference = 0.0 if name.startswith("lightly") else largest_difference(what, function, inputs)
         except Exception as error:  # whatever another library raises where it cannot run
             excuses[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
-        else:
-            runs[name] = step_of(function, inputs)
+            continue
+        if difference <= WRONG:
+            runs[name] = step_of(what, function, inputs)
+        else:  # or not a number
+            excuses[name] = f"wrong by {difference:.2g} nats"
     found = times_s(runs, repeats, device)
-    print(f"\n{loss}  n {n}  k {k}  d {d}  {str(dtype).removeprefix('torch.')}  ({flops / 1e9:.1f} GFLOP)\n")
+    name_of_dtype = str(dtype).removeprefix("torch.")
+    print(f"\n{what}  n {n}  k {k}  d {d}  {name_of_dtype}  ({flops / 1e9:.1f} GFLOP)\n")
     print("| implementation | median ms | spread ms | GFLOP/s | of peak | to eager | peak MB |")
     print("|---|---|---|---|---|---|---|")
-    results = {}
+    records: list[Record] = []
     for name, times in found.items():
-        peak = peak_bytes(loss, name, shape, device, dtype)
-        results[name] = (times.median, peak)
+        record: Record = {"what": what, "n": n, "k": k, "d": d, "dtype": name_of_dtype, "implementation": name}
+        record |= {"seconds": times.median, "flops": flops, "peak_flops": peak_flops}
+        if "memory" not in left_out:
+            record["bytes"] = peak_bytes(what, name, shape, device, dtype)
+        records.append(record)
+        memory = f"{record['bytes'] / 1e6:.1f}" if "bytes" in record else "not measured"
         print(
-            f"| {name} | {1e3 * times.median:.2f} | {1e3 * times.low:.2f} to {1e3 * times.high:.2f} "
+            f"| {name} | {1e3 * times.median:.3f} | {1e3 * times.low:.3f} to {1e3 * times.high:.3f} "
             f"| {flops / times.median / 1e9:.0f} | {100 * flops / times.median / peak_flops:.0f} % "
-            f"| {found['eager'].median / times.median:.2f}x | {peak / 1e6:.1f} |",
+            f"| {found['eager'].median / times.median:.2f}x | {memory} |",
             flush=True,
         )
     for name, excuse in excuses.items():
         print(f"| {name} | not run: {excuse} | | | | | |")
-    return results
+    return records
 
 
-def plot(sweep: dict[int, dict[str, tuple[float, float]]], file: Path, title: str) -> None:
+def plot(records: list[Record], file: Path, title: str) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, (times, memory) = plt.subplots(1, 2, figsize=(10, 4.2))
-    for name in dict.fromkeys(name for results in sweep.values() for name in results):
-        points = [(k, *results[name]) for k, results in sweep.items() if name in results]
-        keys, seconds, peaks = zip(*points, strict=True)
+    for name in dict.fromkeys(record["implementation"] for record in records):
+        points = [record for record in records if record["implementation"] == name]
+        keys = [record["k"] for record in points]
         style = {"marker": "o", "lw": 2.4 if name in BACKENDS else 1.2, "ls": "-" if name in BACKENDS else "--"}
-        times.plot(keys, [1e3 * value for value in seconds], label=name, **style)
-        memory.plot(keys, [max(value, 1e5) / 1e6 for value in peaks], label=name, **style)
+        times.plot(keys, [1e3 * record["seconds"] for record in points], label=name, **style)
+        memory.plot(keys, [max(record["bytes"], 1e5) / 1e6 for record in points], label=name, **style)
     times.set(xscale="log", yscale="log", xlabel="queue rows", ylabel="ms, forward and gradient")
     memory.set(xscale="log", yscale="log", xlabel="queue rows", ylabel="MB above the inputs (at least 0.1)")
     times.legend(fontsize=8)
@@ -240,12 +317,22 @@ def plot(sweep: dict[int, dict[str, tuple[float, float]]], file: Path, title: st
     print(f"wrote {file}")
 
 
+def shape_of(text: str) -> tuple[int, int, int]:
+    """Of "256x65536x128"."""
+    n, k, d = map(int, text.split("x"))
+    return n, k, d
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="bfloat16 on CUDA only")
+    parser.add_argument("--what", nargs="+", default=["sce", "info_nce"], choices=list(DENSE))
+    parser.add_argument("--shapes", nargs="+", type=shape_of, help="n x k x d, as in 256x65536x128")
+    parser.add_argument("--leave-out", nargs="+", default=[], help='names of rows, and "memory" for that column')
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--quick", action="store_true", help="3 repeats of the first shape")
+    parser.add_argument("--json", type=Path, help="file for all rows, written anew after every table")
     parser.add_argument(
         "--out", type=Path, help="folder for the plot of the sweep over k; without it there is no sweep"
     )
@@ -257,17 +344,21 @@ def main() -> None:
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     if dtype == torch.bfloat16 and device.type != "cuda":
         parser.error("--dtype bfloat16 is for CUDA")
-    repeats, shapes = (3, SHAPES[:1]) if arguments.quick else (arguments.repeats, SHAPES)
+    shapes = arguments.shapes or (GPU_SHAPES if device.type == "cuda" else SHAPES)
+    repeats, shapes = (3, shapes[:1]) if arguments.quick else (arguments.repeats, shapes)
 
     print(__doc__.partition("\n")[0])
     print(describe_machine(device))
     peak_flops = measured_peak_flops(device, dtype)
     print(f"measured peak of {arguments.dtype} products: {peak_flops / 1e9:.0f} GFLOP/s; {repeats} runs in turns")
-    for shape in shapes:
-        table("sce", shape, device, dtype, repeats, peak_flops)
-        table("info_nce", shape, device, dtype, repeats, peak_flops)
+    records = []
+    for what in arguments.what:
+        for shape in shapes:
+            records += table(what, shape, device, dtype, repeats, peak_flops, arguments.leave_out)
+            if arguments.json:
+                arguments.json.write_text(json.dumps(records, indent=1))
     if arguments.out:
-        sweep = {k: table("sce", (256, k, 128), device, dtype, 3, peak_flops) for k in SWEEP}
+        sweep = [record for k in SWEEP for record in table("sce", (256, k, 128), device, dtype, 3, peak_flops)]
         title = f"SCE's loss, n 256, d 128, {arguments.dtype}. {' '.join(describe_machine(device).splitlines()[2:])}"
         plot(sweep, arguments.out / f"queue_attention_{device.type}.png", title)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe_machine, times_s
+from machine import describe_machine, wall_times_s
 
 from ssl_core.allocator import keep_freed_memory
 from ssl_core.config import parse_config
@@ -87,17 +87,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--size", type=int, help="of the views; 224 on a GPU, 32 elsewhere")
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--quick", action="store_true", help="3 repeats")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    size = 224 if device.type == "cuda" else 32
+    size = arguments.size or (224 if device.type == "cuda" else 32)
     if device.type == "cpu":
         keep_freed_memory()
 
     print(__doc__.partition("\n")[0])
     print(describe_machine(device))
-    net = "resnet50" if size == 224 else "resnet18, 4 blocks of 32 to 256"
+    net = "resnet50" if size >= 64 else "resnet18, 4 blocks of 32 to 256"
     print(f"{net}, {size} px, batch {arguments.batch}, bfloat16\n")
     runs, forwards, peaks = {}, {}, {}
     for name, (package, recipe, changes, _) in ROWS.items():
@@ -109,7 +110,7 @@ def main() -> None:
         runs[name]()
         if device.type == "cuda":
             peaks[name] = f"{torch.cuda.max_memory_allocated() / 2**30:.2f}"
-    found = times_s(runs, 3 if arguments.quick else arguments.repeats, device)
+    found = wall_times_s(runs, 3 if arguments.quick else arguments.repeats, device)
     print(
         "| method | median ms | spread ms | images/s | to MoCo v2 | published | forwards online + momentum | peak GiB |"
     )

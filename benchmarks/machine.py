@@ -1,5 +1,9 @@
-"""What benchmarks share: date, hardware, versions, commit and load to print, and how times and memory are taken."""
+"""What benchmarks share: date, hardware, versions, commit and load to print, and how times and memory are taken.
 
+python benchmarks/machine.py    # prints that, and the rates that the machine reaches
+"""
+
+import argparse
 import ctypes
 import datetime
 import os
@@ -9,6 +13,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +28,7 @@ def describe_machine(device: torch.device) -> str:
     return "\n".join(
         [
             f"{datetime.date.today()}  commit {_commit()}  {platform.system()} {platform.machine()}",
-            f"Python {platform.python_version()}  torch {torch.__version__}  CUDA {torch.version.cuda}",
+            f"Python {platform.python_version()}  torch {torch.__version__}  {_triton()}  CUDA {torch.version.cuda}",
             f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads{load}"
             + (f"  {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""),
         ]
@@ -37,8 +43,8 @@ class Times(NamedTuple):
     high: float
 
 
-def times_s(runs: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, Times]:
-    """Time of each run, after one warm-up; taken in turns, so that all see the same load."""
+def wall_times_s(runs: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, Times]:
+    """Time of each run as the host sees it, after one warm-up; taken in turns, so that all see the same load."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
@@ -48,11 +54,32 @@ def times_s(runs: Mapping[str, Callable[[], object]], repeats: int, device: torc
             _wait(device)
             if repeat > 0:
                 times[name].append(time.perf_counter() - start)
-    found = {}
-    for name, values in times.items():
-        quantiles = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.5, 0.2, 0.8]).double())
-        found[name] = Times(*quantiles.tolist())
-    return found
+    return {name: _quantiles(values) for name, values in times.items()}
+
+
+def times_s(runs: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, Times]:
+    """Time of each run, as :func:`wall_times_s`; on a GPU what the device needs, with nothing in its L2 cache.
+
+    The GPU is kept busy until the host has queued the whole run, so that launches cost nothing, as in a training step
+    whose host is ahead.
+    """
+    if device.type != "cuda":
+        return wall_times_s(runs, repeats, device)
+    # More than the L2 cache of any GPU holds.
+    pushes_out = torch.empty(2**28, dtype=torch.int8, device=device)
+    events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            torch.cuda._sleep(10_000_000)  # cycles, about 5 ms
+            pushes_out.zero_()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            run()
+            end.record()
+            if repeat > 0:
+                events[name].append((start, end))
+    _wait(device)
+    return {name: _quantiles([1e-3 * a.elapsed_time(b) for a, b in pairs]) for name, pairs in events.items()}
 
 
 def measured_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -63,8 +90,7 @@ def measured_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """
     if device.type == "cuda":
         a, b = (torch.randn(8192, 8192, device=device, dtype=dtype) for _ in range(2))
-        best = min(times_s({"mm": lambda: a @ b}, 20, device)["mm"][:2])
-        return 2 * 8192**3 / best
+        return 2 * 8192**3 / times_s({"mm": lambda: a @ b}, 20, device)["mm"].low
     with tempfile.TemporaryDirectory() as folder:
         source, program = Path(__file__).with_name("fma_peak.cpp"), f"{folder}/fma_peak"
         command = [os.environ.get("CXX", "g++"), "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", str(source)]
@@ -105,11 +131,23 @@ def measured_in_new_process(file: str, task: str) -> int:
     return int(done.stdout.split()[-1])
 
 
+def measured_copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second, read and written, of a copy that no cache holds."""
+    source = torch.ones(2**30 if device.type == "cuda" else 2**26, device=device)
+    copy = torch.empty_like(source)
+    return 2 * source.nbytes / times_s({"copy": lambda: copy.copy_(source)}, 10, device)["copy"].low
+
+
 def _status_bytes(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return 1024 * int(line.split()[1])
     raise ValueError(f"/proc/self/status has no {field}")
+
+
+def _quantiles(values: list[float]) -> Times:
+    quantiles = torch.tensor([0.5, 0.2, 0.8], dtype=torch.float64)
+    return Times(*torch.tensor(values, dtype=torch.float64).quantile(quantiles).tolist())
 
 
 def _wait(device: torch.device) -> None:
@@ -126,6 +164,10 @@ def _processor() -> str:
     return platform.processor() or "unknown processor"
 
 
+def _triton() -> str:
+    return f"triton {version('triton')}" if find_spec("triton") else "no triton"
+
+
 def _commit() -> str:
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
@@ -135,3 +177,18 @@ def _commit() -> str:
         check=False,
     )
     return done.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(parser.parse_args().device)
+    print(describe_machine(device))
+    for dtype in (torch.bfloat16, torch.float32) if device.type == "cuda" else (torch.float32,):
+        name = str(dtype).removeprefix("torch.")
+        print(f"measured peak of {name} products: {measured_peak_flops(device, dtype) / 1e9:.0f} GFLOP/s")
+    print(f"measured copy bandwidth, read and written: {measured_copy_bandwidth(device) / 1e9:.0f} GB/s")
+
+
+if __name__ == "__main__":
+    main()

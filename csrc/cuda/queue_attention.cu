@@ -56,6 +56,13 @@ __device__ inline void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t 
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// exp2f without its detour for results below the smallest normal number, which count for nothing beside the largest.
+__device__ inline float exp2_flushed(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 __device__ inline float over_quad(float value, bool is_maximum) {
 #pragma unroll
     for (int distance = 1; distance <= 2; distance *= 2) {
@@ -72,20 +79,24 @@ __device__ inline uint32_t address(uint32_t tile, int key, int chunk) {
 }
 
 template <int DIM, int KEYS>
-__device__ void copy_tile(const Arguments& a, uint32_t tile, int64_t first, int64_t last) {
+__device__ void copy_tile(const Arguments& a, uint32_t tile, int first, int last) {
     constexpr int chunks = DIM / 8;
 #pragma unroll
     for (int i = threadIdx.x; i < KEYS * chunks; i += 32 * kWarps) {
         const int key = i / chunks, chunk = i % chunks;
         const bool is_inside = first + key < last;
-        const int64_t row = is_inside ? first + key : 0;
+        const int64_t row = is_inside ? first + key : 0;  // times DIM it may need 64 bits
         copy_16_bytes(address<DIM>(tile, key, chunk), a.queue + row * DIM + chunk * 8, is_inside);
     }
     asm volatile("cp.async.commit_group;\n");
 }
 
+// Blocks that a multiprocessor holds at once, by registers: while one waits for its tile another multiplies.
+template <int DIM>
+constexpr int kResident = DIM == 64 ? 3 : 2;
+
 template <int DIM, int KEYS>
-__global__ void __launch_bounds__(32 * kWarps) partial_kernel(Arguments a) {
+__global__ void __launch_bounds__(32 * kWarps, kResident<DIM>) partial_kernel(Arguments a) {
     extern __shared__ __align__(128) unsigned char shared[];
     const uint32_t tiles = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
     constexpr uint32_t tile_bytes = KEYS * DIM * 2;
@@ -93,13 +104,13 @@ __global__ void __launch_bounds__(32 * kWarps) partial_kernel(Arguments a) {
     // This thread's two rows of every 16 x 8 product, and its first column there.
     int64_t rows[2];
     float scale[2];
-    int64_t excluded[2];
+    int excluded[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
         rows[r] = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.x / 32 * 16 + group + 8 * r;
         const bool is_row = rows[r] < a.num_rows;
         scale[r] = is_row ? a.inverse_temperature[rows[r]] * kLog2e : 0.f;
-        excluded[r] = is_row && a.exclude ? a.exclude[rows[r]] : -1;
+        excluded[r] = is_row && a.exclude ? static_cast<int>(a.exclude[rows[r]]) : -1;
     }
     uint32_t query[DIM / 16][4];
 #pragma unroll
@@ -120,11 +131,12 @@ __global__ void __launch_bounds__(32 * kWarps) partial_kernel(Arguments a) {
 
     int64_t limit = a.num_keys;
     if (a.length && *a.length < limit) limit = *a.length;
-    const int64_t begin = static_cast<int64_t>(blockIdx.y) * a.keys_per_split;
-    const int64_t end = begin + a.keys_per_split < limit ? begin + a.keys_per_split : limit;
+    const int64_t part = static_cast<int64_t>(blockIdx.y) * a.keys_per_split;
+    const int begin = static_cast<int>(part < limit ? part : limit);
+    const int end = static_cast<int>(part + a.keys_per_split < limit ? part + a.keys_per_split : limit);
     if (begin < end) copy_tile<DIM, KEYS>(a, tiles, begin, end);
     int current = 0;
-    for (int64_t first = begin; first < end; first += KEYS, current ^= 1) {
+    for (int first = begin; first < end; first += KEYS, current ^= 1) {
         if (first + KEYS < end) {
             copy_tile<DIM, KEYS>(a, tiles + (current ^ 1) * tile_bytes, first + KEYS, end);
             asm volatile("cp.async.wait_group 1;\n");
@@ -149,15 +161,22 @@ __global__ void __launch_bounds__(32 * kWarps) partial_kernel(Arguments a) {
 #pragma unroll
         for (int n = 0; n < KEYS / 8; ++n)
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const int64_t column = first + n * 8 + 2 * quad + i % 2;
-                float x = scores[n][i] * scale[i / 2];
-                if (column >= end || column == excluded[i / 2])
-                    x = -INFINITY;
-                else if (a.key_bias)
-                    x += a.key_bias[column] * kLog2e;
-                scores[n][i] = x;
-            }
+            for (int i = 0; i < 4; ++i) scores[n][i] *= scale[i / 2];
+        // Few tiles have a column to hide, and few calls a bias: one test for each tile.
+        bool hides = first + KEYS > end;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) hides |= excluded[r] >= first && excluded[r] < first + KEYS;
+        if (a.key_bias || hides)
+#pragma unroll
+            for (int n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const int column = first + n * 8 + 2 * quad + i % 2;
+                    if (column >= end || column == excluded[i / 2])
+                        scores[n][i] = -INFINITY;
+                    else if (a.key_bias)
+                        scores[n][i] += a.key_bias[column] * kLog2e;
+                }
         if (!bounded)
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
@@ -166,7 +185,7 @@ __global__ void __launch_bounds__(32 * kWarps) partial_kernel(Arguments a) {
                 for (int n = 0; n < KEYS / 8; ++n)
                     largest = fmaxf(largest, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
                 largest = over_quad(largest, true);
-                const float shrink = exp2f(shift[r] - largest);
+                const float shrink = exp2_flushed(shift[r] - largest);
                 shift[r] = largest;
                 weight[r] *= shrink;
                 rounded_weight[r] *= shrink;
@@ -181,7 +200,8 @@ __global__ void __launch_bounds__(32 * kWarps) partial_kernel(Arguments a) {
         for (int n = 0; n < KEYS / 8; ++n)
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                const float p0 = exp2f(scores[n][2 * r] - shift[r]), p1 = exp2f(scores[n][2 * r + 1] - shift[r]);
+                const float p0 = exp2_flushed(scores[n][2 * r] - shift[r]);
+                const float p1 = exp2_flushed(scores[n][2 * r + 1] - shift[r]);
                 weight[r] += p0 + p1;
                 const __nv_bfloat162 rounded = __floats2bfloat162_rn(p0, p1);
                 rounded_weight[r] += __low2float(rounded) + __high2float(rounded);

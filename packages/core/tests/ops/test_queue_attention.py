@@ -301,6 +301,16 @@ def test_triton_rounds_the_query_to_the_dtype_of_the_queue(backend):
 
 
 @TRITON
+def test_a_configuration_of_triton_comes_from_the_environment(backend, monkeypatch):
+    query, queue = unit_rows(33, 20), unit_rows(70, 20)
+    monkeypatch.setenv("SSL_CORE_TRITON_CONFIG", "16,64,4,1,3")
+    assert_is_accurate(backend, query, queue, 0.05, normalized=True)
+    monkeypatch.setenv("SSL_CORE_TRITON_CONFIG", "16,64,4,1")
+    with pytest.raises(ValueError, match="must be block_n,block_k,warps,stages,residents as numbers, got '16,64,4,1'"):
+        queue_attention(query, queue, 0.05, backend=backend)
+
+
+@TRITON
 def test_more_dimensions_than_triton_holds_are_an_error_and_go_elsewhere_by_themselves(backend):
     query, queue = torch.ones(1, 513), torch.ones(1, 513)
     with pytest.raises(ValueError, match="it holds rows of d up to 512, got 513"):

@@ -15,8 +15,9 @@ from ssl_core.ops.gpu import CHUNK, address_table, choose_splits, processors_of,
 
 _LIBRARY = Path(__file__).parents[1] / "libssl_core_cuda.so"
 _ABI = 1
-_DIMS = (64, 128, 256)
-_ROWS, _KEYS = 64, 64  # of a block; of a tile
+_ROWS = 64  # queries of a block
+_KEYS = {64: 64, 128: 64, 256: 32}  # of a tile, by dimension
+_RESIDENTS = {64: 3, 128: 2, 256: 2}  # blocks that a multiprocessor holds at once, by registers
 
 
 def unsupported(device: torch.device, *dtypes: torch.dtype, dim: int | None = None, **problem: object) -> str | None:
@@ -32,8 +33,8 @@ def unsupported(device: torch.device, *dtypes: torch.dtype, dim: int | None = No
         return None if set(dtypes) <= known else "it takes float32, and queues of bfloat16 too"
     if dtypes[-1] != torch.bfloat16 or torch.float64 in dtypes:
         return "it reads queues of bfloat16"
-    if dim not in _DIMS:
-        return f"its dimension is one of {_DIMS}, got {dim}"
+    if dim not in _KEYS:
+        return f"its dimension is one of {tuple(_KEYS)}, got {dim}"
     return None
 
 
@@ -82,7 +83,8 @@ def queue_attention(
     inverse_temperature = inverse_temperature.contiguous()
     exclude = None if exclude is None else exclude.contiguous()
     key_bias = None if key_bias is None else key_bias.float().contiguous()
-    splits = choose_splits(-(-num_rows // _ROWS), -(-len(queue) // _KEYS), processors_of(device))
+    row_blocks, tiles = -(-num_rows // _ROWS), -(-len(queue) // _KEYS[dim])
+    splits = choose_splits(row_blocks, tiles, _RESIDENTS[dim] * processors_of(device))
     partial = torch.empty(splits, 3, num_rows, dtype=torch.float32, device=device)
     partial_sums = torch.empty(splits, num_rows, dim, dtype=torch.float32, device=device)
     optional = [0 if tensor is None else tensor.data_ptr() for tensor in (length, exclude, key_bias)]

@@ -1,0 +1,119 @@
+"""Every configuration of the table, compiled for GPUs that need not be there: what it takes of a multiprocessor.
+
+Interpreted kernels say nothing about registers, shared memory or the order of instructions, and a configuration that
+does not fit is an error only at its launch.
+"""
+
+import re
+import subprocess
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from ssl_core.ops import _triton
+
+pytestmark = [
+    pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed"),
+    pytest.mark.skipif(_triton.is_interpreted(), reason="TRITON_INTERPRET=1 forbids to compile"),
+]
+
+# Registers and bytes of shared memory of a multiprocessor, and of a block. Those of 8.0, except that the table's
+# entries for it serve 8.6, 8.9 and 12.0 as well, where a block gets 99 KiB.
+LIMITS = {(8, 0): (65536, 164 * 1024, 99 * 1024), (9, 0): (65536, 228 * 1024, 227 * 1024)}
+SPILLED_BYTES = 16  # four registers, as some versions of Triton need for dimension 512
+RESERVED_BYTES = 1024  # of shared memory, by the system, for each block
+POINTERS = {
+    "query": "*{dtype}",
+    "queue": "*{dtype}",
+    "inverse_temperature": "*fp32",
+    "length": "*i64",
+    "exclude": "*i64",
+    "key_bias": "*fp32",
+    "partial": "*fp32",
+    "partial_sums": "*fp32",
+}
+
+
+@pytest.fixture
+def kernels():
+    """The module with the kernels, which imports Triton."""
+    from ssl_core.ops._triton import queue_attention
+
+    return queue_attention
+
+
+def compile_for(capability, dtype, dim, kernels):
+    """The kernel as a loss launches it: unit rows and a queue that fills."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    configuration = kernels.configuration(capability, dtype, dim)
+    kernel = kernels._partial_kernel
+    constants = {
+        "LARGEST_BOUNDED_SCALE": kernels._LARGEST_BOUNDED_SCALE,
+        "BLOCK_N": configuration.block_n,
+        "BLOCK_K": configuration.block_k,
+        "BLOCK_D": dim,
+        "NORMALIZED": True,
+        "HAS_LENGTH": True,
+        "HAS_EXCLUDE": False,
+        "HAS_BIAS": False,
+        "PRECISION": "ieee",
+        "IS_BFLOAT16": dtype == torch.bfloat16,
+        "UPCAST": False,
+    }
+    name = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
+    signature = {
+        argument: "constexpr" if argument in constants else POINTERS.get(argument, "i32").format(dtype=name)
+        for argument in kernel.arg_names
+    }
+    # As at a launch, where sizes and addresses are multiples of 16.
+    attributes = {
+        (index,): [["tt.divisibility", 16]] for index, name in enumerate(kernel.arg_names) if name not in constants
+    }
+    return triton.compile(
+        ASTSource(kernel, signature, constants, attributes),
+        target=GPUTarget("cuda", 10 * capability[0] + capability[1], 32),
+        options={"num_warps": configuration.warps, "num_stages": configuration.stages},
+    )
+
+
+def cuobjdump(option, compiled, folder):
+    """What NVIDIA's tool, which comes with Triton, says of the machine code."""
+    from triton import knobs
+
+    file = folder / "kernel.cubin"
+    file.write_bytes(compiled.asm["cubin"])
+    command = [knobs.nvidia.cuobjdump.path, option, str(file)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("dim", [64, 128, 256, 512])
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [((9, 0), torch.bfloat16), ((8, 0), torch.bfloat16), ((8, 0), torch.float32)],
+    ids=["9.0 bfloat16", "8.0 bfloat16", "8.0 float32"],
+)
+def test_a_configuration_fits_as_often_as_it_says_and_spills_hardly_a_register(
+    capability, dtype, dim, kernels, tmp_path
+):
+    configuration = kernels.configuration(capability, dtype, dim)
+    compiled = compile_for(capability, dtype, dim, kernels)
+    usage = cuobjdump("-res-usage", compiled, tmp_path)
+    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
+    shared = compiled.metadata.shared
+    all_registers, all_shared, block_shared = LIMITS[capability]
+    assert stack <= SPILLED_BYTES, usage
+    assert shared <= block_shared
+    assert configuration.residents * (shared + RESERVED_BYTES) <= all_shared
+    registers_of_block = 32 * configuration.warps * (registers + -registers % 8)
+    assert configuration.residents * registers_of_block <= all_registers, usage
+
+
+@pytest.mark.parametrize("dim", [64, 128, 256, 512])
+def test_products_for_hopper_are_issued_together(dim, kernels, tmp_path):
+    # The compiler that finds fault with the registers of a wgmma waits for each one before the next.
+    code = cuobjdump("-sass", compile_for((9, 0), torch.bfloat16, dim, kernels), tmp_path)
+    assert 0 < 2 * code.count("WARPGROUP.ARRIVE") <= code.count("HGMMA")
