@@ -106,6 +106,28 @@ def test_the_switches_say_which_views_have_info_nce_and_which_the_divergence(opt
             torch.testing.assert_close(query, method._query(views[view]))
 
 
+def test_every_switch_of_the_loss_reaches_it(monkeypatch):
+    switches = {
+        "temperature": 0.3,
+        "divergence_temperature": 0.1,
+        "divergence_weight": 0.5,
+        "in_batch_negatives": False,
+        "reduction": "mean",
+        "detach_target": False,
+    }
+    seen = {}
+
+    def record(*inputs, **options):
+        seen.update(options)
+        return clsa_loss(*inputs, **options)
+
+    monkeypatch.setattr("ssl_clsa.method.clsa_loss", record)
+    method = make_method(queue_initial="empty", **switches)
+    method(random_views(method, 4, 3), STEP)
+    assert switches.items() <= seen.items()
+    assert seen["length"] is method.queue.filled
+
+
 def test_the_queue_takes_the_keys_of_the_key_view():
     method = make_method(shuffle=False).eval()
     views = random_views(method, 4, 3)
