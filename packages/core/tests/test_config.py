@@ -14,8 +14,15 @@ class Optim:
 
 
 @dataclass(frozen=True)
+class View:
+    size: int = 224
+    count: int = 1
+
+
+@dataclass(frozen=True)
 class Settings:
     optim: Optim = field(default_factory=Optim)
+    views: list[View] = field(default_factory=list)
     source: str | list[str] = "digits"
     out: str | None = None
 
@@ -45,6 +52,11 @@ def test_a_recipe_is_found_by_name_and_a_file_by_path(parse, recipes):
 def test_an_option_overrides_the_recipe(parse):
     settings = parse("--config", "small", "--optim.betas", "[0.8, 0.9]", "--optim.lr", "0.3")
     assert settings == Settings(Optim(0.3, (0.8, 0.9)))
+
+
+def test_views_on_the_command_line_take_nothing_from_those_of_the_recipe(parse, recipes):
+    (recipes / "views.yaml").write_text("# Two views.\nviews: [{size: 32, count: 2}, {size: 16}]\n")
+    assert parse("--config", "views", "--views", "[{size: 8}, {count: 3}]").views == [View(8, 1), View(224, 3)]
 
 
 def test_several_values_of_one_option_are_a_list(parse):

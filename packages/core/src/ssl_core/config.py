@@ -113,6 +113,9 @@ def _expand(arguments: list[str], recipes: Path) -> list[str]:
         while position < len(arguments) and not has_value and not _OPTION.match(arguments[position]):
             values.append(arguments[position])
             position += 1
+        if option == "--views":
+            # Else an entry takes what it does not say from the recipe's entry at the same place.
+            expanded.append("--views=[]")
         if option in ("--config", "--resume"):
             if len(values) != 1:
                 raise ValueError(f"{option} needs one value, got {values}")
