@@ -355,62 +355,6 @@ def key_softmax(
     )
 
 
-def _columns(
-    rows: Tensor,
-    num_queries: int,
-    queue: Tensor,
-    temperature: float | Tensor,
-    length: int | Tensor | None,
-    batch_keys: Tensor | None,
-    row_offset: int,
-    backend: str | None,
-) -> tuple[Tensor, Tensor]:
-    """Lse and expectation of stacked sets of queries over the queue and the batch's other keys."""
-    lse, expectation = queue_attention(
-        rows, queue.detach(), temperature, length=length, normalized=True, backend=backend
-    )
-    if batch_keys is None:
-        return lse, expectation
-    if not 0 <= row_offset <= len(batch_keys) - num_queries:
-        raise ValueError(
-            f"batch_keys has {len(batch_keys)} rows, which must include the own {num_queries} "
-            f"from row_offset={row_offset} on"
-        )
-    own = row_offset + torch.arange(len(rows), device=rows.device) % num_queries
-    batch_lse, batch_expectation = queue_attention(
-        rows, batch_keys.detach(), temperature, exclude=own, normalized=True, backend=backend
-    )
-    return _merge(torch.stack([lse, batch_lse]), torch.stack([expectation, batch_expectation]))
-
-
-def _merge(lse_2n: Tensor, expectation_2nd: Tensor) -> tuple[Tensor, Tensor]:
-    """Lse and expectation over two segments of columns, from each one's."""
-    # Two empty segments have neither weights nor a gradient: such rows use zeros and are replaced.
-    is_empty_n = (lse_2n == -torch.inf).all(dim=0)
-    safe_2n = lse_2n.masked_fill(is_empty_n, 0.0)
-    expectation = (safe_2n.softmax(dim=0)[:, :, None] * expectation_2nd).sum(dim=0)
-    return safe_2n.logsumexp(dim=0).masked_fill(is_empty_n, -torch.inf), expectation
-
-
-def _logit(query: Tensor, key: Tensor, temperature: float | Tensor) -> Tensor:
-    """The similarity of each query and its own key over temperature; no gradient to the key."""
-    return (_float(query) * _float(key.detach())).sum(dim=-1) / temperature
-
-
-def _float(tensor: Tensor) -> Tensor:
-    """The tensor in at least float32."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def _per_row(temperature: float | Tensor, query: Tensor, name: str) -> Tensor:
-    """The temperature of each query, (n)."""
-    if isinstance(temperature, Tensor):
-        return temperature.to(query.dtype).expand(len(query))
-    if not temperature > 0:
-        raise ValueError(f"{name} must be > 0, got {temperature}")
-    return query.new_full((len(query),), temperature)
-
-
 def nt_xent(
     first: Float[Tensor, "n d"],
     second: Float[Tensor, "n d"],
@@ -484,3 +428,59 @@ def nt_xent(
         )
         loss = loss + (log_mass.exp() - log_mass.exp().detach()).sum()
     return loss / (2 * n)
+
+
+def _columns(
+    rows: Tensor,
+    num_queries: int,
+    queue: Tensor,
+    temperature: float | Tensor,
+    length: int | Tensor | None,
+    batch_keys: Tensor | None,
+    row_offset: int,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """Lse and expectation of stacked sets of queries over the queue and the batch's other keys."""
+    lse, expectation = queue_attention(
+        rows, queue.detach(), temperature, length=length, normalized=True, backend=backend
+    )
+    if batch_keys is None:
+        return lse, expectation
+    if not 0 <= row_offset <= len(batch_keys) - num_queries:
+        raise ValueError(
+            f"batch_keys has {len(batch_keys)} rows, which must include the own {num_queries} "
+            f"from row_offset={row_offset} on"
+        )
+    own = row_offset + torch.arange(len(rows), device=rows.device) % num_queries
+    batch_lse, batch_expectation = queue_attention(
+        rows, batch_keys.detach(), temperature, exclude=own, normalized=True, backend=backend
+    )
+    return _merge(torch.stack([lse, batch_lse]), torch.stack([expectation, batch_expectation]))
+
+
+def _merge(lse_2n: Tensor, expectation_2nd: Tensor) -> tuple[Tensor, Tensor]:
+    """Lse and expectation over two segments of columns, from each one's."""
+    # Two empty segments have neither weights nor a gradient: such rows use zeros and are replaced.
+    is_empty_n = (lse_2n == -torch.inf).all(dim=0)
+    safe_2n = lse_2n.masked_fill(is_empty_n, 0.0)
+    expectation = (safe_2n.softmax(dim=0)[:, :, None] * expectation_2nd).sum(dim=0)
+    return safe_2n.logsumexp(dim=0).masked_fill(is_empty_n, -torch.inf), expectation
+
+
+def _logit(query: Tensor, key: Tensor, temperature: float | Tensor) -> Tensor:
+    """The similarity of each query and its own key over temperature; no gradient to the key."""
+    return (_float(query) * _float(key.detach())).sum(dim=-1) / temperature
+
+
+def _float(tensor: Tensor) -> Tensor:
+    """The tensor in at least float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _per_row(temperature: float | Tensor, query: Tensor, name: str) -> Tensor:
+    """The temperature of each query, (n)."""
+    if isinstance(temperature, Tensor):
+        return temperature.to(query.dtype).expand(len(query))
+    if not temperature > 0:
+        raise ValueError(f"{name} must be > 0, got {temperature}")
+    return query.new_full((len(query),), temperature)
