@@ -2,6 +2,7 @@
 
 import pytest
 
+from ssl_core.nn import MomentumBranch
 from ssl_core.testing import check_bad_input, check_exact_resume, check_run
 from ssl_sce import train
 
@@ -12,8 +13,21 @@ def test_a_run_leaves_what_is_promised_and_can_be_repeated(tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_a_random_step_and_resumed_gives_the_same_losses_to_the_last_bit(tmp_path):
-    queue = ["--method.queue_length=72", "--method.batch_norm_splits=4"]
+    queue = ["--method.queue_length=72", "--method.batch_norm_splits=4", "--train.precision=bfloat16"]
     check_exact_resume(train, tmp_path, [*queue, "--method.momentum_schedule=cosine", "--method.momentum=0.9"])
+
+
+@pytest.mark.parametrize(("precision", "calls"), [("bfloat16", 1), ("float32", 0)])
+def test_the_momentum_branch_runs_with_bfloat16_weights_where_the_training_does(
+    precision, calls, tmp_path, monkeypatch
+):
+    called = []
+    original = MomentumBranch.use_bfloat16_weights_
+    monkeypatch.setattr(
+        MomentumBranch, "use_bfloat16_weights_", lambda branch: called.append(branch) or original(branch)
+    )
+    train.main(["--config", "smoke", "--device", "cpu", f"--train.precision={precision}", f"--out={tmp_path / 'run'}"])
+    assert len(called) == calls
 
 
 def test_bad_input_is_one_clear_error(tmp_path):
