@@ -31,7 +31,9 @@ def run(tmp_path_factory):
     method.projector = mlp_head(8, 8, 4)
     (folder / "checkpoints").mkdir()
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
-    save_checkpoint(folder / "checkpoints" / "last.pt", method=method, optimizer=optimizer, step=1, config={})
+    save_checkpoint(
+        folder / "checkpoints" / "last.pt", method=method, optimizer=optimizer, batches={}, step=1, config={}
+    )
     card = BackboneCard(
         "resnet18",
         3,

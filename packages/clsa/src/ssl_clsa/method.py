@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ssl_clsa.loss import clsa_loss
 from ssl_core import distributed
-from ssl_core.nn import MomentumBranch, Queue, split_batch_norm
+from ssl_core.nn import MomentumBranch, Queue
 from ssl_core.train import Step, StepOutput
 from ssl_core.views import ViewSpec
 
@@ -123,15 +123,14 @@ class CLSA(nn.Module):
         self.symmetric = symmetric
         self.momentum = momentum
 
-        if split_online:
-            split_batch_norm(encoder, batch_norm_splits)
         self.encoder = encoder
         self.projector = projector
         self.momentum_branch = MomentumBranch(
             encoder,
             projector,
             shuffle=shuffle,
-            batch_norm_splits=1 if split_online else batch_norm_splits,
+            batch_norm_splits=batch_norm_splits,
+            split_online=split_online,
             seed=seed,
         )
         self.queue = Queue(queue_length, dim, initial=queue_initial, seed=seed, dtype=getattr(torch, queue_dtype))

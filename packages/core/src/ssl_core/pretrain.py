@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import torch
 from torch import nn
@@ -86,6 +86,31 @@ Config = TypeVar("Config", bound=PretrainConfig)
 MakeMethod = Callable[[Config, nn.Module, int, tuple[ViewSpec, ...]], Any]
 
 
+class Run(NamedTuple):
+    """A run under way, for what a method does between its epochs.
+
+    Attributes:
+        config: the method's configuration.
+        method: what ``make_method`` made, on its device.
+        source: the training images.
+        batches: of them.
+        card: of the backbone, which says how images are normalised and how large they are.
+        device: where the method is.
+        folder: the run directory.
+    """
+
+    config: Any
+    method: Any
+    source: ImageSource
+    batches: Batches
+    card: BackboneCard
+    device: torch.device
+    folder: Path
+
+
+BeforeEpoch: TypeAlias = Callable[[Run, int], dict[str, float]]
+
+
 def run_command(
     config_class: type[Config],
     make_method: MakeMethod[Config],
@@ -94,6 +119,7 @@ def run_command(
     prog: str,
     description: str,
     recipes: Path,
+    before_epoch: BeforeEpoch | None = None,
 ) -> None:
     """A method's command: read the configuration, train, export, evaluate.
 
@@ -104,10 +130,11 @@ def run_command(
         prog: the command's name.
         description: its help text.
         recipes: the folder of its shipped recipes.
+        before_epoch: as in :func:`pretrain`.
     """
     config = parse_config(config_class, arguments, prog=prog, description=description, recipes=recipes)
     with errors_in_one_line(prog):
-        pretrain(config, make_method, name=prog.removesuffix("-train"))
+        pretrain(config, make_method, name=prog.removesuffix("-train"), before_epoch=before_epoch)
 
 
 @contextmanager
@@ -130,13 +157,17 @@ def errors_in_one_line(prog: str) -> Iterator[None]:
         distributed.teardown()
 
 
-def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str) -> Path:
+def pretrain(
+    config: Config, make_method: MakeMethod[Config], *, name: str, before_epoch: BeforeEpoch | None = None
+) -> Path:
     """Train a method as a configuration says, continuing its run directory if there is a checkpoint in it.
 
     Args:
         config: of the run.
         make_method: (config, encoder, features of the encoder, views) -> method, on the CPU.
         name: what a new run directory's name starts with.
+        before_epoch: called in every process before the first step of each epoch with the run and the number of
+            epochs done; returns numbers for the log.
 
     Returns:
         the run directory: ``config.yaml``, ``metrics.jsonl``, ``checkpoints/``, ``backbone.safetensors`` and card.
@@ -200,6 +231,8 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str) -> P
         save_card(folder / "backbone.json", card)
         print(_summary(config, source, specs, batches.batches_per_epoch, card, encoder, device, folder), flush=True)
 
+    run = Run(config, method, source, batches, card, device, folder)
+
     def on_epoch(epoch: int) -> dict[str, float]:
         every = config.evaluate.knn_every
         if every is None or epoch % every or knn is None:
@@ -218,6 +251,7 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str) -> P
         ),
         settings=to_dict(config),
         health=health,
+        before_epoch=None if before_epoch is None else lambda epoch: before_epoch(run, epoch),
         on_epoch=on_epoch,
     )
     trained_s = time.perf_counter() - started

@@ -239,3 +239,119 @@ time.sleep(30)
     assert code in (-signal.SIGINT, 128 + signal.SIGINT)
     assert errors.count("Traceback") == 1
     assert errors.rstrip().endswith("KeyboardInterrupt")
+
+
+# -- partners
+
+PAIRED = make_view_specs(
+    [
+        ViewConfig("weak", size=8),
+        ViewConfig("weak", size=8, partner=True),
+        ViewConfig("weak", size=[8, 6], share_crop_with=1, partner=True),
+    ]
+)
+TABLE = torch.stack([(torch.arange(26) + shift) % 26 for shift in (1, 5, 11)], dim=1).int()
+
+
+def paired(source, partners=TABLE, **changes):
+    made = Batches(source, PAIRED, **({"batch_size": 8, "seed": 3, "mean": MEAN, "std": STD, "workers": 0} | changes))
+    made.set_partners(partners)
+    return made
+
+
+def test_views_of_partners_are_left_out_while_there_are_none(source):
+    assert [len(batch.views) for batch in paired(source, None).epoch(0)] == [1, 1, 1]
+    assert_same(
+        paired(source, None).epoch(0),
+        Batches(source, PAIRED[:1], batch_size=8, seed=3, mean=MEAN, std=STD, workers=0).epoch(0),
+    )
+
+
+def test_a_partners_views_show_one_image_of_the_row_with_draws_of_the_images_own(source):
+    batch = next(paired(source).epoch(2))
+    assert [tuple(view.shape[2:]) for view in batch.views] == [(8, 8), (8, 8), (8, 8), (6, 6)]
+    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+
+    def expected(index, partner, view_index):
+        image = source.image(partner)
+        size = torch.tensor([image.shape[1:]])
+        options = {"seed": 3, "epoch": 2, "view_index": view_index, "image_size": size}
+        parameters = sample_parameters(PAIRED[view_index], image_index=torch.tensor([index]), **options)
+        return [(view - mean) / std for view in render(image, parameters[0], PAIRED[view_index])]
+
+    for row, index in enumerate(batch.index.tolist()):
+        found = [
+            partner
+            for partner in TABLE[index].tolist()
+            if all(
+                torch.equal(view[row], wanted)
+                for view, wanted in zip(
+                    batch.views[1:], expected(index, partner, 1) + expected(index, partner, 2), strict=True
+                )
+            )
+        ]
+        assert len(found) == 1
+
+
+def drawn(made, epoch, source):
+    """Image -> which column of its row was drawn, recognised by the pixels of an uncropped view."""
+    looked_up = {source.image(index).sum().item(): index for index in range(len(source))}
+    found = {}
+    for batch in made.epoch(epoch):
+        for row, index in enumerate(batch.index.tolist()):
+            pixels = (batch.views[1][row] * 255).round().sum().item()
+            found[index] = TABLE[index].tolist().index(looked_up[pixels])
+    return found
+
+
+@pytest.fixture
+def plain_source():
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8, generator=generator) for _ in range(26)]
+    return MemoryImages("noise", images, torch.full((26,), -1))
+
+
+def plain(source, **changes):
+    specs = make_view_specs([ViewConfig("plain", size=8), ViewConfig("plain", size=8, partner=True)])
+    options = {"batch_size": 2, "seed": 3, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "workers": 0}
+    made = Batches(source, specs, **(options | changes))
+    made.set_partners(TABLE)
+    return made
+
+
+def test_a_partner_is_drawn_evenly_and_anew_in_each_epoch_and_by_each_seed(plain_source):
+    made = plain(plain_source)
+    epochs = [drawn(made, epoch, plain_source) for epoch in range(40)]
+    counts = torch.tensor([column for epoch in epochs for column in epoch.values()]).bincount(minlength=3)
+    expected = counts.sum() / 3
+    assert ((counts - expected) ** 2 / expected).sum() < 13.8  # chi-square, 2 degrees of freedom, 1 in 1000
+    assert epochs[0] != epochs[1]
+    assert drawn(plain(plain_source, seed=4), 0, plain_source) != epochs[0]
+
+
+@pytest.mark.parametrize("changes", [{"workers": 2}, {"batch_size": 13}, {"accumulate": 2}])
+def test_a_partner_depends_on_neither_workers_nor_batches(plain_source, changes):
+    assert drawn(plain(plain_source, **changes), 1, plain_source) == drawn(plain(plain_source), 1, plain_source)
+
+
+def test_the_state_of_batches_goes_into_others(plain_source):
+    made, other = plain(plain_source), plain(plain_source)
+    made.set_partners(TABLE.flip(1))
+    other.load_state_dict(made.state_dict())
+    assert_same(made.epoch(0), other.epoch(0))
+    other.load_state_dict(plain(plain_source, workers=0).state_dict() | {"partners": None})
+    assert [len(batch.views) for batch in other.epoch(0)] == [1] * 13
+
+
+@pytest.mark.parametrize(
+    ("partners", "words"),
+    [
+        (TABLE[:20], r"\(20, 3\) do not fit 26 images"),
+        (TABLE[:, :0], r"\(26, 0\) do not fit"),
+        (TABLE + 1, r"in \[0, 26\), got 1 to 26"),
+        (TABLE - 1, "got -1 to 24"),
+    ],
+)
+def test_partners_that_are_no_images_are_refused(source, partners, words):
+    with pytest.raises(ValueError, match=words):
+        paired(source, partners)

@@ -95,6 +95,14 @@ def test_only_the_momentum_encoder_is_split():
     assert not any(isinstance(layer, SplitBatchNorm) for module in online for layer in module.modules())
 
 
+def test_split_online_splits_the_online_encoder_too_in_place():
+    online = online_modules()
+    branch = MomentumBranch(*online, batch_norm_splits=2, split_online=True)
+    for encoder in (branch.encoder, online[0]):
+        norms = [layer for layer in encoder.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+        assert {(type(layer), layer.num_splits) for layer in norms} == {(SplitBatchNorm, 2)}
+
+
 # -- the bfloat16 copy of the weights
 
 

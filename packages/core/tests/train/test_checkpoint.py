@@ -11,7 +11,7 @@ def state():
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9)
     method(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    return {"method": method, "optimizer": optimizer}
+    return {"method": method, "optimizer": optimizer, "batches": {"partners": None}}
 
 
 def test_a_checkpoint_gives_back_state_generators_and_step(tmp_path, state):
@@ -26,6 +26,7 @@ def test_a_checkpoint_gives_back_state_generators_and_step(tmp_path, state):
     assert torch.equal(fresh.weight, state["method"].weight)
     assert optimizer.state_dict()["state"].keys() == state["optimizer"].state_dict()["state"].keys()
     assert content["config"] == {"seed": 1}
+    assert content["batches"] == {"partners": None}
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
 
 

@@ -44,6 +44,7 @@ class Images:
 
     def __init__(self, accumulate=1, poison=None):
         self.accumulate = accumulate
+        self.shift = torch.tensor(0.0)  # added to every image
         self.images = torch.randn(16, 1, 2, 2, generator=torch.Generator().manual_seed(1))
         if poison is not None:
             self.images[poison] = float("nan")
@@ -51,13 +52,19 @@ class Images:
     def epoch(self, epoch, start=0):
         order = permutation(0, (0, epoch), 16)
         for index in order.reshape(4 * self.accumulate, -1)[start * self.accumulate :]:
-            yield Batch((self.images[index],), index)
+            yield Batch((self.images[index] + self.shift,), index)
 
     def identifier(self, index):
         return f"image-{index}"
 
+    def state_dict(self):
+        return {"shift": self.shift}
 
-def run(folder, *, method=None, images=None, settings=None, on_epoch=None, **config):
+    def load_state_dict(self, state):
+        self.shift = state["shift"]
+
+
+def run(folder, *, method=None, images=None, settings=None, before_epoch=None, on_epoch=None, **config):
     method = method or Toy()
     config = {"epochs": 3, "batch_size": 4, "log_every": 1, "device": "cpu"} | config
     optimizer = torch.optim.SGD(method.encoder.parameters(), lr=0.0, momentum=0.9)
@@ -69,6 +76,7 @@ def run(folder, *, method=None, images=None, settings=None, on_epoch=None, **con
         folder=folder,
         learning_rate=lambda step: 0.1 * (1 - step.progress),
         settings=settings,
+        before_epoch=before_epoch,
         on_epoch=on_epoch,
     )
     return method
@@ -111,6 +119,38 @@ def test_stopping_and_resuming_gives_the_same_losses_to_the_last_bit(tmp_path, s
     assert torch.equal(second.encoder.weight, whole.encoder.weight)
     losses = [[record["loss"] for record in read_metrics(tmp_path / part)] for part in ("whole", "parts")]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("stop_at", [3, 4, 6])
+def test_what_is_done_before_an_epoch_is_kept_over_a_stop_and_repeated_only_at_its_beginning(tmp_path, stop_at):
+    class Interrupted(Toy):
+        def update(self, keys, step):
+            super().update(keys, step)
+            if step.index + 1 == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def shifted(folder, method, calls):
+        images = Images()
+
+        def before_epoch(epoch):
+            calls.append(epoch)
+            # Depends on the state of the training, as a search among features does.
+            images.shift = torch.tensor(float(epoch)) + method.encoder.weight.sum().detach()
+            return {"shift": images.shift.item()}
+
+        return run(folder, method=method, images=images, before_epoch=before_epoch)
+
+    calls, parts = [], []
+    whole = shifted(tmp_path / "whole", Toy(), calls)
+    assert calls == [0, 1, 2]
+    with pytest.raises(SystemExit):
+        shifted(tmp_path / "parts", Interrupted(), parts)
+    second = shifted(tmp_path / "parts", Toy(), parts)
+    assert parts == [0, 1, 2]
+    assert torch.equal(second.encoder.weight, whole.encoder.weight)
+    shifts = [[r["shift"] for r in read_metrics(tmp_path / part) if "shift" in r] for part in ("whole", "parts")]
+    assert shifts[0] == shifts[1]
+    assert len(set(shifts[0])) == 3
 
 
 def test_records_after_the_last_checkpoint_of_a_killed_run_are_not_kept_twice(tmp_path):

@@ -57,6 +57,40 @@ def test_a_derived_view_continues_the_view_of_that_index():
         assert (view.derived_from, view.shared_ops) == (1, len(PRESETS["strong"]))
 
 
+def test_a_list_of_sizes_is_one_view_at_several_sizes():
+    (view,) = make_view_specs([ViewConfig("moco_v2", [224, 160])])
+    assert view.sizes == (224, 160)
+
+
+def test_a_view_that_shares_a_crop_takes_the_draws_of_the_crop_alone():
+    views = [ViewConfig("strong", 32), ViewConfig("strong", [32, 24], share_crop_with=0)]
+    _, view = make_view_specs(views)
+    assert view == ViewSpec(PRESETS["strong"], (32, 24), "strong", derived_from=0, shared_ops=1)
+
+
+def test_views_of_a_partner_say_so_and_what_is_derived_from_them_too():
+    own, partner = ViewConfig("weak", 32), ViewConfig("weak", 32, partner=True)
+    shared = ViewConfig("weak", 32, share_crop_with=1, partner=True)
+    assert [view.partner for view in make_view_specs([own, partner, shared])] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (ViewConfig("strong", share_crop_with=0), "share_crop_with 0 needs .* begin with one and the same"),
+        (ViewConfig("weak", crop_scale=(0.1, 0.2), share_crop_with=0), r"scale=\(0.1, 0.2\).*scale=\(0.2, 1.0\)"),
+        (ViewConfig("weak", share_crop_with=1), "derived_from 1 is not the index of an earlier view: there are 1"),
+        (ViewConfig("weak", share_crop_with=0, derived_from=0), "derived_from 0 and share_crop_with 0 exclude"),
+        (ViewConfig("weak", share_crop_with=0, partner=True), "view 1 has partner True, .* whose partner is False"),
+        (ViewConfig([{"solarize": {}}], derived_from=0, partner=True), "view 1 has partner True"),
+    ],
+)
+def test_draws_are_shared_between_views_of_one_image_and_one_crop(config, words):
+    first = ViewConfig("plain" if config.augmentation == "strong" else "weak", 224)
+    with pytest.raises(ValueError, match=words):
+        make_view_specs([first, config])
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [

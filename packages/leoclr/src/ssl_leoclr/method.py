@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ssl_core import distributed
 from ssl_core.losses import nt_xent
-from ssl_core.nn import MomentumBranch, Queue, split_batch_norm
+from ssl_core.nn import MomentumBranch, Queue
 from ssl_core.train import Step, StepOutput
 from ssl_core.views import RandomCrop, RandomResizedCrop, ViewSpec
 from ssl_leoclr.loss import leoclr_loss
@@ -101,8 +101,6 @@ class LeOCLR(nn.Module):
         self.enqueue = enqueue
         self.momentum = momentum
 
-        if split_online:
-            split_batch_norm(encoder, batch_norm_splits)
         self.encoder = encoder
         self.projector = projector
         if framework == "moco":
@@ -110,7 +108,8 @@ class LeOCLR(nn.Module):
                 encoder,
                 projector,
                 shuffle=shuffle,
-                batch_norm_splits=1 if split_online else batch_norm_splits,
+                batch_norm_splits=batch_norm_splits,
+                split_online=split_online,
                 seed=seed,
             )
             self.queue = Queue(queue_length, dim, initial=queue_initial, seed=seed, dtype=getattr(torch, queue_dtype))

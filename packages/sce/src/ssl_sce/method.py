@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_core import distributed
-from ssl_core.nn import MomentumBranch, Queue, split_batch_norm
+from ssl_core.nn import MomentumBranch, Queue
 from ssl_core.train import Step, StepOutput, cosine_schedule, scalar_schedule
 from ssl_core.views import ViewSpec
 from ssl_sce.loss import sce_loss
@@ -129,8 +129,6 @@ class SCE(nn.Module):
         self.num_targets = 2 if symmetric else 1
         self.online_views = range(0 if symmetric else 1, num_views)
 
-        if split_online:
-            split_batch_norm(encoder, batch_norm_splits)
         self.encoder = encoder
         self.projector = projector
         self.predictor = predictor if predictor is not None else nn.Identity()
@@ -138,7 +136,8 @@ class SCE(nn.Module):
             encoder,
             projector,
             shuffle=shuffle,
-            batch_norm_splits=1 if split_online else batch_norm_splits,
+            batch_norm_splits=batch_norm_splits,
+            split_online=split_online,
             seed=seed,
         )
         self.queue = Queue(queue_length, dim, initial=queue_initial, seed=seed, dtype=getattr(torch, queue_dtype))

@@ -2,8 +2,9 @@
 
 An epoch is a permutation of the images cut into global batches, the remainder dropped. A global batch is cut
 into ``accumulate`` micro-batches of consecutive images, and each of these into one run of consecutive rows
-for each rank: the ranks' rows in rank order are the micro-batch. Neither the number of workers nor where an
-epoch is entered changes an image's views.
+for each rank: the ranks' rows in rank order are the micro-batch. Where images have partners, each image of an
+epoch is paired with one of its own. Neither the number of workers nor where an epoch is entered changes an
+image's views or its partner.
 """
 
 import math
@@ -11,22 +12,24 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int32, Int64
 from torch import Tensor
 
 from ssl_core.data.source import ImageSource
 from ssl_core.data.workers import make_loader
-from ssl_core.philox import permutation
+from ssl_core.philox import permutation, uniform
 from ssl_core.views import ViewSpec, render_batch, sample_parameters
 
 _ORDER_STREAM = 0x6F726472  # "ordr"
+_PARTNER_STREAM = 0x70617274  # "part"; stands where a view's index stands, which is never as large
 
 
 class Batch(NamedTuple):
     """One micro-batch of one rank.
 
     Attributes:
-        views: one normalised (n c s s) tensor for each size of each view, in order.
+        views: one normalised (n c s s) tensor for each size of each view, in order; views of partners are left
+            out while images have none.
         index: (n) the images they were made from.
     """
 
@@ -106,7 +109,8 @@ class Batches:
             batch_size // (accumulate * world_size),
         )
         self._rank = rank
-        self._micro_batches: list[tuple[int, list[int]]] = []  # of the current epoch; the loader reads this list
+        self._partners: Int32[Tensor, "n p"] | None = None
+        self._micro_batches: list[_MicroBatch] = []  # of the current epoch; the loader reads this list
         self._passes = 0
         maker = _ViewMaker(source, tuple(specs), seed, mean, std)
         self._loader = make_loader(maker, self._micro_batches, workers, persistent=True, pin_memory=pin_memory)
@@ -126,15 +130,62 @@ class Batches:
         own = order[start:, :, self._rank].flatten(0, 1)
         self._passes += 1
         current = self._passes
-        self._micro_batches[:] = [(epoch, index) for index in own.tolist()]
+        self._micro_batches[:] = [
+            _MicroBatch(epoch, index.tolist(), None if self._partners is None else self._drawn(index, epoch).tolist())
+            for index in own
+        ]
         for batch in self._loader:
             yield batch
             if current != self._passes:
                 raise RuntimeError(f"epoch {epoch} was left for another and cannot be continued; start it again")
 
+    def set_partners(self, partners: Int32[Tensor, "n p"] | None) -> None:
+        """Say which images each image may be paired with, from the next epoch on.
+
+        In every epoch an image's partner is one of its row, drawn anew; the views of a batch that ask for a partner
+        are made from it, each with draws of its own.
+
+        Args:
+            partners: (n p) indices of images, a row for each image; None leaves images alone.
+
+        Raises:
+            ValueError: if there is not one row for each image, or an index is none of an image.
+        """
+        num_images = len(self._source)
+        if partners is not None:
+            if len(partners) != num_images or not partners.shape[1]:
+                raise ValueError(f"partners of shape {tuple(partners.shape)} do not fit {num_images} images")
+            low, high = (int(bound) for bound in partners.aminmax())
+            if low < 0 or high >= num_images:
+                raise ValueError(f"partners must be in [0, {num_images}), got {low} to {high}")
+        self._partners = partners
+
+    def state_dict(self) -> dict[str, Tensor | None]:
+        """What the batches of the next epochs depend on, beyond how this object was made."""
+        return {"partners": self._partners}
+
+    def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
+        """Take up the state of another."""
+        self.set_partners(state["partners"])
+
     def identifier(self, index: int) -> str:
         """What a person calls an image: its path, say."""
         return self._source.identifier(index)
+
+    def _drawn(self, index: Int64[Tensor, " n"], epoch: int) -> Int32[Tensor, " n"]:
+        """One partner for each image."""
+        assert self._partners is not None
+        streams = torch.stack([index, torch.full_like(index, epoch), torch.full_like(index, _PARTNER_STREAM)], dim=1)
+        column = (uniform(self._seed, streams, 1) * self._partners.shape[1]).long()
+        return self._partners[index].gather(1, column).squeeze(1)
+
+
+class _MicroBatch(NamedTuple):
+    """The numbers of the images of a micro-batch, and of their partners."""
+
+    epoch: int
+    images: list[int]
+    partners: list[int] | None
 
 
 class _ViewMaker:
@@ -152,20 +203,25 @@ class _ViewMaker:
         self._mean_c11 = torch.tensor(mean)[:, None, None]
         self._std_c11 = torch.tensor(std)[:, None, None]
 
-    def __call__(self, micro_batch: tuple[int, list[int]]) -> Batch:
-        epoch, indices = micro_batch
-        images = [self._source.image(index) for index in indices]
-        image_size = torch.tensor([image.shape[1:] for image in images])
-        image_index = torch.tensor(indices)
+    def __call__(self, micro_batch: _MicroBatch) -> Batch:
+        image_index = torch.tensor(micro_batch.images)
+        # Whether it is a view of the partner -> the images.
+        images = {False: [self._source.image(index) for index in micro_batch.images]}
+        if micro_batch.partners is not None:
+            images[True] = [self._source.image(index) for index in micro_batch.partners]
         views: list[Tensor] = []
         for view_index, spec in enumerate(self._specs):
+            if spec.partner not in images:
+                continue
+            of_view = images[spec.partner]
             parameters = sample_parameters(
                 spec,
                 seed=self._seed,
-                epoch=epoch,
+                epoch=micro_batch.epoch,
+                # The image's own number for its partner too: two images that share a partner see it differently.
                 image_index=image_index,
                 view_index=view_index,
-                image_size=image_size,
+                image_size=torch.tensor([image.shape[1:] for image in of_view]),
             )
-            views.extend(render_batch(images, parameters, spec))
+            views.extend(render_batch(of_view, parameters, spec))
         return Batch(tuple(view.sub_(self._mean_c11).div_(self._std_c11) for view in views), image_index)

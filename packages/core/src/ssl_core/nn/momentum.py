@@ -53,6 +53,7 @@ class MomentumBranch(nn.Module):
         projector: the online projector, (n f) -> (n d); copied.
         shuffle: permute the batch, over all processes, so that BatchNorm statistics do not tell a key's query.
         batch_norm_splits: virtual devices of the encoder's 2-d BatchNorm; 1 leaves it as the online one's.
+        split_online: split that of the online encoder too, in place, as MoCo's CIFAR-10 notebook does.
         seed: of the permutations.
 
     Example:
@@ -71,10 +72,15 @@ class MomentumBranch(nn.Module):
         *,
         shuffle: bool = True,
         batch_norm_splits: int = 1,
+        split_online: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.encoder = split_batch_norm(momentum_copy(encoder), batch_norm_splits)
+        if split_online:
+            split_batch_norm(encoder, batch_norm_splits)
+            self.encoder = momentum_copy(encoder)
+        else:
+            self.encoder = split_batch_norm(momentum_copy(encoder), batch_norm_splits)
         self.projector = momentum_copy(projector)
         self.shuffle = shuffle
         self.seed = seed
@@ -90,12 +96,12 @@ class MomentumBranch(nn.Module):
         Args:
             images: (n c h w), of this process.
             step: where the training is; the permutation depends on it.
-            view: tells the permutations of one step apart, in [0, 4).
+            view: tells the permutations of one step apart, in [0, 16).
         """
         if not self.shuffle:
             return self._keys(images)
-        # Beyond 64 micro-batches the next step's permutations come again, which does no harm.
-        counter = (step.index << 8 | step.micro << 2 | view) & 0xFFFFFFFF
+        # Beyond 16 micro-batches the next step's permutations come again, which does no harm.
+        counter = (step.index << 8 | step.micro << 4 | view) & 0xFFFFFFFF
         order = permutation(self.seed, (_SHUFFLE_STREAM, counter), len(images) * distributed.world_size())
         order = order.to(images.device, non_blocking=True)
         return distributed.unshuffle(self._keys(distributed.shuffle(images, order)), order)

@@ -107,6 +107,12 @@ class _Shares:
     def identifier(self, index: int) -> str:
         return f"image {index}"
 
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
 
 if __name__ == "__main__":
     distributed.setup(torch.device("cpu"))

@@ -216,7 +216,7 @@ class Recipes:
             assert asked_for == features, f"{command!r} is on the {asked_for}, but the recipe's kNN on the {features}"
 
     def _method(self, config: Any) -> Any:
-        size = max(view.size for view in config.views)
+        size = max(size for view in config.views for size in view.sizes)
         encoder = make_encoder(config.encoder, channels=_channels(config), image_size=size)
         return self.train.make_method(config, encoder, encoder.num_features, make_view_specs(config.views))
 
@@ -228,7 +228,7 @@ class Recipes:
         return keys_per_image * batch_size
 
     def _shrunk(self, config: Any) -> Any:
-        largest = max(view.size for view in config.views)
+        largest = max(size for view in config.views for size in view.sizes)
         changes: dict[str, Any] = {
             field.name: replace(value, hidden_dim=16, out_dim=8)
             for field in fields(config.method)
@@ -242,7 +242,7 @@ class Recipes:
         return replace(
             config,
             train=replace(config.train, batch_size=_BATCH, accumulate=1),
-            views=[replace(view, size=max(8, view.size * 16 // largest)) for view in config.views],
+            views=[replace(view, size=[max(8, size * 16 // largest) for size in view.sizes]) for view in config.views],
             encoder=replace(config.encoder, options=options),
             method=replace(config.method, **changes),
         )

@@ -11,11 +11,17 @@ from torch import nn
 from ssl_core import distributed
 from ssl_core.files import write_atomically
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def save_checkpoint(
-    path: Path, *, method: nn.Module, optimizer: torch.optim.Optimizer, step: int, config: dict[str, Any]
+    path: Path,
+    *,
+    method: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: dict[str, Any],
+    step: int,
+    config: dict[str, Any],
 ) -> None:
     """Write a checkpoint atomically: a crash or a full disk leaves the previous file as it was.
 
@@ -26,6 +32,7 @@ def save_checkpoint(
         path: the file; its folder exists.
         method: module whose parameters and buffers (queue, cursor, running statistics) are kept.
         optimizer: its state is kept.
+        batches: state of the batches, tensors and plain values.
         step: optimiser steps done; with the config it gives the epoch and the position in it.
         config: the run's complete configuration, plain values only.
 
@@ -39,6 +46,7 @@ def save_checkpoint(
         "format": _FORMAT,
         "method": method.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "batches": batches,
         "step": step,
         "generators": generators,
         "config": config,

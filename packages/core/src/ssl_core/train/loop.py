@@ -102,6 +102,12 @@ class BatchSource(Protocol):
     def identifier(self, index: int) -> str:
         """What a person calls an image: its path, say."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the batches of later epochs depend on and a checkpoint must keep; tensors and plain values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state of a checkpoint."""
+
 
 def train(
     method: Method,
@@ -113,6 +119,7 @@ def train(
     learning_rate: Callable[[Step], float],
     settings: Mapping[str, Any] | None = None,
     health: Callable[[Tensor], dict[str, float]] | None = None,
+    before_epoch: Callable[[int], dict[str, float]] | None = None,
     on_epoch: Callable[[int], dict[str, float]] | None = None,
 ) -> None:
     """Train a method, continuing from ``folder/checkpoints/last.pt`` if it is there.
@@ -130,6 +137,9 @@ def train(
         settings: the run's complete configuration as plain values; kept in checkpoints, and a checkpoint
             made with other settings is refused.
         health: measures of a batch of keys (n d), for the log.
+        before_epoch: called before the first step of each epoch with the number of epochs done; returns numbers for
+            the log. It may change ``batches``. A checkpoint between two epochs is from before the call, so that a
+            resumed run makes it again.
         on_epoch: called after each epoch with the number of epochs done; returns numbers for the log.
 
     Raises:
@@ -140,7 +150,7 @@ def train(
     settings = dict(settings or {})
     last = folder / "checkpoints" / "last.pt"
     last.parent.mkdir(parents=True, exist_ok=True)
-    done = _resume(last, module, optimizer, settings)
+    done = _resume(last, module, optimizer, batches, settings)
     per_epoch = batches.batches_per_epoch
     total = config.epochs * per_epoch
     checkpoint_every = config.checkpoint_every or per_epoch
@@ -162,9 +172,21 @@ def train(
 
         def save() -> None:
             window.check()  # never save what a bad loss has spoilt
-            save_checkpoint(last, method=module, optimizer=optimizer, step=done, config=settings)
+            save_checkpoint(
+                last, method=module, optimizer=optimizer, batches=batches.state_dict(), step=done, config=settings
+            )
+
+        def between_epochs(work: Callable[[int], dict[str, float]] | None, epochs: int) -> None:
+            values = {} if work is None else work(epochs)
+            module.train()
+            if values:
+                log.record(done, {"epoch": float(epochs), **values})
+                log.say(f"epoch {epochs}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+                window.restart_clock()
 
         for epoch in range(done // per_epoch, config.epochs):
+            if done % per_epoch == 0:
+                between_epochs(before_epoch, epoch)
             micro_batches = batches.epoch(epoch, start=done % per_epoch)
             for index in range(done, (epoch + 1) * per_epoch):
                 step = Step(index, total, per_epoch)
@@ -187,16 +209,12 @@ def train(
                 save()
                 if distributed.is_main():
                     shutil.copyfile(last, last.with_name(f"epoch_{epoch + 1:04d}.pt"))
-            if on_epoch is not None:
-                values = on_epoch(epoch + 1)
-                module.train()
-                if values:
-                    log.record(done, {"epoch": float(epoch + 1), **values})
-                    log.say(f"epoch {epoch + 1}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
-                    window.restart_clock()
+            between_epochs(on_epoch, epoch + 1)
 
 
-def _resume(last: Path, method: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> int:
+def _resume(
+    last: Path, method: nn.Module, optimizer: torch.optim.Optimizer, batches: BatchSource, settings: dict[str, Any]
+) -> int:
     if not last.exists():
         return 0
     content = load_checkpoint(last)
@@ -206,6 +224,7 @@ def _resume(last: Path, method: nn.Module, optimizer: torch.optim.Optimizer, set
             + "\n  ".join(difference)
             + "\nChoose another --out, or give these keys their old values."
         )
+    batches.load_state_dict(content["batches"])
     return restore_(content, method=method, optimizer=optimizer)
 
 

@@ -18,17 +18,27 @@ class ViewConfig:
     Args:
         augmentation: a preset's name, or a list of ops in order, each ``{name: {argument: value}}``; in a
             derived view, the ops that follow the parent's.
-        size: side of the view in pixels.
+        size: side of the view in pixels; a list renders the same draws at several sizes, one tensor for each.
         crop_scale: replaces the scale of the random resized crop (local crops).
         count: this many views with these ops, each with its own draws.
         derived_from: index, in the flat list of views, of the earlier view that this one continues.
+        share_crop_with: index of the earlier view whose crop this one takes; everything after the crop it draws
+            on its own.
+        partner: a view of the image's partner instead of the image itself, for a method that pairs images.
     """
 
     augmentation: str | list[dict[str, Any]] = "weak"
-    size: int = 224
+    size: int | list[int] = 224
     crop_scale: tuple[float, float] | None = None
     count: int = 1
     derived_from: int | None = None
+    share_crop_with: int | None = None
+    partner: bool = False
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """``size`` as the tuple that it stands for."""
+        return (self.size,) if isinstance(self.size, int) else tuple(self.size)
 
 
 def make_view_specs(configs: Sequence[ViewConfig]) -> tuple[ViewSpec, ...]:
@@ -46,14 +56,39 @@ def make_view_specs(configs: Sequence[ViewConfig]) -> tuple[ViewSpec, ...]:
     for config in configs:
         if config.count < 1:
             raise ValueError(f"views: count must be >= 1, got {config.count}")
+        if config.derived_from is not None and config.share_crop_with is not None:
+            raise ValueError(
+                f"views: derived_from {config.derived_from} and share_crop_with {config.share_crop_with} exclude each "
+                "other: a derived view has its parent's crop anyway"
+            )
         ops = _ops(config)
         name = config.augmentation if isinstance(config.augmentation, str) else "custom"
         for _ in range(config.count):
-            if config.derived_from is None:
-                specs.append(ViewSpec(ops, (config.size,), name))
+            if config.derived_from is not None:
+                spec = derive(specs, config.derived_from, ops, sizes=config.sizes, name=name)
+            elif config.share_crop_with is not None:
+                spec = _sharing_crop(specs, config.share_crop_with, ops, config.sizes, name)
             else:
-                specs.append(derive(specs, config.derived_from, ops, sizes=(config.size,), name=name))
+                spec = ViewSpec(ops, config.sizes, name, partner=config.partner)
+            if spec.partner != config.partner:
+                raise ValueError(
+                    f"views: view {len(specs)} has partner {config.partner}, but takes draws of a view whose partner "
+                    f"is {spec.partner}: draws are for one image"
+                )
+            specs.append(spec)
     return tuple(specs)
+
+
+def _sharing_crop(
+    specs: Sequence[ViewSpec], parent: int, ops: tuple[ViewOp, ...], sizes: tuple[int, ...], name: str
+) -> ViewSpec:
+    # An index that is out of range is for derive to refuse.
+    if 0 <= parent < len(specs) and (not isinstance(ops[0], RandomResizedCrop) or ops[0] != specs[parent].ops[0]):
+        raise ValueError(
+            f"views: share_crop_with {parent} needs both views to begin with one and the same random_resized_crop, got "
+            f"{ops[0]} and {specs[parent].ops[0]}"
+        )
+    return derive(specs, parent, ops[1:], shared_ops=1, sizes=sizes, name=name)
 
 
 def _ops(config: ViewConfig) -> tuple[ViewOp, ...]:

@@ -43,7 +43,8 @@ def view_gallery(
 ) -> Image.Image:
     """A sheet with one row for each image: the original, then its views at one common scale.
 
-    Of images with more than three channels the first three are shown, of two channels their mean.
+    Of images with more than three channels the first three are shown, of two channels their mean. A view of an
+    image's partner is drawn from the image itself: who is whose partner is known to a training run alone.
 
     Args:
         images: uint8, uint16 or floating in [0, 1], of any sizes.
@@ -77,10 +78,11 @@ def view_gallery(
         # One image at a time: the images of a folder may differ in their channels.
         rows = [render(image, row, spec) for image, row in zip(images, parameters, strict=True)]
         parent = "" if spec.derived_from is None else f" from {spec.derived_from}"
+        partner = " (partner)" if spec.partner else ""
         for size, views in zip(spec.sizes, zip(*rows, strict=True), strict=True):
             side = size * zoom
             pictures = [_picture(view).resize((side, side), Image.Resampling.NEAREST) for view in views]
-            columns.append((f"{view_index}: {spec.name}{parent}\n{size} px", pictures))
+            columns.append((f"{view_index}: {spec.name}{parent}{partner}\n{size} px", pictures))
 
     widths = [max(_SMALLEST_CELL, *(picture.width for picture in pictures)) for _, pictures in columns]
     sheet_size = (_GAP + sum(widths) + _GAP * len(widths), _GAP + _HEADER + len(images) * (cell + _GAP))

@@ -324,6 +324,7 @@ class ViewSpec:
         name: what the view is called in a gallery or a log.
         derived_from: index of the view whose draws the first ``shared_ops`` ops take.
         shared_ops: how many of ``ops`` take their draws from there.
+        partner: whether it is a view of the image's partner (`ssl_core.data.Batches`) and not of the image itself.
 
     Raises:
         ValueError: for ops that do not fit together or do not fit the sizes.
@@ -339,6 +340,7 @@ class ViewSpec:
     name: str = ""
     derived_from: int | None = None
     shared_ops: int = 0
+    partner: bool = False
 
     def __post_init__(self) -> None:
         if not self.sizes or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
@@ -409,6 +411,7 @@ def derive(
         name=name,
         derived_from=parent,
         shared_ops=shared,
+        partner=specs[parent].partner,
     )
 
 
