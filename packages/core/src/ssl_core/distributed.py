@@ -5,6 +5,7 @@ function here is the identity or trivial, so that callers never ask how many pro
 """
 
 import os
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +14,10 @@ from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 _Object = TypeVar("_Object")
+
+# How long processes wait for each other. The first one may search and evaluate alone for long; torch's default for
+# NCCL, ten minutes, would end the run.
+_TIMEOUT = timedelta(hours=1)
 
 
 def rank() -> int:
@@ -47,9 +52,9 @@ def setup(device: torch.device) -> torch.device:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", device_id=device)
+        dist.init_process_group("nccl", device_id=device, timeout=_TIMEOUT)
     elif device.type == "cpu":
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=_TIMEOUT)
     else:
         raise ValueError(f"several processes need device cpu or cuda, not {device.type}")
     return device
@@ -74,6 +79,13 @@ def broadcast_object(value: _Object) -> _Object:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def broadcast_(tensor: Tensor) -> Tensor:
+    """The values of process 0, in every process, in place."""
+    if world_size() > 1:
+        dist.broadcast(tensor, src=0)
+    return tensor
 
 
 def gather_objects(value: _Object) -> list[_Object]:

@@ -338,7 +338,9 @@ def _summary(
     parameters = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
     stems = {"imagenet": "its own stem", "small": "3x3 stem, no max-pool", "small_pool": "3x3 stem, max-pool"}
     numbers = [", ".join(f"{value:.3f}" for value in values) for values in (card.mean, card.std)]
-    views = ", ".join(f"{spec.name} {'/'.join(map(str, spec.sizes))} px" for spec in specs)
+    views = ", ".join(
+        f"{spec.name} {'/'.join(map(str, spec.sizes))} px{' (partner)' if spec.partner else ''}" for spec in specs
+    )
     backends = ", ".join(f"{op} {where[device.type]}" for op, where in ops.implementations().items())
     lines = {
         "run": f"{folder}",

@@ -14,6 +14,7 @@ from ssl_core.evaluate.features import Features as Features
 from ssl_core.evaluate.features import evaluating as evaluating
 from ssl_core.evaluate.features import evaluation_view as evaluation_view
 from ssl_core.evaluate.features import extract_features as extract_features
+from ssl_core.evaluate.features import iterate_features as iterate_features
 from ssl_core.evaluate.health import effective_rank as effective_rank
 from ssl_core.evaluate.health import embedding_std as embedding_std
 from ssl_core.evaluate.health import health as health
@@ -50,6 +51,7 @@ __all__ = [
     "find_card",
     "find_protocol",
     "health",
+    "iterate_features",
     "knn_accuracy",
     "knn_ranks",
     "knn_votes",

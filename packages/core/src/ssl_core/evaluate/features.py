@@ -1,7 +1,7 @@
 """Frozen features: what every evaluation looks at.
 
-The encoder is in eval mode, without gradient and without autocast; each image is seen once, in order, in a view
-without randomness or, for the random-crop test, in one whose draws a seed decides.
+The encoder is in eval mode, without gradient, and without autocast unless the caller asks for it; each image is
+seen once, in order, in a view without randomness or, for the random-crop test, in one whose draws a seed decides.
 """
 
 from collections.abc import Iterator, Sequence
@@ -81,19 +81,56 @@ def extract_features(
     """
     batches = [range(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
     found = []
+    with tqdm(total=len(source), desc=progress, unit="img", disable=not progress) as bar:
+        for features in iterate_features(
+            encoder, source, view, batches, mean=mean, std=std, device=device, workers=workers, seed=seed
+        ):
+            found.append(features.cpu())
+            bar.update(len(features))
+    labels = torch.tensor([source.label(index) for index in range(len(source))], dtype=torch.int64)
+    return Features(torch.cat(found), labels)
+
+
+def iterate_features(
+    encoder: nn.Module,
+    source: ImageSource,
+    view: ViewSpec,
+    batches: Sequence[Sequence[int]],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+    seed: int = 0,
+) -> Iterator[Float32[Tensor, "n f"]]:
+    """Features of each batch of images, for sets whose features do not fit in memory together.
+
+    Between two batches the encoder is in the mode that it was in. Errors as :func:`extract_features`.
+
+    Args:
+        encoder: (n c s s) -> (n f), on ``device``.
+        source: the images.
+        view: of one size.
+        batches: numbers of the images of each forward.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel.
+        device: where the encoder is.
+        workers: processes that read and render images; 0 does it in this one.
+        seed: of the view's draws, if it has any.
+
+    Yields:
+        (n f) float32 on ``device``, for each batch.
+    """
     # Twice as fast on CPUs; on other devices float32 convolutions may prefer the other layout.
     on_cpu = torch.device(device).type == "cpu"
     memory_format = torch.channels_last if on_cpu else torch.contiguous_format
-    with evaluating(encoder), tqdm(total=len(source), desc=progress, unit="img", disable=not progress) as bar:
-        loader = make_loader(_Views(source, view, len(mean), seed), batches, workers)
-        for batch, images in zip(batches, loader, strict=True):
+    loader = make_loader(_Views(source, view, len(mean), seed), batches, workers)
+    for batch, images in zip(batches, loader, strict=True):
+        with evaluating(encoder):
             images = images.to(device, memory_format=memory_format)
-            features = encoder(normalized(images, mean, std)).float().cpu()
-            _check_finite(features, source, batch)
-            found.append(features)
-            bar.update(len(batch))
-    labels = torch.tensor([source.label(index) for index in range(len(source))], dtype=torch.int64)
-    return Features(torch.cat(found), labels)
+            features = encoder(normalized(images, mean, std)).float()
+        _check_finite(features, source, batch)
+        yield features
 
 
 @contextmanager
@@ -123,7 +160,7 @@ class _Views:
     def __init__(self, source: ImageSource, view: ViewSpec, channels: int, seed: int) -> None:
         self._source, self._view, self._channels, self._seed = source, view, channels, seed
 
-    def __call__(self, indices: range) -> Tensor:
+    def __call__(self, indices: Sequence[int]) -> Tensor:
         images = [self._image(index) for index in indices]
         parameters = sample_parameters(
             self._view,
@@ -146,7 +183,7 @@ class _Views:
         return image
 
 
-def _check_finite(features: Tensor, source: ImageSource, batch: range) -> None:
+def _check_finite(features: Tensor, source: ImageSource, batch: Sequence[int]) -> None:
     bad = (~features.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if bad:
         raise ValueError(

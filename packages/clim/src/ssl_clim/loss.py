@@ -1,0 +1,76 @@
+"""CLIM's loss: the query of a mixed image against the keys of both images in it, at every resolution."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from ssl_core.losses import info_nce
+
+
+def clim_loss(
+    mixed_query: Float[Tensor, "n d"] | Float[Tensor, "r n d"],
+    anchor_key: Float[Tensor, "n d"] | Float[Tensor, "s n d"],
+    neighbour_key: Float[Tensor, "n d"] | Float[Tensor, "s n d"],
+    ratio: Float[Tensor, " n"] | Float[Tensor, "r n"],
+    queue: Float[Tensor, "k d"],
+    *,
+    temperature: float = 0.2,
+    reduction: Literal["sum", "mean"] = "sum",
+    length: int | Int64[Tensor, ""] | None = None,
+    backend: str | None = None,
+) -> Float[Tensor, ""]:
+    """InfoNCE of a mixed image with each of its two images, weighted by what it shows of them.
+
+    l_ab = 1/N sum_i [lambda_ai NCE(q_ai, k_bi) + (1 - lambda_ai) NCE(q_ai, k~_bi)]              (4)
+    L = sum_ab l_ab over the resolutions a of the query and b of the keys                        (6)
+    NCE(q, k) = -log(exp(q.k / tau) / (exp(q.k / tau) + sum_j exp(q.k_j / tau)))                 (1)
+
+    Paper: Center-wise Local Image Mixture (CLIM), submitted to ICLR 2021.  q = mixed_query, k = anchor_key,
+    k~ = neighbour_key, lambda = ratio, k_j = queue, tau = temperature.
+    One pass over the queue for all resolutions. Each term has a denominator of its own: neither image is a negative
+    of the other's. While the queue is empty the loss is 0. Computed in float32 (float64 for float64), whatever
+    autocast says.
+
+    Args:
+        mixed_query: (n d), or (r n d) at r resolutions, l2-normalised; gradient flows.
+        anchor_key: (n d), or (s n d) at s resolutions, l2-normalised, no gradient.
+        neighbour_key: shaped as ``anchor_key``, l2-normalised, no gradient.
+        ratio: (n), or (r n), in [0, 1]: how much of each mixed image is its anchor's. Ones make it MoCo v2's loss.
+        queue: (k d) l2-normalised, no gradient.
+        temperature: > 0.
+        reduction: ``sum`` over pairs of resolutions, as in equation (6), or ``mean``.
+        length: rows of the queue that count, all by default.
+        backend: of ``ssl_core.ops.queue_attention``.
+
+    Returns:
+        Scalar loss, nats.
+
+    Raises:
+        ValueError: if sizes disagree or temperature <= 0.
+
+    Example:
+        >>> query, queue = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> ratio = torch.tensor([0.75])  # 0.75 log(1 + e^-2) + 0.25 log(2)
+        >>> clim_loss(query, query, queue, ratio, queue, temperature=0.5)
+        tensor(0.2685)
+    """
+    queries = mixed_query if mixed_query.ndim == 3 else mixed_query[None]
+    keys = torch.stack([anchor_key, neighbour_key]).view(2, -1, *queries.shape[1:])
+    num_queries, num_keys = len(queries), keys.shape[1]
+    ratio = ratio.view(-1, queries.shape[1])
+    if len(ratio) != num_queries:
+        raise ValueError(f"ratio is of {len(ratio)} resolutions, but mixed_query of {num_queries}")
+    positives = keys[:, :, None].expand(-1, -1, num_queries, -1, -1)
+    nce = info_nce(
+        queries.flatten(0, 1),
+        positives.reshape(2 * num_keys, -1, queries.shape[2]),
+        queue,
+        temperature,
+        length=length,
+        backend=backend,
+    )
+    of_anchor, of_neighbour = nce.view(2, num_keys, *ratio.shape)
+    loss: Tensor = ratio * of_anchor + (1 - ratio) * of_neighbour
+    return loss.mean() if reduction == "mean" else loss.sum(dim=(0, 1)).mean()

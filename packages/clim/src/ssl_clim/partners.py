@@ -1,0 +1,187 @@
+"""Who is whose partner: from the encoder as it is between two epochs to a table of positives in the batches.
+
+Every few epochs the whole training set is embedded, neighbours are chosen among the embeddings (`neighbours`), and
+the batches draw each image's partner from its row of the table until the next time.
+"""
+
+import copy
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import BinaryIO, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import nn
+from tqdm import tqdm
+
+from ssl_clim.neighbours import Selection, check_counts, find_positives, load_faiss, num_clusters, summary
+from ssl_core import distributed
+from ssl_core.data import ImageSource
+from ssl_core.evaluate import evaluation_view, iterate_features
+from ssl_core.pretrain import Run
+
+_BATCH = 256  # images of a forward
+
+
+@dataclass(frozen=True)
+class NeighbourConfig:
+    """How the partners of images are chosen.
+
+    Attributes:
+        selection: ``center_wise`` as in the paper's equation (2); ``knn``, ``kmeans``, ``knn_kmeans`` or ``random`` to
+            compare with; ``none`` leaves images without partners, which is MoCo v2.
+        clusters: m of k-means; null makes it a cluster for every 128 images, as 10,000 on ImageNet.
+        k: nearest neighbours that positives are chosen from.
+        positives: of each image, which its partner is drawn from in each epoch.
+        start_epoch: epochs before the first choice; until then images have no partners.
+        update_every: epochs from one choice to the next.
+        encoder: ``momentum`` or ``online``: which one embeds the images.
+        features: of the ``projection``, l2-normalised, or of the ``backbone``, as they are.
+        spherical: k-means with centers of length 1.
+        memory_gib: embeddings that take more than this as float32 are kept in half precision in a file in the run
+            directory.
+    """
+
+    selection: Selection | Literal["none"] = "center_wise"
+    clusters: int | None = None
+    k: int = 40
+    positives: int = 10
+    start_epoch: int = 5
+    update_every: int = 5
+    encoder: Literal["momentum", "online"] = "momentum"
+    features: Literal["projection", "backbone"] = "projection"
+    spherical: bool = False
+    memory_gib: float = 8.0
+
+    def __post_init__(self) -> None:
+        if self.start_epoch < 0:
+            raise ValueError(f"neighbours.start_epoch must be at least 0, got {self.start_epoch}")
+        if self.update_every < 1:
+            raise ValueError(f"neighbours.update_every must be at least 1, got {self.update_every}")
+
+
+def choose_partners(run: Run, epoch: int) -> dict[str, float]:
+    """Give the batches a new table of partners, where it is time; in all processes the same.
+
+    Args:
+        run: whose ``config.neighbours`` says how.
+        epoch: epochs done.
+
+    Returns:
+        Numbers for the log: seconds, positives before filling, sizes of clusters, and how many of the positives have
+        their image's label, where the data has labels. Empty where it is not time.
+
+    Raises:
+        ValueError: before the first epoch, if the data has too few images for the configuration.
+        ImportError: if faiss is absent or broken.
+    """
+    config: NeighbourConfig = run.config.neighbours
+    if config.selection == "none":
+        return {}
+    num_images = len(run.source)
+    clusters = num_clusters(num_images) if config.clusters is None else config.clusters
+    check_counts(num_images, clusters=clusters, neighbours=config.k, positives=config.positives)
+    since_start = epoch - config.start_epoch
+    if since_start < 0 or since_start % config.update_every:
+        return {}
+
+    started = time.perf_counter()
+    partners, numbers = None, {}
+    with tempfile.TemporaryFile(dir=run.folder) as file:
+        features = _embeddings(run, file)
+        numbers["embedding_s"] = time.perf_counter() - started
+        if distributed.is_main():
+            positives, of_clusters = find_positives(
+                features,
+                config.selection,
+                load_faiss(run.device),
+                clusters=clusters,
+                neighbours=config.k,
+                positives=config.positives,
+                seed=run.config.seed,
+                refresh=since_start // config.update_every,
+                spherical=config.spherical,
+                progress="neighbours",
+            )
+            partners = positives.table
+            numbers |= summary(positives, of_clusters, _labels(run.source))
+    partners, numbers = distributed.broadcast_object((partners, numbers))
+    assert partners is not None
+    run.batches.set_partners(torch.from_numpy(partners))
+    return numbers | {"partners_s": time.perf_counter() - started}
+
+
+def _embeddings(run: Run, file: BinaryIO) -> Float[np.ndarray, "n d"]:
+    """The embeddings of all training images, in the first process; in the others nothing of use.
+
+    The processes share the work, a block of consecutive images each in turn.
+
+    Args:
+        run: whose images.
+        file: for embeddings that are larger than memory.
+    """
+    config: NeighbourConfig = run.config.neighbours
+    num_images = len(run.source)
+    features: Float[np.ndarray, "n d"] = np.empty((num_images, 0), np.float32)
+    if config.selection == "random":
+        return features
+    blocks = iterate_features(
+        _encoder(run),
+        run.source,
+        evaluation_view(run.card.image_size),
+        _batches(num_images),
+        mean=run.card.mean,
+        std=run.card.std,
+        device=run.device,
+        workers=run.config.data.workers,
+    )
+    done = 0
+    with (
+        torch.autocast(run.device.type, torch.bfloat16, enabled=run.config.train.precision == "bfloat16"),
+        tqdm(total=num_images, desc="embeddings", unit="img", disable=not distributed.is_main()) as bar,
+    ):
+        for block in blocks:
+            if config.features == "projection":
+                block = F.normalize(block, dim=1)
+            rows = distributed.gather(block)[: num_images - done].cpu().numpy()
+            if distributed.is_main():
+                if done == 0:
+                    features = _storage(num_images, rows.shape[1], config.memory_gib, file)
+                features[done : done + len(rows)] = rows
+            done += len(rows)
+            bar.update(len(rows))
+    return features
+
+
+def _storage(num_images: int, dim: int, memory_gib: float, file: BinaryIO) -> Float[np.ndarray, "n d"]:
+    """Room for all embeddings: in memory, or in half precision in a file."""
+    if 4 * num_images * dim <= memory_gib * 2**30:
+        return np.empty((num_images, dim), np.float32)
+    return np.memmap(file, np.float16, "w+", shape=(num_images, dim))
+
+
+def _batches(num_images: int) -> list[list[int]]:
+    """This process's images of each forward; all processes' in rank order are consecutive.
+
+    The last one repeats the last image, so that all are equally long.
+    """
+    per_round = _BATCH * distributed.world_size()
+    starts = range(distributed.rank() * _BATCH, -(-num_images // per_round) * per_round, per_round)
+    return [[min(start + row, num_images - 1) for row in range(_BATCH)] for start in starts]
+
+
+def _encoder(run: Run) -> nn.Module:
+    """A copy of what embeds the images, with the first process's running statistics in every process."""
+    branch = run.method.momentum_branch if run.config.neighbours.encoder == "momentum" else run.method
+    modules = [branch.encoder] if run.config.neighbours.features == "backbone" else [branch.encoder, branch.projector]
+    encoder = copy.deepcopy(nn.Sequential(*modules))
+    for buffer in encoder.buffers():
+        distributed.broadcast_(buffer)
+    return encoder
+
+
+def _labels(source: ImageSource) -> Int64[np.ndarray, " n"]:
+    return np.array([source.label(index) for index in range(len(source))])
