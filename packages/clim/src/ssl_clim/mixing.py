@@ -88,7 +88,7 @@ def cutmix(
     inside = []
     for axis, length in enumerate(images.shape[2:]):
         center, side = mixtures.center[:, axis], (1 - mixtures.ratio).sqrt()
-        low, high = (((center + sign * side / 2).clamp(0, 1) * length).round() for sign in (-1, 1))
+        low, high = (((center + sign * side / 2) * length).round() for sign in (-1, 1))
         pixels = torch.arange(length)
         inside.append((pixels >= low[:, None]) & (pixels < high[:, None]))
     box = (inside[0][:, :, None] & inside[1][:, None, :]).to(images.device, non_blocking=True)

@@ -7,7 +7,9 @@ the batches draw each image's partner from its row of the table until the next t
 import copy
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import BinaryIO, Literal
 
 import numpy as np
@@ -63,6 +65,17 @@ class NeighbourConfig:
             raise ValueError(f"neighbours.update_every must be at least 1, got {self.update_every}")
 
 
+def prepare_partners(run: Run) -> Callable[[int], dict[str, float]]:
+    """:func:`choose_partners` for a run, after a look at whether its data has enough images.
+
+    Raises:
+        ValueError: if not; names the key.
+    """
+    if run.config.neighbours.selection != "none":
+        check_counts(len(run.source), **_counts(run))
+    return partial(choose_partners, run)
+
+
 def choose_partners(run: Run, epoch: int) -> dict[str, float]:
     """Give the batches a new table of partners, where it is time; in all processes the same.
 
@@ -75,17 +88,11 @@ def choose_partners(run: Run, epoch: int) -> dict[str, float]:
         their image's label, where the data has labels. Empty where it is not time.
 
     Raises:
-        ValueError: before the first epoch, if the data has too few images for the configuration.
         ImportError: if faiss is absent or broken.
     """
     config: NeighbourConfig = run.config.neighbours
-    if config.selection == "none":
-        return {}
-    num_images = len(run.source)
-    clusters = num_clusters(num_images) if config.clusters is None else config.clusters
-    check_counts(num_images, clusters=clusters, neighbours=config.k, positives=config.positives)
     since_start = epoch - config.start_epoch
-    if since_start < 0 or since_start % config.update_every:
+    if config.selection == "none" or since_start < 0 or since_start % config.update_every:
         return {}
 
     started = time.perf_counter()
@@ -98,9 +105,7 @@ def choose_partners(run: Run, epoch: int) -> dict[str, float]:
                 features,
                 config.selection,
                 load_faiss(run.device),
-                clusters=clusters,
-                neighbours=config.k,
-                positives=config.positives,
+                **_counts(run),
                 seed=run.config.seed,
                 refresh=since_start // config.update_every,
                 spherical=config.spherical,
@@ -112,6 +117,12 @@ def choose_partners(run: Run, epoch: int) -> dict[str, float]:
     assert partners is not None
     run.batches.set_partners(torch.from_numpy(partners))
     return numbers | {"partners_s": time.perf_counter() - started}
+
+
+def _counts(run: Run) -> dict[str, int]:
+    config: NeighbourConfig = run.config.neighbours
+    clusters = num_clusters(len(run.source)) if config.clusters is None else config.clusters
+    return {"clusters": clusters, "neighbours": config.k, "positives": config.positives}
 
 
 def _embeddings(run: Run, file: BinaryIO) -> Float[np.ndarray, "n d"]:

@@ -17,7 +17,7 @@ from torch import nn
 
 from ssl_clim.method import CLIM
 from ssl_clim.neighbours import load_faiss
-from ssl_clim.partners import NeighbourConfig, choose_partners
+from ssl_clim.partners import NeighbourConfig, prepare_partners
 from ssl_core.nn import HeadConfig, mlp_head
 from ssl_core.pretrain import PretrainConfig, check_batch, choose_device, run_command
 from ssl_core.views import ViewSpec
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="ssl-clim-train",
         description="Pretrain an image encoder with CLIM, or with MoCo v2.",
         recipes=Path(__file__).parent / "recipes",
-        before_epoch=choose_partners,
+        prepare=prepare_partners,
     )
 
 

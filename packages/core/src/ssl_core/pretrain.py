@@ -108,7 +108,8 @@ class Run(NamedTuple):
     folder: Path
 
 
-BeforeEpoch: TypeAlias = Callable[[Run, int], dict[str, float]]
+# (run) -> (epochs done) -> numbers for the log.
+Prepare: TypeAlias = Callable[[Run], Callable[[int], dict[str, float]]]
 
 
 def run_command(
@@ -119,7 +120,7 @@ def run_command(
     prog: str,
     description: str,
     recipes: Path,
-    before_epoch: BeforeEpoch | None = None,
+    prepare: Prepare | None = None,
 ) -> None:
     """A method's command: read the configuration, train, export, evaluate.
 
@@ -130,11 +131,11 @@ def run_command(
         prog: the command's name.
         description: its help text.
         recipes: the folder of its shipped recipes.
-        before_epoch: as in :func:`pretrain`.
+        prepare: as in :func:`pretrain`.
     """
     config = parse_config(config_class, arguments, prog=prog, description=description, recipes=recipes)
     with errors_in_one_line(prog):
-        pretrain(config, make_method, name=prog.removesuffix("-train"), before_epoch=before_epoch)
+        pretrain(config, make_method, name=prog.removesuffix("-train"), prepare=prepare)
 
 
 @contextmanager
@@ -157,17 +158,16 @@ def errors_in_one_line(prog: str) -> Iterator[None]:
         distributed.teardown()
 
 
-def pretrain(
-    config: Config, make_method: MakeMethod[Config], *, name: str, before_epoch: BeforeEpoch | None = None
-) -> Path:
+def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str, prepare: Prepare | None = None) -> Path:
     """Train a method as a configuration says, continuing its run directory if there is a checkpoint in it.
 
     Args:
         config: of the run.
         make_method: (config, encoder, features of the encoder, views) -> method, on the CPU.
         name: what a new run directory's name starts with.
-        before_epoch: called in every process before the first step of each epoch with the run and the number of
-            epochs done; returns numbers for the log.
+        prepare: called once in every process, before anything is written, to refuse what it cannot serve; what it
+            returns is called before the first step of each epoch with the number of epochs done, and returns numbers
+            for the log.
 
     Returns:
         the run directory: ``config.yaml``, ``metrics.jsonl``, ``checkpoints/``, ``backbone.safetensors`` and card.
@@ -226,12 +226,11 @@ def pretrain(
         projector=head_layers(method.projector),
     )
     knn = _knn_sources(config, source)
+    before_epoch = prepare and prepare(Run(config, method, source, batches, card, device, folder))
     if distributed.is_main():
         save_config(config, folder / "config.yaml")
         save_card(folder / "backbone.json", card)
         print(_summary(config, source, specs, batches.batches_per_epoch, card, encoder, device, folder), flush=True)
-
-    run = Run(config, method, source, batches, card, device, folder)
 
     def on_epoch(epoch: int) -> dict[str, float]:
         every = config.evaluate.knn_every
@@ -251,7 +250,7 @@ def pretrain(
         ),
         settings=to_dict(config),
         health=health,
-        before_epoch=None if before_epoch is None else lambda epoch: before_epoch(run, epoch),
+        before_epoch=before_epoch,
         on_epoch=on_epoch,
     )
     trained_s = time.perf_counter() - started

@@ -1,0 +1,29 @@
+import pytest
+from torch import nn
+
+from ssl_clim import CLIM
+from ssl_core.testing import check_ranks
+from ssl_core.views import ViewConfig, make_view_specs
+
+CASES = {
+    "clim": {},
+    "mixup": {"mixing": "mixup"},
+    "one box for the batch": {"per_batch": True},
+    "no mixing": {"mixing": "none"},
+    "multi-resolution": {"sizes": [8, 6]},
+    "moco v2": {"partners": False},
+    "empty queue": {"queue_initial": "empty"},
+}
+
+
+def make_method(sizes=8, partners=True, **options):
+    encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    own, partner = (ViewConfig("moco_v2", sizes, partner=partner) for partner in (False, True))
+    queries = [own] if options.get("mixing") == "none" or not partners else [own, partner]
+    specs = make_view_specs([*queries, own, *([partner] if partners else [])])
+    return CLIM(encoder, nn.Linear(16, 5), views=specs, dim=5, queue_length=24, **options)
+
+
+@pytest.mark.distributed
+def test_two_processes_with_half_the_batch_each_train_as_one_with_all_of_it(tmp_path):
+    check_ranks(__file__, tmp_path)

@@ -1,0 +1,88 @@
+"""The command ssl-clim-train, as a person uses it: run, stop, resume, and get things wrong."""
+
+import importlib.metadata
+
+import pytest
+
+from ssl_clim import neighbours, train
+from ssl_core.testing import check_bad_input, check_exact_resume, check_run, error_of
+from ssl_core.train import load_checkpoint, read_metrics
+
+
+def test_a_run_leaves_what_is_promised_and_can_be_repeated(tmp_path):
+    check_run(train, tmp_path)
+
+
+def test_partners_are_chosen_and_logged_between_epochs(tmp_path):
+    train.main(["--config", "smoke", "--device", "cpu", "--out", str(tmp_path / "run"), "--train.log_every", "1"])
+    records = read_metrics(tmp_path / "run")
+    (chosen,) = [record for record in records if "positives_purity" in record]
+    assert chosen["step"] == 21
+    assert ["partner_similarity" in record for record in records if "loss" in record] == [False] * 21 + [True] * 21
+    partners = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["batches"]["partners"]
+    assert partners.shape == (1397, 10)
+
+
+@pytest.mark.slow
+def test_killed_at_a_random_step_and_resumed_gives_the_same_losses_to_the_last_bit(tmp_path):
+    # Partners from the second epoch on: the run is killed before, at and after a search.
+    options = ["--method.queue_length=72", "--method.queue_initial=empty", "--method.momentum=0.9"]
+    check_exact_resume(train, tmp_path, [*options, "--neighbours.k=20", "--neighbours.positives=3"])
+
+
+UNMIXED = "[{augmentation: moco_v2, size: 16, count: 2}, {augmentation: moco_v2, size: 16, partner: true}]"
+QUERIES = "{augmentation: moco_v2, size: [16, 12]}, {augmentation: moco_v2, size: [16, 12], partner: true}"
+KEYS = (
+    "{augmentation: moco_v2, size: [16, 12], share_crop_with: 0}, "
+    "{augmentation: moco_v2, size: [16, 12], share_crop_with: 1, partner: true}"
+)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--views", f"[{QUERIES}, {KEYS}]"],
+        ["--neighbours.selection", "none"],
+        ["--neighbours.selection", "random", "--neighbours.start_epoch", "0"],
+        ["--neighbours.memory_gib", "0", "--neighbours.spherical", "true"],
+        ["--method.mixing", "none", "--views", UNMIXED],
+    ],
+    ids=["two resolutions", "no partners", "random from the start", "on disk", "no mixing"],
+)
+def test_the_switches_train(tmp_path, options):
+    train.main(["--config", "smoke", "--device", "cpu", "--out", str(tmp_path / "run"), *options])
+    record = [record for record in read_metrics(tmp_path / "run") if "loss" in record][-1]
+    assert 0 < record["loss"] < 1.05 * record["chance_loss"]
+    assert ("partner_similarity" in record) == (options != ["--neighbours.selection", "none"])
+
+
+def test_bad_input_is_one_clear_error(tmp_path):
+    two_views = "--views '[{augmentation: moco_v2, size: 16, count: 2}]'"
+    mistakes = {
+        "--method.temperature 0": "temperature must be positive, got 0",
+        "--method.queue_length 8 --train.batch_size 16": "method.queue_length 8 is less than the 16 keys",
+        "--method.batch_norm_splits 3": "method.batch_norm_splits 3 does not divide",
+        two_views: "neighbours.selection center_wise gives each image a partner, but no view of it is in `views`",
+        f"{two_views} --neighbours.selection median": "neighbours.selection",
+        "--method.mixing none": "with mixing 'none' the partner's views have the sizes [(16,)]",
+        "--neighbours.update_every 0": "neighbours.update_every must be at least 1, got 0",
+        "--neighbours.k 1397 --neighbours.start_epoch 5": "neighbours.k 1397: ",
+        "--neighbours.positives 41": "neighbours.positives 41: ",
+        "--neighbours.clusters 2000": "neighbours.clusters 2000: ",
+    }
+    check_bad_input(train, tmp_path, mistakes)
+
+
+@pytest.mark.parametrize(
+    ("installed", "words"),
+    [([], "ssl-clim[cpu]"), (["faiss-cpu", "faiss-gpu"], "faiss-cpu, faiss-gpu are all installed")],
+)
+def test_without_one_faiss_nothing_is_begun(tmp_path, monkeypatch, installed, words):
+    monkeypatch.setattr(neighbours, "packages_distributions", lambda: {"faiss": installed})
+    assert importlib.metadata.packages_distributions()["faiss"]  # it is there, in truth
+    message = error_of(train, "--config", "smoke", "--device", "cpu", "--out", str(tmp_path / "run"))
+    assert words in message
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    # Where no search is made, it is not asked for.
+    options = ["--neighbours.selection", "none", "--train.epochs", "1"]
+    train.main(["--config", "smoke", "--device", "cpu", "--out", str(tmp_path / "run"), *options])
