@@ -92,7 +92,7 @@ class Clusters(NamedTuple):
     Attributes:
         centroids: (m d) centers.
         assignment: (n) cluster of each row, that of the nearest center.
-        distance: (n) squared L2 distance of each row to its own cluster's center; equal rows have equal distances.
+        distance: (n) squared L2 distance of each row to its cluster's center, equal for equal rows of a cluster.
         num_trained: rows that k-means saw: all n, or a sample of them.
     """
 
@@ -405,7 +405,7 @@ def _subsets(size: Int[np.ndarray, " b"], draws: Float64[np.ndarray, "b p"]) -> 
     """
     p = draws.shape[1]
     last = size[:, None] - p + np.arange(p)
-    subset = np.floor(draws * (last + 1)).astype(np.int64)
+    subset: np.ndarray = np.floor(draws * (last + 1)).astype(np.int64)
     for j in range(1, p):
         repeated = (subset[:, :j] == subset[:, j, None]).any(axis=1)
         subset[repeated, j] = last[repeated, j]
