@@ -152,6 +152,13 @@ def test_each_row_belongs_to_the_nearest_center_at_its_distance(monkeypatch):
     np.testing.assert_allclose(found.distance, distance.min(axis=1), rtol=1e-5, atol=1e-6)
 
 
+def test_distances_to_the_center_are_exact_far_from_the_origin():
+    features = 100 + random_rows(200, 6)
+    found = cluster(features, 4, FAISS, seed=0)
+    exact = np.square(features.astype(np.float64) - found.centroids[found.assignment]).sum(axis=1)
+    np.testing.assert_allclose(found.distance, exact, rtol=1e-4)
+
+
 def test_equal_rows_of_a_cluster_are_equally_far_from_its_center(monkeypatch):
     # Blocks in which the copies stand at other places.
     monkeypatch.setattr(neighbours, "_BLOCK_ROWS", 101)
@@ -416,15 +423,15 @@ def test_positives_of_float16_on_disk_are_those_of_the_same_numbers_in_memory(se
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ({"clusters": 51}, "method.clusters 51"),
-        ({"clusters": 0}, "method.clusters 0"),
-        ({"neighbours": 50}, "method.neighbours 50: of 50 images, each has at least 1 and at most 49"),
-        ({"neighbours": 0}, "method.neighbours 0"),
+        ({"clusters": 51}, "neighbours.clusters 51"),
+        ({"clusters": 0}, "neighbours.clusters 0"),
+        ({"neighbours": 50}, "neighbours.k 50: of 50 images, each has at least 1 and at most 49"),
+        ({"neighbours": 0}, "neighbours.k 0"),
         (
             {"neighbours": 9, "positives": 10},
-            "method.positives 10: at least 1, and at most method.neighbours, which is 9",
+            "neighbours.positives 10: at least 1, and at most neighbours.k, which is 9",
         ),
-        ({"positives": 0}, "method.positives 0"),
+        ({"positives": 0}, "neighbours.positives 0"),
     ],
 )
 def test_counts_that_do_not_fit_are_refused_by_the_name_of_their_key(counts, message):

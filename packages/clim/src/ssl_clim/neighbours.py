@@ -123,15 +123,15 @@ def check_counts(n: int, *, clusters: int = 1, neighbours: int = 1, positives: i
     """Refuse counts that :func:`find_positives` could not serve for n images.
 
     Raises:
-        ValueError: unless 1 <= clusters <= n and 1 <= positives <= neighbours < n; names the keys of ``method``.
+        ValueError: unless 1 <= clusters <= n and 1 <= positives <= neighbours < n; names the keys of ``neighbours``.
     """
     if not 1 <= clusters <= n:
-        raise ValueError(f"method.clusters {clusters}: {n} images make at least 1 cluster and at most {n}")
+        raise ValueError(f"neighbours.clusters {clusters}: {n} images make at least 1 cluster and at most {n}")
     if not 1 <= neighbours < n:
-        raise ValueError(f"method.neighbours {neighbours}: of {n} images, each has at least 1 and at most {n - 1}")
+        raise ValueError(f"neighbours.k {neighbours}: of {n} images, each has at least 1 and at most {n - 1}")
     if not 1 <= positives <= neighbours:
         raise ValueError(
-            f"method.positives {positives}: at least 1, and at most method.neighbours, which is {neighbours}"
+            f"neighbours.positives {positives}: at least 1, and at most neighbours.k, which is {neighbours}"
         )
 
 
@@ -233,7 +233,7 @@ def cluster(
     for rows in _blocks(n, _BLOCK_ROWS):
         block = _float32(features, rows)
         assignment[rows] = knn(block, centroids, 1)[1][:, 0]
-        # Not faiss's distances, whose last bits depend on a row's place in its block: eq. (2) compares equal rows.
+        # Not faiss's |x|^2 + |c|^2 - 2 x.c: it cancels, and a product's rounding can depend on the row's place.
         distance[rows] = np.square(block - centroids[assignment[rows]]).sum(axis=1)
     return Clusters(centroids, assignment, distance, num_trained)
 
