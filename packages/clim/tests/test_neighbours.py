@@ -105,6 +105,13 @@ def test_a_row_pushed_out_by_its_duplicates_is_not_among_its_neighbours(block_ro
         assert row == [j for j in range(30) if j != i][:5]
 
 
+def test_the_first_rows_can_be_searched_for_alone():
+    features = grid_rows(90)
+    np.testing.assert_array_equal(
+        nearest(features, 5, FAISS, num_queries=33, block_rows=20), nearest(features, 5, FAISS)[:33]
+    )
+
+
 def test_nearest_shows_progress_only_with_a_text(capfd):
     nearest(random_rows(20, 3), 3, FAISS)
     assert capfd.readouterr().err == ""
