@@ -6,7 +6,7 @@ Two searches with faiss, k-means and the k nearest neighbours, and the rule that
 
 Omega_1 is the cluster of image i, Omega_2 its k nearest neighbours, c(i) the cluster's center, d the L2 distance.
 Paper: Li et al., 2020, section 3.2.1 and appendix A.2, arXiv 2011.02697.
-Legend: n images, d embedding, m clusters, k neighbours, p positives.
+Legend: n images, d embedding, m clusters, k neighbours, p positives, q queries, b rows of a block.
 
 Features are float32 in memory or float16 in a ``numpy.memmap``: rows are read and converted a block at a time.
 """
@@ -78,9 +78,9 @@ def load_faiss(device: torch.device) -> Faiss:
         raise ImportError(f"{name} cannot be imported: {error}; pip uninstall {found[0]}, then {_EXTRAS}") from error
     if device.type != "cuda":
         return Faiss(library, None, f"{name} on the CPU")
-    gpu = torch.cuda.current_device() if device.index is None else device.index
     if not hasattr(library, "StandardGpuResources"):
         return Faiss(library, None, f"{name} on the CPU: a build without GPU; ssl-clim[gpu] would use {device}")
+    gpu = torch.cuda.current_device() if device.index is None else device.index
     if gpu >= library.get_num_gpus():
         return Faiss(library, None, f"{name} on the CPU: it sees {library.get_num_gpus()} GPUs, so not cuda:{gpu}")
     return Faiss(library, gpu, f"{name} on cuda:{gpu}")
@@ -92,7 +92,7 @@ class Clusters(NamedTuple):
     Attributes:
         centroids: (m d) centers.
         assignment: (n) cluster of each row, that of the nearest center.
-        distance: (n) squared L2 distance of each row to its own cluster's center; equal rows have equal distances.
+        distance: (n) squared L2 distance of each row to its cluster's center, equal for equal rows of a cluster.
         num_trained: rows that k-means saw: all n, or a sample of them.
     """
 
@@ -229,18 +229,32 @@ def cluster(
     kmeans.train_encoded(seen.view(np.uint8), codec, faiss.flat_index(dim))
     centroids = library.vector_to_array(kmeans.centroids).reshape(num_clusters, dim)
 
-    knn, assignment, distance = faiss.knn(), np.empty(n, np.int32), np.empty(n, np.float32)
+    return Clusters(centroids, *assigned(features, centroids, faiss), num_trained)
+
+
+def assigned(
+    features: Float[np.ndarray, "n d"], centroids: Float32[np.ndarray, "m d"], faiss: Faiss
+) -> tuple[Int32[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
+    """Nearest center of each row, and the squared distance to it."""
+    n, knn = len(features), faiss.knn()
+    assignment, distance = np.empty(n, np.int32), np.empty(n, np.float32)
     for rows in _blocks(n, _BLOCK_ROWS):
         block = _float32(features, rows)
         assignment[rows] = knn(block, centroids, 1)[1][:, 0]
-        # Not faiss's distances, whose last bits depend on a row's place in its block: eq. (2) compares equal rows.
+        # Not faiss's |x|^2 + |c|^2 - 2 x.c: it cancels, and a product's rounding can depend on the row's place.
         distance[rows] = np.square(block - centroids[assignment[rows]]).sum(axis=1)
-    return Clusters(centroids, assignment, distance, num_trained)
+    return assignment, distance
 
 
 def nearest(
-    features: Float[np.ndarray, "n d"], k: int, faiss: Faiss, *, block_rows: int = _BLOCK_ROWS, progress: str = ""
-) -> Int32[np.ndarray, "n k"]:
+    features: Float[np.ndarray, "n d"],
+    k: int,
+    faiss: Faiss,
+    *,
+    num_queries: int | None = None,
+    block_rows: int = _BLOCK_ROWS,
+    progress: str = "",
+) -> Int32[np.ndarray, "q k"]:
     """The k rows nearest to each row by L2 distance over all others, nearest first.
 
     Exact up to the rounding of |x|^2 + |y|^2 - 2 x.y in float32: rows whose squared distances differ by about
@@ -250,6 +264,7 @@ def nearest(
         features: (n d) C-contiguous, float32 or float16, finite.
         k: in [1, n - 1].
         faiss: from :func:`load_faiss`.
+        num_queries: q, to search for the first q rows alone; None for all n.
         block_rows: rows of queries, and of the set, at once; changes memory and speed only.
         progress: text before a progress bar; empty shows none.
 
@@ -259,9 +274,10 @@ def nearest(
     n = len(features)
     check_counts(n, neighbours=k)
     _check_features(features)
-    knn, nearest_nk = faiss.knn(), np.empty((n, k), np.int32)
-    with tqdm(total=n, desc=progress, unit="img", disable=not progress) as bar:
-        for queries in _blocks(n, block_rows):
+    num_queries = n if num_queries is None else num_queries
+    knn, nearest_qk = faiss.knn(), np.empty((num_queries, k), np.int32)
+    with tqdm(total=num_queries, desc=progress, unit="img", disable=not progress) as bar:
+        for queries in _blocks(num_queries, block_rows):
             query = _float32(features, queries)
             heap = faiss.library.ResultHeap(len(query), k + 1)
             for database in _blocks(n, block_rows):
@@ -272,9 +288,9 @@ def nearest(
             # The row itself goes, wherever it stands; if k + 1 rows equal to it have pushed it out, the last.
             others = np.arange(queries.start, queries.stop)[:, None] != heap.I
             others[others.all(axis=1), -1] = False
-            nearest_nk[queries] = heap.I[others].reshape(-1, k)
+            nearest_qk[queries] = heap.I[others].reshape(-1, k)
             bar.update(len(query))
-    return nearest_nk
+    return nearest_qk
 
 
 def random_positives(n: int, p: int, *, seed: int, refresh: int) -> Positives:
@@ -405,7 +421,7 @@ def _subsets(size: Int[np.ndarray, " b"], draws: Float64[np.ndarray, "b p"]) -> 
     """
     p = draws.shape[1]
     last = size[:, None] - p + np.arange(p)
-    subset = np.floor(draws * (last + 1)).astype(np.int64)
+    subset: np.ndarray = np.floor(draws * (last + 1)).astype(np.int64)
     for j in range(1, p):
         repeated = (subset[:, :j] == subset[:, j, None]).any(axis=1)
         subset[repeated, j] = last[repeated, j]
