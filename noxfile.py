@@ -116,8 +116,8 @@ def build(session: nox.Session) -> None:
     session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
     clean = Path(session.create_tmp()).resolve() / "clean"
     session.run("python", "-m", "venv", "--clear", str(clean))
-    wheels = sorted(map(str, dist.glob("*.whl")))
-    # By their paths: looked up by name, a wheel of the same version could come from uv's cache.
+    # By their paths: looked up by name, a wheel of the same version could come from uv's cache. CLIM needs one faiss.
+    wheels = [f"{path}[cpu]" if "clim" in path.name else str(path) for path in sorted(dist.glob("*.whl"))]
     session.run("uv", "pip", "install", "--python", str(clean / "bin" / "python"), *wheels)
     scripts = [nox.project.load_toml(f"packages/{name}/pyproject.toml")["project"]["scripts"] for name in PACKAGES]
     with session.chdir(session.create_tmp()):
@@ -131,6 +131,6 @@ def build(session: nox.Session) -> None:
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Run the benchmarks at quick settings and print their tables."""
-    install(session, *PACKAGES, extras=("lightly", "matplotlib"))
+    install(session, *PACKAGES, extras=("faiss-cpu", "lightly", "matplotlib"))
     for file in sorted(ROOT.glob("benchmarks/bench_*.py")):
         session.run("python", str(file), "--quick", *session.posargs)

@@ -26,6 +26,10 @@ from ssl_core.nn import EncoderConfig, MomentumBranch, make_encoder
 from ssl_core.train import Step, make_optimizer
 from ssl_core.views import make_view_specs
 
+TWO_RESOLUTIONS = (
+    "[{augmentation: moco_cifar, size: [32, 23]}, {augmentation: moco_cifar, size: [32, 23], partner: true}, "
+    "{augmentation: moco_cifar, size: [32, 23]}, {augmentation: moco_cifar, size: [32, 23], partner: true}]"
+)
 # Row -> (package, recipe, changes on its command line, published cost relative to MoCo v2). The first is the unit.
 ROWS: dict[str, tuple[str, str, list[str], str]] = {
     "MoCo v2": ("ssl_sce", "mocov2_cifar10", [], "1"),
@@ -38,6 +42,8 @@ ROWS: dict[str, tuple[str, str, list[str], str]] = {
     "CLSA-Multi, five weak": ("ssl_clsa", "cifar10_multi", [], "3.13, of one of the two Multi"),
     # Hours of 200 epochs on 3 A100: 81 against 68 (Alkhalefi et al., 2024).
     "LeOCLR": ("ssl_leoclr", "cifar10", [], "1.19"),
+    "CLIM": ("ssl_clim", "cifar10", [], "not published"),
+    "CLIM, two resolutions": ("ssl_clim", "cifar10", [f"--views={TWO_RESOLUTIONS}"], "not published"),
 }
 SMALL = EncoderConfig("resnet18", "small_pool", options={"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]})
 
@@ -49,8 +55,8 @@ def make_step(package: str, recipe: str, changes: list[str], size: int, batch: i
     arguments = ["--config", recipe, f"--train.batch_size={batch}", *changes]
     config = parse_config(module.Config, arguments, prog=package, description="", recipes=recipes)
     encoder_config = EncoderConfig("resnet50") if size >= 64 else SMALL
-    largest = max(view.size for view in config.views)
-    scaled = [replace(view, size=round(view.size * size / largest)) for view in config.views]
+    largest = max(side for view in config.views for side in view.sizes)
+    scaled = [replace(view, size=[round(side * size / largest) for side in view.sizes]) for view in config.views]
     config = replace(config, views=scaled, encoder=encoder_config)
     specs = make_view_specs(config.views)
     torch.manual_seed(0)

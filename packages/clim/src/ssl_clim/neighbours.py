@@ -12,6 +12,7 @@ Features are float32 in memory or float16 in a ``numpy.memmap``: rows are read a
 """
 
 import importlib
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -72,6 +73,7 @@ def load_faiss(device: torch.device) -> Faiss:
             f"pip uninstall {names}, then {_EXTRAS}"
         )
     name = f"{found[0]} {version(found[0])}"
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it tells of every instruction set that it tries
     try:
         library = importlib.import_module("faiss")
     except ImportError as error:
