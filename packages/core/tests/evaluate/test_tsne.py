@@ -4,7 +4,8 @@ import sys
 import pytest
 import torch
 from PIL import Image
-from threadpoolctl import threadpool_limits
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from ssl_core.evaluate import choose_images, tsne_picture, tsne_points
 from ssl_core.evaluate.tsne import check_plot
@@ -46,13 +47,26 @@ def test_fewer_than_two_classes_to_compare_are_refused():
         choose_images(torch.tensor([-1, -1]), classes=2, images_per_class=5, seed=0)
 
 
-def test_points_depend_neither_on_threads_nor_on_the_lengths_of_features():
-    features = torch.randn(40, 6) + 3 * torch.eye(6)[torch.arange(40) % 2]
+def test_points_do_not_depend_on_the_lengths_of_features():
+    features = torch.randn(40, 6)
+    # Powers of two, so that unit vectors stay the same to the last bit.
+    scaled = features * 2.0 ** torch.randint(-3, 4, (40, 1))
     points = tsne_points(features, perplexity=5.0, seed=0)
-    with threadpool_limits(limits=3):
-        # Scaled by powers of two, so that unit vectors stay the same to the last bit.
-        scaled = features * 2.0 ** torch.randint(-3, 4, (40, 1))
-        assert torch.equal(tsne_points(scaled, perplexity=5.0, seed=0), points)
+    assert torch.equal(tsne_points(scaled, perplexity=5.0, seed=0), points)
+
+
+def test_points_are_found_in_one_thread_so_that_sums_have_one_order(monkeypatch):
+    threads = []
+    fit = TSNE.fit_transform
+
+    def spy(solver, features):
+        threads.extend(pool["num_threads"] for pool in threadpool_info())
+        return fit(solver, features)
+
+    monkeypatch.setattr(TSNE, "fit_transform", spy)
+    with threadpool_limits(limits=2):
+        tsne_points(torch.randn(9, 4), perplexity=2.0, seed=0)
+    assert set(threads) == {1}
 
 
 def test_what_is_alike_in_angle_is_close_in_the_plane():

@@ -102,6 +102,7 @@ def tsne_points(features: Float[Tensor, "n f"], *, perplexity: float, seed: int)
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     unit = F.normalize(features.float(), dim=1)
+    # From equal rows scikit-learn starts at 0 / 0, which ends the process.
     if (unit == unit[0]).all():
         raise ValueError(f"the features of {len(unit)} images are all the same: the encoder has collapsed")
     solver = TSNE(perplexity=perplexity, random_state=seed)  # type: ignore[no-untyped-call]
