@@ -93,6 +93,28 @@ def test_linear_tests_random_crops_where_it_is_told_to(run, capsys):
     )
 
 
+def test_similarity_prints_both_and_which_features(run, capsys):
+    main(["eval", "similarity", str(run), "--device", "cpu"])
+    main(["eval", "similarity", str(run), "--features", "projection", "--device", "cpu"])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("similarity intra-class ")
+    # Of the twenty held out, four classes have two or more.
+    assert first.endswith("(20 test images, 4 classes, backbone)")
+    assert second.endswith("(20 test images, 4 classes, projection)")
+
+
+def test_tsne_takes_several_encoders_and_what_is_given_replaces_part_of_their_data(run, capsys, tmp_path):
+    out = tmp_path / "tsne.png"
+    encoders = ["eval", "tsne", "pixels", str(run), "--like", str(run)]
+    main([*encoders, "--out", str(out), "--perplexity", "5", "--classes", "4", "--device", "cpu"])
+    width = Image.open(out).size[0]
+    main([*encoders[:2], str(run), "--out", str(out), "--perplexity", "5", "--data.holdout", "0.5", "--device", "cpu"])
+    assert Image.open(out).size[0] < width
+    first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith("wrote"))
+    assert ", 4 classes of" in first
+    assert "; 39 test images, 9 classes of" in second  # of forty held out, one is alone in its class
+
+
 def test_features_of_the_projector_and_of_baselines(run, capsys):
     main(["eval", "knn", str(run), "--k", "5", "--features", "projection", "--device", "cpu"])
     main(["eval", "knn", "pixels", "--like", str(run), "--k", "5", "--device", "cpu"])
@@ -140,8 +162,10 @@ def test_doctor_says_which_implementation_each_op_uses(capsys):
         (["eval", "knn", "/no/such/run"], "/no/such/run"),
         (["views", "--config", "nobody:smoke"], "no package ssl-nobody"),
         (["embed", "digits", "--model", "random", "--out", "x.csv"], "x.csv"),
+        (["eval", "tsne", "/no/such/run", "/nor/this"], "/no/such/run"),
+        (["eval", "tsne", "/no/such/run", "--data.holdout", "0.5"], "/no/such/run"),
     ],
-    ids=["data", "run", "recipe", "suffix"],
+    ids=["data", "run", "recipe", "suffix", "runs", "runs with data"],
 )
 def test_what_a_user_gets_wrong_is_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:

@@ -1,6 +1,7 @@
 """What every method's command does, with the smallest method: refuse folders, stop on a signal, skip broken images."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import ssl_tiny.train
 import torch
 from ssl_tiny.train import main
 
+from ssl_core.evaluate import evaluate_similarity
 from ssl_core.testing import error_of, make_images
-from ssl_core.train import load_checkpoint
+from ssl_core.train import load_checkpoint, read_metrics
 
 SMOKE = ["--config", "smoke", "--device", "cpu"]
 
@@ -102,3 +104,26 @@ def test_broken_images_are_skipped_and_listed(tmp_path, caplog):
     assert "zero.png" in caplog.text
     assert "cut.png" in caplog.text
     assert (tmp_path / "run" / "backbone.safetensors").exists()
+
+
+def evaluated(run):
+    return [record for record in read_metrics(run) if "knn_top1" in record]
+
+
+def test_the_similarity_of_test_images_is_logged_with_the_knn(tmp_path):
+    run = tmp_path / "run"
+    main([*SMOKE, "--evaluate.knn_every=1", "--out", str(run)])
+    (record,) = evaluated(run)
+    expected = evaluate_similarity(str(run), out=str(tmp_path), progress=False)["intra_class"]
+    assert record["intra_class_similarity"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_knn_is_logged_without_similarity_where_no_class_has_two_test_images(tmp_path):
+    images = make_images(tmp_path / "images")
+    for name, first in (("cats", "01.png"), ("dogs", "00.png")):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        shutil.copy(images / name / "deep" / first, tmp_path / "test" / name)
+    data = [f"--data.source={images}", f"--data.test_source={tmp_path / 'test'}", "--train.batch_size=16"]
+    main([*SMOKE, *data, "--evaluate.knn_every=1", "--evaluate.k=5", f"--out={tmp_path / 'run'}"])
+    (record,) = evaluated(tmp_path / "run")
+    assert "intra_class_similarity" not in record

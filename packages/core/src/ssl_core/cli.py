@@ -25,7 +25,16 @@ from ssl_core.allocator import keep_freed_memory
 from ssl_core.backbone import load_card
 from ssl_core.config import recipe_path
 from ssl_core.data import DataConfig, inspect, open_source
-from ssl_core.evaluate import draw_neighbours, embed, evaluate_knn, evaluate_linear, export
+from ssl_core.evaluate import (
+    draw_neighbours,
+    draw_tsne,
+    embed,
+    evaluate_knn,
+    evaluate_linear,
+    evaluate_similarity,
+    export,
+    shared_data,
+)
 from ssl_core.pretrain import EvaluateConfig, choose_device, errors_in_one_line
 from ssl_core.views import ViewConfig, make_view_specs, save_view_gallery
 
@@ -222,7 +231,12 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "report": report,
     "doctor": doctor,
 }
-EVALUATIONS: dict[str, Callable[..., Any]] = {"knn": evaluate_knn, "linear": evaluate_linear}
+EVALUATIONS: dict[str, Callable[..., Any]] = {
+    "knn": evaluate_knn,
+    "linear": evaluate_linear,
+    "similarity": evaluate_similarity,
+    "tsne": draw_tsne,
+}
 _TAKES_SOURCE = (scan, embed_source)
 
 
@@ -233,9 +247,12 @@ def _parser(function: Callable[..., Any]) -> ArgumentParser:
     takes_source = function in _TAKES_SOURCE
     if takes_source:
         parser.add_argument("source", nargs="+", help="a name or path, or several paths")
+    if "encoders" in arguments:
+        parser.add_argument("encoders", nargs="+", help="which, one or more")
     # An encoder or a run is named as it is; a source is one or more values and so stands apart.
     positional = bool({"encoder", "run"} & arguments.keys())
-    parser.add_function_arguments(function, as_positional=positional, skip={"data", "device", "progress"})
+    skip: set[str | int] = {"data", "device", "progress", "sources", "encoders"}
+    parser.add_function_arguments(function, as_positional=positional, skip=skip)
     if "data" in arguments:
         parser.add_class_arguments(DataConfig, "data", skip={"source"} if takes_source else set())
     if "device" in arguments:
@@ -259,8 +276,11 @@ def _call(function: Callable[..., Any], options: Namespace) -> None:
             keywords["data"] = DataConfig(**changes)
         elif changes:
             # Some values given, but not the images: the rest is the run's or the configuration's own.
-            config = keywords.get("like") or keywords.get("encoder") or keywords["config"]
-            keywords["data"] = replace(read_nodes(config).data, **changes)
+            if "encoders" in keywords:
+                own = shared_data(keywords["encoders"], keywords.get("like"))
+            else:
+                own = read_nodes(keywords.get("like") or keywords.get("encoder") or keywords["config"]).data
+            keywords["data"] = replace(own, **changes)
     function(**keywords)
 
 

@@ -29,6 +29,7 @@ from ssl_core.evaluate import (
     evaluation_view,
     extract_features,
     health,
+    intra_class_similarity,
     knn_accuracy,
 )
 from ssl_core.nn import EncoderConfig, MomentumBranch, make_encoder, stem_for, sync_batch_norm
@@ -48,6 +49,8 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class EvaluateConfig:
     """The weighted kNN that accompanies the training, where the data has labels.
+
+    During training the intra-class similarity of the test features is logged beside it.
 
     Attributes:
         knn_every: epochs between two evaluations; None evaluates once, at the end.
@@ -236,7 +239,7 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str, prep
         every = config.evaluate.knn_every
         if every is None or epoch % every or knn is None:
             return {}
-        return {"knn_top1": distributed.broadcast_object(_knn(config.evaluate, method, card, *knn, device))}
+        return distributed.broadcast_object(_knn(config.evaluate, method, card, *knn, device))
 
     started = time.perf_counter()
     train(
@@ -300,24 +303,23 @@ def _knn(
     bank: ImageSource,
     test: ImageSource,
     device: torch.device,
-) -> float:
-    """Accuracy of the method as it is now; computed by the first process alone."""
+) -> dict[str, float]:
+    """What the method's features are worth as it is now, by name; computed by the first process alone."""
     if not distributed.is_main():
-        return 0.0
+        return {}
     features = method.encoder if config.features == "backbone" else nn.Sequential(method.encoder, method.projector)
     view = evaluation_view(card.image_size)
     train_features, test_features = (
         extract_features(features, source, view, mean=card.mean, std=card.std, device=device) for source in (bank, test)
     )
-    return knn_accuracy(
-        train_features.features,
-        train_features.labels,
-        test_features.features,
-        test_features.labels,
-        k=config.k,
-        temperature=config.temperature,
-        num_classes=count_classes(bank),
+    num_classes = count_classes(bank)
+    accuracy = knn_accuracy(
+        *train_features, *test_features, k=config.k, temperature=config.temperature, num_classes=num_classes
     )
+    measured = {"knn_top1": accuracy}
+    if test_features.labels.bincount().max() >= 2:  # or no two images have a class in common
+        measured["intra_class_similarity"] = intra_class_similarity(*test_features, num_classes)
+    return measured
 
 
 def _summary(

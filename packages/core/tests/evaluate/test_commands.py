@@ -1,25 +1,33 @@
 import dataclasses
 import json
+import shutil
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from PIL import Image
 
-from ssl_core.backbone import load_backbone, load_card
+from ssl_core.backbone import load_backbone, load_card, save_card
 from ssl_core.data import DataConfig, open_source
 from ssl_core.evaluate import (
     draw_neighbours,
+    draw_tsne,
     embed,
     evaluate_knn,
     evaluate_linear,
+    evaluate_similarity,
     evaluation_view,
     export,
     extract_features,
+    inter_class_similarity,
+    intra_class_similarity,
     knn_accuracy,
     run_data,
 )
+from ssl_core.evaluate.commands import _random_images
 
 QUIET = {"progress": False}
 
@@ -141,6 +149,198 @@ def test_seeds_of_random_crops_that_make_no_sense_are_refused(options, message):
 def test_an_unknown_protocol_is_refused_before_anything_is_loaded():
     with pytest.raises(ValueError, match="no protocol 'best'"):
         evaluate_linear("nowhere", protocol="best")
+
+
+def test_similarity_of_a_run_prints_its_line_and_writes_it(run, method, card, capsys):
+    test = expected_features(run, method["encoder"], card, "test")
+    intra, inter = intra_class_similarity(*test, 3), inter_class_similarity(*test, 3)
+    result = evaluate_similarity(str(run), **QUIET)
+    assert (result["intra_class"], result["inter_class"]) == (intra, inter)
+    line = f"similarity intra-class {intra:.3f} inter-class {inter:.3f} (9 test images, 3 classes, backbone)\n"
+    assert capsys.readouterr().out == line
+    assert json.loads((run / "similarity.json").read_text()) == result
+    assert (result["num_test"], result["num_classes"]) == (9, 3)
+
+
+def test_similarity_says_which_features_and_takes_projections_and_baselines(run, tmp_path, capsys):
+    out = {"out": str(tmp_path)}
+    results = [
+        evaluate_similarity(str(run), features="projection", **QUIET),
+        evaluate_similarity("random", like=str(run), **out, **QUIET),
+        evaluate_similarity("pixels", like=str(run), **out, **QUIET),
+    ]
+    assert capsys.readouterr().out.splitlines()[0].endswith("(9 test images, 3 classes, projection)")
+    assert [result["features"] for result in results] == ["projection", "backbone", "backbone"]
+    assert len({result["intra_class"] for result in results}) == 3
+    assert json.loads((run / "similarity.json").read_text()) == results[0]
+
+
+def test_similarity_counts_the_classes_of_two_images_or_more(run, tmp_path, capsys):
+    for number in (1, 2):
+        (tmp_path / f"images/val/dark/{number}.png").unlink()
+    assert evaluate_similarity(str(run), **QUIET)["num_classes"] == 2
+    assert "(7 test images, 2 classes, backbone)" in capsys.readouterr().out
+
+
+def test_similarity_refuses_images_without_labels_or_pairs(run, tmp_path):
+    data = DataConfig(str(tmp_path / "images/train/dark"), str(tmp_path / "images/val/dark"), workers=0)
+    with pytest.raises(ValueError, match="3 of 3 test images have no label"):
+        evaluate_similarity(str(run), data=data, **QUIET)
+    for number in (1, 2):
+        for name in ("dark", "gray", "bright"):
+            (tmp_path / f"images/val/{name}/{number}.png").unlink()
+    with pytest.raises(ValueError, match="no class has two of the 3 test images"):
+        evaluate_similarity(str(run), **QUIET)
+
+
+SMALL = {"images_per_class": 3, "perplexity": 2.5, **QUIET}
+
+
+def test_tsne_draws_several_encoders_and_says_of_which_features_and_images(run, tmp_path, capsys):
+    out = tmp_path / "tsne.png"
+    encoders = ["pixels", "random", str(run), str(run / "backbone.safetensors")]
+    assert draw_tsne(encoders, out=str(out), like=str(run), **SMALL) == out
+    with Image.open(out) as picture:
+        assert picture.format == "PNG"
+        assert picture.size[0] > 4 * 600
+    *similarities, wrote = capsys.readouterr().out.splitlines()
+    for encoder, line in zip(encoders, similarities, strict=True):
+        assert line.startswith(f"{encoder}: similarity intra-class 0.")
+    assert wrote == (
+        f"wrote {out}: t-SNE of l2-normalised backbone features, perplexity 2.5, seed 0; "
+        f"9 test images, 3 classes of {tmp_path / 'images' / 'val'}"
+    )
+
+
+def test_tsne_gives_the_similarity_of_the_images_shown(run, method, card, tmp_path, capsys):
+    draw_tsne([str(run)], out=str(tmp_path / "tsne.png"), features="projection", **SMALL)
+    test = expected_features(run, torch.nn.Sequential(method["encoder"], method["projector"]), card, "test")
+    intra, inter = intra_class_similarity(*test, 3), inter_class_similarity(*test, 3)
+    assert f"{run}: similarity intra-class {intra:.3f} inter-class {inter:.3f}\n" in capsys.readouterr().out
+
+
+def test_tsne_draws_the_same_picture_again(run, tmp_path):
+    first, second, other = (
+        draw_tsne([str(run)], out=str(tmp_path / f"{number}.png"), classes=2, seed=seed, **SMALL).read_bytes()
+        for number, seed in enumerate((1, 1, 3))
+    )
+    assert first == second
+    assert first != other
+
+
+def test_images_of_tsne_that_turn_out_broken_are_left_out_where_another_class_stands_in(toy_source):
+    class Broken:
+        """As a LazyImages whose image 2, once asked for, is replaced by the next."""
+
+        name, classes = "broken", ("dark", "gray")
+        source = toy_source([0, 0, 0, 1, 1])
+        replaced = False
+
+        def __len__(self):
+            return 5
+
+        def image(self, index):
+            self.replaced |= index == 2
+            return self.source.image(self._there(index))
+
+        def label(self, index):
+            return self.source.label(self._there(index))
+
+        def identifier(self, index):
+            return str(self._there(index))
+
+        def _there(self, index):
+            return 3 if index == 2 and self.replaced else index
+
+    shown = _random_images(Broken(), 2, 9, 0)
+    assert shown.labels.tolist() == [0, 0, 1, 1]
+    assert [shown.identifier(index) for index in range(4)] == ["0", "1", "3", "4"]
+
+
+@pytest.fixture
+def second_run(run, tmp_path):
+    """Makes a copy of the run whose data, or card, says something else."""
+
+    def make(*, channels=3, **data):
+        folder = tmp_path / "second"
+        shutil.copytree(run, folder)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["data"] |= data
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        card = load_card(folder / "backbone.json")
+        if channels != card.channels:
+            card = dataclasses.replace(card, channels=channels, mean=(0.5,) * channels, std=(0.2,) * channels)
+            save_card(folder / "backbone.json", card)
+            weights = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+            weights["method"]["encoder.conv1.weight"] = weights["method"]["encoder.conv1.weight"][:, :channels].clone()
+            torch.save(weights, folder / "checkpoints" / "last.pt")
+        return str(folder)
+
+    return make
+
+
+def test_tsne_of_runs_on_different_data_is_refused_with_both_names(run, second_run, tmp_path):
+    second = second_run(holdout=0.25)
+    message = f"{run} and {second} were trained on different data (data.holdout None and 0.25); give the data"
+    with pytest.raises(ValueError, match="different data") as refused:
+        draw_tsne([str(run), second], out=str(tmp_path / "x.png"), **SMALL)
+    assert message in str(refused.value)
+    draw_tsne([str(run), second], out=str(tmp_path / "x.png"), data=run_data(str(run)), **SMALL)
+
+
+def test_tsne_of_runs_that_only_read_the_same_images_in_other_ways_is_drawn(run, second_run, tmp_path):
+    assert draw_tsne([str(run), second_run(workers=3)], out=str(tmp_path / "x.png"), **SMALL).exists()
+
+
+def test_tsne_of_encoders_of_different_channels_is_refused(run, second_run, tmp_path):
+    second = second_run(channels=1)
+    with pytest.raises(ValueError, match=f"{run} takes 3 and {second} takes 1"):
+        draw_tsne([str(run), second], out=str(tmp_path / "x.png"), **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"out": "x.pdf"}, r"written as \.png, not 'x\.pdf'"),
+        ({"out": "missing/x.png"}, r"no folder missing to write x\.png to"),
+        ({"classes": 1}, "classes must be 2 to 10, .* got 1"),
+        ({"classes": 11}, "classes must be 2 to 10, .* got 11"),
+        ({"images_per_class": 1}, "images_per_class must be at least 2, got 1"),
+        ({"like": "run"}, "like 'run' is for random and pixels; nowhere say themselves"),
+        ({}, "'nowhere' does not exist"),
+    ],
+    ids=["suffix", "folder", "one class", "many classes", "images", "like", "run"],
+)
+def test_tsne_refuses_what_it_cannot_draw_before_the_work(options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        draw_tsne(["nowhere"], **options)
+
+
+@pytest.mark.parametrize("perplexity", [0.0, 9.0, 30.0])
+def test_tsne_refuses_a_perplexity_that_the_images_do_not_allow_before_the_work(run, tmp_path, monkeypatch, perplexity):
+    monkeypatch.setattr("ssl_core.evaluate.commands.extract_features", None)
+    with pytest.raises(ValueError, match=f"positive and below the 9 images shown, got {perplexity:g}"):
+        draw_tsne([str(run)], out=str(tmp_path / "x.png"), perplexity=perplexity, **QUIET)
+
+
+def test_tsne_refuses_images_without_labels(run, tmp_path):
+    data = DataConfig(str(tmp_path / "images/train/dark"), str(tmp_path / "images/val/dark"), workers=0)
+    with pytest.raises(ValueError, match="3 of 3 test images have no label"):
+        draw_tsne([str(run)], out=str(tmp_path / "x.png"), data=data, **SMALL)
+
+
+def test_tsne_needs_to_be_told_the_data_of_encoders_that_know_none(run, tmp_path):
+    exported = str(run / "backbone.safetensors")
+    with pytest.raises(ValueError, match=f"none of {exported} is a run that names its data; give the data"):
+        draw_tsne([exported], out=str(tmp_path / "x.png"), **SMALL)
+    assert draw_tsne([exported], out=str(tmp_path / "x.png"), data=run_data(str(run)), **SMALL).exists()
+
+
+def test_tsne_without_matplotlib_is_refused_before_anything_is_read(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r'pip install "ssl-core\[plot\]"'):
+        draw_tsne(["nowhere"])
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])

@@ -3,13 +3,16 @@
 from ssl_core.evaluate.accuracy import count_classes as count_classes
 from ssl_core.evaluate.accuracy import label_ranks as label_ranks
 from ssl_core.evaluate.commands import draw_neighbours as draw_neighbours
+from ssl_core.evaluate.commands import draw_tsne as draw_tsne
 from ssl_core.evaluate.commands import embed as embed
 from ssl_core.evaluate.commands import evaluate_knn as evaluate_knn
 from ssl_core.evaluate.commands import evaluate_linear as evaluate_linear
+from ssl_core.evaluate.commands import evaluate_similarity as evaluate_similarity
 from ssl_core.evaluate.commands import export as export
 from ssl_core.evaluate.encoder import find_card as find_card
 from ssl_core.evaluate.encoder import load_encoder as load_encoder
 from ssl_core.evaluate.encoder import run_data as run_data
+from ssl_core.evaluate.encoder import shared_data as shared_data
 from ssl_core.evaluate.features import Features as Features
 from ssl_core.evaluate.features import evaluating as evaluating
 from ssl_core.evaluate.features import evaluation_view as evaluation_view
@@ -30,20 +33,28 @@ from ssl_core.evaluate.protocol import PROTOCOLS as PROTOCOLS
 from ssl_core.evaluate.protocol import Protocol as Protocol
 from ssl_core.evaluate.protocol import find_protocol as find_protocol
 from ssl_core.evaluate.protocol import protocol_text as protocol_text
+from ssl_core.evaluate.similarity import inter_class_similarity as inter_class_similarity
+from ssl_core.evaluate.similarity import intra_class_similarity as intra_class_similarity
+from ssl_core.evaluate.tsne import choose_images as choose_images
+from ssl_core.evaluate.tsne import tsne_picture as tsne_picture
+from ssl_core.evaluate.tsne import tsne_points as tsne_points
 
 __all__ = [
     "PROTOCOLS",
     "Features",
     "LinearResult",
     "Protocol",
+    "choose_images",
     "choose_queries",
     "count_classes",
     "draw_neighbours",
+    "draw_tsne",
     "effective_rank",
     "embed",
     "embedding_std",
     "evaluate_knn",
     "evaluate_linear",
+    "evaluate_similarity",
     "evaluating",
     "evaluation_view",
     "export",
@@ -51,6 +62,8 @@ __all__ = [
     "find_card",
     "find_protocol",
     "health",
+    "inter_class_similarity",
+    "intra_class_similarity",
     "iterate_features",
     "knn_accuracy",
     "knn_ranks",
@@ -62,4 +75,7 @@ __all__ = [
     "neighbour_picture",
     "protocol_text",
     "run_data",
+    "shared_data",
+    "tsne_picture",
+    "tsne_points",
 ]

@@ -1,4 +1,4 @@
-"""What ``ssl-core eval knn``, ``eval linear``, ``embed`` and ``export`` do, and the picture of ``report``.
+"""What ``ssl-core eval ...``, ``embed`` and ``export`` do, and the picture of ``report``.
 
 Each is one function of plain arguments that raises for what a user can cause, prints its result and returns it.
 """
@@ -6,6 +6,8 @@ Each is one function of plain arguments that raises for what a user can cause, p
 import dataclasses
 import json
 import statistics
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +18,9 @@ from pyarrow.parquet import write_table
 from torch import nn
 
 from ssl_core.backbone import BackboneCard, save_backbone
-from ssl_core.data import DataConfig, ImageSource, open_source
-from ssl_core.evaluate.accuracy import count_classes
-from ssl_core.evaluate.encoder import Layer, load_encoder, run_data
+from ssl_core.data import DataConfig, ImageSource, MemoryImages, open_source
+from ssl_core.evaluate.accuracy import check_labels, count_classes
+from ssl_core.evaluate.encoder import BASELINES, Layer, load_encoder, run_data, shared_data
 from ssl_core.evaluate.features import Features, evaluation_view, extract_features
 from ssl_core.evaluate.knn import knn_ranks
 from ssl_core.evaluate.linear import linear_probe
@@ -30,6 +32,8 @@ from ssl_core.evaluate.protocol import (
     random_crops_text,
     view_for_random_crops,
 )
+from ssl_core.evaluate.similarity import inter_class_similarity, intra_class_similarity
+from ssl_core.evaluate.tsne import MOST_CLASSES, check_plot, choose_images, tsne_picture, tsne_points
 from ssl_core.files import write_atomically
 
 
@@ -86,9 +90,8 @@ def evaluate_knn(
     result: dict[str, Any] = {"top1": (ranks < 1).double().mean().item()}
     if num_classes >= 10:
         result["top5"] = (ranks < 5).double().mean().item()
-    view = evaluation_view(subject.card.image_size)
-    result |= {"k": k, "temperature": temperature, "features": features, "view": f"{view.ops[0]}, size {view.sizes[0]}"}
-    result |= _settings(encoder, subject, train, test)
+    result |= {"k": k, "temperature": temperature, "features": features, "view": subject.view_text()}
+    result |= _settings(encoder, subject, train=train, test=test)
     print(f"knn top1 {100 * result['top1']:.2f} (k={k}, T={temperature:g}, {len(test)} images)")
     _save_result(result, "knn.json", out, encoder)
     return result
@@ -171,7 +174,7 @@ def evaluate_linear(
         "changed": sorted(changes),
         "features": features,
         "seed": seed,
-        **_settings(encoder, subject, train, test),
+        **_settings(encoder, subject, train=train, test=test),
     }
     print(
         f"linear top1 last {100 * accuracy.last:.2f} best {100 * accuracy.best:.2f} "
@@ -184,6 +187,157 @@ def evaluate_linear(
         print(f"linear top1 random crops {100 * mean:.2f} std {100 * std:.2f} ({len(seeds)} seeds; {crops})")
     _save_result(result, "linear.json", out, encoder)
     return result
+
+
+def evaluate_similarity(
+    encoder: str,
+    *,
+    data: DataConfig | None = None,
+    like: str | None = None,
+    features: Layer = "backbone",
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    out: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Compare test images within and between classes; prints ``similarity intra-class 0.612 inter-class ...``.
+
+    The mean cosine of two test images of one class, and of two classes, see :func:`intra_class_similarity`.
+
+    Args:
+        encoder: which, as :func:`load_encoder` takes it.
+        data: labelled images; None is the data of the run that ``encoder``, or else ``like``, names.
+        like: for ``random`` and ``pixels``.
+        features: of the backbone, or of the projector after it.
+        device: where to compute.
+        seed: of ``random``.
+        out: folder for ``similarity.json``; None is the folder of ``encoder``, and none if that has no folder.
+        progress: show a bar.
+
+    Returns:
+        What ``similarity.json`` says: ``intra_class``, ``inter_class``, ``num_classes`` that have two images or more,
+        and every setting.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist.
+        ValueError: for missing labels, images of one class or of no two of any, and what does not fit together.
+    """
+    subject = _subject(encoder, data, like, features, device, seed)
+    test = open_source(subject.data, split="test")
+    found = subject.extract(test, "test features" if progress else "")
+    result: dict[str, Any] = {
+        "intra_class": intra_class_similarity(*found, count_classes(test)),
+        "inter_class": inter_class_similarity(*found, count_classes(test)),
+        "num_classes": int((found.labels.bincount() >= 2).sum()),
+        "features": features,
+        "view": subject.view_text(),
+        **_settings(encoder, subject, test=test),
+    }
+    print(
+        f"similarity intra-class {result['intra_class']:.3f} inter-class {result['inter_class']:.3f} "
+        f"({len(test)} test images, {result['num_classes']} classes, {features})"
+    )
+    _save_result(result, "similarity.json", out, encoder)
+    return result
+
+
+def draw_tsne(
+    encoders: Sequence[str],
+    *,
+    out: str = "tsne.png",
+    classes: int = 10,
+    images_per_class: int = 100,
+    perplexity: float = 30.0,
+    data: DataConfig | None = None,
+    like: str | None = None,
+    features: Layer = "backbone",
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Draw t-SNE of the same test images by one or more encoders, side by side, as a PNG.
+
+    Features are l2-normalised, so near means of large cosine; above each panel stands the mean cosine within and
+    between classes of the images shown.
+
+    Args:
+        encoders: which, each as :func:`load_encoder` takes it.
+        out: the PNG; its folder exists.
+        classes: random classes to show, 2 to 10; all where there are no more.
+        images_per_class: random test images of each; all where there are no more.
+        perplexity: of t-SNE: neighbours that each image is to keep close, about.
+        data: labelled images; None is the data of the runs among ``encoders`` and ``like``, if they agree.
+        like: for ``random`` and ``pixels``.
+        features: of the backbone, or of the projector after it.
+        device: where to compute features.
+        seed: of classes, images, t-SNE, and ``random``.
+        progress: show bars.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist, the folder of ``out`` among them.
+        ImportError: if matplotlib is not installed.
+        ValueError: for another suffix, settings out of range, runs on different data, missing labels, and what does
+            not fit together.
+    """
+    path = Path(out)
+    check_plot()
+    if path.suffix != ".png":
+        raise ValueError(f"the picture is written as .png, not {out!r}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+    if not 2 <= classes <= MOST_CLASSES:
+        raise ValueError(f"classes must be 2 to {MOST_CLASSES}, as many as colours can tell apart, got {classes}")
+    if images_per_class < 2:
+        raise ValueError(f"images_per_class must be at least 2, got {images_per_class}")
+    if like is not None and not BASELINES & set(encoders):
+        raise ValueError(f"like {like!r} is for random and pixels; {', '.join(encoders)} say themselves what they are")
+    loaded = [
+        load_encoder(encoder, like=like if encoder in BASELINES else None, features=features, seed=seed)
+        for encoder in encoders
+    ]
+    channels = {card.channels: encoder for encoder, (_, card) in zip(encoders, loaded, strict=True)}
+    if len(channels) > 1:
+        takes = " and ".join(f"{encoder} takes {count}" for count, encoder in channels.items())
+        raise ValueError(f"images have one number of channels, but {takes}; draw these encoders one by one")
+    data = data or shared_data(encoders, like)
+    test = open_source(data, split="test")
+    shown = _random_images(test, classes, images_per_class, seed)
+    if not 0 < perplexity < len(shown):
+        raise ValueError(f"perplexity must be positive and below the {len(shown)} images shown, got {perplexity:g}")
+
+    panels = []
+    for encoder, (module, card) in zip(encoders, loaded, strict=True):
+        name = Path(encoder).resolve().name if Path(encoder).exists() else encoder
+        found = _Subject(module.to(device), card, data, device).extract(shown, name if progress else "")
+        intra, inter = (mean(*found, count_classes(test)) for mean in (intra_class_similarity, inter_class_similarity))
+        print(f"{encoder}: similarity intra-class {intra:.3f} inter-class {inter:.3f}")
+        title = f"{textwrap.fill(name, 40)}\nintra-class {intra:.2f}, inter-class {inter:.2f}"
+        panels.append((title, tsne_points(found.features, perplexity=perplexity, seed=seed)))
+    num_classes = int((shown.labels.bincount() > 0).sum())
+    of = f"{len(shown)} test images, {num_classes} classes"
+    how = f"t-SNE of l2-normalised {features} features, perplexity {perplexity:g}, seed {seed}"
+    source = "/".join(Path(test.name).parts[-2:])  # a picture travels farther than a path
+    names = test.classes or [str(label) for label in range(count_classes(test))]
+    caption = f"{source}, {of}; {how}; above: mean cosine of pairs"
+    figure = tsne_picture(panels, shown.labels, names, caption=caption)
+    write_atomically(path, lambda part: figure.savefig(part, format="png"))
+    print(f"wrote {path}: {how}; {of} of {test.name}")
+    return path
+
+
+def _random_images(test: ImageSource, classes: int, images_per_class: int, seed: int) -> MemoryImages:
+    """What :func:`choose_images` chooses, read once for all encoders."""
+    labels = torch.tensor([test.label(index) for index in range(len(test))])
+    check_labels(labels, count_classes(test), "test")
+    chosen = choose_images(labels, classes=classes, images_per_class=images_per_class, seed=seed)
+    images = {index: test.image(index) for index in chosen.tolist()}
+    # In place of a broken image stands the next one, which may be of another class.
+    kept = [index for index in images if test.label(index) == labels[index]]
+    identifiers = [test.identifier(index) for index in kept]
+    return MemoryImages(test.name, [images[index] for index in kept], labels[kept], test.classes, identifiers)
 
 
 def embed(
@@ -336,6 +490,11 @@ class _Subject(NamedTuple):
             progress=progress,
         )
 
+    def view_text(self) -> str:
+        """The evaluation view in words."""
+        view = evaluation_view(self.card.image_size)
+        return f"{view.ops[0]}, size {view.sizes[0]}"
+
 
 def _subject(
     encoder: str, data: DataConfig | None, like: str | None, features: Layer, device: torch.device | str, seed: int
@@ -344,15 +503,15 @@ def _subject(
     return _Subject(module.to(device), card, data or run_data(like or encoder), device)
 
 
-def _settings(encoder: str, subject: _Subject, train: ImageSource, test: ImageSource) -> dict[str, Any]:
+def _settings(encoder: str, subject: _Subject, **sources: ImageSource) -> dict[str, Any]:
+    counted: dict[str, Any] = {}
+    for split, source in sources.items():
+        counted |= {split: source.name, f"num_{split}": len(source)}
     return {
         "encoder": encoder,
         "architecture": subject.card.architecture,
         "recipe": subject.card.recipe,
-        "train": train.name,
-        "num_train": len(train),
-        "test": test.name,
-        "num_test": len(test),
+        **counted,
         "holdout": subject.data.holdout,
         "versions": subject.card.versions,
     }

@@ -11,6 +11,7 @@
 
 import dataclasses
 from argparse import ArgumentError
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias, cast
 
@@ -26,6 +27,11 @@ from ssl_core.nn import EncoderConfig, make_encoder
 from ssl_core.train import load_checkpoint
 
 Layer: TypeAlias = Literal["backbone", "projection"]
+
+BASELINES = frozenset({"random", "pixels"})  # take their input from another
+
+# What of a data configuration decides which images are tested, and what their labels mean.
+_WHICH_IMAGES = ("source", "test_source", "holdout", "root", "class_list", "image_column", "label_column")
 
 
 def load_encoder(
@@ -43,9 +49,9 @@ def load_encoder(
         FileNotFoundError: if a path, or a file in it, does not exist.
         ValueError: if an argument does not apply, or weights do not fit their card.
     """
-    if spec in ("random", "pixels") and like is None:
+    if spec in BASELINES and like is None:
         raise ValueError(f"{spec} needs like: a run directory or a .safetensors file, for the size of its input")
-    if spec not in ("random", "pixels") and like is not None:
+    if spec not in BASELINES and like is not None:
         raise ValueError(f"like {like!r} is for random and pixels; {spec!r} says itself what it is")
     if features == "projection":
         return _run_projection(spec)
@@ -99,6 +105,30 @@ def run_data(run: str) -> DataConfig:
     except (ArgumentError, KeyError, TypeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} has no readable node data: {error}") from error
     return data
+
+
+def shared_data(encoders: Sequence[str], like: str | None = None) -> DataConfig:
+    """The data that the run directories among some encoders, and ``like``, were all trained on.
+
+    Raises:
+        FileNotFoundError: if a run names no data.
+        ValueError: if no run is among them, or two differ in the images.
+    """
+    named = [like, *(encoder for encoder in encoders if encoder not in BASELINES)]
+    runs = [run for run in named if run is not None and Path(run).is_dir()]
+    if not runs:
+        raise ValueError(f"none of {', '.join(encoders)} is a run that names its data; give the data to evaluate on")
+    data = [run_data(run) for run in runs]
+    first = data[0]
+    for run, other in zip(runs, data, strict=True):
+        for name in _WHICH_IMAGES:
+            ours, theirs = getattr(first, name), getattr(other, name)
+            if ours != theirs:
+                raise ValueError(
+                    f"{runs[0]} and {run} were trained on different data (data.{name} {ours!r} and {theirs!r}); "
+                    "give the data to evaluate on"
+                )
+    return first
 
 
 def _checkpoint(run: str) -> Path:

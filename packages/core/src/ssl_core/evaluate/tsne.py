@@ -1,0 +1,168 @@
+"""A picture of the feature space: t-SNE of the same test images by several encoders, a panel for each.
+
+t-SNE keeps close what is close among the features; sizes of groups and distances between them mean nothing.
+Papers: van der Maaten and Hinton, 2008 (t-SNE); CLIM, ICLR 2021 submission, Figure 3, which shows ten random classes
+of ImageNet's validation set by MoCo, CLIM and a supervised encoder side by side.
+"""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+
+from ssl_core.philox import permutation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_CLASS_STREAM, _IMAGE_STREAM, _DRAWING_STREAM = ((0x74736E65, purpose) for purpose in range(3))  # "tsne"
+# Chosen so that people with a colour vision deficiency can tell them apart: Petroff, 2021, arXiv 2107.02270. Colours
+# close to each other, such as the two grays, differ in their marker as well.
+_COLOURS = (
+    "#3f90da",
+    "#ffa90e",
+    "#bd1f01",
+    "#94a4a2",
+    "#832db6",
+    "#a96b59",
+    "#e76300",
+    "#b9ac70",
+    "#717581",
+    "#92dadd",
+)
+_MARKERS = "o^"
+MOST_CLASSES = len(_COLOURS)
+_COLUMNS = 4  # panels in a row
+_PANEL, _LEGEND, _TITLE, _CAPTION = 3.2, 1.6, 0.4, 0.3  # inches
+_NAME_LENGTH = 24  # characters
+
+
+def check_plot() -> None:
+    """Find matplotlib before any work is done that only it can show.
+
+    Raises:
+        ImportError: if it is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise ImportError('matplotlib, which draws the picture, is not installed: pip install "ssl-core[plot]"')
+
+
+def choose_images(
+    labels: Int64[Tensor, " n"], *, classes: int, images_per_class: int, seed: int
+) -> Int64[Tensor, " m"]:
+    """Random images of random classes; of what there is less of, all.
+
+    Args:
+        labels: (n), -1 where unknown.
+        classes: to choose among those of two images or more.
+        images_per_class: at most.
+        seed: of both choices.
+
+    Returns:
+        (m) indices, ascending.
+
+    Raises:
+        ValueError: if fewer than two classes have two images.
+
+    Example:
+        >>> choose_images(torch.tensor([0, 2, 2, 1, 0, 2]), classes=5, images_per_class=3, seed=0)
+        tensor([0, 1, 2, 4, 5])
+    """
+    there = (labels[labels >= 0].bincount() >= 2).nonzero().flatten()
+    if len(there) < 2:
+        raise ValueError(
+            f"{len(there)} of the classes of {len(labels)} test images have two images or more; a comparison needs two"
+        )
+    chosen = there[permutation(seed, _CLASS_STREAM, len(there))[:classes]]
+    order = permutation(seed, _IMAGE_STREAM, len(labels))
+    return torch.cat([order[labels[order] == label][:images_per_class] for label in chosen]).sort().values
+
+
+def tsne_points(features: Float[Tensor, "n f"], *, perplexity: float, seed: int) -> Float32[Tensor, "n 2"]:
+    """t-SNE of l2-normalised features in the plane, from their principal components on; scikit-learn's.
+
+    Args:
+        features: (n f), on the CPU; normalised here, so that near means of large cosine.
+        perplexity: neighbours that each image is to keep close, about; > 0 and < n.
+        seed: of the principal components, which are found by chance where there is much data.
+
+    Returns:
+        (n 2) points, on one machine always the same.
+
+    Raises:
+        ValueError: if all features are the same.
+    """
+    from sklearn.manifold import TSNE  # seconds of import that no other evaluation needs
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    unit = F.normalize(features.float(), dim=1)
+    # From equal rows scikit-learn starts at 0 / 0, which ends the process.
+    if (unit == unit[0]).all():
+        raise ValueError(f"the features of {len(unit)} images are all the same: the encoder has collapsed")
+    solver = TSNE(perplexity=perplexity, random_state=seed)  # type: ignore[no-untyped-call]
+    # Sums of threads end in other last bits, and these decide where a point ends.
+    with threadpool_limits(limits=1):
+        return torch.from_numpy(solver.fit_transform(unit.numpy()))
+
+
+def tsne_picture(
+    panels: Sequence[tuple[str, Float32[Tensor, "n 2"]]],
+    labels: Int64[Tensor, " n"],
+    names: Sequence[str],
+    *,
+    caption: str = "",
+) -> "Figure":
+    """Draw points in the colours of their classes, side by side, with one legend.
+
+    Args:
+        panels: titles, and points of the same images.
+        labels: (n) of the images, of at most ten classes.
+        names: of all classes, by label.
+        caption: a line below.
+
+    Returns:
+        A figure, to be saved with its ``savefig``.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    columns, rows = min(len(panels), _COLUMNS), math.ceil(len(panels) / _COLUMNS)
+    width, height = columns * _PANEL + _LEGEND, rows * (_PANEL + _TITLE) + _CAPTION
+    figure = Figure((width, height), dpi=200, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    shown = labels.bincount().nonzero().flatten()
+    # In a random order, or the last class would lie on top of the others.
+    order = permutation(0, _DRAWING_STREAM, len(labels))
+    rank = torch.searchsorted(shown, labels[order])
+    for axes, (title, points) in zip(grid, panels, strict=False):
+        for shape, marker in enumerate(_MARKERS):
+            drawn = rank % len(_MARKERS) == shape
+            colours = [_COLOURS[index] for index in rank[drawn].tolist()]
+            axes.scatter(*points[order][drawn].T.numpy(), s=7, c=colours, marker=marker, linewidths=0)
+        axes.set_title(title, fontsize=9, parse_math=False)
+        # The plane of t-SNE has no directions and no unit, but one scale.
+        axes.set(xticks=[], yticks=[])
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.spines[:].set_color("0.8")
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    entries = [
+        Line2D([], [], linestyle="", marker=_MARKERS[index % len(_MARKERS)], color=_COLOURS[index])
+        for index in range(len(shown))
+    ]
+    classes = [_shortened(names[label]) for label in shown.tolist()]
+    legend = figure.legend(entries, classes, loc="outside right center", frameon=False, fontsize=9, handletextpad=0)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    figure.supxlabel(textwrap.fill(caption, int(14 * width)), fontsize=8, color="0.3", parse_math=False)
+    return figure
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 3]}..."
