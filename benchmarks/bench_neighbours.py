@@ -136,7 +136,7 @@ def main() -> None:
     print(__doc__.partition("\n")[0])
     print(describe_machine(device))
     print(f"{faiss.description}, {faiss.library.omp_get_max_threads()} threads")
-    at_imagenet_size = arguments.imagenet or device.type == "cuda"
+    at_imagenet_size = arguments.imagenet or (device.type == "cuda" and not arguments.quick)
     n = arguments.rows or (IMAGENET if at_imagenet_size else 5_000 if arguments.quick else 50_000)
     m = IMAGENET_CLUSTERS if n == IMAGENET else num_clusters(n)
     if arguments.imagenet and device.type == "cpu":
