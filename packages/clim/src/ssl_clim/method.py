@@ -125,8 +125,8 @@ class CLIM(nn.Module):
                 if partners and self.mixing != "none":
                     images, ratio = self._mixed(images, partners[place][index], step, place)
                 else:
-                    weight = 1.0 if not partners else 0.0 if self.partner_only else 0.5
-                    ratio = images.new_full((len(images),), weight)
+                    # Without partners both keys are the image's own, and any weight will do.
+                    ratio = images.new_full((len(images),), 0.0 if self.partner_only else 0.5)
                 queries.append(self._query(images))
                 ratios.append(ratio)
         query, ratio = torch.stack(queries), torch.stack(ratios)
