@@ -10,6 +10,7 @@ from ssl_core.backbone import BackboneCard, head_layers, make_card_encoder, save
 from ssl_core.config import to_dict
 from ssl_core.data import DataConfig, MemoryImages
 from ssl_core.nn import mlp_head
+from ssl_core.train import save_checkpoint
 
 CARD = BackboneCard(
     architecture="resnet18",
@@ -60,7 +61,10 @@ def run(tmp_path):
     method["projector"](method["encoder"](torch.randn(16, 3, 16, 16)))  # running statistics of its own
     card = dataclasses.replace(CARD, projector=head_layers(method["projector"]), recipe="toy")
     save_backbone(folder / "backbone.safetensors", make_card_encoder(CARD), card)  # not the checkpoint's weights
-    torch.save({"format": 1, "method": method.state_dict(), "step": 1}, folder / "checkpoints" / "last.pt")
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
+    save_checkpoint(
+        folder / "checkpoints" / "last.pt", method=method, optimizer=optimizer, batches={}, step=1, config={}
+    )
     data = to_dict(DataConfig(source=str(images), workers=0))
     (folder / "config.yaml").write_text(yaml.safe_dump({"data": data, "method": {"unknown": "to core"}}))
     return folder

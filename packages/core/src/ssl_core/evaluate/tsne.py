@@ -160,7 +160,7 @@ def tsne_picture(
     legend = figure.legend(entries, classes, loc="outside right center", frameon=False, fontsize=9, handletextpad=0)
     for text in legend.get_texts():
         text.set_parse_math(False)
-    figure.supxlabel(textwrap.fill(caption, int(14 * width)), fontsize=8, color="0.3", parse_math=False)
+    figure.supxlabel(textwrap.fill(caption, int(16 * width)), fontsize=8, color="0.3", parse_math=False)
     return figure
 
 
