@@ -62,16 +62,18 @@ def of_rule(positives: Positives, labels: np.ndarray) -> float:
     return float(same[is_chosen].mean()) if is_chosen.any() else float("nan")
 
 
-def picture_of(source: ImageSource, index: int, size: int) -> Tensor:
-    (view,) = render(source.image(index), torch.empty(0, dtype=torch.float64), evaluation_view(size))
-    return view
+def pictures(source: ImageSource, table: np.ndarray, size: int) -> Tensor:
+    """(rows columns c s s) the images of a table of numbers, as the encoder sees them in evaluation."""
+    nothing_drawn = torch.empty(0, dtype=torch.float64)
+    views = [render(source.image(index), nothing_drawn, evaluation_view(size))[0] for index in table.ravel().tolist()]
+    return torch.stack(views).unflatten(0, table.shape)
 
 
-def grid_of(source: ImageSource, table: np.ndarray, size: int) -> np.ndarray:
-    """Images in rows and columns as in a table of their numbers, a white pixel between them."""
-    rows = [[F.pad(picture_of(source, index, size), (1, 1, 1, 1), value=1.0) for index in row] for row in table]
-    sheet = torch.cat([torch.cat(row, dim=2) for row in rows], dim=1)
-    return sheet[:3].permute(1, 2, 0).numpy()
+def sheet_of(images: Tensor) -> np.ndarray:
+    """Rows and columns of images on one sheet, two white pixels between them."""
+    rows, columns = images.shape[:2]
+    framed = F.pad(images.flatten(0, 1), (1, 1, 1, 1), value=1.0).unflatten(0, (rows, columns))
+    return torch.cat(list(torch.cat(list(framed.unbind(1)), dim=3)), dim=1)[:3].permute(1, 2, 0).numpy()
 
 
 def main() -> None:
@@ -92,24 +94,22 @@ def main() -> None:
         purity, chosen = label_purity(positives.table, labels), positives.chosen.mean()
         print(f"{selection:12} {100 * purity:11.1f}% {chosen:18.2f} {100 * of_rule(positives, labels):14.1f}%")
 
-    partners = found["center_wise"][anchors][:, :8]
+    partners = found["center_wise"][anchors]
     boxes = draw_mixtures(0, 0, torch.arange(partners.size), alpha=2.0)
     own, other = (
-        torch.stack([picture_of(source, index, size) for index in rows.reshape(-1)])
-        for rows in (np.repeat(anchors[:, None], 8, axis=1), partners)
+        pictures(source, rows, size) for rows in (np.broadcast_to(anchors[:, None], partners.shape), partners)
     )
-    mixed, kept = cutmix(own, other, boxes)
+    mixed, kept = cutmix(own.flatten(0, 1), other.flatten(0, 1), boxes)
 
-    figure, axes = plt.subplots(2, 3, figsize=(13, 5.4))
+    figure, axes = plt.subplots(2, 3, figsize=(13, 4.6))
     for panel, (selection, title) in zip(axes.flat, TITLES.items(), strict=False):
-        panel.imshow(grid_of(source, np.concatenate([anchors[:, None], found[selection][anchors]], axis=1), size))
+        panel.imshow(sheet_of(pictures(source, np.c_[anchors, found[selection][anchors]], size)))
         panel.set_title(title, fontsize=10)
-        panel.axvline(size + 1.5, color="black", linewidth=2)  # between the image and its positives
-    sheet = F.pad(mixed, (1, 1, 1, 1), value=1.0).unflatten(0, (ANCHORS, 8))
-    axes.flat[5].imshow(torch.cat(list(torch.cat(list(sheet.unbind(1)), dim=3)), dim=1)[:3].permute(1, 2, 0).numpy())
-    axes.flat[5].set_title(
-        f"CutMix with center_wise positives; on average {kept.mean():.0%} is the image's own", fontsize=10
-    )
+    own_first = torch.cat([own[:, :1], mixed.unflatten(0, partners.shape)], dim=1)
+    axes.flat[5].imshow(sheet_of(own_first))
+    axes.flat[5].set_title(f"mixed with those; {kept.mean():.0%} is the image's own", fontsize=10)
+    for panel in axes.flat:
+        panel.axvline(size + 1.5, color="black", linewidth=2)  # between the image and what it is given
     for panel in axes.flat:
         panel.axis("off")
     figure.tight_layout()

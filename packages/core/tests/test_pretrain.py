@@ -80,6 +80,11 @@ def test_a_file_in_the_place_of_the_run_directory_is_refused(tmp_path):
     assert "cannot write to the run directory" in error(f"--out={tmp_path / 'run'}")
 
 
+@pytest.mark.parametrize("name", ["random", "pixels", "timm:resnet50"])
+def test_a_run_directory_called_like_another_encoder_is_refused(name):
+    assert f"out {name}: ssl-core eval takes this name for another encoder" in error(f"--out={name}")
+
+
 def test_another_configuration_in_the_same_folder_is_refused_with_the_difference(smoke_run):
     message = error(f"--out={smoke_run}", "--method.momentum=0.3")
     assert "method.momentum: 0.9 -> 0.3" in message
