@@ -406,9 +406,7 @@ def prepare_folder(config: PretrainConfig, name: str) -> Path:
         ValueError: for a name that evaluation takes for another encoder.
     """
     if config.out in ("random", "pixels") or (config.out or "").startswith("timm:"):
-        raise ValueError(
-            f"out {config.out}: ssl-core eval takes this name for another encoder; choose another, such as runs/{config.out}"
-        )
+        raise ValueError(f"out {config.out}: ssl-core eval takes this name for another encoder; take runs/{config.out}")
     folder = Path(distributed.broadcast_object(config.out or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"))
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
