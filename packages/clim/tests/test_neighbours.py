@@ -492,15 +492,15 @@ def test_purity_counts_pairs_of_known_labels_only():
 
 def test_the_summary_counts_positives_before_filling_and_clusters():
     clusters = Clusters(
-        np.zeros((4, 2), np.float32), np.array([0, 0, 0, 1, 3, 3], np.int32), np.zeros(6, np.float32), 5
+        np.zeros((5, 2), np.float32), np.array([0, 0, 0, 1, 3, 3], np.int32), np.zeros(6, np.float32), 5
     )
     positives = Positives(np.array([[1], [0], [0], [0], [5], [4]], np.int32), np.array([1, 1, 1, 0, 1, 1], np.int32))
     assert summary(positives, clusters, np.array([7, 7, 8, 8, 9, 9])) == {
         "positives_chosen": pytest.approx(5 / 6),
         "cluster_size_min": 0,
-        "cluster_size_median": 1.5,
+        "cluster_size_median": 1,
         "cluster_size_max": 3,
-        "clusters_empty": 1,
+        "clusters_empty": 2,
         "kmeans_trained_on": 5,
         "positives_purity": pytest.approx(4 / 6),
     }
