@@ -101,6 +101,8 @@ def choose_partners(run: Run, epoch: int) -> dict[str, float]:
         features = _embeddings(run, file)
         numbers["embedding_s"] = time.perf_counter() - started
         if distributed.is_main():
+            if run.device.type == "cuda":
+                torch.cuda.empty_cache()  # which may hold all memory, and faiss allocates beside it
             positives, of_clusters = find_positives(
                 features,
                 config.selection,
