@@ -1,8 +1,11 @@
 """CLIM's loss against the paper: equations (1), (4) and (6) of Li et al., 2020, written densely here."""
 
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
+from jaxtyping import TypeCheckError
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssl_clim.loss import clim_loss
@@ -166,5 +169,14 @@ def test_a_temperature_that_is_not_positive_is_refused(inputs):
 
 def test_one_ratio_for_queries_at_several_resolutions_is_refused(resolutions):
     query, anchor, neighbour, ratio, queue = resolutions
-    with pytest.raises(ValueError, match="ratio is of 1 resolutions, but mixed_query of 2"):
+    with pytest.raises(ValueError, match=r"sizes disagree: mixed_query \(2, 5, 8\), .* ratio \(1, 5\)"):
         clim_loss(query, anchor, neighbour, ratio[0], queue)
+
+
+def test_keys_of_other_images_are_refused_and_not_taken_for_resolutions(inputs):
+    query, anchor, neighbour, ratio, queue = inputs
+    rows = slice(0, 4)
+    with pytest.raises((ValueError, TypeCheckError)):  # the latter where the annotations are checked
+        clim_loss(query[rows], anchor, neighbour, ratio[rows], queue)
+    with pytest.raises(ValueError, match=r"sizes disagree: mixed_query \(4, 8\), keys \(5, 8\)"):
+        inspect.unwrap(clim_loss)(query[rows], anchor, neighbour, ratio[rows], queue)

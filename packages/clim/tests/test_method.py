@@ -234,6 +234,8 @@ def test_chance_is_the_loss_of_uniform_predictions():
         ),
         ({"partner_only": True}, "partner_only is for queries that are not mixed; mixing is 'cutmix'"),
         ({"mixing": "mixup", "ratio": "beta"}, "ratio 'beta' has no effect with mixing 'mixup'"),
+        ({"views": UNMIXED, "mixing": "none", "alpha": 1.0}, "alpha 1.0 and per_batch False have no effect"),
+        ({"views": UNMIXED, "mixing": "none", "per_batch": True}, "per_batch True have no effect with mixing 'none'"),
         ({"alpha": 0.0}, "alpha must be positive, got 0.0"),
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
         ({"momentum": 1.5}, "momentum must be between 0 and 1, got 1.5"),

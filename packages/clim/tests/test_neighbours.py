@@ -533,6 +533,7 @@ def installed(monkeypatch):
 def fake_faiss(gpus=None):
     """A module as a build for the CPU has it, or one for GPUs that sees this many."""
     module = ModuleType("faiss")
+    module.Clustering = object
     if gpus is not None:
         module.get_num_gpus = lambda: gpus
         module.StandardGpuResources = object
@@ -557,8 +558,15 @@ def test_a_distribution_listed_twice_is_one(installed):
     assert load_faiss(torch.device("cpu")).description == "faiss-cpu 1.99 on the CPU"
 
 
-def test_a_faiss_that_cannot_be_imported_is_named_with_the_reason(installed):
-    installed(["faiss-gpu"], ImportError("libcublas.so.12: cannot open"))
+def test_what_is_left_of_an_uninstalled_faiss_is_not_taken_for_one(installed):
+    installed(["faiss-cpu"], ModuleType("faiss"))
+    with pytest.raises(ImportError, match=r"faiss-cpu 1.99 cannot be imported: it is not whole"):
+        load_faiss(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kind", [ImportError, RuntimeError, OSError])
+def test_a_faiss_that_cannot_be_imported_is_named_with_the_reason(installed, kind):
+    installed(["faiss-gpu"], kind("libcublas.so.12: cannot open"))
     with pytest.raises(
         ImportError, match=r"faiss-gpu 1.99 cannot be imported: libcublas.*pip uninstall faiss-gpu, then"
     ):

@@ -1,5 +1,6 @@
 """When partners are chosen, from which embeddings, and that all processes have the same."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -188,6 +189,21 @@ def test_what_the_data_is_too_small_for_is_refused_beforehand(tmp_path, options,
     with pytest.raises(ValueError, match=words):
         prepare_partners(make_run(tmp_path, start_epoch=5, **options))
     prepare_partners(make_run(tmp_path, selection="none", **options))
+
+
+def test_faiss_takes_every_core_while_other_processes_wait(monkeypatch):
+    library, cores = load_faiss(CPU).library, len(os.sched_getaffinity(0))
+    before = library.omp_get_max_threads()
+    library.omp_set_num_threads(cores + 1)
+    try:
+        with partners._threads_of_all_processes(library):
+            assert library.omp_get_max_threads() == cores + 1
+        monkeypatch.setattr(distributed, "world_size", lambda: 2)
+        with partners._threads_of_all_processes(library):
+            assert library.omp_get_max_threads() == cores
+        assert library.omp_get_max_threads() == cores + 1
+    finally:
+        library.omp_set_num_threads(before)
 
 
 @pytest.mark.parametrize(("option", "value"), [("start_epoch", -1), ("update_every", 0)])

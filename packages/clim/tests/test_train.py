@@ -66,7 +66,8 @@ def test_bad_input_is_one_clear_error(tmp_path):
         f"{two_views} --neighbours.selection median": "neighbours.selection",
         "--method.mixing none": "with mixing 'none' the partner's views have the sizes [(16,)]",
         "--neighbours.update_every 0": "neighbours.update_every must be at least 1, got 0",
-        "--neighbours.k 1397 --neighbours.start_epoch 5": "neighbours.k 1397: ",
+        "--neighbours.k 1397": "neighbours.k 1397: ",
+        "--neighbours.start_epoch 2": "neighbours.start_epoch 2: no partner would be chosen in 2 epochs",
         "--neighbours.positives 41": "neighbours.positives 41: ",
         "--neighbours.clusters 2000": "neighbours.clusters 2000: ",
     }
@@ -83,6 +84,11 @@ def test_without_one_faiss_nothing_is_begun(tmp_path, monkeypatch, installed, wo
     message = error_of(train, "--config", "smoke", "--device", "cpu", "--out", str(tmp_path / "run"))
     assert words in message
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-    # Where no search is made, it is not asked for.
-    options = ["--neighbours.selection", "none", "--train.epochs", "1"]
+
+
+@pytest.mark.parametrize("selection", ["none", "random"])
+def test_without_a_search_faiss_is_not_asked_for(tmp_path, monkeypatch, selection):
+    monkeypatch.setattr(neighbours, "packages_distributions", dict)
+    options = ["--neighbours.selection", selection, "--neighbours.start_epoch", "0", "--train.epochs", "1"]
     train.main(["--config", "smoke", "--device", "cpu", "--out", str(tmp_path / "run"), *options])
+    assert (tmp_path / "run" / "backbone.safetensors").exists()

@@ -56,12 +56,20 @@ def clim_loss(
         >>> clim_loss(query, query, queue, ratio, queue, temperature=0.5)
         tensor(0.2685)
     """
-    queries = mixed_query if mixed_query.ndim == 3 else mixed_query[None]
-    keys = torch.stack([anchor_key, neighbour_key]).view(2, -1, *queries.shape[1:])
+    queries = mixed_query
+    keys = torch.stack([anchor_key, neighbour_key])
+    if queries.ndim == 2:
+        queries = queries[None]
+    if keys.ndim == 3:
+        keys = keys[:, None]
+    if ratio.ndim == 1:
+        ratio = ratio[None]
+    if keys.shape[2:] != queries.shape[1:] or ratio.shape != queries.shape[:2]:
+        raise ValueError(
+            f"sizes disagree: mixed_query {tuple(mixed_query.shape)}, keys {tuple(anchor_key.shape)}, "
+            f"ratio {tuple(ratio.shape)}"
+        )
     num_queries, num_keys = len(queries), keys.shape[1]
-    ratio = ratio.view(-1, queries.shape[1])
-    if len(ratio) != num_queries:
-        raise ValueError(f"ratio is of {len(ratio)} resolutions, but mixed_query of {num_queries}")
     positives = keys[:, :, None].expand(-1, -1, num_queries, -1, -1)
     nce = info_nce(
         queries.flatten(0, 1),

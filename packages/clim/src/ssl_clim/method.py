@@ -81,6 +81,10 @@ class CLIM(nn.Module):
         _check_views(self.views, mixing)
         if mixing != "none" and partner_only:
             raise ValueError(f"partner_only is for queries that are not mixed; mixing is {mixing!r}")
+        if mixing == "none" and (alpha != 2.0 or per_batch):
+            raise ValueError(
+                f"alpha {alpha} and per_batch {per_batch} have no effect with mixing 'none'; leave them out"
+            )
         if mixing != "cutmix" and ratio != "area":
             raise ValueError(f"ratio {ratio!r} has no effect with mixing {mixing!r}; leave it at 'area'")
         if alpha <= 0:
@@ -176,7 +180,8 @@ class CLIM(nn.Module):
     def _mixed(self, images: Tensor, partners: Tensor, step: Step, place: int) -> tuple[Tensor, Tensor]:
         """Mixed images, and how much of each is its own."""
         rows = torch.arange(len(images)) + distributed.rank() * len(images)
-        # One box for all sizes of a view, and another for the next view and micro-batch.
+        # One box for all sizes of a view, and another for the next view and micro-batch; beyond 16 of each the
+        # same boxes come again, which does no harm.
         stream = (step.micro << 4 | place) & 0xFF
         mixtures = draw_mixtures(self.seed, step.index, rows, alpha=self.alpha, per_batch=self.per_batch, stream=stream)
         if self.mixing == "mixup":

@@ -88,10 +88,11 @@ def cutmix(
     inside = []
     for axis, length in enumerate(images.shape[2:]):
         center, side = mixtures.center[:, axis], (1 - mixtures.ratio).sqrt()
-        low, high = (((center + sign * side / 2) * length).round() for sign in (-1, 1))
-        pixels = torch.arange(length)
-        inside.append((pixels >= low[:, None]) & (pixels < high[:, None]))
-    box = (inside[0][:, :, None] & inside[1][:, None, :]).to(images.device, non_blocking=True)
+        edges = torch.stack([(center + sign * side / 2) * length for sign in (-1, 1)], dim=1).round()
+        edges = edges.to(images.device, torch.float32, non_blocking=True)
+        pixels = torch.arange(length, device=images.device)
+        inside.append((pixels >= edges[:, :1]) & (pixels < edges[:, 1:]))
+    box = inside[0][:, :, None] & inside[1][:, None, :]
     kept = 1 - box.float().mean(dim=(1, 2))
     return torch.where(box[:, None], partners, images), kept
 

@@ -27,6 +27,8 @@ from tqdm import tqdm
 
 from ssl_core.philox import permutation, uniform
 
+logger = logging.getLogger(__name__)
+
 Selection = Literal["random", "knn", "kmeans", "knn_kmeans", "center_wise"]
 
 _BLOCK_ROWS = 32768  # 16 MiB of float32 at d = 128
@@ -76,8 +78,10 @@ def load_faiss(device: torch.device) -> Faiss:
     logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it tells of every instruction set that it tries
     try:
         library = importlib.import_module("faiss")
-    except ImportError as error:
+    except (ImportError, RuntimeError, OSError) as error:  # faiss-gpu's own words for missing libraries, the linker's
         raise ImportError(f"{name} cannot be imported: {error}; pip uninstall {found[0]}, then {_EXTRAS}") from error
+    if not hasattr(library, "Clustering"):  # what is left of an uninstalled one imports as an empty package
+        raise ImportError(f"{name} cannot be imported: it is not whole; pip uninstall {found[0]}, then {_EXTRAS}")
     if device.type != "cuda":
         return Faiss(library, None, f"{name} on the CPU")
     if not hasattr(library, "StandardGpuResources"):
@@ -221,6 +225,13 @@ def cluster(
     if num_trained < n:
         seen = features[permutation(seed, (_SAMPLE_STREAM, 0), n)[:num_trained].sort().values.numpy()]
 
+    logger.info(
+        "k-means: %s clusters of %s embeddings, %s starts of %s iterations",
+        f"{num_clusters:,}",
+        f"{num_trained:,}",
+        restarts,
+        iterations,
+    )
     library = faiss.library
     kmeans = library.Clustering(dim, num_clusters)
     kmeans.niter, kmeans.nredo, kmeans.spherical, kmeans.seed = iterations, restarts, spherical, seed & 0x7FFFFFFF

@@ -5,11 +5,15 @@ the batches draw each image's partner from its row of the table until the next t
 """
 
 import copy
+import logging
+import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 from typing import BinaryIO, Literal
 
 import numpy as np
@@ -19,11 +23,23 @@ from jaxtyping import Float, Int64
 from torch import nn
 from tqdm import tqdm
 
-from ssl_clim.neighbours import Selection, check_counts, find_positives, load_faiss, num_clusters, summary
+from ssl_clim.neighbours import (
+    Clusters,
+    Positives,
+    Selection,
+    check_counts,
+    find_positives,
+    load_faiss,
+    num_clusters,
+    random_positives,
+    summary,
+)
 from ssl_core import distributed
 from ssl_core.data import ImageSource
 from ssl_core.evaluate import evaluation_view, iterate_features
 from ssl_core.pretrain import Run
+
+logger = logging.getLogger(__name__)
 
 _BATCH = 256  # images of a forward
 
@@ -66,13 +82,17 @@ class NeighbourConfig:
 
 
 def prepare_partners(run: Run) -> Callable[[int], dict[str, float]]:
-    """:func:`choose_partners` for a run, after a look at whether its data has enough images.
+    """:func:`choose_partners` for a run, after a look at whether there are images enough for it, and one faiss.
 
     Raises:
-        ValueError: if not; names the key.
+        ValueError: if there are too few images; names the key.
+        ImportError: if faiss is absent, there twice, or broken.
     """
-    if run.config.neighbours.selection != "none":
+    config: NeighbourConfig = run.config.neighbours
+    if config.selection != "none":
         check_counts(len(run.source), **_counts(run))
+    if config.selection not in ("none", "random"):
+        logger.info("neighbours are found by %s", load_faiss(run.device).description)
     return partial(choose_partners, run)
 
 
@@ -86,9 +106,6 @@ def choose_partners(run: Run, epoch: int) -> dict[str, float]:
     Returns:
         Numbers for the log: seconds, positives before filling, sizes of clusters, and how many of the positives have
         their image's label, where the data has labels. Empty where it is not time.
-
-    Raises:
-        ImportError: if faiss is absent or broken.
     """
     config: NeighbourConfig = run.config.neighbours
     since_start = epoch - config.start_epoch
@@ -96,29 +113,53 @@ def choose_partners(run: Run, epoch: int) -> dict[str, float]:
         return {}
 
     started = time.perf_counter()
+    refresh = since_start // config.update_every
     partners, numbers = None, {}
     with tempfile.TemporaryFile(dir=run.folder) as file:
-        features = _embeddings(run, file)
-        numbers["embedding_s"] = time.perf_counter() - started
+        features = None if config.selection == "random" else _embeddings(run, file)
+        embedded_s = time.perf_counter() - started
         if distributed.is_main():
-            if run.device.type == "cuda":
-                torch.cuda.empty_cache()  # which may hold all memory, and faiss allocates beside it
-            positives, of_clusters = find_positives(
-                features,
-                config.selection,
-                load_faiss(run.device),
-                **_counts(run),
-                seed=run.config.seed,
-                refresh=since_start // config.update_every,
-                spherical=config.spherical,
-                progress="neighbours",
-            )
-            partners = positives.table
-            numbers |= summary(positives, of_clusters, _labels(run.source))
+            positives, clusters = _search(run, features, refresh)
+            partners, numbers = positives.table, summary(positives, clusters, _labels(run.source))
     partners, numbers = distributed.broadcast_object((partners, numbers))
     assert partners is not None
     run.batches.set_partners(torch.from_numpy(partners))
-    return numbers | {"partners_s": time.perf_counter() - started}
+    return {"partners_s": time.perf_counter() - started, "embedding_s": embedded_s, **numbers}
+
+
+def _search(run: Run, features: Float[np.ndarray, "n d"] | None, refresh: int) -> tuple[Positives, Clusters | None]:
+    config: NeighbourConfig = run.config.neighbours
+    assert config.selection != "none"
+    if features is None:
+        return random_positives(len(run.source), config.positives, seed=run.config.seed, refresh=refresh), None
+    if run.device.type == "cuda":
+        torch.cuda.empty_cache()  # which may hold all memory, and faiss allocates beside it
+    faiss = load_faiss(run.device)
+    with _threads_of_all_processes(faiss.library):
+        return find_positives(
+            features,
+            config.selection,
+            faiss,
+            **_counts(run),
+            seed=run.config.seed,
+            refresh=refresh,
+            spherical=config.spherical,
+            progress="neighbours",
+        )
+
+
+@contextmanager
+def _threads_of_all_processes(library: ModuleType) -> Iterator[None]:
+    """Let faiss use every core while the other processes wait: torchrun leaves a process one thread."""
+    if distributed.world_size() == 1 or not hasattr(os, "sched_getaffinity"):
+        yield
+        return
+    before = library.omp_get_max_threads()
+    library.omp_set_num_threads(len(os.sched_getaffinity(0)))
+    try:
+        yield
+    finally:
+        library.omp_set_num_threads(before)
 
 
 def _counts(run: Run) -> dict[str, int]:
@@ -138,9 +179,7 @@ def _embeddings(run: Run, file: BinaryIO) -> Float[np.ndarray, "n d"]:
     """
     config: NeighbourConfig = run.config.neighbours
     num_images = len(run.source)
-    features: Float[np.ndarray, "n d"] = np.empty((num_images, 0), np.float32)
-    if config.selection == "random":
-        return features
+    features: Float[np.ndarray, "n d"] = np.empty((0, 0), np.float32)
     blocks = iterate_features(
         _encoder(run),
         run.source,

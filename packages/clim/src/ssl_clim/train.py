@@ -2,12 +2,11 @@
 
 ssl-clim-train --config list
 ssl-clim-train --config cifar10 --data.root data --out runs/cifar10
-ssl-clim-train --config imagenet --data.source images/train --optim.lr 0.06
+ssl-clim-train --config imagenet --data.source images/train --train.epochs 800
 ssl-clim-train --resume runs/cifar10
 torchrun --nproc-per-node 8 -m ssl_clim.train --config imagenet --data.root data
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,13 +15,10 @@ from typing import Literal
 from torch import nn
 
 from ssl_clim.method import CLIM
-from ssl_clim.neighbours import load_faiss
 from ssl_clim.partners import NeighbourConfig, prepare_partners
 from ssl_core.nn import HeadConfig, mlp_head
-from ssl_core.pretrain import PretrainConfig, check_batch, choose_device, run_command
+from ssl_core.pretrain import PretrainConfig, check_batch, run_command
 from ssl_core.views import ViewSpec
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,17 +79,20 @@ def make_method(config: Config, encoder: nn.Module, num_features: int, views: tu
 
 
 def _check_partners(config: Config, views: tuple[ViewSpec, ...]) -> None:
-    """Refuse a selection without views of partners, and one whose search could not run."""
-    selection = config.neighbours.selection
-    if selection == "none":
+    """Refuse a selection of partners that no view or no epoch would see."""
+    neighbours = config.neighbours
+    if neighbours.selection == "none":
         return
     if not any(view.partner for view in views):
         raise ValueError(
-            f"neighbours.selection {selection} gives each image a partner, but no view of it is in `views`; "
+            f"neighbours.selection {neighbours.selection} gives each image a partner, but no view of it is in `views`; "
             "add them with `partner: true`, or take selection none"
         )
-    if selection != "random":
-        logger.info("neighbours are found by %s", load_faiss(choose_device(config.train.device)).description)
+    if neighbours.start_epoch >= config.train.epochs:
+        raise ValueError(
+            f"neighbours.start_epoch {neighbours.start_epoch}: no partner would be chosen in {config.train.epochs} "
+            "epochs; lower it, or take selection none"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -153,6 +153,30 @@ def test_what_is_done_before_an_epoch_is_kept_over_a_stop_and_repeated_only_at_i
     assert len(set(shifts[0])) == 3
 
 
+def test_what_was_done_before_the_epoch_of_a_killed_run_is_logged_once(tmp_path):
+    class Killed(Toy):
+        def update(self, keys, step):
+            if step.index == 5:
+                raise KeyboardInterrupt
+            super().update(keys, step)
+
+    def searched(method):
+        return run(
+            tmp_path, method=method, before_epoch=lambda epoch: {"found": 1.0}, on_epoch=lambda epoch: {"knn": 0.5}
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        searched(Killed())
+    searched(Toy())
+    records = read_metrics(tmp_path)
+    assert [(record["step"], record["before_epoch"]) for record in records if "found" in record] == [
+        (0, 0),
+        (4, 1),
+        (8, 2),
+    ]
+    assert [record["step"] for record in records if "knn" in record] == [4, 8, 12]
+
+
 def test_records_after_the_last_checkpoint_of_a_killed_run_are_not_kept_twice(tmp_path):
     class Killed(Toy):
         def update(self, keys, step):

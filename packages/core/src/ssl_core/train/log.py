@@ -21,7 +21,8 @@ class Log:
     Args:
         folder: the run directory; ``metrics.jsonl`` is appended to, and TensorBoard events are put there.
         start: optimiser steps already done; records of later steps, from a run that was cut off after its
-            last checkpoint, are dropped, so that the file reads as if nothing had happened.
+            last checkpoint, are dropped, so that the file reads as if nothing had happened; with them those at
+            ``start`` that have ``before_epoch``.
         total_images: images of the whole run, for the bar.
         images_per_step: global batch size.
         tensorboard: also write TensorBoard events (needs the ``tensorboard`` extra).
@@ -109,8 +110,13 @@ def _drop_records_after(path: Path, step: int) -> None:
         return
     # A run that was killed while it wrote may have left half a line at the end.
     lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    kept = [line for line in lines if _is_before(json.loads(line), step)]
     write_atomically(path, lambda part: part.write_text("".join(kept)))
+
+
+def _is_before(record: Mapping[str, Any], step: int) -> bool:
+    """Whether a record stands when a run continues after ``step``; what is done before an epoch will be done again."""
+    return record["step"] < step or (record["step"] == step and "before_epoch" not in record)
 
 
 def _summary_writer(folder: Path) -> "SummaryWriter":

@@ -176,17 +176,17 @@ def train(
                 last, method=module, optimizer=optimizer, batches=batches.state_dict(), step=done, config=settings
             )
 
-        def between_epochs(work: Callable[[int], dict[str, float]] | None, epochs: int) -> None:
+        def between_epochs(work: Callable[[int], dict[str, float]] | None, epochs: int, when: str) -> None:
             values = {} if work is None else work(epochs)
             module.train()
             if values:
-                log.record(done, {"epoch": float(epochs), **values})
+                log.record(done, {when: float(epochs), **values})
                 log.say(f"epoch {epochs}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
                 window.restart_clock()
 
         for epoch in range(done // per_epoch, config.epochs):
             if done % per_epoch == 0:
-                between_epochs(before_epoch, epoch)
+                between_epochs(before_epoch, epoch, "before_epoch")
             micro_batches = batches.epoch(epoch, start=done % per_epoch)
             for index in range(done, (epoch + 1) * per_epoch):
                 step = Step(index, total, per_epoch)
@@ -209,7 +209,7 @@ def train(
                 save()
                 if distributed.is_main():
                     shutil.copyfile(last, last.with_name(f"epoch_{epoch + 1:04d}.pt"))
-            between_epochs(on_epoch, epoch + 1)
+            between_epochs(on_epoch, epoch + 1, "epoch")
 
 
 def _resume(
