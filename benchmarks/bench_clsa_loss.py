@@ -10,13 +10,12 @@ what a call adds to its inputs: on the CPU the rise of the resident set of a fre
 allocator.
 """
 
-import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from machine import allocated_bytes, describe_machine, measured_in_new_process, resident_bytes, times_s
+from machine import comparison_arguments, describe_machine, print_comparison, resident_bytes
 from torch import Tensor
 
 from ssl_clsa import clsa_loss
@@ -92,17 +91,11 @@ def measure(name: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--quick", action="store_true", help="2 repeats")
-    parser.add_argument("--measure", choices=LOSSES, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = comparison_arguments(__doc__, LOSSES)
     if arguments.measure:
         print(measure(arguments.measure))
         return
-    device = torch.device(arguments.device)
-    repeats = 2 if arguments.quick else arguments.repeats
+    device, repeats = arguments.device, arguments.repeats
 
     print(__doc__.partition("\n")[0])
     print(describe_machine(device))
@@ -111,17 +104,7 @@ def main() -> None:
     exact = Inputs(*(tensor.detach().double() for tensor in inputs))
     for name, loss in LOSSES.items():
         torch.testing.assert_close(loss(inputs).double(), ours(exact), rtol=1e-5, atol=0, msg=f"{name} is another loss")
-    found = times_s({name: step_of(name, inputs) for name in LOSSES}, repeats, device)
-    print("| loss | median ms | spread ms | ours is faster by | peak MB |")
-    print("|---|---|---|---|---|")
-    for name, times in found.items():
-        on_gpu = device.type == "cuda"
-        peak = allocated_bytes(step_of(name, inputs)) if on_gpu else measured_in_new_process(__file__, name)
-        print(
-            f"| {name} | {1e3 * times.median:.1f} | {1e3 * times.low:.1f} to {1e3 * times.high:.1f} "
-            f"| {times.median / found['clsa_loss'].median:.2f}x | {peak / 1e6:.1f} |",
-            flush=True,
-        )
+    print_comparison({name: step_of(name, inputs) for name in LOSSES}, repeats, device, __file__)
 
 
 if __name__ == "__main__":

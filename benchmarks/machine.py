@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -134,6 +134,34 @@ def measured_in_new_process(file: str, task: str) -> int:
         check=True,
     )
     return int(done.stdout.split()[-1])
+
+
+def comparison_arguments(doc: str, names: Collection[str]) -> argparse.Namespace:
+    """Options of a benchmark that compares losses; ``measure`` is for :func:`measured_in_new_process`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", type=torch.device)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--quick", action="store_true", help="2 repeats")
+    parser.add_argument("--measure", choices=names, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.repeats = 2
+    return arguments
+
+
+def print_comparison(steps: Mapping[str, Callable[[], object]], repeats: int, device: torch.device, file: str) -> None:
+    """Time and peak memory of each step, a row of a table for each; the first is what the others are compared with."""
+    found = times_s(steps, repeats, device)
+    unit = next(iter(found.values())).median
+    print("| loss | median ms | spread ms | ours is faster by | peak MB |")
+    print("|---|---|---|---|---|")
+    for name, times in found.items():
+        peak = allocated_bytes(steps[name]) if device.type == "cuda" else measured_in_new_process(file, name)
+        print(
+            f"| {name} | {1e3 * times.median:.1f} | {1e3 * times.low:.1f} to {1e3 * times.high:.1f} "
+            f"| {times.median / unit:.2f}x | {peak / 1e6:.1f} |",
+            flush=True,
+        )
 
 
 def measured_copy_bandwidth(device: torch.device) -> float:
