@@ -204,6 +204,19 @@ def test_the_keys_of_a_step_are_enqueued_once_each():
     assert method.queue.cursor == 4
 
 
+def test_an_empty_queue_counts_the_keys_that_it_has():
+    method = ready(queue_initial="empty")
+    views = random_views(method, 4, 3)
+    output = method(views, STEP)
+    assert output.loss == 0
+    method.update(output.keys, STEP)
+    query, query_partner, key, key_partner = views
+    mixed, kept = cutmix(query, query_partner, boxes(method))
+    keys = key_of(method, key), key_of(method, key_partner)
+    expected = clim_loss(query_of(method, mixed), *keys, kept, method.queue.keys[:4], temperature=0.3)
+    torch.testing.assert_close(method(views, STEP).loss, expected)
+
+
 def test_the_momentum_branch_follows_by_one_minus_m():
     method = make_method(momentum=0.9)
     before = [parameter.clone() for parameter in method.momentum_branch.parameters()]

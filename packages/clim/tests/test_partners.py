@@ -231,6 +231,8 @@ if __name__ == "__main__":
         for name, buffer in run.method.named_buffers():
             if name.endswith("running_mean"):
                 buffer += distributed.rank()
+    before = {name: buffer.clone() for name, buffer in run.method.named_buffers()}
     choose_partners(run, 0)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in run.method.named_buffers()), "statistics changed"
     torch.save(table(run), Path(sys.argv[1]) / f"table_of_{distributed.rank()}.pt")
     distributed.teardown()
