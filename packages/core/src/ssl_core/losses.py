@@ -408,11 +408,11 @@ def nt_xent(
     own = row_offset + torch.arange(n, device=rows.device)
     # Row i leaves out column i of each side, itself and its positive: the negatives' lse keeps a positive that
     # dominates from cancelling.
-    negatives = [
-        queue_attention(rows, side.detach(), temperature, exclude=own.repeat(2), normalized=True, backend=backend)
+    of_sides = [
+        queue_attention(rows, side.detach(), temperature, exclude=own.repeat(2), normalized=True, backend=backend)[0]
         for side in sides
     ]
-    lse, _ = _merge(*(torch.stack(parts) for parts in zip(*negatives, strict=True)))
+    lse, _ = _merged_lse(torch.stack(of_sides))
     positive = ((first * second).sum(dim=1) / temperature).repeat(2)
     loss = F.softplus(lse - positive).sum()
 
@@ -421,7 +421,7 @@ def nt_xent(
     log_normalizer = torch.logaddexp(lse, positive).detach()
     image = torch.arange(num_columns, device=rows.device) - row_offset
     own_image = torch.where((image >= 0) & (image < n), image, -1).repeat(2)
-    columns = torch.cat(sides)
+    columns = rows if batch is None else torch.cat(sides)
     for view, bias in zip((first, second), torch.split(log_normalizer, n), strict=True):
         log_mass, _ = queue_attention(
             columns, view.detach(), temperature, exclude=own_image, key_bias=-bias, backend=backend
@@ -460,11 +460,16 @@ def _columns(
 
 def _merge(lse_2n: Tensor, expectation_2nd: Tensor) -> tuple[Tensor, Tensor]:
     """Lse and expectation over two segments of columns, from each one's."""
+    lse_n, weight_2n = _merged_lse(lse_2n)
+    return lse_n, (weight_2n[:, :, None] * expectation_2nd).sum(dim=0)
+
+
+def _merged_lse(lse_2n: Tensor) -> tuple[Tensor, Tensor]:
+    """Lse over two segments of columns, from each one's, and how much of it each segment has."""
     # Two empty segments have neither weights nor a gradient: such rows use zeros and are replaced.
     is_empty_n = (lse_2n == -torch.inf).all(dim=0)
     safe_2n = lse_2n.masked_fill(is_empty_n, 0.0)
-    expectation = (safe_2n.softmax(dim=0)[:, :, None] * expectation_2nd).sum(dim=0)
-    return safe_2n.logsumexp(dim=0).masked_fill(is_empty_n, -torch.inf), expectation
+    return safe_2n.logsumexp(dim=0).masked_fill(is_empty_n, -torch.inf), safe_2n.softmax(dim=0)
 
 
 def _logit(query: Tensor, key: Tensor, temperature: float | Tensor) -> Tensor:
