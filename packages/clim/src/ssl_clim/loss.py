@@ -27,7 +27,7 @@ def clim_loss(
     L = sum_ab l_ab over the resolutions a of the query and b of the keys                        (6)
     NCE(q, k) = -log(exp(q.k / tau) / (exp(q.k / tau) + sum_j exp(q.k_j / tau)))                 (1)
 
-    Paper: Center-wise Local Image Mixture (CLIM), submitted to ICLR 2021.  q = mixed_query, k = anchor_key,
+    Paper: Li et al., 2020, 2011.02697.  q = mixed_query, k = anchor_key,
     k~ = neighbour_key, lambda = ratio, k_j = queue, tau = temperature.
     One pass over the queue for all resolutions. Each term has a denominator of its own: neither image is a negative
     of the other's. While the queue is empty the loss is 0. Computed in float32 (float64 for float64), whatever

@@ -17,7 +17,7 @@ from ssl_core.views import ViewSpec
 
 
 class CLIM(nn.Module):
-    """Center-wise Local Image Mixture (submitted to ICLR 2021).
+    """Center-wise Local Image Mixture (Li et al., 2020, arXiv 2011.02697).
 
     An image's views are its queries and, last, its key. A neighbour, its *partner*, has as many: each query is mixed
     with the partner's query of the same place, and attracted to both keys. A view of several sizes is a query (or a

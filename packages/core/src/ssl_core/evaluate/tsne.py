@@ -99,13 +99,13 @@ def tsne_points(features: Float[Tensor, "n f"], *, perplexity: float, seed: int)
         ValueError: if all features are the same.
     """
     from sklearn.manifold import TSNE  # seconds of import that no other evaluation needs
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it has none
 
     unit = F.normalize(features.float(), dim=1)
     # From equal rows scikit-learn starts at 0 / 0, which ends the process.
     if (unit == unit[0]).all():
         raise ValueError(f"the features of {len(unit)} images are all the same: the encoder has collapsed")
-    solver = TSNE(perplexity=perplexity, random_state=seed)  # type: ignore[no-untyped-call]
+    solver = TSNE(perplexity=perplexity, random_state=seed)  # type: ignore[no-untyped-call]  # scikit-learn's
     # Sums of threads end in other last bits, and these decide where a point ends.
     with threadpool_limits(limits=1):
         return torch.from_numpy(solver.fit_transform(unit.numpy()))
