@@ -142,7 +142,8 @@ def report(run: str, *, device: torch.device | str = "cpu") -> None:
         )
     }
     draw_neighbours(run, str(neighbours), device=device, progress=False)
-    draw_views(run, out=str(views))
+    if not views.exists():  # training has drawn them, with those that a method adds to the configuration's
+        draw_views(run, out=str(views))
     trained = results["trained encoder"]
     print(
         f"\n{trained['num_train']:,} training and {trained['num_test']:,} test images of {trained['test']}; "

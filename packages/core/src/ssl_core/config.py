@@ -34,6 +34,7 @@ FREE_ON_RESUME = (
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_every",
+    "train.stop_on_collapse",
     "train.tensorboard",
     "evaluate",
 )

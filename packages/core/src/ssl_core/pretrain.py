@@ -24,6 +24,7 @@ from ssl_core.backbone import BackboneCard, head_layers, save_backbone, save_car
 from ssl_core.config import parse_config, save_config, to_dict
 from ssl_core.data import Batches, DataConfig, ImageSource, has_test_split, normalization, open_source
 from ssl_core.evaluate import (
+    collapse,
     count_classes,
     evaluate_knn,
     evaluation_view,
@@ -34,6 +35,7 @@ from ssl_core.evaluate import (
 )
 from ssl_core.nn import EncoderConfig, MomentumBranch, make_encoder, stem_for, sync_batch_norm
 from ssl_core.train import (
+    CollapseError,
     OptimConfig,
     TrainConfig,
     learning_rate,
@@ -41,7 +43,7 @@ from ssl_core.train import (
     scaled_learning_rate,
     train,
 )
-from ssl_core.views import ViewConfig, ViewSpec, make_view_specs
+from ssl_core.views import ViewConfig, ViewSpec, make_view_specs, save_view_gallery
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +85,14 @@ class PretrainConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     out: str | None = None
     seed: int = 0
+
+    def view_specs(self) -> tuple[ViewSpec, ...]:
+        """What each image becomes: those of ``views``, unless a method makes more of them.
+
+        Raises:
+            ValueError: for views that do not make sense.
+        """
+        return make_view_specs(self.views)
 
 
 Config = TypeVar("Config", bound=PretrainConfig)
@@ -152,7 +162,7 @@ def errors_in_one_line(prog: str) -> Iterator[None]:
     logging.basicConfig(format="%(message)s", level=level, stream=sys.stderr)
     try:
         yield
-    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+    except (ValueError, OSError, FloatingPointError, CollapseError, ImportError) as error:
         if os.environ.get("SSL_CORE_TRACEBACK"):
             raise
         sys.stderr.write(f"{prog}: error: {error}\n")
@@ -173,7 +183,8 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str, prep
             for the log.
 
     Returns:
-        the run directory: ``config.yaml``, ``metrics.jsonl``, ``checkpoints/``, ``backbone.safetensors`` and card.
+        the run directory: ``config.yaml``, ``views.png``, ``metrics.jsonl``, ``checkpoints/``, ``backbone.safetensors``
+        and card.
 
     Raises:
         ValueError: for settings that do not fit each other or the data.
@@ -185,7 +196,7 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str, prep
     # Every process starts from the same weights; views and order have generators of their own.
     torch.manual_seed(config.seed)
     folder = prepare_folder(config, name)
-    specs = make_view_specs(config.views)
+    specs = config.view_specs()
     image_size = max(size for spec in specs for size in spec.sizes)
     source = open_source(config.data, split="train")
     mean, std = normalization(config.data, source)
@@ -233,6 +244,8 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str, prep
     if distributed.is_main():
         save_config(config, folder / "config.yaml")
         save_card(folder / "backbone.json", card)
+        if not (pictures := folder / "views.png").exists():
+            save_view_gallery(source, specs, pictures, seed=config.seed)
         print(_summary(config, source, specs, batches.batches_per_epoch, card, encoder, device, folder), flush=True)
 
     def on_epoch(epoch: int) -> dict[str, float]:
@@ -253,6 +266,7 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str, prep
         ),
         settings=to_dict(config),
         health=health,
+        collapse=collapse,
         before_epoch=before_epoch,
         on_epoch=on_epoch,
     )

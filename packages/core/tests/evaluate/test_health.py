@@ -1,8 +1,9 @@
 import math
 
+import pytest
 import torch
 
-from ssl_core.evaluate import effective_rank, embedding_std
+from ssl_core.evaluate import collapse, effective_rank, embedding_std, health
 
 
 def test_one_point_has_no_spread_and_rank_one():
@@ -40,3 +41,39 @@ def test_half_precision_and_gradients_are_accepted():
         value = measure(embeddings)
         assert value.dtype == torch.float32
         assert not value.requires_grad
+
+
+def around(point, spread, dim=16):
+    """Embeddings that deviate from one point by about ``spread`` times what even directions would."""
+    generator = torch.Generator().manual_seed(0)
+    return point * torch.eye(dim)[0] + spread * torch.randn(64, dim, generator=generator) / dim**0.5
+
+
+def test_even_directions_have_not_collapsed():
+    assert collapse(health(around(0, 1))) is None
+
+
+def test_directions_as_alike_as_an_untrained_encoders_have_not_collapsed():
+    embeddings = around(1, 0.2)
+    assert 0.1 < health(embeddings)["embedding_std"] * 16**0.5 < 0.25
+    assert collapse(health(embeddings)) is None
+
+
+def test_embeddings_around_one_point_have_collapsed():
+    assert "std of embeddings 0.00" in collapse(health(around(1, 0.02)))
+
+
+def test_two_opposite_points_have_collapsed_though_they_are_spread():
+    embeddings = torch.randn(1, 16) * torch.tensor([1.0, -1.0]).repeat(8)[:, None]
+    measures = health(embeddings)
+    assert measures["embedding_std"] > 0.5 * measures["embedding_std_even"]
+    assert "effective rank 1.0" in collapse(measures)
+
+
+@pytest.mark.parametrize(("knn", "said"), [({}, False), ({"knn_top1": 0.125}, True)], ids=["none", "measured"])
+def test_the_knn_is_said_where_it_was_measured(knn, said):
+    assert ("kNN top-1 12.5 %" in collapse(health(torch.ones(4, 8)) | knn)) == said
+
+
+def test_nothing_measured_is_no_collapse():
+    assert collapse({"loss": 0.0}) is None

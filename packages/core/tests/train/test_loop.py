@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ssl_core.philox import permutation
-from ssl_core.train import Step, StepOutput, TrainConfig, load_checkpoint, read_metrics, train
+from ssl_core.train import CollapseError, Step, StepOutput, TrainConfig, load_checkpoint, read_metrics, train
 
 Batch = namedtuple("Batch", ["views", "index"])
 
@@ -64,9 +64,10 @@ class Images:
         self.shift = state["shift"]
 
 
-def run(folder, *, method=None, images=None, settings=None, before_epoch=None, on_epoch=None, **config):
+def run(folder, *, method=None, images=None, settings=None, **options):
     method = method or Toy()
-    config = {"epochs": 3, "batch_size": 4, "log_every": 1, "device": "cpu"} | config
+    callables = {name: options.pop(name, None) for name in ("health", "collapse", "before_epoch", "on_epoch")}
+    config = {"epochs": 3, "batch_size": 4, "log_every": 1, "device": "cpu"} | options
     optimizer = torch.optim.SGD(method.encoder.parameters(), lr=0.0, momentum=0.9)
     train(
         method,
@@ -76,10 +77,71 @@ def run(folder, *, method=None, images=None, settings=None, before_epoch=None, o
         folder=folder,
         learning_rate=lambda step: 0.1 * (1 - step.progress),
         settings=settings,
-        before_epoch=before_epoch,
-        on_epoch=on_epoch,
+        **callables,
     )
     return method
+
+
+class Embedding(Toy):
+    """Gives embeddings beside its keys: all of them the number of its step."""
+
+    def forward(self, views, step):
+        return super().forward(views, step)._replace(embeddings=torch.full((4, 2), float(step.index)))
+
+
+def mean(embeddings):
+    return {"mean": embeddings.mean().item()}
+
+
+def test_the_log_judges_the_embeddings_where_a_method_gives_them_and_its_keys_otherwise(tmp_path):
+    run(tmp_path / "given", method=Embedding(), health=mean)
+    assert [record["mean"] for record in read_metrics(tmp_path / "given")] == list(range(12))
+    run(tmp_path / "keys", health=mean)
+    assert len({record["mean"] for record in read_metrics(tmp_path / "keys")}) == 12
+
+
+def collapse_between(first, last, seen=None):
+    def collapse(latest):
+        if seen is not None:
+            seen.append(dict(latest))
+        return f"mean {latest['mean']:g}" if first <= latest["mean"] <= last else None
+
+    return collapse
+
+
+def test_a_collapse_is_said_once_and_again_after_a_recovery(tmp_path, capsys):
+    between = collapse_between(2, 5)
+    run(
+        tmp_path,
+        method=Embedding(),
+        health=mean,
+        collapse=lambda latest: between(latest) or collapse_between(9, 9)(latest),
+    )
+    printed = capsys.readouterr().err
+    assert printed.count("WARNING: the embeddings have collapsed") == 2
+    assert "after step 3: mean 2" in printed
+    assert "after step 10: mean 9" in printed
+
+
+def test_the_judgement_on_collapse_sees_what_was_measured_after_an_epoch(tmp_path):
+    seen = []
+    run(
+        tmp_path,
+        method=Embedding(),
+        health=mean,
+        collapse=collapse_between(99, 99, seen),
+        on_epoch=lambda epoch: {"knn_top1": epoch / 10},
+    )
+    assert [latest.get("knn_top1") for latest in seen] == [None] * 4 + [0.1] * 4 + [0.2] * 4
+
+
+def test_a_run_that_is_told_to_stops_on_collapse_and_keeps_a_checkpoint(tmp_path):
+    options = {"method": Embedding(), "health": mean, "collapse": collapse_between(6, 99)}
+    with pytest.raises(CollapseError, match=r"collapsed after step 7: mean 6; saved .*last\.pt"):
+        run(tmp_path, **options, stop_on_collapse=True)
+    assert load_checkpoint(tmp_path / "checkpoints" / "last.pt")["step"] == 7
+    run(tmp_path, **options)
+    assert [record["step"] for record in read_metrics(tmp_path)] == list(range(1, 13))
 
 
 def test_every_step_of_every_epoch_is_taken_once_and_in_order(tmp_path):

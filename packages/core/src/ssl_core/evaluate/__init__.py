@@ -18,6 +18,7 @@ from ssl_core.evaluate.features import evaluating as evaluating
 from ssl_core.evaluate.features import evaluation_view as evaluation_view
 from ssl_core.evaluate.features import extract_features as extract_features
 from ssl_core.evaluate.features import iterate_features as iterate_features
+from ssl_core.evaluate.health import collapse as collapse
 from ssl_core.evaluate.health import effective_rank as effective_rank
 from ssl_core.evaluate.health import embedding_std as embedding_std
 from ssl_core.evaluate.health import health as health
@@ -46,6 +47,7 @@ __all__ = [
     "Protocol",
     "choose_images",
     "choose_queries",
+    "collapse",
     "count_classes",
     "draw_neighbours",
     "draw_tsne",

@@ -1,12 +1,19 @@
-"""Has it collapsed? Two numbers that the training log shows, each with its reference.
+"""Has it collapsed? Two numbers that the training log shows, each with its reference, and the judgement.
 
 A collapsed encoder maps all images to one point (standard deviation 0) or into few dimensions (low rank).
 """
+
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+# A trained encoder has most of the standard deviation of even directions, a collapsed one some thousandths of it, and
+# an untrained one, to which all images look alike, about a fifth.
+_LOWEST_STD = 0.05  # of the even one
+_LOWEST_RANK = 1.5
 
 
 def embedding_std(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
@@ -67,3 +74,25 @@ def health(embeddings: Float[Tensor, "n d"]) -> dict[str, float]:
         "embedding_std_even": embeddings.shape[1] ** -0.5,
         "effective_rank": effective_rank(embeddings).item(),
     }
+
+
+def collapse(measures: Mapping[str, float]) -> str | None:
+    """The figures, where the embeddings have collapsed; None where they have not, or nothing was measured.
+
+    They have where their standard deviation is below a twentieth of the even one, or the effective rank below 1.5.
+
+    Args:
+        measures: what :func:`health` gives, and ``knn_top1``, in [0, 1], where it was measured.
+
+    Example:
+        >>> collapse(health(torch.ones(8, 4)) | {"knn_top1": 0.1})
+        'std of embeddings 0.0000 (0.5000 if even), effective rank 1.0, kNN top-1 10.0 %'
+        >>> collapse(health(torch.eye(4)))
+    """
+    if "embedding_std" not in measures:
+        return None
+    std, even, rank = (measures[name] for name in ("embedding_std", "embedding_std_even", "effective_rank"))
+    if std >= _LOWEST_STD * even and rank >= _LOWEST_RANK:
+        return None
+    knn = f", kNN top-1 {100 * measures['knn_top1']:.1f} %" if "knn_top1" in measures else ""
+    return f"std of embeddings {std:.4f} ({even:.4f} if even), effective rank {rank:.1f}{knn}"

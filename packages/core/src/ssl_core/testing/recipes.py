@@ -33,7 +33,6 @@ from ssl_core.evaluate.protocol import PROTOCOLS
 from ssl_core.nn import HeadConfig, make_encoder
 from ssl_core.testing.method import random_views
 from ssl_core.train import Step, make_optimizer
-from ssl_core.views import make_view_specs
 
 _OVERRIDE = re.compile(r"#\s+(\d+\.\d+|-)\s+(--.+)")
 _EVALUATION = re.compile(r"ssl-core (eval .+)")
@@ -218,7 +217,7 @@ class Recipes:
     def _method(self, config: Any) -> Any:
         size = max(size for view in config.views for size in view.sizes)
         encoder = make_encoder(config.encoder, channels=_channels(config), image_size=size)
-        return self.train.make_method(config, encoder, encoder.num_features, make_view_specs(config.views))
+        return self.train.make_method(config, encoder, encoder.num_features, config.view_specs())
 
     def _enqueued(self, method: Any, config: Any, batch_size: int) -> int:
         """Keys that a step is said to enqueue, after a look at whether there is a queue."""
@@ -237,7 +236,7 @@ class Recipes:
         if keys_per_image := self.keys_per_image(config.method):
             changes["queue_length"] = _BATCH * (1 + keys_per_image)
         if hasattr(config.method, "batch_norm_splits"):
-            changes["batch_norm_splits"] = min(2, config.method.batch_norm_splits)
+            changes["batch_norm_splits"] = config.method.batch_norm_splits and min(2, config.method.batch_norm_splits)
         options = config.encoder.options | {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
         return replace(
             config,

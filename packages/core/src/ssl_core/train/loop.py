@@ -44,6 +44,7 @@ class TrainConfig:
         log_every: optimiser steps between two records.
         checkpoint_every: optimiser steps between two checkpoints; None means once an epoch.
         keep_every: epochs between checkpoints that are kept beside the last one; None keeps the last only.
+        stop_on_collapse: save and stop where the embeddings have collapsed, of which the log warns in any case.
         tensorboard: also write TensorBoard events.
     """
 
@@ -59,6 +60,7 @@ class TrainConfig:
     log_every: int = 10
     checkpoint_every: int | None = None
     keep_every: int | None = None
+    stop_on_collapse: bool = False
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
@@ -109,6 +111,10 @@ class BatchSource(Protocol):
         """Take up the state of a checkpoint."""
 
 
+class CollapseError(ArithmeticError):
+    """All images are mapped to the same embedding, or nearly, and the run was told to stop there."""
+
+
 def train(
     method: Method,
     batches: BatchSource,
@@ -119,6 +125,7 @@ def train(
     learning_rate: Callable[[Step], float],
     settings: Mapping[str, Any] | None = None,
     health: Callable[[Tensor], dict[str, float]] | None = None,
+    collapse: Callable[[Mapping[str, float]], str | None] | None = None,
     before_epoch: Callable[[int], dict[str, float]] | None = None,
     on_epoch: Callable[[int], dict[str, float]] | None = None,
 ) -> None:
@@ -136,7 +143,9 @@ def train(
         learning_rate: of each step, before a group's ``lr_scale``.
         settings: the run's complete configuration as plain values; kept in checkpoints, and a checkpoint
             made with other settings is refused.
-        health: measures of a batch of keys (n d), for the log.
+        health: measures of a batch of embeddings (n d), for the log.
+        collapse: (the latest value of every number in the log, by name) -> what shows that the embeddings have
+            collapsed, or None. It is said at the first record where it holds, and again after a recovery.
         before_epoch: called before the first step of each epoch with the number of epochs done; returns numbers for
             the log. It may change ``batches``. A checkpoint between two epochs is from before the call, so that a
             resumed run makes it again.
@@ -145,6 +154,7 @@ def train(
     Raises:
         ValueError: if the checkpoint was made with other settings.
         FloatingPointError: at the first loss that is not finite.
+        CollapseError: where ``collapse`` gives a reason, with ``config.stop_on_collapse``; a checkpoint is saved.
     """
     module = cast(nn.Module, method)
     settings = dict(settings or {})
@@ -169,6 +179,8 @@ def train(
         ) as log,
     ):
         window = _Window(last, batches, health, config.batch_size // config.accumulate)
+        latest: dict[str, float] = {}
+        has_collapsed = False
 
         def save() -> None:
             window.check()  # never save what a bad loss has spoilt
@@ -180,6 +192,7 @@ def train(
             values = {} if work is None else work(epochs)
             module.train()
             if values:
+                latest.update(values)
                 log.record(done, {when: float(epochs), **values})
                 log.say(f"epoch {epochs}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
                 window.restart_clock()
@@ -199,6 +212,14 @@ def train(
                     values = window.summary(output)
                     values |= {"epoch": done / per_epoch, "lr": learning_rate(step)}
                     log.record(done, values, shown=_shown(values))
+                    latest.update(values)
+                    reason = collapse(latest) if collapse is not None else None
+                    if reason is not None and config.stop_on_collapse:
+                        save()
+                        raise CollapseError(f"the embeddings have collapsed after step {done}: {reason}; saved {last}")
+                    if reason is not None and not has_collapsed:
+                        log.say(f"WARNING: the embeddings have collapsed after step {done}: {reason}")
+                    has_collapsed = reason is not None
                 if stop.asked(done % config.log_every == 0):
                     save()
                     log.say(f"stopped by {stop.name} after step {done}; saved {last}; continue with --resume {folder}")
@@ -359,8 +380,10 @@ class _Window:
             "data_wait": min(1.0, self._waited_s / elapsed_s),
         }
         values |= {name: value.item() for name, value in output.metrics.items()}
-        if self._health is not None and output.keys is not None:
-            values |= self._health(output.keys)
+        # Of all processes, so that all come to the same judgement; keys are that already.
+        embeddings = output.keys if output.embeddings is None else distributed.gather(output.embeddings)
+        if self._health is not None and embeddings is not None:
+            values |= self._health(embeddings)
         self.restart_clock()
         return values
 

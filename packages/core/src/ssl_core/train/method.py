@@ -19,11 +19,14 @@ class StepOutput(NamedTuple):
         keys: (n d) l2-normalised keys of all processes, to be given to ``update``; None without a queue.
         metrics: detached scalars for the log; ``chance_loss``, the loss of uniform predictions in nats, is what the
             log sets the loss against, and ``queue_fill`` is the fraction of the queue that holds real keys.
+        embeddings: (n d) of this process, without gradient, by which the log judges whether they collapse; the keys
+            where a method gives none.
     """
 
     loss: Tensor
     keys: Tensor | None
     metrics: dict[str, Tensor]
+    embeddings: Tensor | None = None
 
 
 @runtime_checkable
