@@ -9,8 +9,8 @@ positive,
 where E^w is the mean of the columns under the target w: cross-entropy with soft targets is linear in the
 keys, so no loss here ever holds a similarity of a query and a column. Everything is computed in float32
 (float64 for float64), whatever autocast says, and only ``query`` (and a ``temperature`` that asks for it)
-receives a gradient; in ``nt_xent``, whose columns are the batch itself, both views do. Unit length is relied on
-(``normalized=True``): much longer vectors overflow at low temperatures.
+receives a gradient. Unit length is relied on (``normalized=True``): much longer vectors overflow at low
+temperatures.
 
 Shapes: n queries, d dimension, k queue rows, p positives per query, v views that share a target, m keys of the global
 batch.
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ssl_core.losses.precision import at_least_float32
 from ssl_core.ops import queue_attention
 
 
@@ -185,7 +186,7 @@ def soft_target_terms(
         >>> terms.contrastive, terms.ceiling  # log(1 + e^-2), log(1 + e^2)
         (tensor([0.1269]), tensor([2.1269]))
     """
-    query = _float(query)
+    query = at_least_float32(query)
     students = query.reshape(-1, query.shape[-1])
     split = len(students)
     rows = torch.cat([students, target_query.detach().to(query.dtype)])
@@ -336,7 +337,7 @@ def key_softmax(
         >>> softmax.log_prob, softmax.expectation  # softmax of (2, 0)
         (tensor([[-0.1269]]), tensor([[[0.8808, 0.1192]]]))
     """
-    query = _float(query)
+    query = at_least_float32(query)
     if len(temperatures) != len(query):
         raise ValueError(f"temperatures must hold one number for each of {len(query)} sets, got {len(temperatures)}")
     temperature = torch.stack([_per_row(value, query[0], "temperature") for value in temperatures])
@@ -353,81 +354,6 @@ def key_softmax(
         expectation=expectation if backend == "reference" else expectation.detach(),
         log_prob=F.logsigmoid(margin),
     )
-
-
-def nt_xent(
-    first: Float[Tensor, "n d"],
-    second: Float[Tensor, "n d"],
-    temperature: float,
-    *,
-    batch: tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]] | None = None,
-    row_offset: int = 0,
-    backend: str | None = None,
-) -> Float[Tensor, ""]:
-    """SimCLR's loss of two views: each row must tell its other view from all other rows of both.
-
-    L = 1 / 2n sum over the rows z_i of both views of -log(exp(z_i.z_p / tau) / sum_{k != i} exp(z_i.z_k / tau))
-    Paper: Chen et al., 2020, eq. (1) and algorithm 1, 2002.05709.  tau = temperature, z_p = the row's other view.
-    Never holds n m similarities, forward or backward. Computed in float32 (float64 for float64), whatever autocast
-    says. A batch of one image has no negatives, and the loss 0.
-
-    Args:
-        first: (n d) l2-normalised; gradient flows.
-        second: (n d) l2-normalised, the same images in the other view; gradient flows.
-        temperature: > 0, dimensionless.
-        batch: both views of the images of all processes in rank order, own rows included, l2-normalised; gradient
-            flows (``ssl_core.distributed.gather_with_grad``). None with one process.
-        row_offset: the row of ``batch`` that belongs to the first image.
-        backend: of ``queue_attention``; one that knows ``exclude``.
-
-    Returns:
-        Scalar mean over the 2n rows, nats; can be differentiated once.
-
-    Raises:
-        ValueError: if sizes disagree or temperature <= 0.
-
-    Example:
-        >>> views = torch.eye(2)
-        >>> nt_xent(views, views, 0.5)  # log(1 + 2 e^-2)
-        tensor(0.2395)
-    """
-    n = len(first)
-    first, second = _float(first), _float(second)
-    sides = (first, second) if batch is None else (_float(batch[0]), _float(batch[1]))
-    num_columns = len(sides[0])
-    if first.shape != second.shape or sides[0].shape != sides[1].shape:
-        raise ValueError(
-            f"two views must have the same shape, got {tuple(first.shape)} and {tuple(second.shape)}, "
-            f"and batch {tuple(sides[0].shape)} and {tuple(sides[1].shape)}"
-        )
-    if not 0 <= row_offset <= num_columns - n:
-        raise ValueError(
-            f"batch has {num_columns} rows, which must include the own {n} from row_offset={row_offset} on"
-        )
-    rows = torch.cat([first, second])
-    own = row_offset + torch.arange(n, device=rows.device)
-    # Row i leaves out column i of each side, itself and its positive: the negatives' lse keeps a positive that
-    # dominates from cancelling.
-    of_sides = [
-        queue_attention(rows, side.detach(), temperature, exclude=own.repeat(2), normalized=True, backend=backend)[0]
-        for side in sides
-    ]
-    lse, _ = _merged_lse(torch.stack(of_sides))
-    positive = ((first * second).sum(dim=1) / temperature).repeat(2)
-    loss = F.softplus(lse - positive).sum()
-
-    # The columns' gradient: with p_ij what row i gives to column k_j, sum_i p_ij q_i / tau = d/dk_j of
-    # sum_i exp(q_i.k_j / tau - log Z_i) at constant q and Z. So the roles change, and the term's value is removed.
-    log_normalizer = torch.logaddexp(lse, positive).detach()
-    image = torch.arange(num_columns, device=rows.device) - row_offset
-    own_image = torch.where((image >= 0) & (image < n), image, -1).repeat(2)
-    columns = rows if batch is None else torch.cat(sides)
-    for view, bias in zip((first, second), torch.split(log_normalizer, n), strict=True):
-        log_mass, _ = queue_attention(
-            columns, view.detach(), temperature, exclude=own_image, key_bias=-bias, backend=backend
-        )
-        loss = loss + (log_mass.exp() - log_mass.exp().detach()).sum()
-    return loss / (2 * n)
 
 
 def _columns(
@@ -460,11 +386,11 @@ def _columns(
 
 def _merge(lse_2n: Tensor, expectation_2nd: Tensor) -> tuple[Tensor, Tensor]:
     """Lse and expectation over two segments of columns, from each one's."""
-    lse_n, weight_2n = _merged_lse(lse_2n)
+    lse_n, weight_2n = merged_lse(lse_2n)
     return lse_n, (weight_2n[:, :, None] * expectation_2nd).sum(dim=0)
 
 
-def _merged_lse(lse_2n: Tensor) -> tuple[Tensor, Tensor]:
+def merged_lse(lse_2n: Tensor) -> tuple[Tensor, Tensor]:
     """Lse over two segments of columns, from each one's, and how much of it each segment has."""
     # Two empty segments have neither weights nor a gradient: such rows use zeros and are replaced.
     is_empty_n = (lse_2n == -torch.inf).all(dim=0)
@@ -474,12 +400,7 @@ def _merged_lse(lse_2n: Tensor) -> tuple[Tensor, Tensor]:
 
 def _logit(query: Tensor, key: Tensor, temperature: float | Tensor) -> Tensor:
     """The similarity of each query and its own key over temperature; no gradient to the key."""
-    return (_float(query) * _float(key.detach())).sum(dim=-1) / temperature
-
-
-def _float(tensor: Tensor) -> Tensor:
-    """The tensor in at least float32."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return (at_least_float32(query) * at_least_float32(key.detach())).sum(dim=-1) / temperature
 
 
 def _per_row(temperature: float | Tensor, query: Tensor, name: str) -> Tensor:

@@ -1,0 +1,21 @@
+"""Losses: against a queue of past keys, and within a batch."""
+
+from ssl_core.losses.batch import nt_xent as nt_xent
+from ssl_core.losses.queue import KeySoftmax as KeySoftmax
+from ssl_core.losses.queue import SoftTargetTerms as SoftTargetTerms
+from ssl_core.losses.queue import info_nce as info_nce
+from ssl_core.losses.queue import key_softmax as key_softmax
+from ssl_core.losses.queue import relational_cross_entropy as relational_cross_entropy
+from ssl_core.losses.queue import soft_target_cross_entropy as soft_target_cross_entropy
+from ssl_core.losses.queue import soft_target_terms as soft_target_terms
+
+__all__ = [
+    "KeySoftmax",
+    "SoftTargetTerms",
+    "info_nce",
+    "key_softmax",
+    "nt_xent",
+    "relational_cross_entropy",
+    "soft_target_cross_entropy",
+    "soft_target_terms",
+]
