@@ -6,7 +6,7 @@ Compares each op and loss with its own compiled form (no graph break allowed), f
 import torch
 import torch.nn.functional as F
 
-from ssl_core.losses import info_nce, nt_xent, soft_target_cross_entropy
+from ssl_core.losses import barlow_twins, info_nce, negative_cosine, nt_xent, soft_target_cross_entropy
 from ssl_core.ops import enqueue_, momentum_update_, queue_attention
 
 QUEUE = F.normalize(torch.randn(37, 8, generator=torch.Generator().manual_seed(0)), dim=1)
@@ -37,7 +37,7 @@ def losses(query, key, length, coefficient):
 
 
 def batch_loss(query, other):
-    return nt_xent(query, other, 0.1)
+    return nt_xent(query, other, 0.1) + barlow_twins(query, other) + negative_cosine(query, other).sum()
 
 
 def dense_loss(query):

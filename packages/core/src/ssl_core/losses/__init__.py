@@ -1,5 +1,7 @@
 """Losses: against a queue of past keys, and within a batch."""
 
+from ssl_core.losses.batch import barlow_twins as barlow_twins
+from ssl_core.losses.batch import negative_cosine as negative_cosine
 from ssl_core.losses.batch import nt_xent as nt_xent
 from ssl_core.losses.queue import KeySoftmax as KeySoftmax
 from ssl_core.losses.queue import SoftTargetTerms as SoftTargetTerms
@@ -12,8 +14,10 @@ from ssl_core.losses.queue import soft_target_terms as soft_target_terms
 __all__ = [
     "KeySoftmax",
     "SoftTargetTerms",
+    "barlow_twins",
     "info_nce",
     "key_softmax",
+    "negative_cosine",
     "nt_xent",
     "relational_cross_entropy",
     "soft_target_cross_entropy",

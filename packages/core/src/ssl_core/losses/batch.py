@@ -88,3 +88,88 @@ def nt_xent(
         )
         loss = loss + (log_mass.exp() - log_mass.exp().detach()).sum()
     return loss / (2 * n)
+
+
+def negative_cosine(
+    prediction: Float[Tensor, "n d"],
+    target: Float[Tensor, "n d"],
+) -> Float[Tensor, " n"]:
+    """Minus the cosine of each row and its target: SimSiam's loss, and BYOL's but for 2 + 2 D.
+
+    D_i = -z_i.y_i / (|z_i| |y_i|)
+    Paper: Chen and He, 2021, eq. (1), 2011.10566; BYOL: Grill et al., 2020, eq. (2), 2006.07733.  z = prediction,
+    y = target.
+    The cosine with a row of zeros is 0.
+
+    Args:
+        prediction: (n d), of any length; gradient flows.
+        target: (n d), of any length, no gradient.
+
+    Returns:
+        (n) loss per row, in [-1, 1].
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Example:
+        >>> negative_cosine(torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0]]))
+        tensor([-0.6000])
+    """
+    _check_same_shape("prediction and target", prediction, target)
+    return -F.cosine_similarity(at_least_float32(prediction), at_least_float32(target.detach()), dim=1)
+
+
+def barlow_twins(
+    first: Float[Tensor, "n d"],
+    second: Float[Tensor, "n d"],
+    *,
+    off_diagonal_weight: float = 0.0051,
+) -> Float[Tensor, ""]:
+    """Barlow Twins' loss of two views: each dimension agrees with itself in the other view, and with no other one.
+
+    L = sum_i (1 - C_ii)^2 + lambda sum_i sum_{j != i} C_ij^2, C the (d d) correlations over the batch of the views'
+    dimensions: each less its mean over its biased standard deviation, with 1e-5 added to the variance as BatchNorm
+    does.
+    Paper: Zbontar et al., 2021, eq. (1) and (2), 2103.03230.  lambda = off_diagonal_weight.
+    With several processes each passes the rows of all (``ssl_core.distributed.gather_with_grad``) and computes the
+    loss of the whole batch; the average over processes, as DistributedDataParallel takes it, is its gradient.
+
+    Args:
+        first: (n d), of any length; gradient flows.
+        second: (n d), the same images in the other view; gradient flows.
+        off_diagonal_weight: of the sum over pairs of dimensions.
+
+    Returns:
+        Scalar, not a mean: it grows with d.
+
+    Raises:
+        ValueError: if the shapes differ, or n is 1, whose dimensions have no deviation.
+
+    Example:
+        >>> first, second = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]), torch.tensor([[1.0], [1.0], [-1.0], [-1.0]])
+        >>> barlow_twins(first, second)  # no correlation
+        tensor(1.)
+    """
+    _check_same_shape("two views", first, second)
+    n, d = first.shape
+    if n < 2:
+        raise ValueError(f"barlow_twins standardises over the batch, which needs at least 2 images, got {n}")
+    with torch.autocast(first.device.type, enabled=False):
+        first, second = (F.batch_norm(at_least_float32(view), None, None, training=True) for view in (first, second))
+        if 2 * n < d:
+            # sum_ij C_ij^2 = |A^T B|^2 / n^2 = <A A^T, B B^T> / n^2: two (n n) instead of one (d d), in less time.
+            # The rank of C is below d / 2 here, so the off-diagonal sum is of the order of the diagonal's or more, and
+            # the difference cancels little.
+            diagonal_d = (first * second).mean(dim=0)
+            sum_of_squares = ((first @ first.T) * (second @ second.T)).sum() / n**2
+            off_diagonal = sum_of_squares - diagonal_d.square().sum()
+        else:
+            correlation_dd = first.T @ (second / n)
+            diagonal_d = correlation_dd.diagonal()
+            off_diagonal = correlation_dd.square().fill_diagonal_(0).sum()
+    return (1 - diagonal_d).square().sum() + off_diagonal_weight * off_diagonal
+
+
+def _check_same_shape(names: str, first: Tensor, second: Tensor) -> None:
+    if first.shape != second.shape:
+        raise ValueError(f"{names} must have the same shape, got {tuple(first.shape)} and {tuple(second.shape)}")

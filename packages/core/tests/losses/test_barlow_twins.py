@@ -1,0 +1,150 @@
+"""Barlow Twins' loss: a value worked by hand, its dense twin in both forms, gradients, memory."""
+
+import inspect
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ssl_core.losses import barlow_twins
+from ssl_core.testing import assert_as_accurate
+
+# Fewer images than half the dimensions, and more; either side of 2 n = d.
+SHAPES = {"wide": (5, 37), "narrow": (37, 5), "below": (8, 17), "equal": (8, 16), "above": (8, 15), "one": (3, 1)}
+shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+
+
+def correlated_views(n, d, dtype=torch.float64):
+    """Dimensions of different means, widths and correlations."""
+    first = torch.randn(n, d, dtype=dtype) @ torch.randn(d, d, dtype=dtype) + torch.randn(d, dtype=dtype)
+    return first, first + 0.5 * torch.randn(n, d, dtype=dtype)
+
+
+def dense(first, second, off_diagonal_weight=0.0051):
+    """The paper's formula, with all correlations."""
+    first, second = (
+        (view - view.mean(dim=0)) / (view.var(dim=0, correction=0) + 1e-5).sqrt() for view in (first, second)
+    )
+    correlation = first.T @ second / len(first)
+    is_diagonal = torch.eye(len(correlation), dtype=torch.bool)
+    weight = torch.where(is_diagonal, 1.0, off_diagonal_weight)
+    return (weight * (correlation - is_diagonal.to(correlation)).square()).sum()
+
+
+def loss_and_gradients(loss, *views):
+    leaves = [view.clone().requires_grad_() for view in views]
+    value = loss(*leaves)
+    return value.detach(), *torch.autograd.grad(value, leaves)
+
+
+def test_the_value_by_hand():
+    # Columns of mean 0 and variance 1 (1e-5 is below the tolerance): a = (1, -1, 1, -1), b = (1, 1, -1, -1).
+    # First (a, b), second (b, b): C = [[a.b, a.b], [b.b, b.b]] / 4 = [[0, 0], [1, 1]].
+    # (1 - 0)^2 + (1 - 1)^2 + 0.5 (0^2 + 1^2) = 1.5
+    a, b = torch.tensor([1.0, -1.0, 1.0, -1.0]), torch.tensor([1.0, 1.0, -1.0, -1.0])
+    loss = barlow_twins(torch.stack([a, b], dim=1), torch.stack([b, b], dim=1), off_diagonal_weight=0.5)
+    torch.testing.assert_close(loss, torch.tensor(1.5), atol=5e-5, rtol=0)
+
+
+def test_the_value_by_hand_with_more_dimensions_than_images():
+    # Two images, five dimensions of which each is x or -x with x = (1, -1): C_ij = s_i t_j with signs s and t.
+    # s = t but in the last one, so the diagonal is (1, 1, 1, 1, -1): (1 + 1)^2 = 4, and 20 other entries are 1 or -1.
+    first = torch.tensor([[1.0, -1.0, 1.0, 1.0, -1.0], [-1.0, 1.0, -1.0, -1.0, 1.0]])
+    second = first * torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0])
+    loss = barlow_twins(first, second, off_diagonal_weight=0.5)
+    torch.testing.assert_close(loss, torch.tensor(4 + 0.5 * 20), atol=5e-4, rtol=0)
+
+
+@shapes
+def test_value_and_gradients_are_those_of_the_dense_formula(shape):
+    views = correlated_views(*shape)
+    torch.testing.assert_close(loss_and_gradients(barlow_twins, *views), loss_and_gradients(dense, *views))
+
+
+@shapes
+@pytest.mark.parametrize("difference", [1.0, 0.001], ids=["apart", "almost equal"])
+def test_it_is_as_accurate_as_the_dense_formula(shape, difference):
+    first, second = correlated_views(*shape, dtype=torch.float32)
+    views = first, first.lerp(second, difference)
+    actual, eager = loss_and_gradients(barlow_twins, *views), loss_and_gradients(dense, *views)
+    exact = loss_and_gradients(dense, *(view.double() for view in views))
+    for results in zip(actual, eager, exact, strict=True):
+        assert results[0].dtype == torch.float32
+        assert_as_accurate(*results, floor=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (6, 4)], ids=["wide", "narrow"])
+def test_the_gradients_match_finite_differences(shape):
+    views = [view.requires_grad_() for view in correlated_views(*shape)]
+    assert torch.autograd.gradcheck(barlow_twins, views)
+
+
+@pytest.mark.parametrize("shape", [(16, 40), (40, 16)], ids=["wide", "narrow"])
+def test_shifts_widths_and_the_order_of_images_and_views_do_not_matter(shape):
+    first, second = correlated_views(*shape)
+    expected = barlow_twins(first, second)
+    order, width, shift = torch.randperm(shape[0]), torch.rand(shape[1]) + 0.5, torch.randn(shape[1])
+    # Not exactly: 1e-5 is added to the variance.
+    torch.testing.assert_close(barlow_twins(width * first + shift, second), expected, rtol=1e-3, atol=0)
+    torch.testing.assert_close(barlow_twins(first[order], second[order]), expected)
+    torch.testing.assert_close(barlow_twins(second, first), expected)
+
+
+def test_equal_views_without_correlated_dimensions_have_no_loss():
+    views, _ = torch.linalg.qr(torch.cat([torch.ones(64, 1), torch.randn(64, 16)], dim=1).double())
+    views = 8 * views[:, 1:]  # orthogonal to the ones: mean 0; variance 1
+    torch.testing.assert_close(barlow_twins(views, views).item(), 0.0, atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(5, 37), (37, 5)], ids=["wide", "narrow"])
+def test_dimensions_that_do_not_vary_cost_one_each(shape):
+    views = torch.ones(shape, requires_grad=True), torch.zeros(shape, requires_grad=True)
+    loss = barlow_twins(*views)
+    loss.backward()
+    assert loss.item() == shape[1]
+    assert all(view.grad.isfinite().all() for view in views)
+
+
+class LargestTensor(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self.elements = max([self.elements, *sizes])
+        return result
+
+
+@pytest.mark.parametrize("shape", [(8, 64), (64, 8)], ids=["wide", "narrow"])
+def test_forward_and_backward_hold_nothing_larger_than_the_views(shape):
+    with LargestTensor() as of_barlow_twins:
+        loss_and_gradients(barlow_twins, *torch.randn(2, *shape))
+    assert of_barlow_twins.elements == 2 * 8 * 64  # the two views themselves
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(8, 64), (64, 8)], ids=["wide", "narrow"])
+def test_autocast_changes_nothing_and_the_loss_is_float32(shape, dtype):
+    views = [view.to(dtype) for view in correlated_views(*shape)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = barlow_twins(*views)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), dense(*(view.double() for view in views)), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((1, 4), (1, 4)), "needs at least 2 images, got 1"),
+        (((3, 4), (3, 5)), r"two views must have the same shape, got \(3, 4\) and \(3, 5\)"),
+    ],
+    ids=["one image", "shapes"],
+)
+def test_views_that_cannot_be_compared_are_refused(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(barlow_twins)(*map(torch.ones, shapes))
