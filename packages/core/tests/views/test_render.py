@@ -349,8 +349,8 @@ def test_types_show_the_same_picture():
 @pytest.mark.parametrize("name", DISTORTIONS)
 def test_types_show_the_same_distortion(name):
     levels = some_image(height=32, width=32)
-    spec = ViewSpec((Resize(), RandAugment(num_ops=1)), (32,))
-    parameters = numbers(DISTORTIONS.index(name), 5 if name == "posterize" else 0.3)
+    spec = ViewSpec((Resize(), RandAugment("dssl_code16", num_ops=1)), (32,))
+    parameters = numbers(DISTORTIONS.index(name), 5 if name == "posterize" else 0.3, 0.5, 0.5)
     (view,) = render(levels, parameters, spec)
     assert torch.equal(render((levels.int() * 257).to(torch.uint16), parameters, spec)[0], view)
     assert torch.equal(render(levels / 255, parameters, spec)[0], view)

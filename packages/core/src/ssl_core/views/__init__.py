@@ -5,6 +5,7 @@ A `ViewSpec` holds the paper's numbers; `sample_parameters` draws what is random
 """
 
 from ssl_core.views.config import ViewConfig as ViewConfig
+from ssl_core.views.config import make_ops as make_ops
 from ssl_core.views.config import make_view_specs as make_view_specs
 from ssl_core.views.gallery import save_view_gallery as save_view_gallery
 from ssl_core.views.gallery import view_gallery as view_gallery
@@ -12,6 +13,7 @@ from ssl_core.views.pools import DISTORTIONS as DISTORTIONS
 from ssl_core.views.pools import POOLS as POOLS
 from ssl_core.views.pools import Magnitude as Magnitude
 from ssl_core.views.pools import Pool as Pool
+from ssl_core.views.presets import HEAVY as HEAVY
 from ssl_core.views.presets import PRESETS as PRESETS
 from ssl_core.views.presets import eval_spec as eval_spec
 from ssl_core.views.render import render as render
@@ -20,10 +22,12 @@ from ssl_core.views.sampling import sample_parameters as sample_parameters
 from ssl_core.views.spec import JITTER_ORDERS as JITTER_ORDERS
 from ssl_core.views.spec import VIEW_OPS as VIEW_OPS
 from ssl_core.views.spec import CenterCrop as CenterCrop
+from ssl_core.views.spec import Choice as Choice
 from ssl_core.views.spec import ColorJitter as ColorJitter
 from ssl_core.views.spec import GaussianBlur as GaussianBlur
 from ssl_core.views.spec import Grayscale as Grayscale
 from ssl_core.views.spec import HorizontalFlip as HorizontalFlip
+from ssl_core.views.spec import Jigsaw as Jigsaw
 from ssl_core.views.spec import RandAugment as RandAugment
 from ssl_core.views.spec import RandomCrop as RandomCrop
 from ssl_core.views.spec import RandomResizedCrop as RandomResizedCrop
@@ -37,15 +41,18 @@ from ssl_core.views.spec import parameter_names as parameter_names
 
 __all__ = [
     "DISTORTIONS",
+    "HEAVY",
     "JITTER_ORDERS",
     "POOLS",
     "PRESETS",
     "VIEW_OPS",
     "CenterCrop",
+    "Choice",
     "ColorJitter",
     "GaussianBlur",
     "Grayscale",
     "HorizontalFlip",
+    "Jigsaw",
     "Magnitude",
     "Pool",
     "RandAugment",
@@ -58,6 +65,7 @@ __all__ = [
     "ViewSpec",
     "derive",
     "eval_spec",
+    "make_ops",
     "make_view_specs",
     "num_parameters",
     "parameter_names",

@@ -1,14 +1,15 @@
 """What a config file says about views, and the specs that follow from it."""
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from ssl_core.views.presets import PRESETS
-from ssl_core.views.spec import VIEW_OPS, RandomResizedCrop, ViewOp, ViewSpec, derive
+from ssl_core.views.presets import HEAVY, PRESETS
+from ssl_core.views.spec import VIEW_OPS, Choice, RandomResizedCrop, ViewOp, ViewSpec, derive
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,8 @@ class ViewConfig:
     """One entry of a config's ``views``.
 
     Args:
-        augmentation: a preset's name, or a list of ops in order, each ``{name: {argument: value}}``; in a
-            derived view, the ops that follow the parent's.
+        augmentation: a preset's name, or a list of such names and of ops, each ``{name: {argument: value}}``, in
+            order; in a derived view, what follows the parent's ops. See `make_ops`.
         size: side of the view in pixels; a list renders the same draws at several sizes, one tensor for each.
         crop_scale: replaces the scale of the random resized crop (local crops).
         count: this many views with these ops, each with its own draws.
@@ -27,7 +28,7 @@ class ViewConfig:
         partner: a view of the image's partner instead of the image itself, for a method that pairs images.
     """
 
-    augmentation: str | list[dict[str, Any]] = "weak"
+    augmentation: str | list[str | dict[str, Any]] = "weak"
     size: int | list[int] = 224
     crop_scale: tuple[float, float] | None = None
     count: int = 1
@@ -39,6 +40,32 @@ class ViewConfig:
     def sizes(self) -> tuple[int, ...]:
         """``size`` as the tuple that it stands for."""
         return (self.size,) if isinstance(self.size, int) else tuple(self.size)
+
+
+def make_ops(augmentation: str | Sequence[str | Mapping[str, Any]]) -> tuple[ViewOp, ...]:
+    """The ops that a config's ``augmentation`` stands for, in order.
+
+    Args:
+        augmentation: a name in `PRESETS` or `HEAVY`, or a list of such names and of ops, each
+            ``{name: {argument: value}}``.
+
+    Raises:
+        ValueError: for an unknown preset, op or argument, or a number outside its range.
+
+    Example:
+        >>> [op.name for op in make_ops(["ra_2_5", "jigsaw_4", {"grayscale": {"prob": 1}}])]
+        ['rand_augment', 'jigsaw', 'grayscale']
+    """
+    if not isinstance(augmentation, str):
+        parts = (make_ops(entry) if isinstance(entry, str) else (_op(entry),) for entry in augmentation)
+        return tuple(itertools.chain.from_iterable(parts))
+    presets = PRESETS | HEAVY
+    if augmentation not in presets:
+        raise ValueError(
+            f"views: no augmentation is called {augmentation!r}; there are {', '.join(presets)}, or a list of them and "
+            "of ops"
+        )
+    return presets[augmentation]
 
 
 def make_view_specs(configs: Sequence[ViewConfig]) -> tuple[ViewSpec, ...]:
@@ -92,15 +119,7 @@ def _sharing_crop(
 
 
 def _ops(config: ViewConfig) -> tuple[ViewOp, ...]:
-    if isinstance(config.augmentation, str):
-        if config.augmentation not in PRESETS:
-            raise ValueError(
-                f"views: no augmentation is called {config.augmentation!r}; "
-                f"there are {', '.join(PRESETS)}, or a list of ops"
-            )
-        ops = PRESETS[config.augmentation]
-    else:
-        ops = tuple(_op(entry) for entry in config.augmentation)
+    ops = make_ops(config.augmentation)
     if config.crop_scale is None:
         return ops
     if not any(isinstance(op, RandomResizedCrop) for op in ops):
@@ -110,16 +129,25 @@ def _ops(config: ViewConfig) -> tuple[ViewOp, ...]:
     )
 
 
-def _op(entry: dict[str, Any]) -> ViewOp:
-    name, arguments = next(iter(entry.items()), ("", None))
-    if len(entry) != 1 or not isinstance(arguments, dict | None):
+def _op(entry: Mapping[str, Any]) -> ViewOp:
+    # Inside a choice no parser has seen to it that it is a mapping.
+    values = list(entry.values()) if isinstance(entry, Mapping) else []
+    if len(values) != 1 or not isinstance(values[0], Mapping | None):
         raise ValueError(f"views: an op is written {{name: {{argument: value}}}}, got {entry}")
+    ((name, arguments),) = entry.items()
     if name not in VIEW_OPS:
         raise ValueError(f"views: no op is called {name!r}; there are {', '.join(VIEW_OPS)}")
+    arguments = dict(arguments or {})
+    # Ops inside an op are a config's augmentation again, which jsonargparse cannot know.
+    nested = ("first", "second") if name == Choice.name else ()
+    missing = [argument for argument in nested if arguments.get(argument) is None]
+    if missing:
+        raise ValueError(f"views: {name} needs {' and '.join(missing)}: a preset's name or a list of names and ops")
+    inner: dict[str, Any] = {argument: make_ops(arguments.pop(argument)) for argument in nested}
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(VIEW_OPS[name], name)
+    parser.add_class_arguments(VIEW_OPS[name], name, skip=set(nested))
     try:
-        parsed = parser.parse_object({name: arguments or {}})
+        parsed = parser.parse_object({name: arguments})
     except ArgumentError as error:
         raise ValueError(f"views: {error}") from error
-    return VIEW_OPS[name](**parsed[name])
+    return VIEW_OPS[name](**parsed[name], **inner)

@@ -1,11 +1,13 @@
-"""Rotation, shear and translation of one image: nearest pixel, zeros from outside, exactly Pillow's choice.
+"""Where the pixels of one image go: rotation, shear, translation, a gray box, and cells in another order.
 
-Each pixel of the result copies the pixel of the image in which its centre falls; ``matrix`` (a, b, c, d, e, f)
-takes a point (x, y) of the result, from its upper left corner, to (a x + b y + c, d x + e y + f) of the image.
-Positions are integers in units of 2**-16 pixels, as in Pillow, so that every device copies the same pixels.
+The first three copy the nearest pixel, and zeros from outside, exactly Pillow's choice: each pixel of the result copies
+the pixel of the image in which its centre falls; ``matrix`` (a, b, c, d, e, f) takes a point (x, y) of the result,
+from its upper left corner, to (a x + b y + c, d x + e y + f) of the image. Positions are integers in units of
+2**-16 pixels, as in Pillow, so that every device copies the same pixels.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 _ONE = 65536  # of the fixed-point numbers
+_CUTOUT_LEVELS = (125, 123, 114)  # CIFAR-10's mean, rounded; DSSL's code fills with it
 
 
 def rotate(image: Float[Tensor, "c h w"], degrees: float) -> Float[Tensor, "c h w"]:
@@ -36,13 +39,21 @@ def shear_y(image: Float[Tensor, "c h w"], slope: float) -> Float[Tensor, "c h w
 
 def translate_x(image: Float[Tensor, "c h w"], fraction: float) -> Float[Tensor, "c h w"]:
     """The image moved to the left by a fraction of its width, cut to whole pixels."""
-    pixels = float(int(fraction * image.shape[2]))
-    return affine(image, (1.0, 0.0, pixels, 0.0, 1.0, 0.0))
+    return translate_x_px(image, float(int(fraction * image.shape[2])))
 
 
 def translate_y(image: Float[Tensor, "c h w"], fraction: float) -> Float[Tensor, "c h w"]:
     """The image moved up by a fraction of its height, cut to whole pixels."""
-    pixels = float(int(fraction * image.shape[1]))
+    return translate_y_px(image, float(int(fraction * image.shape[1])))
+
+
+def translate_x_px(image: Float[Tensor, "c h w"], pixels: float) -> Float[Tensor, "c h w"]:
+    """The image moved to the left by a number of pixels, which need not be whole."""
+    return affine(image, (1.0, 0.0, pixels, 0.0, 1.0, 0.0))
+
+
+def translate_y_px(image: Float[Tensor, "c h w"], pixels: float) -> Float[Tensor, "c h w"]:
+    """The image moved up by a number of pixels, which need not be whole."""
     return affine(image, (1.0, 0.0, 0.0, 0.0, 1.0, pixels))
 
 
@@ -61,6 +72,29 @@ def affine(
     # What comes from outside copies a zero that follows the last pixel.
     source = torch.where(inside, y * width + x, height * width)
     return F.pad(image.flatten(1), (0, 1)).index_select(1, source.flatten()).view_as(image)
+
+
+def cutout(image: Float[Tensor, "c h w"], side: float, x: float, y: float) -> Float[Tensor, "c h w"]:
+    """The image with a gray square of ``side`` pixels around (x w, y h).
+
+    Pillow draws both of a rectangle's edges, so that the square is a pixel wider than ``side``. At the left and upper
+    border it is moved inside, at the others cut.
+    """
+    channels, height, width = image.shape
+    left, top = int(max(0, x * width - side / 2)), int(max(0, y * height - side / 2))
+    right, bottom = int(min(width, left + side)), int(min(height, top + side))
+    levels = _CUTOUT_LEVELS if channels == 3 else [sum(_CUTOUT_LEVELS) / 3] * channels
+    result = image.clone()
+    result[:, top : bottom + 1, left : right + 1] = image.new_tensor(levels)[:, None, None] / 255
+    return result
+
+
+def shuffle_cells(image: Float[Tensor, "c h w"], grid: int, cells: Sequence[int]) -> Float[Tensor, "c h w"]:
+    """The image's grid x grid cells, numbered row by row, in another order: place i shows cell ``cells[i]``."""
+    channels, height, width = image.shape
+    cut = image.reshape(channels, grid, height // grid, grid, width // grid).permute(1, 3, 0, 2, 4)
+    placed = cut.flatten(0, 1)[list(cells)].view(cut.shape)
+    return placed.permute(2, 0, 3, 1, 4).reshape(image.shape)
 
 
 def _fixed(number: float) -> int:

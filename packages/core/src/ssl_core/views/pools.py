@@ -15,7 +15,7 @@ Distortion = Literal[
     "contrast",
     "equalize",
     "invert",
-    "posterize",  # bits that are kept of each 8-bit value
+    "posterize",  # bits that are kept of each 8-bit value; at least one is
     "rotate",  # degrees, counter-clockwise
     "sharpness",
     "shear_x",  # pixels to the left for each row down
@@ -23,9 +23,13 @@ Distortion = Literal[
     "solarize",  # lowest 8-bit value that is inverted
     "translate_x",  # fraction of the width, to the left
     "translate_y",  # fraction of the height, up
+    "solarize_add",  # levels that are added before values from 128 on are inverted
+    "cutout",  # side of the gray square, in pixels; the one distortion with a place
+    "translate_x_px",  # pixels to the left
+    "translate_y_px",  # pixels up
 ]
 
-# What a drawn distortion is an index into; 0 leaves the image as it is.
+# What a drawn distortion is an index into; 0 leaves the image as it is. Runs log it: append only.
 DISTORTIONS: tuple[Distortion, ...] = get_args(Distortion)
 
 
@@ -58,6 +62,11 @@ class Pool:
     top_level: int
     magnitudes: dict[Distortion, Magnitude]
 
+    @property
+    def has_cutout(self) -> bool:
+        """Whether a draw needs a place too."""
+        return "cutout" in self.magnitudes
+
 
 # CLSA (Wang and Qi, 2020), table 1. The released code's level v is v tenths of the way through these ranges, and
 # what has no magnitude is applied at every level.
@@ -79,8 +88,47 @@ _CLSA: dict[Distortion, Magnitude] = {
     "translate_y": Magnitude(0.0, 0.3, signed=True),
 }
 
-# The paper names Invert where the released code has Identity.
+# DSSL's released code: sixteen distortions, magnitude M of 30. A higher M is milder for posterize, solarize and, below
+# 16, for the four blends, which it leaves alone between 15 and 16.
+_DSSL: dict[Distortion, Magnitude] = {
+    "autocontrast": Magnitude(),
+    "equalize": Magnitude(),
+    "invert": Magnitude(),
+    "rotate": Magnitude(0.0, 30.0, signed=True),
+    "posterize": Magnitude(0.0, 4.0, whole=True),
+    "solarize": Magnitude(0.0, 256.0),
+    "solarize_add": Magnitude(0.0, 110.0, whole=True),
+    "color": Magnitude(0.1, 1.9),
+    "contrast": Magnitude(0.1, 1.9),
+    "brightness": Magnitude(0.1, 1.9),
+    "sharpness": Magnitude(0.1, 1.9),
+    "shear_x": Magnitude(0.0, 0.3, signed=True),
+    "shear_y": Magnitude(0.0, 0.3, signed=True),
+    "cutout": Magnitude(0.0, 40.0),
+    "translate_x_px": Magnitude(0.0, 100.0, signed=True),
+    "translate_y_px": Magnitude(0.0, 100.0, signed=True),
+}
+# 100 pixels of a view of 224, as a fraction: as strong at that size, and at 32 pixels, where the code's translations
+# leave nothing of the image from M = 10 on, most of it stays in sight.
+_TRANSLATIONS: dict[Distortion, Distortion] = {"translate_x_px": "translate_x", "translate_y_px": "translate_y"}
+_DSSL_RELATIVE: dict[Distortion, Magnitude] = {
+    _TRANSLATIONS.get(name, name): Magnitude(0.0, 100 / 224, signed=True) if name in _TRANSLATIONS else magnitude
+    for name, magnitude in _DSSL.items()
+}
+# DSSL's paper says 14 distortions and names none: our reading is that these two of the code's are not among them.
+_NOT_IN_PAPER = ("solarize_add", "cutout")
+
+
+def _less(magnitudes: dict[Distortion, Magnitude], *names: str) -> dict[Distortion, Magnitude]:
+    return {name: magnitude for name, magnitude in magnitudes.items() if name not in names}
+
+
 POOLS: dict[str, Pool] = {
-    "clsa_code14": Pool(10, {name: magnitude for name, magnitude in _CLSA.items() if name != "invert"}),
-    "clsa_paper14": Pool(10, {name: magnitude for name, magnitude in _CLSA.items() if name != "identity"}),
+    # CLSA's paper names Invert where the released code has Identity.
+    "clsa_code14": Pool(10, _less(_CLSA, "invert")),
+    "clsa_paper14": Pool(10, _less(_CLSA, "identity")),
+    "dssl_code16": Pool(30, _DSSL),
+    "dssl_paper14": Pool(30, _less(_DSSL, *_NOT_IN_PAPER)),
+    "dssl_code16_relative": Pool(30, _DSSL_RELATIVE),
+    "dssl_paper14_relative": Pool(30, _less(_DSSL_RELATIVE, *_NOT_IN_PAPER)),
 }

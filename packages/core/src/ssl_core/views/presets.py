@@ -7,10 +7,12 @@ not, comes after it.
 
 from ssl_core.views.spec import (
     CenterCrop,
+    Choice,
     ColorJitter,
     GaussianBlur,
     Grayscale,
     HorizontalFlip,
+    Jigsaw,
     RandAugment,
     RandomCrop,
     RandomResizedCrop,
@@ -37,6 +39,20 @@ _MOCO_CIFAR: tuple[ViewOp, ...] = (
     _JITTER,
     Grayscale(prob=0.2),
 )
+
+_DSSL_CIFAR: tuple[ViewOp, ...] = (_CROP, HorizontalFlip(), _JITTER, Grayscale(prob=0.2))
+_DSSL_IMAGENET: tuple[ViewOp, ...] = (*_DSSL_CIFAR, GaussianBlur(prob=0.5))
+
+
+def _simclr(strength: float) -> tuple[ViewOp, ...]:
+    """SimCLR (Chen et al., 2020), appendix A, but for its blur."""
+    jitter = ColorJitter(0.8, 0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength)
+    return (RandomResizedCrop(scale=(0.08, 1.0)), HorizontalFlip(), jitter, Grayscale(prob=0.2))
+
+
+def _dssl_rand_augment(num_ops: int, magnitude: int) -> RandAugment:
+    return RandAugment("dssl_code16", num_ops, prob=1.0, level_range=(magnitude, magnitude))
+
 
 PRESETS: dict[str, tuple[ViewOp, ...]] = {
     # SCE, table 2. Local crops are these with another crop scale.
@@ -76,10 +92,50 @@ PRESETS: dict[str, tuple[ViewOp, ...]] = {
     # LeOCLR's anchors (Alkhalefi et al., 2024): the whole image, squashed to the view's size, in place of the crop.
     "moco_v2_uncropped": (Resize(), *_STRONG[1:]),
     "moco_cifar_uncropped": (Resize(), *_MOCO_CIFAR[1:]),
+    # SimCLR; its appendix B.9 halves the jitter's strength for CIFAR-10 and does not blur.
+    "simclr_imagenet": (*_simclr(1.0), GaussianBlur(prob=0.5)),
+    "simclr_cifar": _simclr(0.5),
+    # DSSL's standard views (Bai et al., 2022), as its released code has them for SimSiam; of its BYOL code; and of the
+    # paper's figure 4. Its heavy views are `HEAVY`.
+    "dssl_cifar": _DSSL_CIFAR,
+    "dssl_imagenet": _DSSL_IMAGENET,
+    "dssl_byol": (_dssl_rand_augment(2, 9), *_DSSL_IMAGENET),
+    "dssl_crop_color": (_CROP, _JITTER, Grayscale(prob=0.2)),
     # For probes of a frozen encoder: training images, and test images.
     "crop_flip": (RandomResizedCrop(scale=(0.08, 1.0)), HorizontalFlip()),
     "padded_crop": (RandomCrop(padding=4), HorizontalFlip()),
     "plain": (CenterCrop(),),
+}
+
+# DSSL's heavy augmentations: what follows a standard view, in a view derived from it. ra_<n>_<m> draws n of the
+# code's sixteen distortions, each at magnitude m of 30 and always applied.
+HEAVY: dict[str, tuple[ViewOp, ...]] = {
+    # The released code: SimSiam on CIFAR-10 and on ImageNet, and BYOL on ImageNet.
+    "cifar_code": (_dssl_rand_augment(2, 9),),
+    "imagenet_code": (Choice(0.9, (_dssl_rand_augment(2, 9),), (Jigsaw(4),)),),
+    "byol_harder": (
+        _dssl_rand_augment(8, 16),
+        _CROP,
+        HorizontalFlip(),
+        ColorJitter(prob=0.8, brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1),
+        Grayscale(prob=0.2),
+        GaussianBlur(prob=0.5),
+        Jigsaw(4, prob=0.1),
+    ),
+    # The paper's text, "unless otherwise specified".
+    "paper": (_dssl_rand_augment(2, 5), Jigsaw(4)),
+    # Rows of the paper's figure 1 and of its table 3.
+    "ra_1_1": (_dssl_rand_augment(1, 1),),
+    "ra_2_1": (_dssl_rand_augment(2, 1),),
+    "ra_2_5": (_dssl_rand_augment(2, 5),),
+    "ra_2_9": (_dssl_rand_augment(2, 9),),
+    "ra_4_10": (_dssl_rand_augment(4, 10),),
+    "ra_8_16": (_dssl_rand_augment(8, 16),),
+    "jigsaw_2": (Jigsaw(2),),
+    "jigsaw_4": (Jigsaw(4),),
+    # UniformAugment draws a magnitude and a probability for each distortion, both uniform. What is applied with a
+    # probability that is itself uniform in [0, 1] is applied with probability 1/2, so it is a RandAugment.
+    "ua": (RandAugment("dssl_code16", num_ops=2, prob=0.5, level_range="continuous"),),
 }
 
 

@@ -28,15 +28,27 @@ from ssl_core.views.color import (
     posterize,
     solarize,
 )
-from ssl_core.views.geometry import rotate, shear_x, shear_y, translate_x, translate_y
+from ssl_core.views.geometry import (
+    cutout,
+    rotate,
+    shear_x,
+    shear_y,
+    shuffle_cells,
+    translate_x,
+    translate_x_px,
+    translate_y,
+    translate_y_px,
+)
 from ssl_core.views.pools import DISTORTIONS, Distortion
 from ssl_core.views.spec import (
     JITTER_ORDERS,
     CenterCrop,
+    Choice,
     ColorJitter,
     GaussianBlur,
     Grayscale,
     HorizontalFlip,
+    Jigsaw,
     RandAugment,
     RandomCrop,
     RandomResizedCrop,
@@ -44,6 +56,7 @@ from ssl_core.views.spec import (
     Solarize,
     ViewOp,
     ViewSpec,
+    num_parameters,
 )
 
 _LEVELS = {torch.uint8: 255, torch.uint16: 65535}
@@ -83,13 +96,11 @@ def render(
             raise ValueError(f"a floating image must lie in [0, 1], got values in [{low}, {high}]: rescale it")
     elif image.dtype not in _LEVELS:
         raise TypeError(f"an image must be uint8, uint16 or floating, got {image.dtype}: convert it first")
-    steps, values, start = [], parameters.tolist(), 0
-    for op in spec.ops:
-        steps.append((op, values[start : start + len(op.parameters)]))
-        start += len(op.parameters)
-    if start != len(values):
-        raise ValueError(f"view {spec.name!r} has {start} parameters, got {len(values)}")
-    return tuple(_render_at(size, image, steps) for size in spec.sizes)
+    if len(parameters) != num_parameters(spec):
+        raise ValueError(f"view {spec.name!r} has {num_parameters(spec)} parameters, got {len(parameters)}")
+    values = parameters.tolist()
+    # Rounding leaves the unit interval; the copy is a tensor of its own.
+    return tuple(_apply_all(spec.ops, values, image, size).contiguous().clamp(0, 1) for size in spec.sizes)
 
 
 def render_batch(
@@ -108,10 +119,13 @@ def render_batch(
     return tuple(torch.stack(views) for views in zip(*rows, strict=True))
 
 
-def _render_at(size: int, image: Tensor, steps: Sequence[tuple[ViewOp, list[float]]]) -> Tensor:
-    for op, values in steps:
-        image = _apply(op, values, image, size)
-    return image.contiguous().clamp(0, 1)  # rounding; also a tensor of its own
+def _apply_all(ops: Sequence[ViewOp], values: list[float], image: Tensor, size: int) -> Tensor:
+    start = 0
+    for op in ops:
+        stop = start + len(op.parameters)
+        image = _apply(op, values[start:stop], image, size)
+        start = stop
+    return image
 
 
 def _apply(op: ViewOp, values: list[float], image: Tensor, size: int) -> Tensor:
@@ -141,14 +155,23 @@ def _apply(op: ViewOp, values: list[float], image: Tensor, size: int) -> Tensor:
         case Solarize():
             return solarize(image, op.threshold) if values[0] else image
         case RandAugment():
-            for index, magnitude in zip(values[::2], values[1::2], strict=True):
-                image = _distorted(image, DISTORTIONS[int(index)], magnitude)
+            width = len(values) // op.num_ops
+            for start in range(0, len(values), width):
+                index, magnitude, *place = values[start : start + width]
+                image = _distorted(image, DISTORTIONS[int(index)], magnitude, place)
             return image
+        case Jigsaw():
+            return shuffle_cells(image, op.grid, [int(cell) for cell in values])
+        case Choice():
+            middle = 1 + sum(len(inner.parameters) for inner in op.first)
+            if values[0]:
+                return _apply_all(op.first, values[1:middle], image, size)
+            return _apply_all(op.second, values[middle:], image, size)
         case _:
             assert_never(op)
 
 
-def _distorted(image: Tensor, distortion: Distortion, magnitude: float) -> Tensor:
+def _distorted(image: Tensor, distortion: Distortion, magnitude: float, place: list[float]) -> Tensor:
     match distortion:
         case "identity":
             return image
@@ -165,7 +188,7 @@ def _distorted(image: Tensor, distortion: Distortion, magnitude: float) -> Tenso
         case "invert":
             return invert(image)
         case "posterize":
-            return posterize(image, int(magnitude))
+            return posterize(image, max(1, int(magnitude)))
         case "rotate":
             return rotate(image, magnitude)
         case "sharpness":
@@ -181,6 +204,14 @@ def _distorted(image: Tensor, distortion: Distortion, magnitude: float) -> Tenso
             return translate_x(image, magnitude)
         case "translate_y":
             return translate_y(image, magnitude)
+        case "solarize_add":
+            return solarize((image + magnitude / 255).clamp_(max=1), 127.5 / 255)
+        case "cutout":
+            return cutout(image, magnitude, *place)
+        case "translate_x_px":
+            return translate_x_px(image, magnitude)
+        case "translate_y_px":
+            return translate_y_px(image, magnitude)
         case _:
             assert_never(distortion)
 

@@ -7,6 +7,7 @@ that every device agrees to the last bit.
 """
 
 import math
+from collections.abc import Sequence
 from typing import assert_never
 
 import torch
@@ -18,10 +19,12 @@ from ssl_core.views.pools import DISTORTIONS, POOLS
 from ssl_core.views.spec import (
     JITTER_ORDERS,
     CenterCrop,
+    Choice,
     ColorJitter,
     GaussianBlur,
     Grayscale,
     HorizontalFlip,
+    Jigsaw,
     RandAugment,
     RandomCrop,
     RandomResizedCrop,
@@ -73,12 +76,7 @@ def sample_parameters(
     if spec.derived_from is not None:
         num_shared = sum(num_draws[: spec.shared_ops])
         draws[:, :num_shared] = _draws(seed, epoch, image_index, spec.derived_from, num_shared)
-    columns = []
-    size_n2 = image_size.double()
-    for op, op_draws in zip(spec.ops, torch.split(draws, num_draws, dim=1), strict=True):
-        columns.append(_parameters(op, op_draws, size_n2, spec.sizes[0]))
-        size_n2 = _size_after(op, size_n2, spec.sizes[0])
-    return torch.cat(columns, dim=1)
+    return _parameters_of_all(spec.ops, draws, image_size.double(), spec.sizes[0])
 
 
 def _draws(
@@ -88,6 +86,16 @@ def _draws(
         [image_index, torch.full_like(image_index, epoch), torch.full_like(image_index, view_index)], dim=1
     )
     return uniform(seed, streams, num_draws)
+
+
+def _parameters_of_all(
+    ops: Sequence[ViewOp], draws: Float64[Tensor, "n draws"], size: Float64[Tensor, "n 2"], side: int
+) -> Float64[Tensor, "n p"]:
+    columns = [draws[:, :0]]
+    for op, op_draws in zip(ops, torch.split(draws, [op.num_draws for op in ops], dim=1), strict=True):
+        columns.append(_parameters(op, op_draws, size, side))
+        size = _size_after(op, size, side)
+    return torch.cat(columns, dim=1)
 
 
 def _size_after(op: ViewOp, size: Float64[Tensor, "n 2"], side: int) -> Float64[Tensor, "n 2"]:
@@ -119,6 +127,12 @@ def _parameters(
             return torch.where(draws[:, :1] < op.prob, _between(op.sigma, draws[:, 1:]), 0.0)
         case RandAugment():
             return _rand_augment(op, draws)
+        case Jigsaw():
+            order = draws[:, 1:].argsort(dim=1, stable=True)
+            return torch.where(draws[:, :1] < op.prob, order, torch.arange(op.grid**2, device=draws.device)).double()
+        case Choice():
+            of_both = _parameters_of_all((*op.first, *op.second), draws[:, 1:], size, side)
+            return torch.cat([(draws[:, :1] < op.prob).double(), of_both], dim=1)
         case _:
             assert_never(op)
 
@@ -176,7 +190,7 @@ def _jitter(op: ColorJitter, draws: Float64[Tensor, "n 6"]) -> Float64[Tensor, "
 
 def _rand_augment(op: RandAugment, draws: Float64[Tensor, "n draws"]) -> Float64[Tensor, "n p"]:
     pool = POOLS[op.pool]
-    which, level, apply, sign = draws.view(len(draws), op.num_ops, 4).unbind(2)
+    which, level, apply, sign, *place = draws.view(len(draws), op.num_ops, op.num_draws // op.num_ops).unbind(2)
     if isinstance(op.level_range, str):  # continuous
         level = level * pool.top_level
     else:
@@ -193,8 +207,9 @@ def _rand_augment(op: RandAugment, draws: Float64[Tensor, "n draws"]) -> Float64
     change = span * level / torch.full_like(level, pool.top_level)
     magnitude = low + torch.where(whole == 1, change.trunc(), change)
     magnitude = torch.where((signed == 1) & (sign < 0.5), -magnitude, magnitude)
+    place = [torch.where(distortion == DISTORTIONS.index("cutout"), part, 0.0) for part in place]
     applied = (apply < op.prob)[..., None]
-    return torch.where(applied, torch.stack([distortion, magnitude], dim=2), 0.0).flatten(1)
+    return torch.where(applied, torch.stack([distortion, magnitude, *place], dim=2), 0.0).flatten(1)
 
 
 def _exp(x: Tensor) -> Tensor:

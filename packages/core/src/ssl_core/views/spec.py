@@ -264,13 +264,18 @@ class RandAugment:
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """Index into `DISTORTIONS`, 0 where none is applied, and magnitude of each draw, sign included."""
-        return tuple(f"{part}_{draw}" for draw in range(1, self.num_ops + 1) for part in ("distortion", "magnitude"))
+        """Index into `DISTORTIONS`, 0 where none is applied, and magnitude of each draw, sign included.
+
+        Where the pool has cutout, its centre too, as fractions of width and height; 0 for what has no place.
+        """
+        place = ("x", "y") if POOLS[self.pool].has_cutout else ()
+        parts = ("distortion", "magnitude", *place)
+        return tuple(f"{part}_{draw}" for draw in range(1, self.num_ops + 1) for part in parts)
 
     @property
     def num_draws(self) -> int:
-        """For each distortion: which, level, whether to apply it, sign."""
-        return 4 * self.num_ops
+        """For each distortion: which, level, whether to apply it, sign; where the pool has cutout, x and y."""
+        return (6 if POOLS[self.pool].has_cutout else 4) * self.num_ops
 
     def __post_init__(self) -> None:
         if self.pool not in POOLS:
@@ -290,6 +295,77 @@ class RandAugment:
             )
 
 
+@dataclass(frozen=True)
+class Jigsaw:
+    """The image's grid x grid cells in a random order, with probability ``prob``; every order is as likely.
+
+    Paper: Bai et al., 2022 (DSSL), section 4.1, where the cells stay one image.
+
+    Args:
+        grid: cells along each side, >= 2; divides the side of the image in pixels.
+        prob: probability that the cells are shuffled.
+    """
+
+    grid: int = 4
+    prob: float = 1.0
+
+    name: ClassVar[str] = "jigsaw"
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """For each place, row by row, the cell that it shows; its own where nothing is shuffled."""
+        return tuple(f"cell_{place}" for place in range(self.grid**2))
+
+    @property
+    def num_draws(self) -> int:
+        """Whether to shuffle, and one for each cell, whose ranks are the order."""
+        return 1 + self.grid**2
+
+    def __post_init__(self) -> None:
+        if self.grid < 2:
+            raise ValueError(f"{self.name}: grid must be >= 2 cells along a side, got {self.grid}")
+        _check_prob(self.name, self.prob)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Either the ops ``first``, with probability ``prob``, or the ops ``second``. No ops leave the image as it is.
+
+    In a config: ``{choice: {prob: 0.9, first: [{grayscale: {prob: 1}}], second: [jigsaw_4]}}``.
+
+    Args:
+        prob: probability of ``first``.
+        first: ops in order, none of which changes the image's size or is a choice itself.
+        second: likewise.
+    """
+
+    prob: float
+    first: "tuple[ViewOp, ...]"
+    second: "tuple[ViewOp, ...]"
+
+    name: ClassVar[str] = "choice"
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """1 for ``first`` and 0 for ``second``, then the parameters of both; those of the other one do nothing."""
+        first, second = _named_parameters(self.first), _named_parameters(self.second)
+        return ("takes_first", *(f"first.{name}" for name in first), *(f"second.{name}" for name in second))
+
+    @property
+    def num_draws(self) -> int:
+        """Which of the two, then the draws of both."""
+        return 1 + sum(op.num_draws for op in (*self.first, *self.second))
+
+    def __post_init__(self) -> None:
+        _check_prob(self.name, self.prob)
+        for op in (*self.first, *self.second):
+            if isinstance(op, (*_GEOMETRY, Choice)):
+                raise ValueError(
+                    f"{self.name}: {op.name} cannot be one of its ops: they must keep the image's size and not choose "
+                    "themselves; put it before or after"
+                )
+
+
 ViewOp = (
     RandomResizedCrop
     | RandomCrop
@@ -301,6 +377,8 @@ ViewOp = (
     | GaussianBlur
     | Solarize
     | RandAugment
+    | Jigsaw
+    | Choice
 )
 
 # Name in a config file -> op.
@@ -363,11 +441,32 @@ class ViewSpec:
                     f"view {self.name!r}: center_crop's short_side {short_side} is smaller than "
                     f"the view's size {max(self.sizes)}"
                 )
+        self._check_jigsaws()
         if (self.derived_from is None) != (self.shared_ops == 0) or self.shared_ops > len(self.ops):
             raise ValueError(
                 f"view {self.name!r}: derived_from {self.derived_from} with shared_ops {self.shared_ops} of "
                 f"{len(self.ops)} ops: build derived views with ssl_core.views.derive"
             )
+
+    def _check_jigsaws(self) -> None:
+        sides: tuple[int, ...] = ()
+        for op in self.ops:
+            if isinstance(op, _GEOMETRY):
+                sides = (op.side,) if isinstance(op, Resize) and op.side is not None else self.sizes
+            for jigsaw in (*op.first, *op.second) if isinstance(op, Choice) else (op,):
+                if not isinstance(jigsaw, Jigsaw):
+                    continue
+                if not sides:
+                    raise ValueError(
+                        f"view {self.name!r}: jigsaw comes before the image has one known side: put it after a "
+                        "random_resized_crop, random_crop, center_crop or resize"
+                    )
+                for side in sides:
+                    if side % jigsaw.grid:
+                        raise ValueError(
+                            f"view {self.name!r}: jigsaw's grid {jigsaw.grid} does not divide the side of {side} "
+                            "pixels: choose another grid or size"
+                        )
 
 
 def derive(
@@ -420,15 +519,19 @@ def parameter_names(spec: ViewSpec) -> tuple[str, ...]:
 
     The second op of a kind is numbered: ``solarize_2.solarize``.
     """
-    names: list[str] = []
-    seen: dict[str, int] = {}
-    for op in spec.ops:
-        seen[op.name] = seen.get(op.name, 0) + 1
-        prefix = op.name if seen[op.name] == 1 else f"{op.name}_{seen[op.name]}"
-        names.extend(f"{prefix}.{parameter}" for parameter in op.parameters)
-    return tuple(names)
+    return _named_parameters(spec.ops)
 
 
 def num_parameters(spec: ViewSpec) -> int:
     """How many numbers describe one image's view."""
     return sum(len(op.parameters) for op in spec.ops)
+
+
+def _named_parameters(ops: Sequence[ViewOp]) -> tuple[str, ...]:
+    names: list[str] = []
+    seen: dict[str, int] = {}
+    for op in ops:
+        seen[op.name] = seen.get(op.name, 0) + 1
+        prefix = op.name if seen[op.name] == 1 else f"{op.name}_{seen[op.name]}"
+        names.extend(f"{prefix}.{parameter}" for parameter in op.parameters)
+    return tuple(names)
