@@ -1,0 +1,12 @@
+"""DSSL: heavily augmented views are drawn to their standard view, never the reverse; over five base methods."""
+
+from ssl_dssl.bases import BYOL as BYOL
+from ssl_dssl.bases import BarlowTwins as BarlowTwins
+from ssl_dssl.bases import MoCoV2 as MoCoV2
+from ssl_dssl.bases import SimCLR as SimCLR
+from ssl_dssl.bases import SimSiam as SimSiam
+from ssl_dssl.loss import Embedded as Embedded
+from ssl_dssl.loss import directional_loss as directional_loss
+from ssl_dssl.method import DSSL as DSSL
+
+__all__ = ["BYOL", "DSSL", "BarlowTwins", "Embedded", "MoCoV2", "SimCLR", "SimSiam", "directional_loss"]

@@ -1,0 +1,97 @@
+"""DSSL's loss: a base method's loss of standard views, and heavy views drawn to the standard views they come from."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ssl_core.losses import negative_cosine
+
+
+class Embedded(NamedTuple):
+    """One view after the networks, in the paper's words.
+
+    Attributes:
+        prediction: z, (n d), with gradient; None where no term asks for it.
+        target: y, (n d), without gradient; None where no term asks for it.
+    """
+
+    prediction: Tensor | None
+    target: Tensor | None
+
+
+def directional_loss(
+    standard: Sequence[Embedded],
+    heavy: Sequence[Embedded],
+    pair_loss: Callable[[Embedded, Embedded], Float[Tensor, ""]],
+    *,
+    sources: Sequence[int] = (0, 1),
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    gamma: float = 1.0,
+    delta: float = 0.0,
+) -> Float[Tensor, ""]:
+    """The weighted sum of all ways in which standard views v and heavy views v^ may be compared.
+
+    L = alpha L_S(v, v') + beta L_S(v^, v^') + gamma L_A(v^ -> v) + delta L_A(v -> v^)            (6)
+    L_A(v^ -> v) = 1/2 [D(z^, y) + D(z^', y')],  D(z, y) = -<z, y> / (|z| |y|)                   (4)
+
+    Paper: Bai et al., 2022, 2110.13555.  L_S = pair_loss, z = prediction, y = target. Alpha = gamma = 1 and
+    beta = delta = 0 is DSSL, eq. (5), whose heavy views learn from standard ones and are never learnt from; all four
+    1 is the symmetric method; alpha alone is the base. A term of weight 0 is not computed. The 1/2 is the released
+    code's: a mean over the heavy views, however many, as L_S of several pairs of standard views is their mean.
+
+    Args:
+        standard: pairs of standard views of the same images, one pair after the other.
+        heavy: heavy views of them; two where beta is not 0.
+        pair_loss: the base's scalar loss of two views.
+        sources: for each heavy view, the standard view it comes from.
+        alpha: weight of the base's loss of standard views, >= 0.
+        beta: weight of the base's loss of heavy views, >= 0.
+        gamma: weight of heavy predictions against standard targets, >= 0.
+        delta: weight of standard predictions against heavy targets, >= 0.
+
+    Returns:
+        Scalar loss.
+
+    Raises:
+        ValueError: if heavy views and sources do not match, or beta asks for two heavy views.
+
+    Example:
+        >>> from ssl_dssl import SimSiam
+        >>> along, across = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 3.0]])
+        >>> standard = [Embedded(along, along), Embedded(along, along)]
+        >>> heavy = [Embedded(along, along), Embedded(across, across)]
+        >>> directional_loss(standard, heavy, SimSiam().loss)  # -1, and the mean of -1 and 0
+        tensor(-1.5000)
+    """
+    if len(heavy) != len(sources):
+        raise ValueError(f"each heavy view needs its source, got {len(heavy)} heavy views and sources {tuple(sources)}")
+    if beta and len(heavy) != 2:
+        raise ValueError(f"beta {beta:g} is the weight of a pair of heavy views, got {len(heavy)} of them")
+    terms = []
+    if alpha:
+        pairs = [pair_loss(standard[i], standard[i + 1]) for i in range(0, len(standard), 2)]
+        terms.append(alpha * torch.stack(pairs).mean())
+    if beta:
+        terms.append(beta * pair_loss(*heavy))
+    sided = [(view, standard[source]) for view, source in zip(heavy, sources, strict=True)]
+    if gamma and sided:
+        terms.append(gamma * _mean_cosine([(view.prediction, source.target) for view, source in sided]))
+    if delta and sided:
+        terms.append(delta * _mean_cosine([(source.prediction, view.target) for view, source in sided]))
+    if not terms:
+        raise ValueError(f"nothing is left to learn from {len(standard)} standard and {len(heavy)} heavy views with "
+                         f"alpha {alpha:g}, beta {beta:g}, gamma {gamma:g} and delta {delta:g}")
+    return torch.stack(terms).sum()
+
+
+def _mean_cosine(pairs: Sequence[tuple[Tensor | None, Tensor | None]]) -> Tensor:
+    distances = []
+    for prediction, target in pairs:
+        assert prediction is not None
+        assert target is not None
+        distances.append(negative_cosine(prediction, target).mean())
+    return torch.stack(distances).mean()
