@@ -88,8 +88,8 @@ _CLSA: dict[Distortion, Magnitude] = {
     "translate_y": Magnitude(0.0, 0.3, signed=True),
 }
 
-# DSSL's released code: sixteen distortions, magnitude M of 30. A higher M is milder for posterize, solarize and, below
-# 16, for the four blends, which it leaves alone between 15 and 16.
+# DSSL's released code: sixteen distortions at magnitude M of 30. A higher M is milder for posterize and solarize, and
+# for the four blends up to 15, where their factor is 1.
 _DSSL: dict[Distortion, Magnitude] = {
     "autocontrast": Magnitude(),
     "equalize": Magnitude(),
