@@ -14,10 +14,11 @@ from matplotlib.axes import Axes
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
-from ssl_core.views import DISTORTIONS, POOLS, CenterCrop, RandAugment, ViewSpec, render, sample_parameters
+from ssl_core.views import DISTORTIONS, CenterCrop, RandAugment, ViewSpec, render, sample_parameters
 
 SIDE = 64
 LEVELS = (1, 5, 9)
+POOLS = ("clsa_code14", "clsa_paper14")
 
 
 def one_distortion(pool: str, level: int) -> ViewSpec:
@@ -45,11 +46,12 @@ def show(axes: Axes, photo: Tensor, parameters: Tensor, title: str) -> None:
 def main() -> None:
     photo = torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1)
     parameters = [parameters_at(level) for level in LEVELS]
-    graded = [name for name in DISTORTIONS if parameters[0][name][1] > 0]
+    names = [name for name in DISTORTIONS if name in parameters[0]]
+    graded = [name for name in names if parameters[0][name][1] > 0]
     figure, rows = plt.subplots(5, 9, figsize=(11, 7.6))
     for axes in rows.flat:
         axes.axis("off")
-    for axes, name in zip(rows[0], [name for name in DISTORTIONS if name not in graded], strict=False):
+    for axes, name in zip(rows[0], [name for name in names if name not in graded], strict=False):
         show(axes, photo, parameters[0][name], name)
     cells = iter(rows[1:].flat)
     for name in graded:

@@ -4,14 +4,19 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from ssl_core.views import (
+    HEAVY,
     PRESETS,
+    Choice,
     ColorJitter,
+    Grayscale,
+    Jigsaw,
     RandAugment,
     RandomCrop,
     RandomResizedCrop,
     Solarize,
     ViewConfig,
     ViewSpec,
+    make_ops,
     make_view_specs,
 )
 
@@ -55,6 +60,38 @@ def test_a_derived_view_continues_the_view_of_that_index():
     for view in views[2:]:
         assert view.ops == (*PRESETS["strong"], Solarize(prob=1.0))
         assert (view.derived_from, view.shared_ops) == (1, len(PRESETS["strong"]))
+
+
+def test_names_and_ops_follow_each_other_in_a_list():
+    (ra,) = HEAVY["ra_2_5"]
+    assert make_ops("dssl_cifar") == PRESETS["dssl_cifar"]
+    assert make_ops("ra_2_5") == make_ops(["ra_2_5"]) == (ra,)
+    assert make_ops(["ra_2_5", "jigsaw_4"]) == (ra, Jigsaw(4))
+    assert make_ops(["ra_2_5", {"grayscale": {"prob": 1}}]) == (ra, Grayscale(prob=1.0))
+    assert make_ops([{"jigsaw": {"grid": 2}}, "weak", "ua"]) == (Jigsaw(2), *PRESETS["weak"], *HEAVY["ua"])
+    assert make_ops([]) == ()
+
+
+def test_a_choice_is_read_with_names_and_ops_of_its_own():
+    second = [{"jigsaw": {"grid": 4}}]
+    for first in (
+        [{"rand_augment": {"pool": "dssl_code16", "num_ops": 2, "prob": 1, "level_range": [9, 9]}}],
+        "ra_2_9",
+    ):
+        entry = {"choice": {"prob": 0.9, "first": first, "second": second}}
+        assert make_ops([entry]) == HEAVY["imagenet_code"]
+        assert list(entry["choice"]) == ["prob", "first", "second"]  # what was given is left as it is
+    assert make_ops([{"choice": {"prob": 1, "first": [], "second": []}}]) == (Choice(1.0, (), ()),)
+
+
+def test_a_heavy_preset_follows_its_standard_view():
+    standard, heavy = make_view_specs(
+        [ViewConfig("dssl_cifar", 32), ViewConfig(["ra_2_5", "jigsaw_4"], 32, derived_from=0)]
+    )
+    assert heavy.ops == (*standard.ops, *HEAVY["paper"])
+    assert (heavy.derived_from, heavy.shared_ops, heavy.name) == (0, 4, "custom")
+    (_, named) = make_view_specs([ViewConfig("dssl_cifar", 32), ViewConfig("paper", 32, derived_from=0)])
+    assert (named.ops, named.name) == (heavy.ops, "paper")
 
 
 def test_a_list_of_sizes_is_one_view_at_several_sizes():
@@ -103,6 +140,16 @@ def test_draws_are_shared_between_views_of_one_image_and_one_crop(config, words)
         (ViewConfig([{"rand_augment": {"level_range": "code"}}]), "level_range .* 'continuous', got 'code'"),
         (ViewConfig([{"rand_augment": {"level_range": [1, 2.5]}}]), "(?s)rand_augment.level_range.*2.5"),
         (ViewConfig([{"random_resized_crop": 3}]), "random_resized_crop.* 3"),
+        (ViewConfig("ra_2_5"), "do not end at the view's size"),
+        (ViewConfig(["weak", "jigsaw_4"], 30), "grid 4 does not divide .* 30"),
+        (ViewConfig(["weak", "jigsaw_5"]), "'jigsaw_5'.*weak, .*plain, cifar_code, .*jigsaw_4, ua, or a list"),
+        (ViewConfig([{"jigsaw": {"grid": 1}}]), "grid must be >= 2"),
+        (ViewConfig([{"choice": {"prob": 0.5, "first": "ua"}}]), "required: choice.second"),
+        (ViewConfig([{"choice": {"prob": 0.5, "first": None, "second": "ua"}}]), "required: choice.first"),
+        (ViewConfig([{"choice": {"first": "ua", "second": "ua"}}]), "required: choice.prob"),
+        (ViewConfig([{"choice": {"prob": 1, "frist": 2, "first": "ua", "second": "ua"}}]), "choice.*frist"),
+        (ViewConfig([{"choice": {"prob": 1, "first": "weak", "second": "ua"}}]), "choice: random_resized_crop cannot"),
+        (ViewConfig([{"choice": {"prob": 1, "first": [7], "second": "ua"}}]), "(?s)choice.first.*7"),
         (ViewConfig([{"resize": {}, "solarize": {}}]), "name: .argument: value"),
         (ViewConfig([{"solarize": {}}]), "do not end at the view's size"),
         (ViewConfig([]), "do not end at the view's size"),
@@ -138,6 +185,12 @@ def test_a_yaml_file_is_read_as_a_list_of_views(tmp_path):
               - horizontal_flip:
               - rand_augment: {num_ops: 2, level_range: [9, 9]}
             size: 8
+          - {augmentation: paper, size: 16, derived_from: 1}
+          - augmentation:
+              - ra_2_5
+              - choice: {prob: 0.9, first: [ra_1_1, grayscale: {prob: 1}], second: jigsaw_4}
+            size: 32
+            derived_from: 0
         """
     )
     parser = ArgumentParser(exit_on_error=False)
@@ -146,8 +199,11 @@ def test_a_yaml_file_is_read_as_a_list_of_views(tmp_path):
     views = [ViewConfig(**view) for view in parser.parse_args(["--config", str(file)]).views]
     assert views[:2] == [ViewConfig("strong", 32), ViewConfig("strong_gamma", 16, (0.1, 0.4), 2)]
     specs = make_view_specs(views)
-    assert [view.sizes for view in specs] == [(32,), (16,), (16,), (8,)]
-    assert specs[-1].ops[-1] == RandAugment(num_ops=2, level_range=(9, 9))
+    assert [view.sizes for view in specs] == [(32,), (16,), (16,), (8,), (16,), (32,)]
+    assert specs[3].ops[-1] == RandAugment(num_ops=2, level_range=(9, 9))
+    assert specs[4].ops[-2:] == HEAVY["paper"]
+    choice = Choice(0.9, (*HEAVY["ra_1_1"], Grayscale(prob=1.0)), (Jigsaw(4),))
+    assert specs[5].ops[-2:] == (*HEAVY["ra_2_5"], choice)
     # As the run's own config.yaml, it says the same again.
     file.write_text(parser.dump(parser.parse_args(["--config", str(file)])))
     again = [ViewConfig(**view) for view in parser.parse_args(["--config", str(file)]).views]

@@ -1,14 +1,17 @@
-"""The presets' numbers, written down once more from table 2 of SCE and from MoCo's code."""
+"""The presets' numbers, written down once more from table 2 of SCE, and the code of MoCo and DSSL."""
 
 import pytest
 
 from ssl_core.views import (
+    HEAVY,
     PRESETS,
     CenterCrop,
+    Choice,
     ColorJitter,
     GaussianBlur,
     Grayscale,
     HorizontalFlip,
+    Jigsaw,
     RandAugment,
     RandomCrop,
     RandomResizedCrop,
@@ -88,6 +91,54 @@ def test_uncropped_presets_see_the_whole_image_and_are_otherwise_the_same(name):
     crop, *others = PRESETS[name]
     assert isinstance(crop, RandomResizedCrop)
     assert PRESETS[f"{name}_uncropped"] == (Resize(), *others)
+
+
+CROP, FLIP, GRAY = RandomResizedCrop(scale=(0.2, 1.0)), HorizontalFlip(prob=0.5), Grayscale(prob=0.2)
+JITTER = ColorJitter(prob=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+BLUR = GaussianBlur(prob=0.5, sigma=(0.1, 2.0))
+
+
+def always(num_ops, magnitude):
+    return RandAugment("dssl_code16", num_ops, prob=1.0, level_range=(magnitude, magnitude))
+
+
+def test_dssls_standard_views_have_the_numbers_and_the_order_of_its_code():
+    assert PRESETS["dssl_cifar"] == (CROP, FLIP, JITTER, GRAY)
+    assert PRESETS["dssl_imagenet"] == (CROP, FLIP, JITTER, GRAY, BLUR)
+    assert PRESETS["dssl_byol"] == (always(2, 9), CROP, FLIP, JITTER, GRAY, BLUR)
+    assert PRESETS["dssl_crop_color"] == (CROP, JITTER, GRAY)
+
+
+def test_dssls_heavy_views_are_those_of_its_code_and_paper():
+    assert HEAVY["cifar_code"] == (always(2, 9),)
+    assert HEAVY["imagenet_code"] == (Choice(0.9, (always(2, 9),), (Jigsaw(4, prob=1.0),)),)
+    stronger = ColorJitter(prob=0.8, brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1)
+    assert HEAVY["byol_harder"] == (always(8, 16), CROP, FLIP, stronger, GRAY, BLUR, Jigsaw(4, prob=0.1))
+    assert HEAVY["paper"] == (always(2, 5), Jigsaw(4, prob=1.0))
+
+
+@pytest.mark.parametrize("name", [name for name in HEAVY if name.startswith("ra_")])
+def test_a_rand_augment_is_named_by_its_number_of_ops_and_magnitude(name):
+    num_ops, magnitude = map(int, name.removeprefix("ra_").split("_"))
+    assert HEAVY[name] == (always(num_ops, magnitude),)
+
+
+def test_every_row_of_dssls_figures_is_there():
+    rows = {"ra_1_1", "ra_2_1", "ra_2_5", "ra_2_9", "ra_4_10", "ra_8_16", "jigsaw_2", "jigsaw_4", "ua"}
+    assert rows == HEAVY.keys() - {"cifar_code", "imagenet_code", "byol_harder", "paper"}
+    assert (HEAVY["jigsaw_2"], HEAVY["jigsaw_4"]) == ((Jigsaw(2, prob=1.0),), (Jigsaw(4, prob=1.0),))
+    assert HEAVY["ua"] == (RandAugment("dssl_code16", 2, prob=0.5, level_range="continuous"),)
+
+
+def test_simclrs_presets_have_the_jitter_of_their_strength():
+    crop = RandomResizedCrop(scale=(0.08, 1.0))
+    strong, half = ColorJitter(0.8, 0.8, 0.8, 0.8, 0.2), ColorJitter(0.8, 0.4, 0.4, 0.4, 0.1)
+    assert PRESETS["simclr_imagenet"] == (crop, FLIP, strong, GRAY, BLUR)
+    assert PRESETS["simclr_cifar"] == (crop, FLIP, half, GRAY)
+
+
+def test_no_two_presets_share_a_name():
+    assert not PRESETS.keys() & HEAVY.keys()
 
 
 def test_presets_of_probes_have_no_colour():

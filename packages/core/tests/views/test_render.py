@@ -5,18 +5,22 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from torchvision.transforms.v2 import functional as oracle
 
 from ssl_core.views import (
     DISTORTIONS,
+    HEAVY,
     JITTER_ORDERS,
+    POOLS,
     PRESETS,
     CenterCrop,
+    Choice,
     ColorJitter,
     GaussianBlur,
     Grayscale,
     HorizontalFlip,
+    Jigsaw,
     RandAugment,
     RandomCrop,
     RandomResizedCrop,
@@ -238,11 +242,24 @@ def test_the_whole_strong_view_is_torchvisions_functions_in_order():
         assert_same(render(image, row, spec)[0], expected, atol=1e-5)
 
 
-# Distortions on 8-bit images, as CLSA's released code applies them with Pillow.
+# Distortions on 8-bit images, as CLSA's and DSSL's released code apply them with Pillow.
 
 
 def pillows_affine(picture, *matrix):
     return picture.transform(picture.size, Image.Transform.AFFINE, matrix)
+
+
+def pillows_solarize_add(picture, addition):
+    added = np.clip(np.array(picture) + addition, 0, 255).astype(np.uint8)
+    return ImageOps.solarize(Image.fromarray(added), 128)
+
+
+def pillows_cutout(picture, side, x, y):
+    width, height = picture.size
+    left, top = int(max(0, x * width - side / 2)), int(max(0, y * height - side / 2))
+    box = (left, top, min(width, left + side), min(height, top + side))
+    ImageDraw.Draw(picture).rectangle(box, (125, 123, 114))
+    return picture
 
 
 PILLOW = {
@@ -250,13 +267,17 @@ PILLOW = {
     "autocontrast": lambda picture, _: ImageOps.autocontrast(picture),
     "equalize": lambda picture, _: ImageOps.equalize(picture),
     "invert": lambda picture, _: ImageOps.invert(picture),
-    "posterize": lambda picture, bits: ImageOps.posterize(picture, int(bits)),
+    "posterize": lambda picture, bits: ImageOps.posterize(picture, max(1, int(bits))),
     "solarize": lambda picture, threshold: ImageOps.solarize(picture, threshold),
     "rotate": lambda picture, degrees: picture.rotate(degrees),
     "shear_x": lambda picture, slope: pillows_affine(picture, 1, slope, 0, 0, 1, 0),
     "shear_y": lambda picture, slope: pillows_affine(picture, 1, 0, 0, slope, 1, 0),
     "translate_x": lambda picture, share: pillows_affine(picture, 1, 0, int(share * picture.width), 0, 1, 0),
     "translate_y": lambda picture, share: pillows_affine(picture, 1, 0, 0, 0, 1, int(share * picture.height)),
+    "solarize_add": pillows_solarize_add,
+    "cutout": pillows_cutout,
+    "translate_x_px": lambda picture, pixels: pillows_affine(picture, 1, 0, pixels, 0, 1, 0),
+    "translate_y_px": lambda picture, pixels: pillows_affine(picture, 1, 0, 0, 0, 1, pixels),
     "brightness": lambda picture, factor: ImageEnhance.Brightness(picture).enhance(factor),
     "color": lambda picture, factor: ImageEnhance.Color(picture).enhance(factor),
     "contrast": lambda picture, factor: ImageEnhance.Contrast(picture).enhance(factor),
@@ -266,23 +287,24 @@ PILLOW = {
 BLENDS = ("brightness", "color", "contrast", "sharpness")
 
 
-def distorted_by_pillow(image, name, magnitude):
-    picture = PILLOW[name](Image.fromarray(image.permute(1, 2, 0).numpy()), magnitude)
+def distorted_by_pillow(image, name, *magnitude):
+    picture = PILLOW[name](Image.fromarray(image.permute(1, 2, 0).numpy()), *magnitude)
     return unit(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
 
 
 @pytest.mark.parametrize("level", [(1, 1), (5, 5), (9, 9), "continuous"], ids=str)
 @pytest.mark.parametrize("side", [1, 2, 31, 32, 97])
-@pytest.mark.parametrize("pool", ["clsa_code14", "clsa_paper14"])
+@pytest.mark.parametrize("pool", ["clsa_code14", "clsa_paper14", "dssl_code16", "dssl_code16_relative"])
 def test_each_distortion_is_pillows(pool, side, level):
     image = some_image(height=side, width=side)
     spec = ViewSpec((Resize(), RandAugment(pool, 1, 1.0, level)), (side,))
-    parameters = draw(spec, [image] * 200).tolist()
-    assert len({index for index, _ in parameters}) == 14
-    for index, magnitude in parameters:
+    drawn = draw(spec, [image] * 200)
+    assert len(drawn[:, 0].unique()) == len(POOLS[pool].magnitudes)
+    for row in drawn:
+        index, magnitude, *place = row.tolist()
         name = DISTORTIONS[int(index)]
-        (view,) = render(image, numbers(index, magnitude), spec)
-        expected = distorted_by_pillow(image, name, magnitude)
+        (view,) = render(image, row, spec)
+        expected = distorted_by_pillow(image, name, magnitude, *(place if name == "cutout" else ()))
         if name in BLENDS:
             assert_same(view, expected, atol=2.04 / 255)
         else:
@@ -303,6 +325,49 @@ def test_distortions_follow_each_other_in_the_drawn_order():
     assert {round(level) for level in (view * 255).unique().tolist()} == set(range(0, 61, 4))
 
 
+def test_posterizing_to_less_than_one_bit_keeps_one():
+    image, spec = some_image(height=32, width=32), ViewSpec((Resize(), RandAugment(num_ops=1)), (32,))
+    (view,) = render(image, numbers(DISTORTIONS.index("posterize"), 0), spec)
+    assert_same(view, (image >= 128) * (128 / 255))
+
+
+def test_solarize_add_by_hand():
+    # 110 + 18 is 128 and inverted, 109 + 18 is not; 240 + 18 is clipped to 255.
+    image = torch.tensor([109, 110, 240], dtype=torch.uint8).view(1, 1, 3).expand(1, 3, 3)
+    spec = ViewSpec((RandAugment(num_ops=1), Resize()), (3,))
+    (view,) = render(image, numbers(DISTORTIONS.index("solarize_add"), 18), spec)
+    assert_same(view[0, 0] * 255, torch.tensor([127.0, 127.0, 0.0]), atol=1e-4)
+
+
+def brightest_translations(pool, level, side):
+    """The largest value of each translated white image that is a heavy view of one distortion."""
+    op = RandAugment(pool, 1, 1.0, (level, level))
+    image, spec = torch.ones(3, side, side), ViewSpec((Resize(), op), (side,))
+    moves = torch.tensor([index for index, name in enumerate(DISTORTIONS) if name.startswith("translate")])
+    drawn = [row for row in draw(spec, [image] * 200) if row[0] in moves]
+    assert len({(row[0].item(), row[1].item()) for row in drawn}) == 4  # two axes, two directions
+    return [render(image, row, spec)[0].max().item() for row in drawn]
+
+
+@pytest.mark.parametrize("level", [10, 16, 30])
+def test_dssls_translations_leave_nothing_of_32_pixels_from_magnitude_10_on(level):
+    assert set(brightest_translations("dssl_code16", level, 32)) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("pool", "level", "side"),
+    [("dssl_code16", 9, 32), ("dssl_code16", 30, 224), ("dssl_code16_relative", 30, 32)],
+)
+def test_dssls_other_translations_leave_some_of_the_image(pool, level, side):
+    assert set(brightest_translations(pool, level, side)) == {1.0}
+
+
+def test_two_columns_of_32_are_left_at_magnitude_9():
+    image, spec = torch.ones(1, 32, 32), ViewSpec((Resize(), RandAugment("dssl_code16", 1)), (32,))
+    (view,) = render(image, numbers(DISTORTIONS.index("translate_x_px"), 30.0, 0, 0), spec)
+    assert view[0, 0].nonzero().flatten().tolist() == [0, 1]
+
+
 def test_solarising_counts_a_value_to_its_nearest_level():
     # 99.6 and 99.4 are levels 100 and 99; what is inverted keeps its fraction.
     image = torch.tensor([99.6, 99.4]).view(1, 1, 2) / 255
@@ -318,7 +383,69 @@ def test_distortions_before_the_crop_see_the_whole_image():
     assert torch.equal(view, unit(image)[:, 3:23, 34:54])  # 30 pixels of 60
 
 
+@pytest.mark.parametrize("pool", ["dssl_code16", "dssl_paper14"])
+def test_distortions_with_a_place_follow_each_other_in_the_drawn_order(pool):
+    image, spec = some_image(height=32, width=32), ViewSpec((Resize(), RandAugment(pool, 2)), (32,))
+    place = (0.25, 0.75) if POOLS[pool].has_cutout else ()
+    rotate, add = (DISTORTIONS.index(name) for name in ("rotate", "invert"))
+    (view,) = render(image, numbers(rotate, 15, *place, add, 0, *place), spec)
+    assert_same(view, 1 - distorted_by_pillow(image, "rotate", 15))
+
+
+# Jigsaw and choice.
+
+
+def test_a_jigsaw_shows_the_cells_that_its_parameters_name():
+    image = some_image(height=8, width=8)
+    (view,) = render(image, numbers(3, 0, 1, 2), ViewSpec((Resize(), Jigsaw(2)), (8,)))
+    a, b, c, d = unit(image)[:, :4, :4], unit(image)[:, :4, 4:], unit(image)[:, 4:, :4], unit(image)[:, 4:, 4:]
+    assert torch.equal(view, torch.cat([torch.cat([d, a], dim=2), torch.cat([b, c], dim=2)], dim=1))
+
+
+@pytest.mark.parametrize("side", [32, 224])
+def test_a_jigsaw_that_is_never_applied_leaves_the_image(side):
+    image, spec = some_image(height=side, width=side), ViewSpec((Resize(), Jigsaw(4, prob=0.0)), (side,))
+    for row in draw(spec, [image] * 5):
+        assert torch.equal(render(image, row, spec)[0], unit(image))
+
+
+def test_a_jigsaw_at_several_sizes_has_one_order():
+    quarters = torch.tensor([[[0.1, 0.2], [0.3, 0.4]]])
+    image = quarters.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
+    for view in render(image, numbers(2, 3, 1, 0), ViewSpec((Resize(), Jigsaw(2)), (16, 32))):
+        middles = slice(view.shape[1] // 4, None, view.shape[1] // 2)
+        assert_same(view[0, middles, middles].flatten(), torch.tensor([0.3, 0.4, 0.2, 0.1]))
+
+
+def test_a_choice_applies_the_ops_that_its_parameter_names_and_no_other():
+    image = some_image(height=32, width=32)
+    first, second = (Solarize(threshold=0.0), HorizontalFlip()), (Grayscale(), HorizontalFlip())
+    spec = ViewSpec((Resize(), Choice(0.5, first, second), HorizontalFlip()), (32,))
+    assert torch.equal(render(image, numbers(1, 1, 0, 1, 1, 0), spec)[0], 1 - unit(image))
+    gray = oracle.rgb_to_grayscale(unit(image), num_output_channels=3)
+    assert_same(render(image, numbers(0, 1, 1, 1, 0, 0), spec)[0], gray)
+    assert_same(render(image, numbers(0, 1, 1, 1, 0, 1), spec)[0], gray.flip(-1))
+
+
+def test_a_choice_of_nothing_leaves_the_image():
+    image, spec = some_image(height=32, width=32), ViewSpec((Resize(), Choice(0.5, (), (Solarize(),))), (32,))
+    assert torch.equal(render(image, numbers(1, 1), spec)[0], unit(image))
+
+
 # What an image may be.
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+@pytest.mark.parametrize("side", [32, 224])
+@pytest.mark.parametrize("name", HEAVY)
+def test_every_heavy_view_can_be_rendered(name, side, count):
+    image = some_image(count, side, side)
+    heavy = derive([ViewSpec(PRESETS["dssl_cifar"], (side,))], 0, HEAVY[name])
+    for row in draw(heavy, [image] * 12, view=1):
+        (view,) = render(image, row, heavy)
+        assert view.shape == (count, side, side)
+        assert view.min() >= 0
+        assert view.max() <= 1
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6])
@@ -422,6 +549,17 @@ def test_a_derived_view_continues_its_parents_picture():
     (picture,) = render(image, draw(parent, [image])[0], parent)
     (continued,) = render(image, draw(child, [image], view=1)[0], child)
     assert torch.equal(continued, torch.where(picture >= 0.5, 1 - picture, picture))
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_a_heavy_view_continues_its_standard_views_picture(name):
+    image, standard = some_image(), ViewSpec(PRESETS["dssl_imagenet"], (32,))
+    heavy, alone = derive([standard], 0, HEAVY[name]), ViewSpec((Resize(), *HEAVY[name]), (32,))
+    (of_standard,) = draw(standard, [image])
+    (of_heavy,) = draw(heavy, [image], view=1)
+    (picture,) = render(image, of_standard, standard)
+    (expected,) = render(picture, of_heavy[len(of_standard) :], alone)
+    assert_same(render(image, of_heavy, heavy)[0], expected)
 
 
 def test_a_batch_is_its_images_stacked():

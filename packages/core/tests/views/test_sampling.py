@@ -8,12 +8,15 @@ from torch.utils.data import DataLoader
 from ssl_core.philox import uniform
 from ssl_core.views import (
     DISTORTIONS,
+    HEAVY,
     POOLS,
     PRESETS,
     CenterCrop,
+    Choice,
     ColorJitter,
     GaussianBlur,
     HorizontalFlip,
+    Jigsaw,
     RandAugment,
     RandomCrop,
     RandomResizedCrop,
@@ -54,6 +57,16 @@ def test_an_image_alone_draws_what_it_draws_in_a_batch(preset):
     assert batch.shape == (37, num_parameters(spec))
     for index in (0, 5, 36):
         assert torch.equal(sample(spec, [index])[0], batch[index])
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_an_image_alone_draws_its_heavy_view_as_in_a_batch(name):
+    spec = derive([ViewSpec(PRESETS["dssl_cifar"], (32,))], 0, HEAVY[name])
+    batch = sample(spec, range(37), view=1)
+    assert batch.shape == (37, num_parameters(spec))
+    for index in (0, 5, 36):
+        assert torch.equal(sample(spec, [index], view=1)[0], batch[index])
+    assert sample(spec, torch.arange(0), view=1).shape == (0, num_parameters(spec))
 
 
 def test_the_order_of_a_batch_changes_nothing():
@@ -139,6 +152,18 @@ def test_a_derived_view_has_its_parents_draws_and_its_own_after_them():
     sibling = sample(derive([BETA, parent], 1, own), range(50), view=3)
     assert torch.equal(sibling[:, :-1], drawn[:, :-1])
     assert not torch.any(sibling[:, -1] == drawn[:, -1])
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_a_heavy_view_has_its_standard_views_draws_whatever_the_other_views_are(name):
+    standard, other = ViewSpec(PRESETS["dssl_imagenet"], (32,)), ViewSpec(PRESETS["dssl_byol"], (32,))
+    heavy = derive([standard, standard], 0, HEAVY[name])
+    drawn = sample(heavy, range(50), view=2)
+    shared = num_parameters(standard)
+    assert torch.equal(drawn[:, :shared], sample(standard, range(50), view=0))
+    assert torch.equal(drawn, sample(derive([standard, other], 0, HEAVY[name]), range(50), view=2))
+    sibling = sample(derive([standard, standard], 1, HEAVY[name]), range(50), view=3)
+    assert not torch.equal(sibling[:, shared:], drawn[:, shared:])
 
 
 def test_a_derived_view_may_share_the_crop_alone():
@@ -282,7 +307,8 @@ def test_a_second_crop_is_drawn_in_the_frame_of_the_first():
 def distortions(num_images=4000, **op):
     """Names' indices (n, num_ops) and magnitudes (n, num_ops) of a view that does nothing but distort."""
     drawn = sample(ViewSpec((Resize(), RandAugment(**op)), (32,)), range(num_images))
-    return drawn[:, ::2].long(), drawn[:, 1::2]
+    drawn = drawn.unflatten(1, (-1, 4 if POOLS[op.get("pool", "clsa_code14")].has_cutout else 2))
+    return drawn[..., 0].long(), drawn[..., 1]
 
 
 def test_distortions_of_known_draws_by_hand(monkeypatch):
@@ -298,6 +324,110 @@ def test_distortions_of_known_draws_by_hand(monkeypatch):
     names, magnitudes = distortions(1)
     assert [DISTORTIONS[index] for index in names[0]] == ["rotate", "translate_y", "posterize", "solarize", "identity"]
     assert magnitudes[0].tolist() == pytest.approx([-15, 0.27, 5, 231, 0])
+
+
+def test_distortions_of_dssls_pool_of_known_draws_by_hand(monkeypatch):
+    # Which of 16, level (fixed at 9 of 30), apply, negative below 0.5, x, y.
+    draws = [
+        [0.9, 0.1, 0.9, 0.4, 0.2, 0.3],  # int(14.4) = 14: translate_x_px; 100 * 9 / 30; negative
+        [0.85, 0.9, 0.0, 0.1, 0.25, 0.75],  # int(13.6) = 13: cutout; 40 * 9 / 30; no sign; its place
+        [0.4, 0.5, 0.5, 0.5, 0.6, 0.7],  # int(6.4) = 6: solarize_add; int(110 * 9 / 30)
+    ]
+    monkeypatch.setattr("ssl_core.views.sampling.uniform", lambda *_: torch.tensor(draws).double().view(1, 18))
+    spec = ViewSpec((Resize(), RandAugment("dssl_code16", 3, 1.0, (9, 9))), (32,))
+    translate, cutout, add = (DISTORTIONS.index(name) for name in ("translate_x_px", "cutout", "solarize_add"))
+    expected = [translate, -30, 0, 0, cutout, 12, 0.25, 0.75, add, 33, 0, 0]
+    assert sample(spec, [0]).tolist()[0] == pytest.approx(expected)
+
+
+def test_a_cutout_has_a_uniform_place_and_nothing_else_has_one():
+    drawn = sample(ViewSpec((Resize(), RandAugment("dssl_code16", 2, 0.5)), (32,)), range(20000)).view(-1, 4)
+    cut = drawn[:, 0] == DISTORTIONS.index("cutout")
+    for part in (2, 3):
+        assert not drawn[~cut, part].any()
+        assert_uniform(drawn[cut, part], 0, 1)
+    # Pearson's correlation of independent numbers has a standard deviation of 1 / sqrt(n).
+    assert abs(torch.corrcoef(drawn[cut, 2:].T)[0, 1].item()) < 4 / math.sqrt(int(cut.sum()))
+
+
+def test_the_draws_of_a_pool_with_cutout_are_six_each_whatever_is_drawn():
+    names, magnitudes = distortions(50, pool="dssl_code16", num_ops=2)
+    many = distortions(50, pool="dssl_code16", num_ops=5)
+    assert torch.equal(names, many[0][:, :2])
+    assert torch.equal(magnitudes, many[1][:, :2])
+    assert RandAugment("dssl_code16", num_ops=5).num_draws == 30
+
+
+@pytest.mark.parametrize(("num_ops", "share"), [(2, 0.23), (4, 0.41), (8, 0.66)])
+def test_so_many_of_dssls_heavy_views_are_translated(num_ops, share):
+    names, _ = distortions(pool="dssl_code16", num_ops=num_ops, prob=1.0, level_range=(10, 10))
+    translated = torch.isin(names, torch.tensor([DISTORTIONS.index(f"translate_{axis}_px") for axis in "xy"]))
+    prob = 1 - (14 / 16) ** num_ops
+    assert round(prob, 2) == share
+    frequency = translated.any(dim=1).double().mean().item()
+    assert abs(frequency - prob) < 4 * math.sqrt(prob * (1 - prob) / 4000)
+
+
+def test_uniform_augment_applies_every_distortion_half_of_the_time_at_any_magnitude():
+    (op,) = HEAVY["ua"]
+    drawn = sample(ViewSpec((Resize(), op), (32,)), range(20000)).view(-1, 4)
+    applied = drawn[drawn[:, 0] > 0]  # the pool has no identity of its own
+    assert abs(len(applied) / len(drawn) - 0.5) < 4 * 0.5 / math.sqrt(len(drawn))
+    for name, low, high in (("rotate", -30, 30), ("translate_y_px", -100, 100), ("cutout", 0, 40), ("color", 0.1, 1.9)):
+        assert_uniform(applied[applied[:, 0] == DISTORTIONS.index(name), 1], low, high)
+
+
+def test_a_jigsaws_order_is_the_ranks_of_its_draws(monkeypatch):
+    rows = [
+        [0.49, 0.7, 0.1, 0.9, 0.3],  # shuffled; smallest is draw 1, then 3, 0 and 2
+        [0.5, 0.7, 0.1, 0.9, 0.3],  # not shuffled
+        [0.0, 0.2, 0.1, 0.2, 0.1],  # equal draws in their order
+    ]
+    monkeypatch.setattr("ssl_core.views.sampling.uniform", lambda *_: torch.tensor(rows).double())
+    drawn = sample(ViewSpec((Resize(), Jigsaw(2, prob=0.5)), (32,)), range(3))
+    assert drawn.tolist() == [[1, 3, 0, 2], [0, 1, 2, 3], [1, 3, 0, 2]]
+
+
+def test_a_jigsaw_draws_every_order_equally_often():
+    drawn = sample(ViewSpec((Resize(), Jigsaw(2)), (32,)), range(4800))
+    counts = torch.unique(drawn, dim=0, return_counts=True)[1]
+    assert len(counts) == 24
+    # Pearson's statistic has mean 23 and standard deviation sqrt(2 * 23) if all orders are as likely.
+    assert abs(((counts - 200) ** 2 / 200).sum().item() - 23) < 4 * math.sqrt(2 * 23)
+
+
+@pytest.mark.parametrize("prob", [0.0, 0.1, 1.0])
+def test_a_jigsaw_is_a_permutation_and_shuffles_with_its_probability(prob):
+    drawn = sample(ViewSpec((Resize(), Jigsaw(4, prob)), (32,)), range(4000))
+    identity = torch.arange(16.0).double()
+    assert torch.equal(drawn.sort(dim=1).values, identity.expand(4000, 16))
+    # One shuffle of 16! is the identity.
+    shuffled = (drawn != identity).any(dim=1).double().mean().item()
+    assert abs(shuffled - prob) <= 4 * math.sqrt(prob * (1 - prob) / 4000)
+
+
+def test_a_choice_takes_its_first_ops_with_their_probability():
+    drawn = named(ViewSpec((Resize(), *HEAVY["imagenet_code"]), (32,)))
+    first = drawn["choice.takes_first"]
+    assert set(first.tolist()) == {0.0, 1.0}
+    assert abs(first.mean().item() - 0.9) < 4 * math.sqrt(0.9 * 0.1 / 4000)
+
+
+@pytest.mark.parametrize("prob", [0.0, 0.3, 1.0])
+def test_what_a_choice_does_not_take_is_drawn_all_the_same(prob):
+    blur, solarize = GaussianBlur(), Solarize(prob=0.5)
+    chosen = ViewSpec((Resize(), Choice(prob, (blur,), (solarize, Jigsaw(2))), HorizontalFlip()), (32,))
+    columns = sample(chosen, range(50))
+    # Its draws are the choice's own, then those of the first ops and of the second in order. A flip's one draw stands
+    # in for the choice's, and shows it.
+    plain = sample(
+        ViewSpec((Resize(), HorizontalFlip(prob), blur, solarize, Jigsaw(2), HorizontalFlip()), (32,)), range(50)
+    )
+    assert torch.equal(columns, plain)
+
+
+def test_a_choice_of_nothing_has_one_parameter():
+    assert sample(ViewSpec((Resize(), Choice(1.0, (), ())), (32,)), range(3)).tolist() == [[1.0]] * 3
 
 
 def test_distortions_are_drawn_equally_often_and_independently():
@@ -366,7 +496,7 @@ def test_distortions_depend_neither_on_what_else_is_drawn_nor_on_the_size():
 
 @pytest.mark.parametrize("pool", [name for name in POOLS if not POOLS[name].has_cutout])
 @pytest.mark.parametrize("level_range", [(0, 0), (1, 9), (10, 10), "continuous"], ids=str)
-def test_distortions_take_the_same_draws_whatever_their_pool_and_levels(pool, level_range):
+def test_distortions_without_a_place_take_the_same_draws_whatever_their_pool_and_levels(pool, level_range):
     op = RandAugment(pool, 3, 0.5, level_range)
     assert op.num_draws == 12
     after = named(ViewSpec((Resize(), op, GaussianBlur()), (32,)), 50)["gaussian_blur.sigma"]

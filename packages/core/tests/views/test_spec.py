@@ -3,10 +3,12 @@ import pytest
 from ssl_core.views import (
     JITTER_ORDERS,
     CenterCrop,
+    Choice,
     ColorJitter,
     GaussianBlur,
     Grayscale,
     HorizontalFlip,
+    Jigsaw,
     RandAugment,
     RandomCrop,
     RandomResizedCrop,
@@ -34,6 +36,19 @@ def test_a_drawn_distortion_has_a_name_and_a_magnitude_for_each_draw():
     assert parameter_names(view) == tuple(f"rand_augment.{part}" for part in parts)
 
 
+def test_a_drawn_distortion_has_a_place_only_where_the_pool_has_cutout():
+    assert RandAugment("dssl_code16", num_ops=1).parameters == ("distortion_1", "magnitude_1", "x_1", "y_1")
+    assert RandAugment("dssl_paper14", num_ops=1).parameters == ("distortion_1", "magnitude_1")
+
+
+def test_a_choice_names_the_parameters_of_both_and_numbers_what_is_repeated():
+    view = ViewSpec((CenterCrop(), Choice(0.5, (Solarize(), Solarize()), (Jigsaw(2),))), (8,))
+    first = ("takes_first", "first.solarize.solarize", "first.solarize_2.solarize")
+    second = tuple(f"second.jigsaw.cell_{place}" for place in range(4))
+    assert parameter_names(view) == tuple(f"choice.{name}" for name in (*first, *second))
+    assert num_parameters(view) == 7
+
+
 def test_jitter_orders_are_all_orders_of_four():
     assert len(set(JITTER_ORDERS)) == 24
     assert all(sorted(order) == [0, 1, 2, 3] for order in JITTER_ORDERS)
@@ -56,6 +71,20 @@ def test_jitter_orders_are_all_orders_of_four():
         (lambda: RandAugment(level_range=(1, 11)), r"\(1, 11\)"),
         (lambda: RandAugment(level_range="code"), "or 'continuous', got 'code'"),
         (lambda: RandAugment(level_range=(-1, 9)), r"\(-1, 9\)"),
+        (lambda: RandAugment("dssl_code16", level_range=(31, 31)), r"in \[0, 30\] .*\(31, 31\)"),
+        (lambda: Jigsaw(grid=1), "jigsaw: grid must be >= 2 .* 1"),
+        (lambda: Jigsaw(prob=-1.0), "jigsaw: prob .* -1"),
+        (lambda: Choice(1.5, (), ()), "choice: prob .* 1.5"),
+        (lambda: Choice(0.5, (RandomResizedCrop(),), ()), "choice: random_resized_crop cannot be one of its ops"),
+        (lambda: Choice(0.5, (), (Jigsaw(), Resize())), "choice: resize cannot be"),
+        (lambda: Choice(0.5, (), (Choice(0.5, (), ()),)), "choice: choice cannot be"),
+        (lambda: ViewSpec((RandomResizedCrop(), Jigsaw(3)), (32,)), "jigsaw's grid 3 does not divide .* 32"),
+        (lambda: ViewSpec((RandomResizedCrop(), Jigsaw(4)), (32, 18)), "grid 4 does not divide .* 18"),
+        (lambda: ViewSpec((Resize(30), Jigsaw(4), RandomCrop()), (32,)), "grid 4 does not divide .* 30"),
+        (lambda: ViewSpec((CenterCrop(), Choice(0.5, (Jigsaw(5),), ())), (32,)), "grid 5 does not divide .* 32"),
+        (lambda: ViewSpec((CenterCrop(), Choice(0.5, (), (Jigsaw(5),))), (32,)), "grid 5 does not divide .* 32"),
+        (lambda: derive([WEAK], 0, [Jigsaw(4)], sizes=(30,)), "grid 4 does not divide .* 30"),
+        (lambda: ViewSpec((Jigsaw(), RandomResizedCrop()), (32,)), "jigsaw comes before .* put it after"),
         (lambda: HorizontalFlip(prob=1.5), "prob .* 1.5"),
         (lambda: Grayscale(prob=-0.1), "grayscale: prob"),
         (lambda: ColorJitter(contrast=-1.0), "contrast .* -1"),
@@ -80,6 +109,11 @@ def test_jitter_orders_are_all_orders_of_four():
 def test_numbers_and_ops_that_cannot_be_are_refused_by_name(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_a_jigsaw_may_stand_wherever_its_grid_divides_the_side_there():
+    ViewSpec((Resize(30), Jigsaw(5), RandomCrop(), Jigsaw(4)), (32,))
+    ViewSpec((RandomResizedCrop(), Choice(0.5, (), (Jigsaw(7),))), (224, 21))
 
 
 def test_a_derived_view_holds_its_parents_ops_and_its_own():

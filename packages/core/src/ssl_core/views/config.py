@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from ssl_core.views.presets import HEAVY, PRESETS
 from ssl_core.views.spec import VIEW_OPS, Choice, RandomResizedCrop, ViewOp, ViewSpec, derive
+
+Augmentation = str | list[str | dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class ViewConfig:
         partner: a view of the image's partner instead of the image itself, for a method that pairs images.
     """
 
-    augmentation: str | list[str | dict[str, Any]] = "weak"
+    augmentation: Augmentation = "weak"
     size: int | list[int] = 224
     crop_scale: tuple[float, float] | None = None
     count: int = 1
@@ -42,7 +44,7 @@ class ViewConfig:
         return (self.size,) if isinstance(self.size, int) else tuple(self.size)
 
 
-def make_ops(augmentation: str | Sequence[str | Mapping[str, Any]]) -> tuple[ViewOp, ...]:
+def make_ops(augmentation: Augmentation) -> tuple[ViewOp, ...]:
     """The ops that a config's ``augmentation`` stands for, in order.
 
     Args:
@@ -129,25 +131,22 @@ def _ops(config: ViewConfig) -> tuple[ViewOp, ...]:
     )
 
 
-def _op(entry: Mapping[str, Any]) -> ViewOp:
-    # Inside a choice no parser has seen to it that it is a mapping.
-    values = list(entry.values()) if isinstance(entry, Mapping) else []
-    if len(values) != 1 or not isinstance(values[0], Mapping | None):
+def _op(entry: dict[str, Any]) -> ViewOp:
+    name, arguments = next(iter(entry.items()), ("", None))
+    if len(entry) != 1 or not isinstance(arguments, dict | None):
         raise ValueError(f"views: an op is written {{name: {{argument: value}}}}, got {entry}")
-    ((name, arguments),) = entry.items()
     if name not in VIEW_OPS:
         raise ValueError(f"views: no op is called {name!r}; there are {', '.join(VIEW_OPS)}")
-    arguments = dict(arguments or {})
-    # Ops inside an op are a config's augmentation again, which jsonargparse cannot know.
+    # Ops inside an op are written as the ops of a view.
     nested = ("first", "second") if name == Choice.name else ()
-    missing = [argument for argument in nested if arguments.get(argument) is None]
-    if missing:
-        raise ValueError(f"views: {name} needs {' and '.join(missing)}: a preset's name or a list of names and ops")
-    inner: dict[str, Any] = {argument: make_ops(arguments.pop(argument)) for argument in nested}
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(VIEW_OPS[name], name, skip=set(nested))
+    for argument in nested:
+        parser.add_argument(f"--{name}.{argument}", type=Augmentation, required=True)
     try:
-        parsed = parser.parse_object({name: arguments})
+        parsed = parser.parse_object({name: arguments or {}})[name]
     except ArgumentError as error:
         raise ValueError(f"views: {error}") from error
-    return VIEW_OPS[name](**parsed[name], **inner)
+    for argument in nested:
+        parsed[argument] = make_ops(parsed[argument])
+    return VIEW_OPS[name](**parsed)

@@ -29,7 +29,8 @@ Distortion = Literal[
     "translate_y_px",  # pixels up
 ]
 
-# What a drawn distortion is an index into; 0 leaves the image as it is. Runs log it: append only.
+# What a drawn distortion is an index into; 0 leaves the image as it is. Append only, since it is what a
+# parameter means.
 DISTORTIONS: tuple[Distortion, ...] = get_args(Distortion)
 
 
@@ -88,8 +89,8 @@ _CLSA: dict[Distortion, Magnitude] = {
     "translate_y": Magnitude(0.0, 0.3, signed=True),
 }
 
-# DSSL's released code: sixteen distortions, magnitude M of 30. A higher M is milder for posterize, solarize and, below
-# 16, for the four blends, which it leaves alone between 15 and 16.
+# DSSL's released code: sixteen distortions at magnitude M of 30. A higher M is milder for posterize and solarize, and
+# for the four blends up to 15, where their factor is 1.
 _DSSL: dict[Distortion, Magnitude] = {
     "autocontrast": Magnitude(),
     "equalize": Magnitude(),
@@ -108,20 +109,19 @@ _DSSL: dict[Distortion, Magnitude] = {
     "translate_x_px": Magnitude(0.0, 100.0, signed=True),
     "translate_y_px": Magnitude(0.0, 100.0, signed=True),
 }
-# 100 pixels of a view of 224, as a fraction: as strong at that size, and at 32 pixels, where the code's translations
-# leave nothing of the image from M = 10 on, most of it stays in sight.
-_TRANSLATIONS: dict[Distortion, Distortion] = {"translate_x_px": "translate_x", "translate_y_px": "translate_y"}
-_DSSL_RELATIVE: dict[Distortion, Magnitude] = {
-    _TRANSLATIONS.get(name, name): Magnitude(0.0, 100 / 224, signed=True) if name in _TRANSLATIONS else magnitude
-    for name, magnitude in _DSSL.items()
-}
-# DSSL's paper says 14 distortions and names none: our reading is that these two of the code's are not among them.
-_NOT_IN_PAPER = ("solarize_add", "cutout")
 
 
 def _less(magnitudes: dict[Distortion, Magnitude], *names: str) -> dict[Distortion, Magnitude]:
     return {name: magnitude for name, magnitude in magnitudes.items() if name not in names}
 
+
+# 100 pixels of a view of 224, as a fraction: as strong at that size, and at 32 pixels, where the code's translations
+# leave nothing of the image from M = 10 on, most of it stays in sight.
+_RELATIVE = Magnitude(0.0, 100 / 224, signed=True)
+_DSSL_RELATIVE = _less(_DSSL, "translate_x_px", "translate_y_px")
+_DSSL_RELATIVE |= {"translate_x": _RELATIVE, "translate_y": _RELATIVE}
+# DSSL's paper says 14 distortions and names none: our reading is that these two of the code's are not among them.
+_NOT_IN_PAPER = ("solarize_add", "cutout")
 
 POOLS: dict[str, Pool] = {
     # CLSA's paper names Invert where the released code has Identity.
