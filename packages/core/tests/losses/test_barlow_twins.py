@@ -16,9 +16,10 @@ shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 
 def correlated_views(n, d, dtype=torch.float64):
-    """Dimensions of different means, widths and correlations."""
+    """Dimensions of different means, widths and correlations, some of the wrong sign."""
     first = torch.randn(n, d, dtype=dtype) @ torch.randn(d, d, dtype=dtype) + torch.randn(d, dtype=dtype)
-    return first, first + 0.5 * torch.randn(n, d, dtype=dtype)
+    sign = torch.where(torch.arange(d) % 3 == 0, -1.0, 1.0).to(dtype)
+    return first, sign * (first + 0.5 * torch.randn(n, d, dtype=dtype))
 
 
 def dense(first, second, off_diagonal_weight=0.0051):
