@@ -83,8 +83,10 @@ def directional_loss(
     if delta and sided:
         terms.append(delta * _mean_cosine([(source.prediction, view.target) for view, source in sided]))
     if not terms:
-        raise ValueError(f"nothing is left to learn from {len(standard)} standard and {len(heavy)} heavy views with "
-                         f"alpha {alpha:g}, beta {beta:g}, gamma {gamma:g} and delta {delta:g}")
+        raise ValueError(
+            f"nothing is left to learn from {len(standard)} standard and {len(heavy)} heavy views with "
+            f"alpha {alpha:g}, beta {beta:g}, gamma {gamma:g} and delta {delta:g}"
+        )
     return torch.stack(terms).sum()
 
 

@@ -130,8 +130,8 @@ def make_method(config: Config, encoder: nn.Module, num_features: int, views: tu
         )
     if isinstance(base, SimCLR | BarlowTwins) and config.train.accumulate > 1:
         raise ValueError(
-            f"train.accumulate {config.train.accumulate}: {method.base} compares the images that are forwarded at once; "
-            "use 1 and a batch that fits"
+            f"train.accumulate {config.train.accumulate}: {method.base} compares the images that are forwarded at "
+            "once; use 1 and a batch that fits"
         )
     predictor = None
     if base.has_predictor:

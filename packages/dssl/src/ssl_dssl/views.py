@@ -24,8 +24,8 @@ def partially_ordered_views(
     """The standard views v = t(I), and after them a heavy view for each of ``sources``.
 
     Paper: Bai et al., 2022, eq. (3), 2110.13555: v^ = t^(v), ``derived`` from the very picture v. Its Algorithm 1 makes
-    them of the whole ``image``, t^(I), resized to the view's size; ``independent`` is t^(t''(I)), of a standard view that
-    nothing else sees.
+    them of the whole ``image``, t^(I), resized to the view's size; ``independent`` is t^(t''(I)), of a standard view
+    that nothing else sees.
 
     Args:
         standard: t of each standard view.

@@ -1,0 +1,276 @@
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ssl_core.nn import EncoderConfig, make_encoder, mlp_head
+from ssl_core.testing import check_method, random_views
+from ssl_core.train import Step
+from ssl_core.views import ViewConfig, make_ops, make_view_specs
+from ssl_dssl import BYOL, DSSL, BarlowTwins, Embedded, MoCoV2, SimCLR, SimSiam, directional_loss
+from ssl_dssl.views import partially_ordered_views
+
+STANDARD = make_view_specs([ViewConfig("dssl_cifar", 16, count=2)])
+ALL = partially_ordered_views(STANDARD, make_ops(["ra_2_5", "jigsaw_2"]))
+SEEDS = itertools.count()
+STEP = Step(0, total=2, steps_per_epoch=1)
+
+BASES = {
+    "simclr": SimCLR(),
+    "simsiam": SimSiam(),
+    "byol": BYOL(),
+    "mocov2": MoCoV2(queue_length=20),
+    "barlow": BarlowTwins(),
+}
+WITH_PREDICTOR = ("simsiam", "byol")
+WITHOUT_GRADIENT = ("simsiam", "byol", "mocov2")  # to the other view, in the base's own loss
+WEIGHTS = ("alpha", "beta", "gamma", "delta")
+
+
+def make_method(base="simsiam", *, views=ALL, sources=(0, 1), **options):
+    torch.manual_seed(next(SEEDS))
+    encoder = make_encoder(
+        EncoderConfig("resnet18", options={"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}),
+        channels=3,
+        image_size=16,
+    )
+    base = BASES[base] if isinstance(base, str) else base
+    predictor = mlp_head(8, 4, 8) if base.has_predictor else None
+    projector = mlp_head(8, 16, 8)
+    return DSSL(encoder, projector, predictor=predictor, base=base, views=views, dim=8, sources=sources, **options)
+
+
+def alone(base, views=STANDARD, **options):
+    return make_method(base, views=views, sources=(), **options)
+
+
+CONTRACTS = {name: {"base": name} for name in BASES} | {
+    "simsiam, all terms": {"beta": 1.0, "delta": 1.0},
+    "mocov2, all terms": {"base": "mocov2", "beta": 1.0, "delta": 1.0},
+    "byol, delta": {"base": "byol", "gamma": 0.9, "delta": 0.1},
+    "simclr, one heavy view": {"base": "simclr", "views": ALL[:2] + ALL[3:], "sources": (1,)},
+    "mocov2, split BatchNorm": {"base": MoCoV2(queue_length=20, batch_norm_splits=4, split_online=True)},
+    "mocov2, empty queue": {"base": MoCoV2(queue_length=20, queue_initial="empty")},
+    "simsiam, directional terms alone": {"alpha": 0.0},
+}
+CONTRACTS |= {f"{name} alone": {"base": name, "views": STANDARD, "sources": ()} for name in BASES}
+CONTRACTS |= {f"two pairs of {name}": {"base": name, "views": STANDARD * 2, "sources": ()} for name in WITH_PREDICTOR}
+
+
+@pytest.mark.parametrize("case", CONTRACTS)
+def test_the_method_contract_holds(case):
+    check_method(lambda: make_method(**CONTRACTS[case]))
+
+
+def embedded(method, images):
+    """Every view's prediction and target, made here with the method's networks."""
+    views = []
+    for view in images:
+        projection = method.projector(method.encoder(view))
+        target = projection.detach()
+        if method.base.has_momentum_branch:
+            branch = method.momentum_branch
+            with torch.no_grad():
+                target = F.normalize(branch.projector(branch.encoder(view)), dim=1)
+        views.append(Embedded(method.predictor(projection), target))
+    return views
+
+
+def apart(method):
+    """In eval mode, the momentum branch not a copy of the online one any more, and no order that matters."""
+    if method.base.has_momentum_branch:
+        method.momentum_branch.shuffle = False
+        for parameter in method.momentum_branch.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return method.eval()
+
+
+def pair_loss(method):
+    return lambda *pair: method.base.loss(*pair, *([method.queue] if hasattr(method, "queue") else []))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_loss_is_the_directional_loss_of_the_bases_predictions_and_targets(base):
+    weights = dict(zip(WEIGHTS, (0.7, 0.3, 0.9, 0.1), strict=True))
+    method = apart(make_method(base, **weights))
+    images = random_views(method, 4, 3)
+    views = embedded(method, images)
+    expected = directional_loss(views[:2], views[2:], pair_loss(method), **weights)
+    torch.testing.assert_close(method(images, STEP).loss, expected)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_without_directional_weights_it_is_the_base_in_loss_and_gradient(base):
+    method = apart(make_method(base, gamma=0.0))
+    plain = apart(alone(base))
+    plain.load_state_dict(method.state_dict())
+    images = random_views(method, 4, 3)
+    losses = [method(images, STEP).loss, plain(images[:2], STEP).loss]
+    assert torch.equal(*losses)
+    gradients = [
+        torch.autograd.grad(loss, model.encoder.parameters())
+        for loss, model in zip(losses, (method, plain), strict=True)
+    ]
+    for ours, of_base in zip(*gradients, strict=True):
+        assert torch.equal(ours, of_base)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_asymmetric_term_gives_standard_views_a_gradient_of_exactly_zero(base):
+    method = make_method(base, alpha=0.0)
+    images = [view.requires_grad_() for view in random_views(method, 4, 3)]
+    method(tuple(images), STEP).loss.backward()
+    assert [view.grad for view in images[:2]] == [None, None]
+    assert all(view.grad.abs().max() > 0 for view in images[2:])
+
+
+@pytest.mark.parametrize("base", WITHOUT_GRADIENT)
+def test_targets_of_the_base_receive_no_gradient(base):
+    # The second view's target is in the first term of the base's loss, and its prediction in the second term.
+    method = alone(base)
+    images = [view.requires_grad_() for view in random_views(method, 4, 3)]
+    first, second = embedded(method, images)
+    loss = (
+        method.base.loss(Embedded(first.prediction, None), Embedded(None, second.target), method.queue)
+        if base == "mocov2"
+        else method.base.loss(first, second._replace(prediction=second.prediction.detach()))
+    )
+    loss.backward()
+    assert images[0].grad.abs().max() > 0
+    assert images[1].grad is None
+
+
+def test_every_view_is_forwarded_by_itself():
+    method = make_method("simsiam")
+    seen = []
+    method.encoder.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    images = random_views(method, 4, 3)
+    method(images, STEP)
+    assert len(seen) == 4
+    assert all(view is image for view, image in zip(seen, images, strict=True))
+
+
+def forwards(method):
+    """Which views the online encoder sees, and which the momentum encoder."""
+    images = random_views(method, 4, 3)
+    seen = {"online": [], "momentum": []}
+
+    def note(where):
+        return lambda _, arguments: seen[where].extend(
+            [index for index, image in enumerate(images) if torch.equal(image, arguments[0])]
+        )
+
+    method.encoder.register_forward_pre_hook(note("online"))
+    if method.base.has_momentum_branch:
+        method.momentum_branch.shuffle = False
+        method.momentum_branch.encoder.register_forward_pre_hook(note("momentum"))
+    method(images, STEP)
+    return seen["online"], seen["momentum"]
+
+
+@pytest.mark.parametrize(
+    ("options", "online", "momentum"),
+    [
+        ({"base": "byol"}, [0, 1, 2, 3], [0, 1]),
+        ({"base": "byol", "delta": 1.0}, [0, 1, 2, 3], [0, 1, 2, 3]),
+        ({"base": "mocov2"}, [0, 2, 3], [0, 1]),
+        ({"base": "mocov2", "views": ALL[:2] + ALL[3:], "sources": (1,)}, [0, 2], [1]),
+        ({"base": "mocov2", "views": STANDARD, "sources": ()}, [0], [1]),
+        ({"base": "mocov2", "beta": 1.0, "delta": 1.0}, [0, 1, 2, 3], [0, 1, 2, 3]),
+        ({"base": "simclr", "gamma": 0.0}, [0, 1], []),
+    ],
+    ids=["byol", "byol, delta", "mocov2", "mocov2, one heavy", "mocov2 alone", "mocov2, all", "simclr, gamma 0"],
+)
+def test_no_view_is_forwarded_without_need(options, online, momentum):
+    assert forwards(make_method(**options)) == (online, momentum)
+
+
+def test_two_pairs_are_the_mean_of_both():
+    method = apart(alone("simsiam", STANDARD * 2))
+    images = random_views(method, 4, 3)
+    views = embedded(method, images)
+    expected = (method.base.loss(*views[:2]) + method.base.loss(*views[2:])) / 2
+    torch.testing.assert_close(method(images, STEP).loss, expected)
+
+
+@pytest.mark.parametrize("base", ["byol", "mocov2"])
+def test_the_momentum_branch_follows_by_one_minus_m(base):
+    method = make_method(BYOL(0.9) if base == "byol" else MoCoV2(momentum=0.9, queue_length=20))
+    before = [parameter.clone() for parameter in method.momentum_branch.parameters()]
+    for parameter in (*method.encoder.parameters(), *method.projector.parameters()):
+        parameter.data += 1
+    method.update(method(random_views(method, 4, 3), STEP).keys, STEP)
+    for old, new in zip(before, method.momentum_branch.parameters(), strict=True):
+        torch.testing.assert_close(new, old + 0.1)
+
+
+def test_the_queue_takes_the_second_standard_views_key_and_no_heavy_one():
+    method = apart(make_method("mocov2", delta=1.0, beta=1.0))
+    images = random_views(method, 4, 3)
+    output = method(images, STEP)
+    torch.testing.assert_close(output.keys, embedded(method, images)[1].target)
+    method.update(output.keys, STEP)
+    torch.testing.assert_close(method.queue.keys[:4], output.keys)
+    assert method.queue.cursor == 4
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_embeddings_that_are_judged_are_a_standard_views_targets(base):
+    method = apart(make_method(base))
+    images = random_views(method, 4, 3)
+    torch.testing.assert_close(method(images, STEP).embeddings, F.normalize(embedded(method, images)[0].target, dim=1))
+
+
+def test_the_log_has_both_similarities():
+    method = apart(make_method("simsiam"))
+    images = random_views(method, 4, 3)
+    standard, other, heavy, _ = embedded(method, images)
+    metrics = method(images, STEP).metrics
+    torch.testing.assert_close(
+        metrics["positive_similarity"], F.cosine_similarity(standard.prediction, other.target).mean().detach()
+    )
+    torch.testing.assert_close(
+        metrics["heavy_similarity"], F.cosine_similarity(heavy.prediction, standard.target).mean().detach()
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "chances"),
+    [({"base": "simclr"}, 7), ({"base": "mocov2"}, 21), ({"base": "mocov2", "beta": 1.0}, 21**2)],
+    ids=["simclr", "mocov2", "mocov2, beta"],
+)
+def test_the_chance_loss_counts_what_a_row_is_told_from(options, chances):
+    # 4 images in two views, without the own row; or a queue of 20 and the positive.
+    method = make_method(**options)
+    chance = method(random_views(method, 4, 3), STEP).metrics["chance_loss"]
+    assert chance.exp().item() == pytest.approx(chances, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"views": ALL[:3], "sources": (0, 1)}, "leaves 1 standard ones"),
+        ({"views": STANDARD, "sources": (0, 1)}, "leaves 0 standard ones"),
+        ({"views": ALL[:3], "sources": ()}, "leaves 3 standard ones"),
+        ({"sources": (1, 0)}, "is drawn to view 1, but it is derived from view 0"),
+        ({"views": STANDARD * 2, "sources": (0, 2)}, "drawn to view 2, .* the standard views are 0 to 1"),
+        ({"gamma": -1.0}, "gamma must be at least 0, got -1.0"),
+        ({"alpha": 0.0, "gamma": 0.0}, "there is no loss"),
+        ({"views": STANDARD, "sources": (), "alpha": 0.0}, "there is no loss"),
+        ({"views": STANDARD, "sources": (), "delta": 1.0}, "delta 1 is about heavy views, but there are none"),
+        ({"base": "simclr", "views": ALL[:3], "sources": (0,), "beta": 1.0}, "beta 1 is about two heavy views"),
+    ],
+    ids=["three views", "two heavy", "odd", "parent", "source", "negative", "no weight", "no loss", "delta", "beta"],
+)
+def test_impossible_values_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_method(**options)
+
+
+@pytest.mark.parametrize(("base", "message"), [("simsiam", "SimSiam needs a predictor"), ("simclr", "SimCLR has no")])
+def test_a_predictor_where_none_belongs_and_none_where_one_does_are_refused(base, message):
+    predictor = nn.Identity() if base == "simclr" else None
+    with pytest.raises(ValueError, match=message):
+        DSSL(nn.Flatten(), nn.Linear(768, 8), base=BASES[base], views=STANDARD, dim=8, predictor=predictor)

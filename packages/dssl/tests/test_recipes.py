@@ -1,0 +1,254 @@
+"""Every shipped recipe keeps what all recipes promise, and has the values and scores of DSSL's paper and code."""
+
+from operator import attrgetter
+
+import pytest
+
+from ssl_core.testing import Recipes
+from ssl_core.views import PRESETS, make_ops
+from ssl_dssl import train
+
+RECIPES = Recipes(
+    train,
+    words=["DSSL"],
+    keys_per_image=lambda method: 1 if method.base == "mocov2" else 0,
+)
+parse, header, overrides = RECIPES.parse, RECIPES.header, RECIPES.overrides
+
+
+@pytest.mark.parametrize("name", RECIPES.names)
+def test_everything_in_the_header_holds(name):
+    RECIPES.check_header(name)
+
+
+@pytest.mark.parametrize("name", RECIPES.names)
+def test_the_method_builds_at_full_size(name):
+    RECIPES.check_full_size(name)
+
+
+@pytest.mark.parametrize("name", RECIPES.names)
+def test_a_shrunk_recipe_takes_a_step(name):
+    RECIPES.check_step(name)
+
+
+@pytest.mark.parametrize("name", RECIPES.names)
+def test_every_override_makes_views_and_weights_that_fit(name):
+    for _, options in overrides(name):
+        config = parse("--config", name, *options)
+        assert len(config.view_specs()) >= 2
+        train.make_base(config.method)
+
+
+# -- values, from the specification (docs/papers/dssl.md says what paper and code leave open)
+
+DSSL = {
+    "method.heavy": "paper",
+    "method.heavy_source": "derived",
+    "method.heavy_per_image": 2,
+    "method.naive": "none",
+    "method.alpha": 1.0,
+    "method.beta": 0.0,
+    "method.gamma": 1.0,
+    "method.delta": 0.0,
+    "method.pairs": None,
+    "train.batch_size": 512,
+}
+CIFAR = DSSL | {
+    "encoder.name": "resnet18",
+    "encoder.stem": "small",
+    "optim.name": "sgd",
+    "optim.lr": 0.03,
+    "optim.scale_lr": True,
+    "optim.momentum": 0.9,
+    "optim.weight_decay": 5e-4,
+    "optim.exclude_1d": False,
+    "optim.schedule": "cosine_epoch",
+    "optim.warmup_epochs": 10,
+    "optim.constant_lr": (),
+    "train.epochs": 800,
+    "train.sync_batch_norm": False,
+}
+IMAGENET = DSSL | {
+    "encoder.name": "resnet50",
+    "encoder.stem": "auto",
+    "optim.name": "sgd",
+    "optim.lr": 0.05,
+    "optim.scale_lr": True,
+    "optim.momentum": 0.9,
+    "optim.weight_decay": 1e-4,
+    "optim.exclude_1d": False,
+    "optim.schedule": "cosine_epoch_from_0",
+    "optim.warmup_epochs": 0,
+    "optim.constant_lr": (),
+    "train.epochs": 100,
+    "train.sync_batch_norm": True,
+}
+LARS = {"optim.name": "lars", "optim.exclude_1d": True, "optim.schedule": "cosine", "optim.warmup_epochs": 10}
+
+
+def head(num_layers, hidden_dim, out_dim, *, norm=True, bias=True, last_norm="none"):
+    values = locals()
+    return {f"method.projector.{name}": value for name, value in values.items()}
+
+
+SIMSIAM = {"method.base": "simsiam", "method.predictor_dim": 512}
+BYOL = {"method.base": "byol", "method.predictor_dim": 4096, "method.momentum": 0.99}
+VALUES = {
+    "cifar10": CIFAR | SIMSIAM | head(2, 2048, 2048, last_norm="plain"),
+    "cifar10_ablation": CIFAR | SIMSIAM | head(2, 2048, 2048, last_norm="plain") | {"method.heavy": "ra_2_5"},
+    "cifar10_simclr": CIFAR
+    | {"method.base": "simclr", "method.temperature": 0.5}
+    | head(2, 2048, 128, last_norm="affine"),
+    "cifar10_byol": CIFAR | BYOL | head(2, 4096, 256),
+    "cifar10_mocov2": CIFAR
+    | {
+        "method.base": "mocov2",
+        "method.temperature": 0.1,
+        "method.momentum": 0.99,
+        "method.queue_length": 4096,
+        "method.batch_norm_splits": 8,
+        "method.split_online": True,
+    }
+    | head(2, 512, 128, norm=False),
+    "cifar10_barlow": CIFAR
+    | {"method.base": "barlow", "method.off_diagonal_weight": 0.0051}
+    | head(3, 2048, 2048, bias=False),
+    "imagenet": IMAGENET | SIMSIAM | head(3, 2048, 2048, last_norm="affine"),
+    "imagenet_byol": IMAGENET | BYOL | head(2, 4096, 256),
+    "imagenet_simclr": IMAGENET
+    | LARS
+    | {"method.base": "simclr", "method.temperature": 0.1, "optim.lr": 0.3, "optim.weight_decay": 1e-6}
+    | head(2, 2048, 128, last_norm="affine"),
+    "imagenet_mocov2": IMAGENET
+    | {
+        "method.base": "mocov2",
+        "method.temperature": 0.2,
+        "method.momentum": 0.999,
+        "method.queue_length": 65536,
+        "method.batch_norm_splits": None,
+        "optim.lr": 0.03,
+        "train.sync_batch_norm": False,
+    }
+    | head(2, 2048, 128, norm=False),
+    "imagenet_barlow": IMAGENET
+    | LARS
+    | {"method.base": "barlow", "method.off_diagonal_weight": 0.0051}
+    | {"optim.lr": 0.2, "optim.lr_1d": 0.0048, "optim.weight_decay": 1.5e-6}
+    | head(3, 8192, 8192, bias=False),
+}
+VIEWS = {name: ("dssl_cifar", 32) if name.startswith("cifar10") else ("dssl_imagenet", 224) for name in VALUES} | {
+    "cifar10_ablation": ("dssl_crop_color", 32),
+    "imagenet_simclr": ("simclr_imagenet", 224),
+    "smoke": ("dssl_cifar", 16),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_the_values_are_those_of_the_specification(name):
+    config = parse("--config", name)
+    assert {path: attrgetter(path)(config) for path in VALUES[name]} == VALUES[name]
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_standard_views_are_the_same_twice_and_heavy_ones_are_derived_from_them(name):
+    augmentation, size = VIEWS[name]
+    config = parse("--config", name)
+    standard, heavy = PRESETS[augmentation], make_ops(config.method.heavy)
+    views = config.view_specs()
+    assert [view.ops for view in views] == [standard] * 2 + [(*standard, *heavy)] * 2
+    assert [view.derived_from for view in views] == [None, None, 0, 1]
+    assert {view.sizes for view in views} == {(size,)}
+
+
+# -- scores, copied from the paper's tables
+
+NONE, NAIVE = {"heavy": "none"}, {"naive": "views"}
+FIGURE_1 = {"jigsaw_2": (92.79, 93.56), "jigsaw_4": (89.72, 91.95), "ra_1_1": (88.00, 92.29), "ra_2_1": (82.80, 93.09)}
+FIGURE_1 |= {"ra_2_5": (9.78, 94.17), "ua": (91.11, 93.27)}
+THREE = ["ra_2_5", "ua", "jigsaw_4"]
+
+
+def naive_and_dssl(heavy, naive, dssl):
+    return [(naive, {"heavy": heavy} | NAIVE), (dssl, {"heavy": heavy})]
+
+
+ROWS = {  # the header's score; then each row, with what of the node `method` differs; None where nothing is published
+    "cifar10": (
+        94.5,
+        [
+            (92.1, NONE),
+            (None, NAIVE),
+            (None, {"naive": "all_pairs"}),
+            (None, {"heavy": "cifar_code", "gamma": 0.9, "delta": 0.1}),
+            *(row for heavy, scores in FIGURE_1.items() for row in naive_and_dssl(heavy, *scores)),
+        ],
+    ),
+    "cifar10_simclr": (93.2, [(91.5, NONE), (92.2, NAIVE), (None, {"heavy_per_image": 1})]),
+    "cifar10_byol": (
+        94.7,
+        [(92.2, NONE), (94.4, NAIVE), *naive_and_dssl("ra_4_10", 84.1, 94.4), *naive_and_dssl("ra_8_16", None, 94.0)],
+    ),
+    "imagenet": (
+        68.6,
+        # The last one is about the predictor's learning rate.
+        [
+            (67.4, NONE),
+            (None, NAIVE),
+            *naive_and_dssl(THREE, None, 67.7),
+            (None, {"heavy": "imagenet_code"}),
+            (None, {}),
+        ],
+    ),
+    "imagenet_byol": (
+        68.3,
+        [
+            (67.8, NONE),
+            (68.3, NAIVE),
+            *naive_and_dssl("ra_8_16", 60.6, 67.8),
+            *naive_and_dssl(THREE, 67.1, 69.3),
+            (None, {"heavy": "byol_harder"}),
+        ],
+    ),
+    "imagenet_simclr": (
+        60.3,
+        [(59.5, NONE), (60.0, NAIVE), *naive_and_dssl(THREE, 55.7, 60.8), (None, {"heavy_per_image": 1})],
+    ),
+    "imagenet_mocov2": (65.3, [(64.4, NONE), (64.2, NAIVE), (None, {"heavy_per_image": 1})]),
+    "imagenet_barlow": (62.6, [(62.4, NONE), (62.0, NAIVE), (None, {"heavy_per_image": 1})]),
+    "cifar10_ablation": (
+        94.2,
+        [
+            (None, {"naive": "all_pairs"}),
+            (59.7, {"heavy_source": "image", "delta": 1.0}),
+            (20.4, NAIVE),
+            (None, {"beta": 1.0}),
+            (93.1, {"heavy_source": "image"}),
+            (None, {"delta": 1.0}),
+            (93.7, {"heavy_source": "independent"}),
+            *((None, {"gamma": round(1 - tenths / 10, 1), "delta": tenths / 10}) for tenths in range(1, 11)),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_header_has_every_row_of_the_papers_tables_and_figures(name):
+    score, rows = ROWS[name]
+    assert f"linear top-1 {score}" in "\n".join(header(name))
+    default = vars(parse("--config", name).method)
+    found = []
+    for published, options in overrides(name):
+        method = vars(parse("--config", name, *options).method)
+        found.append((published, {key: value for key, value in method.items() if value != default[key]}))
+    assert sorted(found, key=str) == sorted(rows, key=str)
+
+
+def test_the_byol_code_augments_standard_views_too():
+    (options,) = [options for _, options in overrides("imagenet_byol") if "byol_harder" in options]
+    config = parse("--config", "imagenet_byol", *options)
+    assert [view.ops for view in config.view_specs()[:2]] == [PRESETS["dssl_byol"]] * 2
+
+
+def test_simsiams_own_code_keeps_the_predictors_learning_rate():
+    (options,) = [options for _, options in overrides("imagenet") if "--optim.constant_lr" in options]
+    assert parse("--config", "imagenet", *options).optim.constant_lr == ("predictor",)

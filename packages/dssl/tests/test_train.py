@@ -1,0 +1,134 @@
+"""The command ssl-dssl-train, as a person uses it: run, stop, resume, and get things wrong."""
+
+import pytest
+
+from ssl_core.nn import make_encoder
+from ssl_core.testing import check_bad_input, check_exact_resume, check_run, recipes
+from ssl_core.train import read_metrics
+from ssl_dssl import train
+
+BASES = list(train.BASES)
+
+
+def parse(*options):
+    return recipes.parse(train, "--config", "smoke", *options)
+
+
+def make_method(config):
+    encoder = make_encoder(config.encoder, channels=1, image_size=16)
+    return train.make_method(config, encoder, encoder.num_features, config.view_specs())
+
+
+def test_a_run_leaves_what_is_promised_and_can_be_repeated(tmp_path):
+    check_run(train, tmp_path)
+
+
+@pytest.mark.slow
+def test_killed_at_a_random_step_and_resumed_gives_the_same_losses_to_the_last_bit(tmp_path):
+    check_exact_resume(train, tmp_path)
+
+
+@pytest.mark.slow
+def test_with_a_momentum_encoder_and_a_queue_it_resumes_to_the_last_bit_too(tmp_path):
+    queue = ["--method.queue_length=72", "--method.queue_initial=empty", "--method.batch_norm_splits=4"]
+    check_exact_resume(train, tmp_path, ["--method.base=mocov2", "--method.momentum=0.9", *queue])
+
+
+def smoke(folder, *options):
+    train.main(["--config", "smoke", "--device", "cpu", "--out", str(folder), *options])
+    return read_metrics(folder)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_every_base_trains_alone(base, tmp_path):
+    queue = ["--method.queue_length=512"] if base == "mocov2" else []
+    record = smoke(tmp_path / "run", f"--method.base={base}", "--method.heavy=none", *queue)[-1]
+    assert "heavy_similarity" not in record
+    assert record["embedding_std"] > 0.05 * record["embedding_std_even"]
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ([], ["dssl_cifar"] * 2 + ["dssl_cifar, heavy"] * 2),
+        (["--method.heavy=none"], ["dssl_cifar"] * 4),
+        (["--method.heavy=none", "--method.pairs=1"], ["dssl_cifar"] * 2),
+        (["--method.heavy=none", "--method.base=simclr"], ["dssl_cifar"] * 2),
+        (["--method.naive=views"], ["dssl_cifar, heavy"] * 4),
+        (["--method.naive=views", "--method.base=barlow"], ["dssl_cifar, heavy"] * 2),
+        (["--method.naive=all_pairs"], ["dssl_cifar"] * 2 + ["dssl_cifar, heavy"] * 2),
+        (["--method.heavy_per_image=1", "--method.base=simclr"], ["dssl_cifar"] * 2 + ["dssl_cifar, heavy"]),
+        (["--method.heavy_source=image"], ["dssl_cifar"] * 2 + ["dssl_cifar, heavy, of the image"] * 2),
+    ],
+    ids=["dssl", "plain", "one pair", "plain simclr", "naive", "naive barlow", "all pairs", "one heavy", "image"],
+)
+def test_the_views_are_those_of_the_switches(options, names):
+    config = parse(*options)
+    assert [view.name for view in config.view_specs()] == names
+    assert make_method(config).num_standard == sum(name == names[0] for name in names)
+
+
+def test_derived_heavy_views_are_drawn_to_what_they_are_derived_from():
+    config = parse("--method.base=simclr", "--method.heavy_per_image=1")
+    assert [view.derived_from for view in config.view_specs()] == [None, None, 1]
+    assert make_method(config).sources == (1,)
+
+
+def test_all_pairs_gives_every_term_the_weight_1():
+    assert make_method(parse()).weights == {"alpha": 1.0, "beta": 0.0, "gamma": 1.0, "delta": 0.0}
+    assert set(make_method(parse("--method.naive=all_pairs")).weights.values()) == {1.0}
+
+
+@pytest.mark.parametrize(("base", "width"), [("simsiam", 16), ("byol", 64)])
+def test_a_predictors_hidden_layer_is_the_bases_own_unless_it_is_given(base, width):
+    widths = [
+        make_method(parse(f"--method.base={base}", *options)).predictor[0].out_features
+        for options in ([], ["--method.predictor_dim=24"])
+    ]
+    assert widths == [width, 24]
+
+
+def test_collapse_is_warned_of_and_stops_a_run_that_asks_for_it(tmp_path, capsys, monkeypatch):
+    make = train.make_method
+
+    def make_collapsed(*arguments):
+        method = make(*arguments)
+        for parameter in method.projector.parameters():
+            parameter.data.zero_()
+        return method
+
+    monkeypatch.setattr(train, "make_method", make_collapsed)
+    options = ["--optim.lr=0", "--method.projector.last_norm=affine", "--train.log_every=5"]
+    smoke(tmp_path / "warned", *options)
+    assert "WARNING: the embeddings have collapsed after step 5: std of embeddings 0.0000" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        smoke(tmp_path / "stopped", *options, "--train.stop_on_collapse=true")
+    assert stopped.value.code == 1
+    assert "ssl-dssl-train: error: the embeddings have collapsed after step 5" in capsys.readouterr().err
+    assert read_metrics(tmp_path / "stopped")[-1]["step"] == 5
+
+
+def test_bad_input_is_one_clear_error(tmp_path):
+    mistakes = {
+        "--method.heavy ra_3_3": "no augmentation is called 'ra_3_3'",
+        "--method.heavy jigsaw_4 --views '[{augmentation: dssl_cifar, size: 18, count: 2}]'": "18",
+        "--views '[{augmentation: dssl_cifar, size: 16, count: 3}]'": "DSSL takes two standard views, got",
+        "--method.heavy none --method.naive views": "method.naive views has no effect with heavy none",
+        "--method.heavy none --method.gamma 0.5": "method.gamma 0.5 has no effect with heavy none; leave it at 1.0",
+        "--method.naive views --method.heavy_source image": "method.heavy_source image has no effect with naive views",
+        "--method.naive all_pairs --method.delta 0.1": "method.delta 0.1 has no effect with naive all_pairs",
+        "--method.pairs 2": "method.pairs 2 has no effect with heavy views; leave it at null",
+        "--method.heavy_per_image 1": "method.heavy_per_image 1 is for simclr, mocov2 and barlow; simsiam takes 2",
+        "--method.base simclr --method.heavy none --method.pairs 2": "method.pairs 2 is for simsiam and byol",
+        "--method.gamma -1": "gamma must be at least 0, got -1",
+        "--method.base simclr --method.heavy_per_image 1 --method.beta 1": "beta 1 is about two heavy views",
+        "--method.temperature 0.1": "method.temperature 0.1 has no effect with base simsiam; leave it at null",
+        "--method.base simclr --method.predictor_dim 8": "method.predictor_dim 8 has no effect with base simclr",
+        "--method.base simclr --method.temperature 0": "temperature must be positive, got 0",
+        "--method.base simclr --train.accumulate 2": "train.accumulate 2: simclr compares the images",
+        "--method.base barlow --train.accumulate 2": "train.accumulate 2: barlow compares the images",
+        "--method.base mocov2 --method.queue_length 8": "method.queue_length 8 is less than the 64 keys",
+        "--method.base mocov2 --method.batch_norm_splits 3": "method.batch_norm_splits 3 does not divide",
+        "--method.base byool": "byool",
+    }
+    check_bad_input(train, tmp_path, mistakes)
