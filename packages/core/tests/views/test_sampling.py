@@ -109,10 +109,12 @@ def test_memory_layout_changes_nothing():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("preset", ["strong_beta", "clsa_strong"])
-def test_a_gpu_draws_the_same(preset):
+@pytest.mark.parametrize(
+    "ops", [*PRESETS.values(), *(PRESETS["weak"] + ops for ops in HEAVY.values())], ids=[*PRESETS, *HEAVY]
+)
+def test_a_gpu_draws_the_same(ops):
     index, sizes = torch.arange(1000), some_sizes(1000)
-    draw = partial(sample_parameters, ViewSpec(PRESETS[preset], (32,)), seed=0, epoch=0, view_index=0)
+    draw = partial(sample_parameters, ViewSpec(ops, (32,)), seed=0, epoch=0, view_index=0)
     on_gpu = draw(image_index=index.cuda(), image_size=sizes.cuda())
     assert torch.equal(on_gpu.cpu(), draw(image_index=index, image_size=sizes))
 
