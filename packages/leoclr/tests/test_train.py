@@ -25,6 +25,7 @@ def test_the_simclr_framework_trains_without_a_queue(tmp_path):
     record = read_metrics(tmp_path / "run")[-1]
     assert record["loss"] < record["chance_loss"]
     assert "queue_fill" not in record
+    assert record["embedding_std"] > 0
 
 
 def test_bad_input_is_one_clear_error(tmp_path):

@@ -169,7 +169,7 @@ class LeOCLR(nn.Module):
             "positive_similarity": similarity.detach().mean(),
             "chance_loss": queries[0].new_full((), len(pairs) * log(2 * len(batch[0]) - 1)),
         }
-        return StepOutput(torch.stack(losses).sum(), None, metrics)
+        return StepOutput(torch.stack(losses).sum(), None, metrics, embeddings=queries[0].detach())
 
     def _query(self, images: Tensor) -> Tensor:
         projection = self.projector(self.encoder(images))
