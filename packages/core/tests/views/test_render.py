@@ -337,6 +337,11 @@ def test_solarize_add_by_hand():
     spec = ViewSpec((RandAugment(num_ops=1), Resize()), (3,))
     (view,) = render(image, numbers(DISTORTIONS.index("solarize_add"), 18), spec)
     assert_same(view[0, 0] * 255, torch.tensor([127.0, 127.0, 0.0]), atol=1e-4)
+    # What follows sees the clipped values: contrast 0 leaves their mean.
+    spec = ViewSpec((RandAugment(num_ops=2), Resize()), (3,))
+    add, contrast = (DISTORTIONS.index(name) for name in ("solarize_add", "contrast"))
+    (view,) = render(image, numbers(add, 18, contrast, 0), spec)
+    assert_same(view * 255, torch.full_like(view, 254 / 3), atol=1e-4)
 
 
 def brightest_translations(pool, level, side):
