@@ -184,14 +184,14 @@ class DSSL(nn.Module):
             for name, (prediction, target) in pairs.items()
             if prediction is not None and target is not None
         }
-        images = len(_judged(standard)) * distributed.world_size()
-        # Of a cosine it is 0.
-        chance = {SimCLR: log(2 * images - 1)}.get(type(self.base))
+        chance = 0.0  # of a cosine
+        if isinstance(self.base, SimCLR):
+            chance = log(2 * len(_judged(standard)) * distributed.world_size() - 1)
         if isinstance(self.base, MoCoV2):
             chance = log(len(self.queue.keys) + 1)
             fill = min(1.0, step.index * len(_given(keys)) / len(self.queue.keys))
             metrics["queue_fill"] = torch.tensor(fill)
-        if chance is not None:
+        if chance:
             metrics["chance_loss"] = torch.tensor((self.weights["alpha"] + self.weights["beta"]) * chance)
         return metrics
 
