@@ -1,12 +1,11 @@
 """SimCLR's loss: hand-worked values, its dense twin, gradients to both views, shares of a batch, memory."""
 
+import inspect
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ssl_core.losses import nt_xent
 from ssl_core.ops import cpp
@@ -116,36 +115,51 @@ def test_one_image_has_no_negatives_and_no_loss(backend):
         assert (result == 0).all()
 
 
-class LargestTensor(TorchDispatchMode):
-    """The number of elements of the largest tensor that any operation returns."""
+def test_forward_and_backward_hold_six_tensors_of_a_views_size_and_no_similarities(peak_bytes):
+    leaves = unit_rows(256, 64).float().requires_grad_(), unit_rows(256, 64).float().requires_grad_()
 
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
+    def of(loss):
+        return peak_bytes(lambda: torch.autograd.grad(loss(*leaves, 0.1), leaves))
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        self.elements = max([self.elements, *sizes])
-        return result
+    assert of(nt_xent) < 6 * leaves[0].nbytes
+    assert of(dense) > 4 * 512 * 512
 
 
-def test_forward_and_backward_hold_no_similarities():
-    with LargestTensor() as of_nt_xent:
-        loss_and_gradients(lambda *leaves: nt_xent(*leaves, 0.1), *unit_rows(2, 256, 8).float())
-    assert of_nt_xent.elements <= 4 * 256 * 8
-    with LargestTensor() as of_dense:
-        loss_and_gradients(lambda *leaves: dense(*leaves, 0.1), *unit_rows(2, 256, 8).float())
-    assert of_dense.elements == 512 * 512
+def test_the_columns_are_read_for_a_gradient_only_where_one_is_asked_for(passes):
+    views = unit_rows(6, 8), unit_rows(6, 8)
+    assert len(passes(lambda: nt_xent(*views, 0.1))) == 4
+    views[0].requires_grad_()
+    assert len(passes(lambda: nt_xent(*views, 0.1))) == 8
+    with torch.no_grad():
+        assert len(passes(lambda: nt_xent(*views, 0.1))) == 4
 
 
-def test_autocast_and_bfloat16_embeddings_give_a_float32_loss():
-    views = unit_rows(6, 8).bfloat16(), unit_rows(6, 8).bfloat16()
+def test_a_graph_that_is_kept_gives_the_same_gradients_twice():
+    views = unit_rows(6, 8).requires_grad_(), unit_rows(6, 8).requires_grad_()
+    loss = nt_xent(*views, 0.1)
+    once, twice = (torch.autograd.grad(2 * loss, views, retain_graph=True) for _ in range(2))
+    torch.testing.assert_close(once, twice, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["tiled", "reference"])
+def test_a_second_derivative_is_refused(backend):
+    views = unit_rows(6, 8).requires_grad_(), unit_rows(6, 8).requires_grad_()
+    with pytest.raises(RuntimeError, match="nt_xent has no second derivative"):
+        torch.autograd.grad(nt_xent(*views, 0.1, backend=backend), views, create_graph=True)
+
+
+@pytest.mark.parametrize("gathered", [False, True])
+def test_autocast_and_bfloat16_embeddings_give_a_float32_loss_and_bfloat16_gradients(gathered):
+    views = unit_rows(6, 8).bfloat16().requires_grad_(), unit_rows(6, 8).bfloat16().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = nt_xent(*views, 0.1)
+        loss = nt_xent(*views, 0.1, batch=views if gathered else None)
     assert loss.dtype == torch.float32
-    exact = dense(*(view.double() for view in views), 0.1)
+    exact, *gradients = loss_and_gradients(
+        lambda *leaves: dense(*leaves, 0.1), *(view.detach().double() for view in views)
+    )
     torch.testing.assert_close(loss.double(), exact, atol=2e-5, rtol=0)
+    for gradient, expected in zip(torch.autograd.grad(loss, views), gradients, strict=True):
+        torch.testing.assert_close(gradient, expected.bfloat16(), atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.parametrize(
@@ -162,3 +176,10 @@ def test_a_bad_argument_is_an_error_that_names_it(options, message):
     arguments = {"temperature": 0.1} | options
     with pytest.raises(ValueError, match=message):
         nt_xent(torch.ones(6, 8), torch.ones(6, 8), **arguments)
+
+
+def test_views_of_different_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"the same shape, got \(6, 8\) and \(5, 8\), and batch \(7, 8\)"):
+        inspect.unwrap(nt_xent)(torch.ones(6, 8), torch.ones(5, 8), 0.1, batch=(torch.ones(7, 8), torch.ones(7, 8)))
+    with pytest.raises(ValueError, match=r"batch \(7, 8\) and \(8, 8\)"):
+        inspect.unwrap(nt_xent)(torch.ones(6, 8), torch.ones(6, 8), 0.1, batch=(torch.ones(7, 8), torch.ones(8, 8)))

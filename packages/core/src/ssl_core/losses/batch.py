@@ -5,13 +5,14 @@ Everything is computed in float32 (float64 for float64), whatever autocast says.
 Shapes: n images, d dimension, m images of the global batch.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from ssl_core.losses.precision import at_least_float32
-from ssl_core.losses.queue import merged_lse
 from ssl_core.ops import queue_attention
 
 
@@ -51,43 +52,92 @@ def nt_xent(
         >>> nt_xent(views, views, 0.5)  # log(1 + 2 e^-2)
         tensor(0.2395)
     """
-    n = len(first)
-    first, second = at_least_float32(first), at_least_float32(second)
-    sides = (first, second) if batch is None else (at_least_float32(batch[0]), at_least_float32(batch[1]))
-    num_columns = len(sides[0])
+    views = at_least_float32(first), at_least_float32(second)
+    sides = views if batch is None else (at_least_float32(batch[0]), at_least_float32(batch[1]))
+    n, m = len(first), len(sides[0])
     if first.shape != second.shape or sides[0].shape != sides[1].shape:
         raise ValueError(
             f"two views must have the same shape, got {tuple(first.shape)} and {tuple(second.shape)}, "
             f"and batch {tuple(sides[0].shape)} and {tuple(sides[1].shape)}"
         )
-    if not 0 <= row_offset <= num_columns - n:
-        raise ValueError(
-            f"batch has {num_columns} rows, which must include the own {n} from row_offset={row_offset} on"
-        )
-    rows = torch.cat([first, second])
-    own = row_offset + torch.arange(n, device=rows.device)
-    # Row i leaves out column i of each side, itself and its positive: the negatives' lse keeps a positive that
-    # dominates from cancelling.
-    of_sides = [
-        queue_attention(rows, side.detach(), temperature, exclude=own.repeat(2), normalized=True, backend=backend)[0]
-        for side in sides
-    ]
-    lse, _ = merged_lse(torch.stack(of_sides))
-    positive = ((first * second).sum(dim=1) / temperature).repeat(2)
-    loss = F.softplus(lse - positive).sum()
+    if not 0 <= row_offset <= m - n:
+        raise ValueError(f"batch has {m} rows, which must include the own {n} from row_offset={row_offset} on")
+    inputs = views if batch is None else (*views, *sides)
+    with_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    with torch.no_grad():
+        value, gradients = _nt_xent(views, sides, temperature, row_offset, backend, with_gradient)
+    if not with_gradient:
+        return value
+    loss: Tensor = _WithGradients.apply(value, *inputs, *gradients)
+    return loss
 
-    # The columns' gradient: with p_ij what row i gives to column k_j, sum_i p_ij q_i / tau = d/dk_j of
-    # sum_i exp(q_i.k_j / tau - log Z_i) at constant q and Z. So the roles change, and the term's value is removed.
-    log_normalizer = torch.logaddexp(lse, positive).detach()
-    image = torch.arange(num_columns, device=rows.device) - row_offset
-    own_image = torch.where((image >= 0) & (image < n), image, -1).repeat(2)
-    columns = rows if batch is None else torch.cat(sides)
-    for view, bias in zip((first, second), torch.split(log_normalizer, n), strict=True):
-        log_mass, _ = queue_attention(
-            columns, view.detach(), temperature, exclude=own_image, key_bias=-bias, backend=backend
-        )
-        loss = loss + (log_mass.exp() - log_mass.exp().detach()).sum()
-    return loss / (2 * n)
+
+def _nt_xent(
+    views: tuple[Tensor, Tensor],
+    sides: tuple[Tensor, Tensor],
+    temperature: float,
+    row_offset: int,
+    backend: str | None,
+    with_gradient: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """The loss and, if asked for, its gradients to both views and, unless these are the views, to both sides.
+
+    With p_ij what row i gives to column k_j, up to 1 / (2 n tau): the gradient of row i's term to z_i is
+    sum_j p_ij k_j - (1 - p_ii) z_p, to z_p -(1 - p_ii) z_i, and to any other column k_j p_ij z_i.
+    """
+    n, m = len(views[0]), len(sides[0])
+    own = row_offset + torch.arange(n, device=views[0].device)
+    positive = (views[0] * views[1]).sum(dim=1) / temperature
+    losses, normalizers, misses, gradients = [], [], [], []
+    for view in views:
+        # Row i leaves out column i of each side, itself and its positive: the negatives' lse keeps a positive that
+        # dominates from cancelling.
+        negatives = [
+            queue_attention(view, side, temperature, exclude=own, normalized=True, backend=backend) for side in sides
+        ]
+        lse = torch.logaddexp(negatives[0][0], negatives[1][0])
+        losses.append(F.softplus(lse - positive))
+        if with_gradient:
+            normalizers.append(torch.logaddexp(lse, positive))
+            misses.append(torch.sigmoid(lse - positive))
+            weights = [(side_lse - normalizers[-1]).exp()[:, None] for side_lse, _ in negatives]
+            gradients.append(negatives[0][1].mul_(weights[0]).addcmul_(weights[1], negatives[1][1]))
+    loss = torch.stack(losses).mean()
+    if not with_gradient:
+        return loss, []
+
+    miss_n1 = (misses[0] + misses[1])[:, None]
+    gradients[0].addcmul_(miss_n1, views[1], value=-1)
+    gradients[1].addcmul_(miss_n1, views[0], value=-1)
+    if sides is not views:
+        gradients += [torch.zeros_like(side) for side in sides]
+    # sum_i p_ij z_i is the mean of z under exp(z_i.k_j / tau - log Z_i), times the sum of that: the roles change.
+    image = torch.arange(m, device=own.device) - row_offset
+    own_image = torch.where((image >= 0) & (image < n), image, -1)
+    for side, gradient in zip(sides, gradients[-2:], strict=True):
+        for view, normalizer in zip(views, normalizers, strict=True):
+            log_mass, mean = queue_attention(
+                side, view, temperature, exclude=own_image, key_bias=-normalizer, backend=backend
+            )
+            gradient.addcmul_(log_mass.exp()[:, None], mean)
+    return loss, [gradient.div_(2 * n * temperature) for gradient in gradients]
+
+
+class _WithGradients(torch.autograd.Function):
+    """A scalar whose gradients to the tensors it is made of are known: ``apply(value, *tensors, *gradients)``."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *tensors_and_gradients: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors_and_gradients[len(tensors_and_gradients) // 2 :])
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:
+        # Gradients are on in a backward only under create_graph=True (and while Dynamo traces it).
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError("nt_xent has no second derivative, which create_graph=True asks for")
+        gradients = ctx.saved_tensors
+        return None, *(grad_value * gradient for gradient in gradients), *[None] * len(gradients)
 
 
 def negative_cosine(

@@ -386,16 +386,11 @@ def _columns(
 
 def _merge(lse_2n: Tensor, expectation_2nd: Tensor) -> tuple[Tensor, Tensor]:
     """Lse and expectation over two segments of columns, from each one's."""
-    lse_n, weight_2n = merged_lse(lse_2n)
-    return lse_n, (weight_2n[:, :, None] * expectation_2nd).sum(dim=0)
-
-
-def merged_lse(lse_2n: Tensor) -> tuple[Tensor, Tensor]:
-    """Lse over two segments of columns, from each one's, and how much of it each segment has."""
     # Two empty segments have neither weights nor a gradient: such rows use zeros and are replaced.
     is_empty_n = (lse_2n == -torch.inf).all(dim=0)
     safe_2n = lse_2n.masked_fill(is_empty_n, 0.0)
-    return safe_2n.logsumexp(dim=0).masked_fill(is_empty_n, -torch.inf), safe_2n.softmax(dim=0)
+    expectation = (safe_2n.softmax(dim=0)[:, :, None] * expectation_2nd).sum(dim=0)
+    return safe_2n.logsumexp(dim=0).masked_fill(is_empty_n, -torch.inf), expectation
 
 
 def _logit(query: Tensor, key: Tensor, temperature: float | Tensor) -> Tensor:
