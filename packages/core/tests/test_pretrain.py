@@ -54,6 +54,19 @@ def test_a_device_that_is_not_there_is_refused(tmp_path):
     assert "sees no such device" in message
 
 
+def test_learning_rates_of_vectors_and_parts_are_shown(tmp_path, capsys):
+    rates = ["--optim.lr=0.4", "--optim.lr_1d=0.04", "--optim.constant_lr=[projector]"]
+    main([*SMOKE, *rates, f"--out={tmp_path / 'run'}"])
+    expected = "learning rate 0.1 = 0.4 x 64 / 256, of one-dimensional parameters 0.01, constant in projector\n"
+    assert expected in capsys.readouterr().out
+
+
+def test_a_constant_learning_rate_of_a_part_that_is_not_there_is_refused(tmp_path):
+    message = error("--optim.constant_lr=[predictor]", f"--out={tmp_path / 'run'}")
+    assert "optim.constant_lr names 'predictor'" in message
+    assert "it has encoder, projector" in message
+
+
 def test_an_empty_folder_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     assert str(tmp_path / "empty") in error(f"--data.source={tmp_path / 'empty'}", f"--out={tmp_path / 'run'}")

@@ -350,6 +350,8 @@ def _summary(
     optim, training = config.optim, config.train
     rate = scaled_learning_rate(optim, training.batch_size)
     scaling = f" = {optim.lr:g} x {training.batch_size} / 256" if optim.scale_lr else ""
+    of_1d = "" if optim.lr_1d is None else f", of one-dimensional parameters {rate * optim.lr_1d / optim.lr:g}"
+    constant = f", constant in {', '.join(optim.constant_lr)}" if optim.constant_lr else ""
     parameters = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
     stems = {"imagenet": "its own stem", "small": "3x3 stem, no max-pool", "small_pool": "3x3 stem, max-pool"}
     numbers = [", ".join(f"{value:.3f}" for value in values) for values in (card.mean, card.std)]
@@ -365,7 +367,7 @@ def _summary(
         "encoder": f"{card.architecture}, {stems[card.stem]}, {parameters:.1f} M parameters, "
         f"{card.num_features} features",
         "training": f"{training.epochs} epochs of {steps_per_epoch} steps, batch {training.batch_size} over "
-        f"{distributed.world_size()} process(es), {optim.name}, learning rate {rate:g}{scaling}",
+        f"{distributed.world_size()} process(es), {optim.name}, learning rate {rate:g}{scaling}{of_1d}{constant}",
         "device": f"{device}, {training.precision}; {backends}",
     }
     return "\n".join(f"{name:9} {value}" for name, value in lines.items())

@@ -10,7 +10,17 @@ import torch
 from torch import nn
 
 from ssl_core.philox import permutation
-from ssl_core.train import CollapseError, Step, StepOutput, TrainConfig, load_checkpoint, read_metrics, train
+from ssl_core.train import (
+    CollapseError,
+    OptimConfig,
+    Step,
+    StepOutput,
+    TrainConfig,
+    load_checkpoint,
+    make_optimizer,
+    read_metrics,
+    train,
+)
 
 Batch = namedtuple("Batch", ["views", "index"])
 
@@ -64,11 +74,12 @@ class Images:
         self.shift = state["shift"]
 
 
-def run(folder, *, method=None, images=None, settings=None, **options):
+def run(folder, *, method=None, images=None, optim=None, settings=None, **options):
     method = method or Toy()
     callables = {name: options.pop(name, None) for name in ("health", "collapse", "before_epoch", "on_epoch")}
     config = {"epochs": 3, "batch_size": 4, "log_every": 1, "device": "cpu"} | options
-    optimizer = torch.optim.SGD(method.encoder.parameters(), lr=0.0, momentum=0.9)
+    optim = optim or OptimConfig(lr=0.1, scale_lr=False, weight_decay=0.0)
+    optimizer = make_optimizer(method, optim, batch_size=config["batch_size"])
     train(
         method,
         images or Images(config.get("accumulate", 1)),
@@ -181,6 +192,43 @@ def test_stopping_and_resuming_gives_the_same_losses_to_the_last_bit(tmp_path, s
     assert torch.equal(second.encoder.weight, whole.encoder.weight)
     losses = [[record["loss"] for record in read_metrics(tmp_path / part)] for part in ("whole", "parts")]
     assert losses[0] == losses[1]
+
+
+class Predicting(Toy):
+    """All gradients are 1, so what a parameter moves by is the sum of its learning rates."""
+
+    def __init__(self, stop_at=None):
+        super().__init__()
+        self.predictor = nn.Linear(2, 2)
+        self.stop_at = stop_at
+
+    def forward(self, views, step):
+        loss = sum(parameter.sum() for parameter in self.parameters())
+        return StepOutput(loss, views[0].flatten(1), {})
+
+    def update(self, keys, step):
+        super().update(keys, step)
+        if step.index + 1 == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+RATES = OptimConfig(lr=0.1, lr_1d=0.02, scale_lr=False, momentum=0.0, weight_decay=0.0, constant_lr=("predictor",))
+
+
+@pytest.mark.parametrize("stop_at", [None, 2])
+def test_vectors_follow_the_schedule_at_their_own_rate_and_constant_parts_do_not_also_after_a_stop(tmp_path, stop_at):
+    if stop_at:
+        with pytest.raises(SystemExit):
+            run(tmp_path, method=Predicting(stop_at), optim=RATES, epochs=1)
+    start, method = Predicting(), run(tmp_path, method=Predicting(), optim=RATES, epochs=1)
+    moved = {
+        name: before - after
+        for (name, before), after in zip(start.named_parameters(), method.parameters(), strict=True)
+    }
+    # Four steps: 0.1 (1 + 2/3 + 1/3 + 0) = 0.2 by schedule, a fifth of it for vectors; constant 4 x 0.1 and 4 x 0.02.
+    expected = {"encoder.weight": 0.2, "encoder.bias": 0.04, "predictor.weight": 0.4, "predictor.bias": 0.08}
+    for name, distance in expected.items():
+        torch.testing.assert_close(moved[name], torch.full_like(moved[name], distance))
 
 
 @pytest.mark.parametrize("stop_at", [3, 4, 6])

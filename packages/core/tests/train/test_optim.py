@@ -151,15 +151,99 @@ def test_a_restored_optimizer_continues_to_the_bit(name):
         assert torch.equal(one, other)
 
 
+class Predicting(nn.Module):
+    """An encoder and a predictor, each with matrices and vectors; a part that is not trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = network()
+        self.predictor = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+        self.target = copy.deepcopy(self.encoder).requires_grad_(False)
+
+    def forward(self, images):
+        return self.predictor(self.encoder(images))
+
+
+def options_of(module, config, key):
+    """What the group of each trainable parameter says, by the parameter's name."""
+    groups = make_optimizer(module, config, batch_size=512).param_groups
+    found = {id(parameter): group.get(key) for group in groups for parameter in group["params"]}
+    return {name: found[id(parameter)] for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def test_vectors_have_a_learning_rate_of_their_own():
+    module = Predicting()
+    config = OptimConfig(lr=0.2, lr_1d=0.05)  # twice that at 512 images
+    rates, scales = (options_of(module, config, key) for key in ("lr", "lr_scale"))
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            assert rates[name] == pytest.approx(0.4 if parameter.ndim == 2 else 0.1)
+            assert scales[name] == (None if parameter.ndim == 2 else 0.25)
+
+
+@pytest.mark.parametrize(
+    ("parts", "prefixes"),
+    [
+        (("predictor",), ("predictor.",)),
+        (("encoder.2", "predictor"), ("encoder.2.", "predictor.")),
+        (("encoder", "encoder.2"), ("encoder.",)),
+        (("encoder", "predictor"), ("encoder.", "predictor.")),
+    ],
+    ids=["predictor", "nested", "overlapping", "all"],
+)
+def test_only_named_parts_have_a_constant_learning_rate(parts, prefixes):
+    for name, constant in options_of(Predicting(), OptimConfig(constant_lr=parts), "constant_lr").items():
+        assert constant is (True if name.startswith(prefixes) else None)
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+@pytest.mark.parametrize("exclude_1d", [True, False])
+@pytest.mark.parametrize("lr_1d", [None, 0.1])
+@pytest.mark.parametrize("constant_lr", [(), ("predictor",)])
+def test_each_trainable_parameter_is_in_one_group_and_has_the_weight_decay_of_its_dimension(
+    name, exclude_1d, lr_1d, constant_lr
+):
+    module = Predicting()
+    config = OptimConfig(name, exclude_1d=exclude_1d, lr_1d=lr_1d, constant_lr=constant_lr, weight_decay=0.1)
+    optimizer = make_optimizer(module, config, batch_size=256)
+    optimised = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(optimised) == sorted(id(parameter) for parameter in module.parameters() if parameter.requires_grad)
+    decay = options_of(module, config, "weight_decay")
+    adapt = options_of(module, config, "always_adapt")
+    for name_of, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            excluded = exclude_1d and parameter.ndim == 1
+            assert decay[name_of] == (0.0 if excluded else 0.1)
+            if name == "lars":
+                assert adapt[name_of] is not excluded
+
+
+@pytest.mark.parametrize(("exclude_1d", "sizes"), [(True, [4, 6]), (False, [10, 0])])
+def test_without_rates_of_their_own_there_are_two_groups_which_checkpoints_know_by_order(exclude_1d, sizes):
+    module = Predicting()
+    groups = make_optimizer(module, OptimConfig(exclude_1d=exclude_1d), batch_size=256).param_groups
+    assert [len(group["params"]) for group in groups] == sizes
+    assert all(not {"lr_scale", "constant_lr"} & group.keys() for group in groups)
+
+
+@pytest.mark.parametrize("name", ["predictr", "target", "predictor.1", ""])
+def test_a_part_without_trainable_parameters_is_refused_with_those_that_have_some(name):
+    message = f"optim.constant_lr names '{name}', .* of Predicting .*; it has encoder, predictor$"
+    with pytest.raises(ValueError, match=message):
+        make_optimizer(Predicting(), OptimConfig(constant_lr=("encoder", name)), batch_size=256)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"milestones": (60, 80)}, "optim.schedule step"),
         ({"name": "adamw", "nesterov": True}, "optim.nesterov"),
         ({"warmup_epochs": -1}, "got -1"),
+        ({"lr_1d": -0.1}, "got -0.1 and 0.06"),
+        ({"lr": 0.0, "lr_1d": 0.1}, "got 0.1 and 0.0"),
     ],
-    ids=["milestones", "nesterov", "warm-up"],
+    ids=["milestones", "nesterov", "warm-up", "lr_1d", "lr"],
 )
-def test_settings_that_would_be_ignored_are_refused(options, message):
+def test_settings_without_a_meaning_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         OptimConfig(**options)

@@ -137,7 +137,8 @@ def train(
     Args:
         method: an ``nn.Module`` that satisfies :class:`Method`, on the device to train on.
         batches: gives the micro-batches of each epoch.
-        optimizer: over the method's trainable parameters; a group may carry ``lr_scale`` (default 1).
+        optimizer: over the method's trainable parameters; a group may carry ``lr_scale`` (default 1), or a true
+            ``constant_lr``, and then keeps the learning rate that it has.
         config: how long and how.
         folder: the run directory; ``checkpoints/`` and ``metrics.jsonl`` are written there.
         learning_rate: of each step, before a group's ``lr_scale``.
@@ -300,7 +301,8 @@ def _take_step(
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+        if not group.get("constant_lr", False):
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
 
 
 def _shown(values: Mapping[str, float]) -> str:

@@ -15,7 +15,8 @@ class OptimConfig:
     Attributes:
         name: ``sgd``, ``lars`` or ``adamw``.
         lr: highest learning rate, before scaling.
-        scale_lr: multiply ``lr`` by ``batch_size / 256``.
+        lr_1d: the same of one-dimensional parameters (biases, BatchNorm); None is ``lr``.
+        scale_lr: multiply ``lr`` and ``lr_1d`` by ``batch_size / 256``.
         momentum: of SGD and LARS; AdamW's beta_1.
         nesterov: Nesterov's momentum, for SGD and LARS.
         weight_decay: added to the gradient times the parameter (SGD, LARS), or decoupled (AdamW).
@@ -27,10 +28,13 @@ class OptimConfig:
             :func:`ssl_core.train.learning_rate`.
         warmup_epochs: epochs in which the learning rate rises linearly from 0.
         milestones: epochs at which schedule ``step`` divides the learning rate by 10.
+        constant_lr: parts of the method whose learning rate is the highest at all times, such as ``predictor``
+            for SimSiam (Chen and He, 2021, 2011.10566).
     """
 
     name: Literal["sgd", "lars", "adamw"] = "sgd"
     lr: float = 0.06
+    lr_1d: float | None = None
     scale_lr: bool = True
     momentum: float = 0.9
     nesterov: bool = False
@@ -40,6 +44,7 @@ class OptimConfig:
     schedule: Literal["cosine", "cosine_epoch", "cosine_epoch_from_0", "quarter_cosine_epoch", "step"] = "cosine"
     warmup_epochs: int = 0
     milestones: tuple[int, ...] = ()
+    constant_lr: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.milestones and self.schedule != "step":
@@ -50,6 +55,8 @@ class OptimConfig:
             raise ValueError(f"optim.warmup_epochs must be at least 0, got {self.warmup_epochs}")
         if self.warmup_epochs and self.schedule == "quarter_cosine_epoch":
             raise ValueError(f"optim.schedule quarter_cosine_epoch has no warm-up, got {self.warmup_epochs} epochs")
+        if self.lr_1d is not None and not (self.lr > 0 and self.lr_1d >= 0):
+            raise ValueError(f"optim.lr_1d is followed as a multiple of optim.lr, got {self.lr_1d} and {self.lr}")
 
 
 def scaled_learning_rate(config: OptimConfig, batch_size: int) -> float:
@@ -80,23 +87,51 @@ def make_optimizer(module: nn.Module, config: OptimConfig, *, batch_size: int) -
         config: which optimiser, and its constants.
         batch_size: images of one optimiser step over all processes, for the learning rate's scale.
 
+    Returns:
+        The optimiser. Groups carry ``lr_scale``, a factor of the scheduled learning rate, or ``constant_lr``, for
+        :func:`ssl_core.train.train`.
+
     Raises:
-        ValueError: if no parameter asks for gradient, or a constant is out of range.
+        ValueError: if no parameter asks for gradient, a part of ``constant_lr`` does not exist or has none that does,
+            or a constant is out of range.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not parameters:
         raise ValueError(f"{type(module).__name__} has no parameter that asks for gradient")
-    excluded = [parameter for parameter in parameters if config.exclude_1d and parameter.ndim <= 1]
-    included = [parameter for parameter in parameters if not (config.exclude_1d and parameter.ndim <= 1)]
-    groups: list[dict[str, Any]] = [
-        {"params": included, "weight_decay": config.weight_decay},
-        {"params": excluded, "weight_decay": 0.0},
-    ]
+    constant = {parameter for name in config.constant_lr for parameter in _parameters_of_part(module, name)}
+    has_1d_apart = config.exclude_1d or config.lr_1d is not None
     lr = scaled_learning_rate(config, batch_size)
+
+    options: dict[str, Any] = {"weight_decay": config.weight_decay}
+    if config.name == "lars":
+        # By default timm adapts the groups with weight decay only, which would leave weight decay 0 without LARS.
+        options["always_adapt"] = True
+    options_1d: dict[str, Any] = {"weight_decay": 0.0} if config.exclude_1d else dict(options)
+    if config.lr_1d is not None:
+        scale = config.lr_1d / config.lr
+        options_1d |= {"lr": scale * lr, "lr_scale": scale}
+    # Is its learning rate constant, and is it one-dimensional where that matters?
+    kinds = {(False, False): options, (False, True): options_1d}
+    if constant:
+        held = {"constant_lr": True}
+        kinds |= {(True, False): options | held, (True, True): options_1d | held}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if (p in constant, has_1d_apart and p.ndim <= 1) == kind], **of_kind}
+        for kind, of_kind in kinds.items()
+    ]
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr, betas=(config.momentum, 0.999))
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr, config.momentum, nesterov=config.nesterov)
-    # By default timm adapts the groups with weight decay only, which would leave weight decay 0 without LARS.
-    groups[0]["always_adapt"] = True
     return Lars(groups, lr, config.momentum, nesterov=config.nesterov, trust_coeff=config.trust_coefficient)
+
+
+def _parameters_of_part(module: nn.Module, name: str) -> list[nn.Parameter]:
+    parts = {part: [p for p in child.parameters() if p.requires_grad] for part, child in module.named_modules() if part}
+    if not parts.get(name):
+        trainable = [part for part, _ in module.named_children() if parts[part]]
+        raise ValueError(
+            f"optim.constant_lr names {name!r}, which is no part of {type(module).__name__} with parameters that ask "
+            f"for gradient; it has {', '.join(trainable)}"
+        )
+    return parts[name]
