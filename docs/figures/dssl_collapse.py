@@ -17,6 +17,8 @@ from ssl_core.train import read_metrics
 
 
 def main() -> None:
+    if len(sys.argv) < 2:
+        raise SystemExit("give runs as label=folder")
     figure, (spread, rank, knn) = plt.subplots(1, 3, figsize=(11, 3.2))
     for argument in sys.argv[1:]:
         label, _, folder = argument.partition("=")

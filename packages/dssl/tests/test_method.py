@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ssl_core.evaluate import collapse, health
 from ssl_core.nn import EncoderConfig, make_encoder, mlp_head
 from ssl_core.testing import check_method, random_views
 from ssl_core.train import Step
@@ -127,17 +128,18 @@ def test_the_asymmetric_term_gives_standard_views_a_gradient_of_exactly_zero(bas
 
 
 @pytest.mark.parametrize("base", WITHOUT_GRADIENT)
-def test_targets_of_the_base_receive_no_gradient(base):
-    # The second view's target is in the first term of the base's loss, and its prediction in the second term.
+def test_the_bases_own_targets_give_no_gradient(base):
+    # The second view is a target in the first term of the loss, and, but for MoCo v2, predicts in the second term. A
+    # predictor that is cut off there leaves the target alone to carry a gradient.
     method = alone(base)
     images = [view.requires_grad_() for view in random_views(method, 4, 3)]
-    first, second = embedded(method, images)
-    loss = (
-        method.base.loss(Embedded(first.prediction, None), Embedded(None, second.target), method.queue)
-        if base == "mocov2"
-        else method.base.loss(first, second._replace(prediction=second.prediction.detach()))
+    embedded_by_method = method._embedded
+    method._embedded = lambda index, *rest: (
+        view._replace(prediction=view.prediction.detach())
+        if (view := embedded_by_method(index, *rest)).prediction is not None and index == 1
+        else view
     )
-    loss.backward()
+    method(tuple(images), STEP).loss.backward()
     assert images[0].grad.abs().max() > 0
     assert images[1].grad is None
 
@@ -217,10 +219,20 @@ def test_the_queue_takes_the_second_standard_views_key_and_no_heavy_one():
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_the_embeddings_that_are_judged_are_a_standard_views_targets(base):
+def test_collapse_is_judged_by_what_the_networks_predict_of_a_standard_view(base):
     method = apart(make_method(base))
     images = random_views(method, 4, 3)
-    torch.testing.assert_close(method(images, STEP).embeddings, F.normalize(embedded(method, images)[0].target, dim=1))
+    expected = F.normalize(embedded(method, images)[0].prediction, dim=1)
+    torch.testing.assert_close(method(images, STEP).embeddings, expected.detach())
+
+
+def test_a_projectors_batch_norm_does_not_hide_that_predictions_are_all_the_same():
+    method = make_method("simsiam")
+    method.projector = mlp_head(8, 16, 8, last_norm="plain")
+    method.projector[3].weight.data *= 1e-2
+    method.predictor[-1].weight.data.zero_()
+    embeddings = method(random_views(method, 32, 3), STEP).embeddings
+    assert collapse(health(embeddings)) is not None
 
 
 def test_the_log_has_both_similarities():

@@ -108,11 +108,14 @@ def test_collapse_is_warned_of_and_stops_a_run_that_asks_for_it(tmp_path, capsys
     assert read_metrics(tmp_path / "stopped")[-1]["step"] == 5
 
 
+CIFAR = "{augmentation: dssl_cifar"
+
+
 def test_bad_input_is_one_clear_error(tmp_path):
     mistakes = {
         "--method.heavy ra_3_3": "no augmentation is called 'ra_3_3'",
-        "--method.heavy jigsaw_4 --views '[{augmentation: dssl_cifar, size: 18, count: 2}]'": "18",
-        "--views '[{augmentation: dssl_cifar, size: 16, count: 3}]'": "DSSL takes two standard views, got",
+        f"--method.heavy jigsaw_4 --views '[{CIFAR}, size: 18, count: 2}}]'": "18",
+        f"--views '[{CIFAR}, size: 16, count: 3}}]'": "DSSL takes two standard views, got",
         "--method.heavy none --method.naive views": "method.naive views has no effect with heavy none",
         "--method.heavy none --method.gamma 0.5": "method.gamma 0.5 has no effect with heavy none; leave it at 1.0",
         "--method.naive views --method.heavy_source image": "method.heavy_source image has no effect with naive views",
@@ -122,8 +125,14 @@ def test_bad_input_is_one_clear_error(tmp_path):
         "--method.base simclr --method.heavy none --method.pairs 2": "method.pairs 2 is for simsiam and byol",
         "--method.gamma -1": "gamma must be at least 0, got -1",
         "--method.base simclr --method.heavy_per_image 1 --method.beta 1": "beta 1 is about two heavy views",
-        "--method.temperature 0.1": "method.temperature 0.1 has no effect with base simsiam; leave it at null",
-        "--method.base simclr --method.predictor_dim 8": "method.predictor_dim 8 has no effect with base simclr",
+        "--method.temperature 0.1 --method.momentum 0.9": "method.momentum 0.9, method.temperature 0.1 without effect",
+        "--method.base simclr --method.predictor_dim 8": "method.predictor_dim 8 without effect with base simclr",
+        "--method.predictor_dim 0": "method.predictor_dim must be at least 1, got 0",
+        "--method.heavy [7]": "method.heavy",
+        f"--views '[{CIFAR}, size: [16, 8]}}]'": "each of one size and with draws of its own",
+        f"--views '[{CIFAR}, size: 16}}, {{augmentation: jigsaw_2, derived_from: 0, size: 16}}]'": "draws of its own",
+        f"--views '[{CIFAR}, size: 16, count: 2, partner: true}}]'": "DSSL has no partners",
+        "--method.naive all_pairs --method.heavy_per_image 1": "method.heavy_per_image 1 has no effect",
         "--method.base simclr --method.temperature 0": "temperature must be positive, got 0",
         "--method.base simclr --train.accumulate 2": "train.accumulate 2: simclr compares the images",
         "--method.base barlow --train.accumulate 2": "train.accumulate 2: barlow compares the images",

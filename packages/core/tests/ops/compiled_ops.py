@@ -37,7 +37,9 @@ def losses(query, key, length, coefficient):
 
 
 def batch_loss(query, other):
-    return nt_xent(query, other, 0.1) + barlow_twins(query, other) + negative_cosine(query, other).sum()
+    batch = torch.cat([query, QUEUE]), torch.cat([other, QUEUE.flip(0)])
+    gathered = nt_xent(query, other, 0.1, batch=batch)
+    return gathered + nt_xent(query, other, 0.1) + barlow_twins(query, other) + negative_cosine(query, other).sum()
 
 
 def dense_loss(query):

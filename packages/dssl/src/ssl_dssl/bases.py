@@ -15,7 +15,7 @@ from torch import Tensor
 from ssl_core import distributed
 from ssl_core.losses import barlow_twins, info_nce, negative_cosine, nt_xent
 from ssl_core.nn import Queue
-from ssl_dssl.loss import Embedded
+from ssl_dssl.loss import Embedded, given
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,11 @@ class SimCLR:
 
     def loss(self, first: Embedded, second: Embedded) -> Float[Tensor, ""]:
         """NT-Xent of two views, nats."""
-        queries = [_unit(_given(view.prediction)) for view in (first, second)]
-        batch = [distributed.gather_with_grad(query) for query in queries]
-        row_offset = distributed.rank() * len(queries[0])
-        return nt_xent(queries[0], queries[1], self.temperature, batch=(batch[0], batch[1]), row_offset=row_offset)
+        a, b = _unit(given(first.prediction)), _unit(given(second.prediction))
+        if distributed.world_size() == 1:
+            return nt_xent(a, b, self.temperature)
+        batch = distributed.gather_with_grad(a), distributed.gather_with_grad(b)
+        return nt_xent(a, b, self.temperature, batch=batch, row_offset=distributed.rank() * len(a))
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class MoCoV2:
 
     def loss(self, first: Embedded, second: Embedded, queue: Queue) -> Float[Tensor, ""]:
         """InfoNCE of the first view's query, nats."""
-        query, key = _unit(_given(first.prediction)), _given(second.target)
+        query, key = _unit(given(first.prediction)), given(second.target)
         return info_nce(query, key, queue.keys, self.temperature, length=queue.valid_length).mean()
 
 
@@ -151,7 +152,7 @@ class BarlowTwins:
 
     def loss(self, first: Embedded, second: Embedded) -> Float[Tensor, ""]:
         """Distance of the cross-correlation matrix from the identity."""
-        batch = [distributed.gather_with_grad(_given(view.prediction)) for view in (first, second)]
+        batch = [distributed.gather_with_grad(given(view.prediction)) for view in (first, second)]
         return barlow_twins(batch[0], batch[1], off_diagonal_weight=self.off_diagonal_weight)
 
 
@@ -159,14 +160,9 @@ Base = SimCLR | SimSiam | BYOL | MoCoV2 | BarlowTwins
 
 
 def _symmetric_cosine(first: Embedded, second: Embedded) -> Tensor:
-    one = negative_cosine(_given(first.prediction), _given(second.target))
-    other = negative_cosine(_given(second.prediction), _given(first.target))
+    one = negative_cosine(given(first.prediction), given(second.target))
+    other = negative_cosine(given(second.prediction), given(first.target))
     return (one.mean() + other.mean()) / 2
-
-
-def _given(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None
-    return tensor
 
 
 def _unit(projection: Tensor) -> Tensor:

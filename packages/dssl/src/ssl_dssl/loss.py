@@ -22,6 +22,12 @@ class Embedded(NamedTuple):
     target: Tensor | None
 
 
+def given(tensor: Tensor | None) -> Tensor:
+    """A prediction or target that a term of the loss has asked for."""
+    assert tensor is not None, "a term asks for what was not made"
+    return tensor
+
+
 def directional_loss(
     standard: Sequence[Embedded],
     heavy: Sequence[Embedded],
@@ -91,9 +97,4 @@ def directional_loss(
 
 
 def _mean_cosine(pairs: Sequence[tuple[Tensor | None, Tensor | None]]) -> Tensor:
-    distances = []
-    for prediction, target in pairs:
-        assert prediction is not None
-        assert target is not None
-        distances.append(negative_cosine(prediction, target).mean())
-    return torch.stack(distances).mean()
+    return torch.stack([negative_cosine(given(one), given(other)).mean() for one, other in pairs]).mean()

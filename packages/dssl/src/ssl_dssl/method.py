@@ -99,9 +99,11 @@ class DSSL(nn.Module):
         loss = directional_loss(standard, heavy, self._pair_loss, sources=self.sources, **self.weights)
         keys = None
         if isinstance(self.base, MoCoV2):
-            seconds = [_given(view.target) for view in standard[1::2]]
-            keys = torch.cat([distributed.gather(key) for key in seconds])
-        return StepOutput(loss, keys, self._metrics(standard, heavy, keys, step), _judged(standard))
+            keys = torch.cat([distributed.gather(view.target) for view in standard[1::2] if view.target is not None])
+        # A predictor's output, where there is one: a projector's own BatchNorm would hide a collapse.
+        judged = next(part for view in standard for part in view if part is not None).detach()
+        metrics = self._metrics(standard, heavy, len(judged), step)
+        return StepOutput(loss, keys, metrics, F.normalize(judged.float(), dim=1))
 
     @torch.no_grad()
     def update(self, keys: Tensor | None, step: Step) -> None:
@@ -113,13 +115,13 @@ class DSSL(nn.Module):
 
     def _embedded(self, index: int, images: Tensor, step: Step) -> Embedded:
         prediction = target = None
-        is_targeted, has_momentum_branch = index in self._targeted, self.base.has_momentum_branch
-        if index in self._predicted or (is_targeted and not has_momentum_branch):
-            projection = self.projector(self.encoder(images))
-            prediction = self.predictor(projection) if index in self._predicted else None
-            target = projection.detach()
-        if is_targeted and has_momentum_branch:
+        is_predicted, is_targeted = index in self._predicted, index in self._targeted
+        if is_targeted and self.base.has_momentum_branch:
             target = self.momentum_branch(images, step, index)
+        if is_predicted or (is_targeted and target is None):
+            projection = self.projector(self.encoder(images))
+            prediction = self.predictor(projection) if is_predicted else None
+            target = projection.detach() if is_targeted and target is None else target
         return Embedded(prediction, target)
 
     def _pair_loss(self, first: Embedded, second: Embedded) -> Tensor:
@@ -173,7 +175,7 @@ class DSSL(nn.Module):
 
     @torch.no_grad()
     def _metrics(
-        self, standard: list[Embedded], heavy: list[Embedded], keys: Tensor | None, step: Step
+        self, standard: list[Embedded], heavy: list[Embedded], num_images: int, step: Step
     ) -> dict[str, Tensor]:
         pairs = {
             "positive_similarity": (standard[0].prediction, standard[1].target),
@@ -186,22 +188,11 @@ class DSSL(nn.Module):
         }
         chance = 0.0  # of a cosine
         if isinstance(self.base, SimCLR):
-            chance = log(2 * len(_judged(standard)) * distributed.world_size() - 1)
+            chance = log(2 * num_images * distributed.world_size() - 1)
         if isinstance(self.base, MoCoV2):
             chance = log(len(self.queue.keys) + 1)
-            fill = min(1.0, step.index * len(_given(keys)) / len(self.queue.keys))
-            metrics["queue_fill"] = torch.tensor(fill)
+            enqueued = num_images * distributed.world_size() * self.num_standard // 2
+            metrics["queue_fill"] = torch.tensor(min(1.0, step.index * enqueued / len(self.queue.keys)))
         if chance:
             metrics["chance_loss"] = torch.tensor((self.weights["alpha"] + self.weights["beta"]) * chance)
         return metrics
-
-
-def _judged(standard: list[Embedded]) -> Tensor:
-    """The embeddings whose spread tells whether they have collapsed."""
-    target = next(view.target for view in standard if view.target is not None)
-    return F.normalize(target.float(), dim=1)
-
-
-def _given(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None
-    return tensor

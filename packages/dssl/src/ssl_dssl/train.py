@@ -11,13 +11,14 @@ torchrun --nproc-per-node 8 -m ssl_dssl.train --config imagenet --data.root data
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from torch import nn
 
 from ssl_core.nn import HeadConfig, mlp_head
 from ssl_core.pretrain import PretrainConfig, check_batch, run_command
 from ssl_core.views import ViewSpec, make_ops, make_view_specs
+from ssl_core.views.config import Augmentation
 from ssl_dssl.bases import BYOL, BarlowTwins, Base, MoCoV2, SimCLR, SimSiam
 from ssl_dssl.method import DSSL
 from ssl_dssl.views import heavier, partially_ordered_views
@@ -65,7 +66,7 @@ class DSSLConfig:
     base: BaseName = "simsiam"
     projector: HeadConfig = field(default_factory=HeadConfig)
     predictor_dim: int | None = None
-    heavy: list[Any] | str = "none"
+    heavy: Augmentation = "none"
     heavy_source: Literal["derived", "image", "independent"] = "derived"
     heavy_per_image: Literal[1, 2] = 2
     naive: Literal["none", "views", "all_pairs"] = "none"
@@ -106,8 +107,13 @@ class Config(PretrainConfig):
     def view_specs(self) -> tuple[ViewSpec, ...]:
         """The standard views, then the heavy ones."""
         method, standard = self.method, make_view_specs(self.views)
-        if sum(len(view.sizes) for view in standard) != 2:
-            raise ValueError(f"views: DSSL takes two standard views, got {[view.name for view in standard]}")
+        if len(standard) != 2 or any(len(view.sizes) > 1 or view.derived_from is not None for view in standard):
+            raise ValueError(
+                "views: DSSL takes two standard views, each of one size and with draws of its own, got "
+                f"{[(view.name, view.sizes, view.derived_from) for view in standard]}"
+            )
+        if any(view.partner for view in standard):
+            raise ValueError("views: partner true, but DSSL has no partners")
         _check_switches(method)
         if method.sources:
             heavy = make_ops(method.heavy)
@@ -136,7 +142,10 @@ def make_method(config: Config, encoder: nn.Module, num_features: int, views: tu
     predictor = None
     if base.has_predictor:
         own_dim = projector.hidden_dim if isinstance(base, BYOL) else max(1, projector.out_dim // 4)
-        predictor = mlp_head(projector.out_dim, method.predictor_dim or own_dim, projector.out_dim)
+        hidden_dim = own_dim if method.predictor_dim is None else method.predictor_dim
+        if hidden_dim < 1:
+            raise ValueError(f"method.predictor_dim must be at least 1, got {hidden_dim}")
+        predictor = mlp_head(projector.out_dim, hidden_dim, projector.out_dim)
     return DSSL(
         encoder,
         mlp_head(num_features, **vars(projector)),
@@ -162,9 +171,9 @@ def make_base(method: DSSLConfig) -> Base:
     given = {name: getattr(method, name) for name in sorted(numbers) if getattr(method, name) is not None}
     if not base.has_predictor and method.predictor_dim is not None:
         given["predictor_dim"] = method.predictor_dim
-    for name, value in given.items():
-        if name not in own:
-            raise ValueError(f"method.{name} {value} has no effect with base {method.base}; leave it at null")
+    foreign = [f"method.{name} {value}" for name, value in given.items() if name not in own]
+    if foreign:
+        raise ValueError(f"{', '.join(foreign)} without effect with base {method.base}: leave at null")
     return base(**given)
 
 
@@ -176,7 +185,7 @@ def _check_switches(method: DSSLConfig) -> None:
     elif method.naive == "views":
         unused, when = ("heavy_source", "heavy_per_image", *_WEIGHTS), "with naive views"
     elif method.naive == "all_pairs":
-        unused, when = (*_WEIGHTS, "pairs"), "with naive all_pairs"
+        unused, when = (*_WEIGHTS, "heavy_per_image", "pairs"), "with naive all_pairs"
     else:
         unused, when = ("pairs",), "with heavy views"
     for name in unused:

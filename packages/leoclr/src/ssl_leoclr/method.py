@@ -154,20 +154,27 @@ class LeOCLR(nn.Module):
 
     def _against_batch(self, views: tuple[Tensor, ...]) -> StepOutput:
         queries = [self._query(view) for view in views]
-        batch = [distributed.gather_with_grad(query) for query in queries]
+        is_alone = distributed.world_size() == 1
+        gathered = [query if is_alone else distributed.gather_with_grad(query) for query in queries]
         row_offset = distributed.rank() * len(queries[0])
         pairs = [(0, crop) for crop in range(1, len(views))]
         if self.attract == "all":
             pairs.append((1, 2))
         # A pair sees the rows of its own two views alone, so that no crop is a negative of its image's other crop.
         losses = [
-            nt_xent(queries[a], queries[b], self.temperature, batch=(batch[a], batch[b]), row_offset=row_offset)
+            nt_xent(
+                queries[a],
+                queries[b],
+                self.temperature,
+                batch=None if is_alone else (gathered[a], gathered[b]),
+                row_offset=row_offset,
+            )
             for a, b in pairs
         ]
         similarity = torch.stack([(queries[a] * queries[b]).sum(dim=1) for a, b in pairs])
         metrics = {
             "positive_similarity": similarity.detach().mean(),
-            "chance_loss": queries[0].new_full((), len(pairs) * log(2 * len(batch[0]) - 1)),
+            "chance_loss": queries[0].new_full((), len(pairs) * log(2 * len(gathered[0]) - 1)),
         }
         return StepOutput(torch.stack(losses).sum(), None, metrics, embeddings=queries[0].detach())
 

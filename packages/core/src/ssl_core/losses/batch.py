@@ -62,10 +62,13 @@ def nt_xent(
         )
     if not 0 <= row_offset <= m - n:
         raise ValueError(f"batch has {m} rows, which must include the own {n} from row_offset={row_offset} on")
-    inputs = views if batch is None else (*views, *sides)
+    has_batch = batch is not None
+    inputs = (*views, *sides) if has_batch else views
     with_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     with torch.no_grad():
-        value, gradients = _nt_xent(views, sides, temperature, row_offset, backend, with_gradient)
+        value, gradients = _nt_xent(
+            views, sides, temperature, row_offset, backend, has_batch=has_batch, with_gradient=with_gradient
+        )
     if not with_gradient:
         return value
     loss: Tensor = _WithGradients.apply(value, *inputs, *gradients)
@@ -78,9 +81,11 @@ def _nt_xent(
     temperature: float,
     row_offset: int,
     backend: str | None,
+    *,
+    has_batch: bool,
     with_gradient: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The loss and, if asked for, its gradients to both views and, unless these are the views, to both sides.
+    """The loss and, if asked for, its gradients to both views and, where sides are not the views, to both sides.
 
     With p_ij what row i gives to column k_j, up to 1 / (2 n tau): the gradient of row i's term to z_i is
     sum_j p_ij k_j - (1 - p_ii) z_p, to z_p -(1 - p_ii) z_i, and to any other column k_j p_ij z_i.
@@ -109,7 +114,7 @@ def _nt_xent(
     miss_n1 = (misses[0] + misses[1])[:, None]
     gradients[0].addcmul_(miss_n1, views[1], value=-1)
     gradients[1].addcmul_(miss_n1, views[0], value=-1)
-    if sides is not views:
+    if has_batch:
         gradients += [torch.zeros_like(side) for side in sides]
     # sum_i p_ij z_i is the mean of z under exp(z_i.k_j / tau - log Z_i), times the sum of that: the roles change.
     image = torch.arange(m, device=own.device) - row_offset

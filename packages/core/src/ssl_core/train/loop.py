@@ -214,7 +214,8 @@ def train(
                     values |= {"epoch": done / per_epoch, "lr": learning_rate(step)}
                     log.record(done, values, shown=_shown(values))
                     latest.update(values)
-                    reason = collapse(latest) if collapse is not None else None
+                    # One process decides: the last bit of a GPU's eigenvalues must not divide them.
+                    reason = distributed.broadcast_object(collapse(latest)) if collapse is not None else None
                     if reason is not None and config.stop_on_collapse:
                         save()
                         raise CollapseError(f"the embeddings have collapsed after step {done}: {reason}; saved {last}")
