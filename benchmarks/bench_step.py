@@ -24,7 +24,6 @@ from ssl_core.allocator import keep_freed_memory
 from ssl_core.config import parse_config
 from ssl_core.nn import EncoderConfig, MomentumBranch, make_encoder
 from ssl_core.train import Step, make_optimizer
-from ssl_core.views import make_view_specs
 
 TWO_RESOLUTIONS = (
     "[{augmentation: moco_cifar, size: [32, 23]}, {augmentation: moco_cifar, size: [32, 23], partner: true}, "
@@ -44,6 +43,12 @@ ROWS: dict[str, tuple[str, str, list[str], str]] = {
     "LeOCLR": ("ssl_leoclr", "cifar10", [], "1.19"),
     "CLIM": ("ssl_clim", "cifar10", [], "not published"),
     "CLIM, two resolutions": ("ssl_clim", "cifar10", [f"--views={TWO_RESOLUTIONS}"], "not published"),
+    "SimSiam, two pairs": ("ssl_dssl", "cifar10", ["--method.heavy=none"], "not published"),
+    "DSSL over SimSiam": ("ssl_dssl", "cifar10", [], "not published"),
+    "DSSL over BYOL": ("ssl_dssl", "cifar10_byol", [], "not published"),
+    "DSSL over SimCLR": ("ssl_dssl", "cifar10_simclr", [], "not published"),
+    "DSSL over MoCo v2": ("ssl_dssl", "cifar10_mocov2", [], "not published"),
+    "DSSL over Barlow Twins": ("ssl_dssl", "cifar10_barlow", [], "not published"),
 }
 SMALL = EncoderConfig("resnet18", "small_pool", options={"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]})
 
@@ -58,7 +63,7 @@ def make_step(package: str, recipe: str, changes: list[str], size: int, batch: i
     largest = max(side for view in config.views for side in view.sizes)
     scaled = [replace(view, size=[round(side * size / largest) for side in view.sizes]) for view in config.views]
     config = replace(config, views=scaled, encoder=encoder_config)
-    specs = make_view_specs(config.views)
+    specs = config.view_specs()
     torch.manual_seed(0)
     encoder = make_encoder(encoder_config, channels=3, image_size=size)
     method = module.make_method(config, encoder, encoder.num_features, specs)

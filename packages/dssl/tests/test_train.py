@@ -98,14 +98,14 @@ def test_collapse_is_warned_of_and_stops_a_run_that_asks_for_it(tmp_path, capsys
         return method
 
     monkeypatch.setattr(train, "make_method", make_collapsed)
-    options = ["--optim.lr=0", "--method.projector.last_norm=affine", "--train.log_every=5"]
+    options = ["--optim.lr=0", "--method.projector.last_norm=affine", "--train.log_every=5", "--train.epochs=2"]
     smoke(tmp_path / "warned", *options)
-    assert "WARNING: the embeddings have collapsed after step 5: std of embeddings 0.0000" in capsys.readouterr().err
+    assert "WARNING: the embeddings have collapsed after step 25: std of embeddings 0.0000" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         smoke(tmp_path / "stopped", *options, "--train.stop_on_collapse=true")
     assert stopped.value.code == 1
-    assert "ssl-dssl-train: error: the embeddings have collapsed after step 5" in capsys.readouterr().err
-    assert read_metrics(tmp_path / "stopped")[-1]["step"] == 5
+    assert "ssl-dssl-train: error: the embeddings have collapsed after step 25" in capsys.readouterr().err
+    assert read_metrics(tmp_path / "stopped")[-1]["step"] == 25
 
 
 CIFAR = "{augmentation: dssl_cifar"

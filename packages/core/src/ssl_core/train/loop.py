@@ -146,7 +146,8 @@ def train(
             made with other settings is refused.
         health: measures of a batch of embeddings (n d), for the log.
         collapse: (the latest value of every number in the log, by name) -> what shows that the embeddings have
-            collapsed, or None. It is said at the first record where it holds, and again after a recovery.
+            collapsed, or None. Asked from the second epoch on, for an untrained head may look collapsed; said at
+            the first record where it holds, and again after a recovery.
         before_epoch: called before the first step of each epoch with the number of epochs done; returns numbers for
             the log. It may change ``batches``. A checkpoint between two epochs is from before the call, so that a
             resumed run makes it again.
@@ -214,8 +215,10 @@ def train(
                     values |= {"epoch": done / per_epoch, "lr": learning_rate(step)}
                     log.record(done, values, shown=_shown(values))
                     latest.update(values)
-                    # One process decides: the last bit of a GPU's eigenvalues must not divide them.
-                    reason = distributed.broadcast_object(collapse(latest)) if collapse is not None else None
+                    reason = None
+                    if collapse is not None and done > per_epoch:
+                        # One process decides: the last bit of a GPU's eigenvalues must not divide them.
+                        reason = distributed.broadcast_object(collapse(latest))
                     if reason is not None and config.stop_on_collapse:
                         save()
                         raise CollapseError(f"the embeddings have collapsed after step {done}: {reason}; saved {last}")
