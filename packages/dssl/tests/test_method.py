@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssl_core.evaluate import collapse, health
-from ssl_core.nn import EncoderConfig, make_encoder, mlp_head
+from ssl_core.nn import EncoderConfig, SplitBatchNorm, make_encoder, mlp_head
 from ssl_core.testing import check_method, random_views
 from ssl_core.train import Step
 from ssl_core.views import ViewConfig, make_ops, make_view_specs
@@ -55,6 +55,7 @@ CONTRACTS = {name: {"base": name} for name in BASES} | {
     "mocov2, split BatchNorm": {"base": MoCoV2(queue_length=20, batch_norm_splits=4, split_online=True)},
     "mocov2, empty queue": {"base": MoCoV2(queue_length=20, queue_initial="empty")},
     "simsiam, directional terms alone": {"alpha": 0.0},
+    "mocov2, one directional term alone": {"base": "mocov2", "alpha": 0.0, "views": ALL[:3], "sources": (0,)},
 }
 CONTRACTS |= {f"{name} alone": {"base": name, "views": STANDARD, "sources": ()} for name in BASES}
 CONTRACTS |= {f"two pairs of {name}": {"base": name, "views": STANDARD * 2, "sources": ()} for name in WITH_PREDICTOR}
@@ -144,6 +145,22 @@ def test_the_bases_own_targets_give_no_gradient(base):
     assert images[1].grad is None
 
 
+@pytest.mark.parametrize("base", BASES)
+def test_no_target_carries_a_gradient(base):
+    method = make_method(base)
+    for index, images in enumerate(random_views(method, 4, 3)):
+        target = method._embedded(index, images, STEP).target
+        assert target is None or not target.requires_grad
+
+
+def test_each_standard_view_is_shuffled_in_its_own_order():
+    method = make_method(MoCoV2(queue_length=20, batch_norm_splits=4))
+    view = random_views(method, 8, 3)[0]
+    first, second = (method._embedded(index, view, STEP).target for index in (0, 1))
+    # One order for both would put the same images into the same groups.
+    assert not torch.allclose(first, second, atol=1e-3)
+
+
 def test_every_view_is_forwarded_by_itself():
     method = make_method("simsiam")
     seen = []
@@ -206,6 +223,26 @@ def test_the_momentum_branch_follows_by_one_minus_m(base):
     method.update(method(random_views(method, 4, 3), STEP).keys, STEP)
     for old, new in zip(before, method.momentum_branch.parameters(), strict=True):
         torch.testing.assert_close(new, old + 0.1)
+
+
+@pytest.mark.parametrize(("split_online", "expected"), [(False, (0, 4)), (True, (4, 4))], ids=["momentum", "both"])
+def test_moco_splits_the_batch_norm_of_the_branches_it_is_told_to(split_online, expected):
+    method = make_method(MoCoV2(queue_length=20, batch_norm_splits=4, split_online=split_online))
+    splits = [
+        max((layer.num_splits for layer in branch.modules() if isinstance(layer, SplitBatchNorm)), default=0)
+        for branch in (method.encoder, method.momentum_branch.encoder)
+    ]
+    assert tuple(splits) == expected
+
+
+def test_moco_passes_on_how_its_queue_begins():
+    random, again, empty = (
+        make_method(MoCoV2(queue_length=20, queue_initial=initial), seed=seed).queue
+        for initial, seed in (("random", 0), ("random", 1), ("empty", 0))
+    )
+    assert not torch.equal(random.keys, again.keys)
+    assert random.valid_length is None
+    assert empty.valid_length is not None
 
 
 def test_the_queue_takes_the_second_standard_views_key_and_no_heavy_one():

@@ -115,7 +115,7 @@ def test_bad_input_is_one_clear_error(tmp_path):
     mistakes = {
         "--method.heavy ra_3_3": "no augmentation is called 'ra_3_3'",
         f"--method.heavy jigsaw_4 --views '[{CIFAR}, size: 18, count: 2}}]'": "18",
-        f"--views '[{CIFAR}, size: 16, count: 3}}]'": "DSSL takes two standard views, got",
+        f"--views '[{CIFAR}, size: 16, count: 3}}]'": "DSSL takes two standard views",
         "--method.heavy none --method.naive views": "method.naive views has no effect with heavy none",
         "--method.heavy none --method.gamma 0.5": "method.gamma 0.5 has no effect with heavy none; leave it at 1.0",
         "--method.naive views --method.heavy_source image": "method.heavy_source image has no effect with naive views",
@@ -128,7 +128,7 @@ def test_bad_input_is_one_clear_error(tmp_path):
         "--method.temperature 0.1 --method.momentum 0.9": "method.momentum 0.9, method.temperature 0.1 without effect",
         "--method.base simclr --method.predictor_dim 8": "method.predictor_dim 8 without effect with base simclr",
         "--method.predictor_dim 0": "method.predictor_dim must be at least 1, got 0",
-        "--method.heavy [7]": "method.heavy",
+        "--method.heavy [7]": "no augmentation is called '[7]'",
         f"--views '[{CIFAR}, size: [16, 8]}}]'": "each of one size and with draws of its own",
         f"--views '[{CIFAR}, size: 16}}, {{augmentation: jigsaw_2, derived_from: 0, size: 16}}]'": "draws of its own",
         f"--views '[{CIFAR}, size: 16, count: 2, partner: true}}]'": "DSSL has no partners",
