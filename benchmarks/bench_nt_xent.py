@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from machine import comparison_arguments, describe_machine, print_comparison, resident_bytes
+from machine import compare_losses
 from torch import Tensor
 
 from ssl_core.losses import nt_xent
@@ -43,36 +43,5 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def step_of(name: str, inputs: tuple[Tensor, Tensor]) -> Callable[[], None]:
-    def step() -> None:
-        torch.autograd.grad(LOSSES[name](*inputs), inputs)
-
-    return step
-
-
-def measure(name: str) -> int:
-    """What a call adds to its inputs; in a process of its own."""
-    cpu = torch.device("cpu")
-    step_of(name, make_inputs(16, cpu))()  # what is loaded once
-    return resident_bytes(step_of(name, make_inputs(IMAGES, cpu)))
-
-
-def main() -> None:
-    arguments = comparison_arguments(__doc__, LOSSES)
-    if arguments.measure:
-        print(measure(arguments.measure))
-        return
-    device, repeats = arguments.device, arguments.repeats
-
-    print(__doc__.partition("\n")[0])
-    print(describe_machine(device))
-    print(f"n {IMAGES}  d {DIM}  float32; {repeats} runs in turns\n")
-    inputs = make_inputs(IMAGES, device)
-    exact = dense(*(tensor.detach().double() for tensor in inputs))
-    for name, loss in LOSSES.items():
-        torch.testing.assert_close(loss(*inputs).double(), exact, rtol=1e-5, atol=0, msg=f"{name} is another loss")
-    print_comparison({name: step_of(name, inputs) for name in LOSSES}, repeats, device, __file__)
-
-
 if __name__ == "__main__":
-    main()
+    compare_losses(__file__, __doc__, LOSSES, make_inputs, sizes=(IMAGES,), small=(16,), shown=f"n {IMAGES}  d {DIM}")

@@ -12,13 +12,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 
 def describe_machine(device: torch.device) -> str:
@@ -136,21 +137,55 @@ def measured_in_new_process(file: str, task: str) -> int:
     return int(done.stdout.split()[-1])
 
 
-def comparison_arguments(doc: str, names: Collection[str]) -> argparse.Namespace:
-    """Options of a benchmark that compares losses; ``measure`` is for :func:`measured_in_new_process`."""
+def compare_losses(
+    file: str,
+    doc: str,
+    losses: Mapping[str, Callable[..., Tensor]],
+    make_inputs: Callable[..., Sequence[Tensor]],
+    *,
+    sizes: tuple[int, ...],
+    small: tuple[int, ...],
+    shown: str,
+) -> None:
+    """A benchmark's command: each loss with its gradients, in turns; time, and what a call adds to its inputs.
+
+    The first loss is what the others are compared with, the last one is the truth that all must agree with, in float64.
+
+    Args:
+        file: of the benchmark, which measures memory in a process of its own.
+        doc: the benchmark's docstring.
+        losses: (inputs) -> scalar.
+        make_inputs: (sizes, device) -> inputs; the gradient is to those that ask for one.
+        sizes: to measure.
+        small: sizes of a first call, which loads what is loaded once.
+        shown: the sizes in words.
+    """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", type=torch.device)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--quick", action="store_true", help="2 repeats")
-    parser.add_argument("--measure", choices=names, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=losses, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.repeats = 2
-    return arguments
 
+    def step_of(name: str, inputs: Sequence[Tensor]) -> Callable[[], object]:
+        asking = [tensor for tensor in inputs if tensor.requires_grad]
+        return lambda: torch.autograd.grad(losses[name](*inputs), asking)
 
-def print_comparison(steps: Mapping[str, Callable[[], object]], repeats: int, device: torch.device, file: str) -> None:
-    """Time and peak memory of each step, a row of a table for each; the first is what the others are compared with."""
+    if arguments.measure:
+        cpu = torch.device("cpu")
+        step_of(arguments.measure, make_inputs(*small, cpu))()
+        print(resident_bytes(step_of(arguments.measure, make_inputs(*sizes, cpu))))
+        return
+    device, repeats = arguments.device, 2 if arguments.quick else arguments.repeats
+
+    print(doc.partition("\n")[0])
+    print(describe_machine(device))
+    print(f"{shown}  float32; {repeats} runs in turns\n")
+    inputs = make_inputs(*sizes, device)
+    exact = list(losses.values())[-1](*(tensor.detach().double() for tensor in inputs))
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss(*inputs).double(), exact, rtol=1e-5, atol=0, msg=f"{name} is another loss")
+    steps = {name: step_of(name, inputs) for name in losses}
     found = times_s(steps, repeats, device)
     unit = next(iter(found.values())).median
     print("| loss | median ms | spread ms | ours is faster by | peak MB |")

@@ -145,6 +145,12 @@ def test_report_shows_three_encoders_and_two_pictures(run, capsys):
     assert "ssl-any-train --config list" in printed
 
 
+def test_report_keeps_the_views_that_training_has_drawn(run):
+    (run / "views.png").write_bytes(b"drawn by training")
+    main(["report", str(run), "--device", "cpu"])
+    assert (run / "views.png").read_bytes() == b"drawn by training"
+
+
 def test_doctor_says_which_implementation_each_op_uses(capsys):
     main(["doctor"])
     printed = capsys.readouterr().out

@@ -50,8 +50,8 @@ def check_run(train: ModuleType, folder: Path) -> None:
     train.main([*_SMOKE, "--out", str(run)])
 
     files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
-    promised = {"config.yaml", "metrics.jsonl", "checkpoints/last.pt", "backbone.safetensors", "backbone.json"}
-    promised |= {"views.png"}
+    promised = {"config.yaml", "views.png", "metrics.jsonl", "checkpoints/last.pt"}
+    promised |= {"backbone.safetensors", "backbone.json"}
     assert promised <= files, f"the run directory has no {sorted(promised - files)}"
     assert not [name for name in files if name.endswith(".part")], f"half-written files are left: {sorted(files)}"
     state = load_checkpoint(run / "checkpoints" / "last.pt")["method"]
