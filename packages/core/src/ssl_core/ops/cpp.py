@@ -6,11 +6,13 @@ has is used.
 """
 
 import os
+from collections.abc import Sequence
 
 import torch  # before _C: torch brings the OpenMP runtime that both share
 from torch import Tensor
 
 from ssl_core.ops.gpu import contiguous_rows
+from ssl_core.ops.instructions import PackedImages, View
 
 try:
     from ssl_core import _C
@@ -45,6 +47,11 @@ def unsupported(device: torch.device, *dtypes: torch.dtype, **problem: object) -
     if dtypes[-1] not in _DTYPES:
         return "it reads and writes queues of float32 and bfloat16"
     return _MISSING
+
+
+def cannot_render(device: torch.device, *dtypes: torch.dtype, **problem: object) -> str | None:
+    """Why the kernels cannot draw views of images on this device."""
+    return "it runs on the CPU" if device.type != "cpu" else _MISSING
 
 
 def instruction_sets() -> list[str]:
@@ -148,6 +155,13 @@ def momentum_update(
         _threads(),
         chosen_instruction_set(),
     )
+
+
+def render_views(
+    images: PackedImages, views: Sequence[View], mean: Tensor, std: Tensor, results: Sequence[Tensor]
+) -> None:
+    """As ``ssl_core.ops.render_views``, into tensors that are there."""
+    raise NotImplementedError
 
 
 def _address(tensor: Tensor | None) -> int:

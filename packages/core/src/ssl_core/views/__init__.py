@@ -7,6 +7,11 @@ A `ViewSpec` holds the paper's numbers; `sample_parameters` draws what is random
 from ssl_core.views.config import ViewConfig as ViewConfig
 from ssl_core.views.config import make_ops as make_ops
 from ssl_core.views.config import make_view_specs as make_view_specs
+from ssl_core.views.fused import RENDERERS as RENDERERS
+from ssl_core.views.fused import choose_renderer as choose_renderer
+from ssl_core.views.fused import pack_images as pack_images
+from ssl_core.views.fused import render_views as render_views
+from ssl_core.views.fused import unpack_images as unpack_images
 from ssl_core.views.gallery import save_view_gallery as save_view_gallery
 from ssl_core.views.gallery import view_gallery as view_gallery
 from ssl_core.views.pools import DISTORTIONS as DISTORTIONS
@@ -45,6 +50,7 @@ __all__ = [
     "JITTER_ORDERS",
     "POOLS",
     "PRESETS",
+    "RENDERERS",
     "VIEW_OPS",
     "CenterCrop",
     "Choice",
@@ -63,15 +69,19 @@ __all__ = [
     "ViewConfig",
     "ViewOp",
     "ViewSpec",
+    "choose_renderer",
     "derive",
     "eval_spec",
     "make_ops",
     "make_view_specs",
     "num_parameters",
+    "pack_images",
     "parameter_names",
     "render",
     "render_batch",
+    "render_views",
     "sample_parameters",
     "save_view_gallery",
+    "unpack_images",
     "view_gallery",
 ]

@@ -31,3 +31,8 @@ def unsupported(device: torch.device, *dtypes: torch.dtype, dim: int = 1, **prob
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return "it needs compute capability 8.0"
     return None
+
+
+def cannot_render(device: torch.device, *dtypes: torch.dtype, **problem: object) -> str | None:
+    """Why the kernels cannot draw views of images on this device."""
+    return unsupported(device)

@@ -1,0 +1,86 @@
+"""Views of packed images: a few instructions for each view, and a row of parameters for each image.
+
+What an instruction does is defined by `ssl_core.views.render`, the reference; here it is numbers only. A view is a
+program of instructions that run one after the other on each image's picture, float32 in [0, 1]; what follows the last
+one is normalisation, (x - mean) / std, and rounding to the result's dtype.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ssl_core.ops import _triton, cpp
+from ssl_core.ops.backends import Unsupported, choose_backend, log_choice
+from ssl_core.ops.instructions import PIXEL_DTYPES, VIEW_DTYPES, PackedImages, View
+
+# Fastest first. Where neither can run, `ssl_core.views` renders with the reference.
+BACKENDS: dict[str, Unsupported] = {"cpp": cpp.cannot_render, "triton": _triton.cannot_render}
+
+
+def render_views(
+    images: PackedImages,
+    views: Sequence[View],
+    *,
+    mean: Float[Tensor, " c"],
+    std: Float[Tensor, " c"],
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    backend: str | None = None,
+) -> tuple[Float[Tensor, "n c _ _"], ...]:
+    """Draw views of images: what `ssl_core.views.render` draws, all views of an image together, then normalised.
+
+    Specs are made into programs by `ssl_core.views.render_views`, which is what to call. There is no gradient.
+
+    Args:
+        images: n images, on the CPU or a GPU.
+        views: of each image.
+        mean: (c) subtracted from pixels in [0, 1].
+        std: (c) divided by, after that.
+        dtype: of the views: float32, float16 or bfloat16.
+        channels_last: whether views have their channels last in memory.
+        backend: ``cpp`` or ``triton``; None chooses, see `ssl_core.ops.implementations`.
+
+    Returns:
+        One (n c s s) tensor for each view.
+
+    Raises:
+        TypeError: for pixels or views of another dtype.
+        ValueError: if shapes or devices disagree, an image does not lie in ``pixels``, or the back-end cannot run here.
+    """
+    device = images.pixels.device
+    if images.pixels.dtype not in PIXEL_DTYPES:
+        raise TypeError(f"pixels must be uint8, uint16 or float32, got {images.pixels.dtype}: convert them first")
+    if dtype not in VIEW_DTYPES:
+        raise TypeError(f"views are float32, float16 or bfloat16, got {dtype}")
+    if not len(mean) == len(std) == images.channels:
+        raise ValueError(f"{len(mean)} means and {len(std)} deviations for images of {images.channels} channels")
+    for index, view in enumerate(views):
+        if len(view.parameters) != len(images.layout) or view.parameters.device != device:
+            raise ValueError(
+                f"view {index}: parameters of {len(view.parameters)} images on {view.parameters.device}, but there are "
+                f"{len(images.layout)} on {device}"
+            )
+        if view.continues >= index or (view.continues >= 0 and views[view.continues].size != view.size):
+            raise ValueError(
+                f"view {index} cannot continue view {view.continues}: it must be earlier, of the same size"
+            )
+    name = choose_backend("render_views", BACKENDS, device, images.pixels.dtype, requested=backend)
+    log_choice("render_views", tuple(BACKENDS.items()), name, device, images.pixels.dtype)
+    results = tuple(
+        torch.empty(
+            (len(images.layout), images.channels, view.size, view.size),
+            dtype=dtype,
+            device=device,
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+        )
+        for view in views
+    )
+    if name == "cpp":
+        cpp.render_views(images, views, mean, std, results)
+    else:
+        from ssl_core.ops._triton.render_views import render_views as render
+
+        render(images, views, mean, std, results)
+    return results

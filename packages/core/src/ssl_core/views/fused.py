@@ -1,0 +1,158 @@
+"""Views of a whole batch in one call, by whichever renderer fits: the same pictures, at different speed."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Float64, Shaped
+from torch import Tensor
+
+from ssl_core.ops.instructions import PIXEL_DTYPES, PackedImages, View
+from ssl_core.ops.render_views import BACKENDS
+from ssl_core.ops.render_views import render_views as run_programs
+from ssl_core.views.program import make_programs
+from ssl_core.views.render import render_batch, to_unit
+from ssl_core.views.spec import ViewSpec, num_parameters
+
+# What `data.renderer` may say, besides auto -> the back-end of the op; the reference is none.
+RENDERERS = {"device": "triton", "cpu": "cpp", "reference": None}
+
+
+def choose_renderer(name: str, device: torch.device) -> str:
+    """The renderer that draws the views of a method on this device.
+
+    Args:
+        name: auto, device, cpu or reference. ``auto`` renders on a GPU where the method is on one, else with the
+            compiled kernels of the CPU, and with the reference where there are none.
+        device: where the method is.
+
+    Raises:
+        ValueError: if it cannot run here, or there is no renderer of that name.
+    """
+    reasons = {}
+    for renderer, backend in RENDERERS.items():
+        place = torch.device("cpu") if renderer == "cpu" else device
+        reasons[renderer] = None if backend is None else BACKENDS[backend](place, torch.uint8)
+    if name == "auto":
+        return next(renderer for renderer, reason in reasons.items() if reason is None)
+    if name not in reasons or reasons[name] is not None:
+        available = ", ".join(["auto", *(renderer for renderer, reason in reasons.items() if reason is None)])
+        raise ValueError(
+            f"data.renderer {name}: {reasons.get(name, 'there is no renderer of that name')}; there is {available}"
+        )
+    return name
+
+
+def render_views(
+    images: PackedImages,
+    parameters: Sequence[Float64[Tensor, "n p"]],
+    specs: Sequence[ViewSpec],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    renderer: str,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+) -> tuple[Float[Tensor, "n c _ _"], ...]:
+    """All views of a batch of images, normalised: (x - mean) / std of what `render` draws.
+
+    Args:
+        images: n images, on the CPU, or on a GPU for the renderer ``device``.
+        parameters: (n p) of each view, a row for each image, on the device of the images.
+        specs: the views.
+        mean: of each channel, in [0, 1].
+        std: of each channel.
+        renderer: device, cpu or reference; see `choose_renderer`.
+        dtype: of the views: float32, float16 or bfloat16.
+        channels_last: whether views have their channels last in memory.
+
+    Returns:
+        One (n c s s) tensor for each size of each view, in order.
+
+    Raises:
+        TypeError: for a dtype that is none of these.
+        ValueError: if the parameters are not the specs', or the renderer cannot run here.
+
+    Example:
+        >>> from ssl_core.views import ViewConfig, make_view_specs, sample_parameters
+        >>> specs = make_view_specs([ViewConfig("strong", size=32)])
+        >>> images = pack_images([torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8)])
+        >>> index, size = torch.tensor([7]), images.layout[:, 1:3]
+        >>> drawn = sample_parameters(specs[0], seed=0, epoch=0, image_index=index, view_index=0, image_size=size)
+        >>> numbers = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
+        >>> [view.shape for view in render_views(images, [drawn], specs, renderer="reference", **numbers)]
+        [torch.Size([1, 3, 32, 32])]
+    """
+    mean_c, std_c = torch.tensor(mean), torch.tensor(std)
+    for spec, rows in zip(specs, parameters, strict=True):
+        if rows.shape[1] != num_parameters(spec):
+            raise ValueError(f"view {spec.name!r} has {num_parameters(spec)} parameters, got {rows.shape[1]}")
+    if renderer != "reference":
+        programs = make_programs(tuple(specs))
+        views = [View(each.instructions, parameters[each.spec], each.size, each.continues) for each in programs]
+        return run_programs(
+            images, views, mean=mean_c, std=std_c, dtype=dtype, channels_last=channels_last, backend=RENDERERS[renderer]
+        )
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    unpacked = unpack_images(images)
+    pictures = [
+        picture for spec, rows in zip(specs, parameters, strict=True) for picture in render_batch(unpacked, rows, spec)
+    ]
+    return tuple(
+        picture.sub_(mean_c[:, None, None]).div_(std_c[:, None, None]).to(dtype, memory_format=memory_format)
+        for picture in pictures
+    )
+
+
+def pack_images(images: Sequence[Shaped[Tensor, "c _ _"]]) -> PackedImages:
+    """Images one after the other in one flat tensor.
+
+    Images of several dtypes take the finest of them, which is exact: 8 bits fit into 16, and both into float32.
+
+    Args:
+        images: (c h w) each, uint8, uint16 or floating in [0, 1]; of any strides.
+
+    Raises:
+        TypeError: for an image of another dtype.
+        ValueError: if there is no image, the images differ in their number of channels, or a floating image has values
+            outside [0, 1].
+    """
+    channels = {len(image) for image in images}
+    if len(channels) != 1:
+        raise ValueError(f"images of {sorted(channels)} channels do not make a batch; set data.channels")
+    for image in images:
+        if image.is_floating_point():
+            low, high = (bound.item() for bound in image.aminmax())
+            if not (low >= 0 and high <= 1):
+                raise ValueError(f"a floating image must lie in [0, 1], got values in [{low}, {high}]: rescale it")
+        elif image.dtype not in PIXEL_DTYPES:
+            raise TypeError(f"an image must be uint8, uint16 or floating, got {image.dtype}: convert it first")
+    dtypes = {image.dtype for image in images}
+    if len(dtypes) > 1:
+        images = [_finer(image, dtypes) for image in images]
+    elif images[0].is_floating_point():
+        images = [image.float() for image in images]
+    flat, layout, offset = [], [], 0
+    for image in images:
+        # Decoders give rows of whole pixels; such an image is copied as it lies, and any other in its own order.
+        dense = image.permute(1, 2, 0).is_contiguous()
+        channel_count, height, width = image.shape
+        flat.append(image.permute(1, 2, 0).reshape(-1) if dense else image.reshape(-1))
+        strides = (1, width * channel_count, channel_count) if dense else (height * width, width, 1)
+        layout.append((offset, height, width, *strides))
+        offset += image.numel()
+    return PackedImages(torch.cat(flat), torch.tensor(layout), channels.pop())
+
+
+def unpack_images(images: PackedImages) -> list[Shaped[Tensor, "c _ _"]]:
+    """The images, (c h w) each, which share the packed memory."""
+    return [
+        images.pixels.as_strided((images.channels, height, width), strides, offset)
+        for offset, height, width, *strides in images.layout.tolist()
+    ]
+
+
+def _finer(image: Tensor, dtypes: set[torch.dtype]) -> Tensor:
+    """The image in the finest of these dtypes; 255 levels of 257 are 65,535, so that its values stay the same."""
+    if any(dtype.is_floating_point for dtype in dtypes):
+        return to_unit(image)
+    return image if image.dtype == torch.uint16 else image.to(torch.int32).mul(257).to(torch.uint16)
