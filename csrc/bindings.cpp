@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <new>
 #include <stdexcept>
 
@@ -89,6 +90,34 @@ void momentum_update(const std::vector<std::uintptr_t>& targets, const std::vect
     set.momentum_update(call);
 }
 
+// Of each view: addresses of instructions, parameters and result, numbers of instructions and parameters, size, and the
+// view that it continues.
+using ViewNumbers = std::array<std::int64_t, 7>;
+
+void render_views(std::uintptr_t pixels, std::uintptr_t layout, const std::vector<ViewNumbers>& views,
+                  std::uintptr_t mean, std::uintptr_t std, std::int64_t num_images, std::int64_t channels,
+                  int pixel_dtype, int result_dtype, bool channels_last, int threads, const std::string& isa) {
+    std::vector<View> table;
+    for (const auto& [instructions, parameters, result, num_instructions, num_parameters, size, continues] : views)
+        table.push_back({pointer<const double>(instructions), pointer<const double>(parameters), pointer<void>(result),
+                         num_instructions, num_parameters, size, continues});
+    const RenderViews call{pointer<const void>(pixels),
+                           pointer<const std::int64_t>(layout),
+                           table.data(),
+                           pointer<const float>(mean),
+                           pointer<const float>(std),
+                           num_images,
+                           static_cast<std::int64_t>(table.size()),
+                           channels,
+                           static_cast<Dtype>(pixel_dtype),
+                           static_cast<Dtype>(result_dtype),
+                           channels_last,
+                           threads};
+    const Kernels& set = kernels(isa);
+    const py::gil_scoped_release release;
+    if (!set.render_views(call)) throw std::bad_alloc();
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -97,6 +126,7 @@ PYBIND11_MODULE(_C, module) {
     module.def("queue_attention", queue_attention);
     module.def("enqueue", enqueue);
     module.def("momentum_update", momentum_update);
+    module.def("render_views", render_views);
 #ifdef _OPENMP
     module.attr("openmp") = true;
 #else

@@ -5,7 +5,7 @@
 
 namespace ssl_core {
 
-enum class Dtype : int32_t { float32 = 0, bfloat16 = 1 };
+enum class Dtype : int32_t { float32 = 0, bfloat16 = 1, float16 = 2, uint8 = 3, uint16 = 4 };
 
 // lse_i = log sum_j exp(s_ij), expectation_i = sum_j softmax(s_i)_j queue_j, s_ij = query_i.queue_j * inverse_temperature_i
 // + key_bias_j over the columns j < num_keys, without column exclude_i. Rows of query and queue are contiguous in
@@ -49,11 +49,48 @@ struct MomentumUpdate {
     int32_t threads;
 };
 
+// What an instruction of a view does; ssl_core/ops/instructions.py says with which parameters.
+enum class Opcode : int32_t {
+    crop = 0,
+    window = 1,
+    center_crop = 2,
+    resize = 3,
+    flip = 4,
+    jitter = 5,
+    gray = 6,
+    blur = 7,
+    solarize = 8,
+    distort = 9,
+    jigsaw = 10,
+};
+
+// One view of every image: its instructions run one after the other on each image's picture.
+struct View {
+    const double* instructions;  // (num_instructions 7): opcode, column, a, b, c, condition, wanted
+    const double* parameters;    // (num_images num_parameters)
+    void* result;                // (num_images channels size size)
+    int64_t num_instructions, num_parameters, size;
+    int64_t continues;  // the earlier view whose picture it begins with, or -1
+};
+
+struct RenderViews {
+    const void* pixels;     // of pixel_dtype: uint8, uint16, or float32 in [0, 1]
+    const int64_t* layout;  // (num_images 6): offset, height, width, strides of channel, row and column, in elements
+    const View* views;
+    const float* mean;  // (channels)
+    const float* std;   // (channels)
+    int64_t num_images, num_views, channels;
+    Dtype pixel_dtype, result_dtype;
+    bool channels_last;
+    int32_t threads;  // at most
+};
+
 // The kernels, compiled once for each instruction set.
 struct Kernels {
     bool (*queue_attention)(const QueueAttention&);  // false when memory runs out
     void (*enqueue)(const Enqueue&);
     void (*momentum_update)(const MomentumUpdate&);
+    bool (*render_views)(const RenderViews&);  // false when memory runs out
 };
 
 }  // namespace ssl_core

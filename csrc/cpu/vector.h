@@ -35,6 +35,16 @@ INLINE Vector broadcast(float value) { return value - Vector{}; }
 // The second where the first is not a number.
 INLINE Vector max(Vector a, Vector b) { return a > b ? a : b; }
 
+INLINE Vector reversed(Vector x) {
+#if defined(__AVX512F__)
+    return __builtin_shufflevector(x, x, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+#elif defined(__AVX2__)
+    return __builtin_shufflevector(x, x, 7, 6, 5, 4, 3, 2, 1, 0);
+#else
+    return __builtin_shufflevector(x, x, 3, 2, 1, 0);
+#endif
+}
+
 INLINE bool any(Integers mask) {
     int32_t found = 0;
     for (int lane = 0; lane < kLanes; ++lane) found |= mask[lane];

@@ -24,7 +24,8 @@ INSTRUCTION_SETS = {"generic": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma"]
     INSTRUCTION_SETS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma"]
-KERNELS = ("queue_attention", "enqueue", "momentum_update")
+KERNELS = ("queue_attention", "enqueue", "momentum_update", "render_views")
+CUDA_KERNELS = ("queue_attention", "enqueue", "momentum_update")
 CUDA_LIBRARY = "libssl_core_cuda.so"
 
 
@@ -100,7 +101,7 @@ class CompiledCore(BuildHookInterface):
         targets = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=[sm_90,compute_90]"]
         flags = ["-std=c++17", "-O3", *targets, "-Xcompiler=-fPIC,-fvisibility=hidden"]
         shared = ["-shared", "-cudart=static", "-Xlinker=--exclude-libs,ALL", "-Xlinker=-s"]
-        objects = [(sources / "cuda" / f"{kernel}.cu", f"{kernel}_cuda.o", []) for kernel in KERNELS]
+        objects = [(sources / "cuda" / f"{kernel}.cu", f"{kernel}_cuda.o", []) for kernel in CUDA_KERNELS]
         return self._build(
             folder / CUDA_LIBRARY,
             f"{nvcc} {shlex.join(flags)} $flags -MMD -MF $out.d -c $in -o $out",

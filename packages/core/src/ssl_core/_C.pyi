@@ -44,3 +44,17 @@ def momentum_update(
     threads: int,
     isa: str,
 ) -> None: ...
+def render_views(
+    pixels: int,
+    layout: int,
+    views: list[tuple[int, int, int, int, int, int, int]],
+    mean: int,
+    std: int,
+    num_images: int,
+    channels: int,
+    pixel_dtype: int,
+    result_dtype: int,
+    channels_last: bool,
+    threads: int,
+    isa: str,
+) -> None: ...

@@ -24,6 +24,8 @@ else:
     _MISSING = None
 
 _DTYPES = (torch.float32, torch.bfloat16)
+# As csrc/ssl_core.h.
+_DTYPE_NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3, torch.uint16: 4}
 
 # OpenMP's threads do not survive a fork, and using them in the child hangs.
 _is_forked = False
@@ -160,8 +162,52 @@ def momentum_update(
 def render_views(
     images: PackedImages, views: Sequence[View], mean: Tensor, std: Tensor, results: Sequence[Tensor]
 ) -> None:
-    """As ``ssl_core.ops.render_views``, into tensors that are there."""
-    raise NotImplementedError
+    """As ``ssl_core.ops.render_views``, into tensors that are there.
+
+    An image that does not lie in ``pixels`` is a ValueError.
+    """
+    # Names keep what the addresses point to.
+    pixels, layout = images.pixels.contiguous(), images.layout.long().contiguous()
+    _check_layout(images)
+    mean, std = mean.float().contiguous(), std.float().contiguous()
+    rows = [(view.instructions.double().contiguous(), view.parameters.double().contiguous()) for view in views]
+    table = [
+        (
+            instructions.data_ptr(),
+            parameters.data_ptr(),
+            result.data_ptr(),
+            len(instructions),
+            parameters.shape[1],
+            view.size,
+            view.continues,
+        )
+        for view, (instructions, parameters), result in zip(views, rows, results, strict=True)
+    ]
+    _C.render_views(
+        pixels.data_ptr(),
+        layout.data_ptr(),
+        table,
+        mean.data_ptr(),
+        std.data_ptr(),
+        len(layout),
+        images.channels,
+        _DTYPE_NUMBERS[pixels.dtype],
+        _DTYPE_NUMBERS[results[0].dtype],
+        # Where the two layouts are the same memory, either may be written.
+        not results[0].is_contiguous(),
+        _threads(),
+        chosen_instruction_set(),
+    )
+
+
+def _check_layout(images: PackedImages) -> None:
+    offset, height, width, *strides = images.layout.unbind(1)
+    sizes = (torch.full_like(height, images.channels), height, width)
+    last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+    if len(last) and not bool((images.layout.amin(0) >= 0).all() & (images.layout[:, 1:3].amin() >= 1)):
+        raise ValueError("a layout holds a negative number, or an image without pixels")
+    if len(last) and int(last.max()) >= images.pixels.numel():
+        raise ValueError(f"image {int(last.argmax())} ends at {int(last.max())} of {images.pixels.numel()} pixels")
 
 
 def _address(tensor: Tensor | None) -> int:
