@@ -34,6 +34,7 @@ INLINE Vector broadcast(float value) { return value - Vector{}; }
 
 // The second where the first is not a number.
 INLINE Vector max(Vector a, Vector b) { return a > b ? a : b; }
+INLINE Vector min(Vector a, Vector b) { return a < b ? a : b; }
 
 INLINE Vector reversed(Vector x) {
 #if defined(__AVX512F__)

@@ -34,13 +34,36 @@ INLINE int64_t reflected(int64_t i, int64_t n) {
     return smaller(i, period - i);
 }
 
+// to[x] = sum_t weights[t] at(t)[x] for N vectors.
+template <int N, typename At>
+INLINE void weigh(const float* weights, int64_t taps, At at, float* to) {
+    Vector sum[N] = {};
+    for (int64_t t = 0; t < taps; ++t) {
+        const float* from = at(t);
+        for (int v = 0; v < N; ++v) sum[v] += weights[t] * load(from + v * kLanes);
+    }
+    for (int v = 0; v < N; ++v) store(to + v * kLanes, sum[v]);
+}
+
+// The same for a row, in whole vectors: what follows its end is read and written too.
+template <typename At>
+INLINE void weigh_row(int64_t width, const float* weights, int64_t taps, At at, float* to) {
+    int64_t x = 0;
+    const auto moved = [&](int64_t t) { return at(t) + x; };
+    for (; x + 3 * kLanes < width; x += 4 * kLanes) weigh<4>(weights, taps, moved, to + x);
+    for (; x + kLanes < width; x += 2 * kLanes) weigh<2>(weights, taps, moved, to + x);
+    for (; x < width; x += kLanes) weigh<1>(weights, taps, moved, to + x);
+}
+
 bool blur(Canvas& canvas, double sigma) {
+    const Picture& picture = canvas.picture;
     const int64_t radius = static_cast<int64_t>(ceil(3 * sigma)), taps = 2 * radius + 1;
-    const int64_t height = canvas.picture.height, width = canvas.picture.width;
+    const int64_t height = picture.height, width = picture.width, room = round_up(width);
     Picture smooth;
-    if (!canvas.behind(smooth) || !canvas.rows.reserve(taps + width + 2 * radius)) return false;
+    if (!canvas.behind(smooth) || !canvas.rows.reserve(taps + 2 * room + 2 * radius)) return false;
     float* weights = canvas.rows.data;
-    float* line = weights + taps;
+    float* across = weights + taps;
+    float* down = across + room;  // with what is seen beyond both ends
     double total = 0;
     for (int64_t t = 0; t < taps; ++t) {
         const double distance = static_cast<double>(t - radius) / sigma;
@@ -50,37 +73,16 @@ bool blur(Canvas& canvas, double sigma) {
         const double distance = static_cast<double>(t - radius) / sigma;
         weights[t] = static_cast<float>(exp(-0.5 * distance * distance) / total);
     }
-    constexpr int kBlock = 4;
     for (int64_t c = 0; c < smooth.channels; ++c) {
         for (int64_t y = 0; y < height; ++y) {
-            // Down the columns into the line, a whole number of blocks: what follows the last column is anything.
-            for (int64_t x = 0; x < width; x += kBlock * kLanes) {
-                const int count = static_cast<int>(smaller(kBlock, (width - x + kLanes - 1) / kLanes));
-                Vector sum[kBlock] = {};
-                for (int64_t t = 0; t < taps; ++t) {
-                    const float* row = canvas.picture.row(c, reflected(y + t - radius, height)) + x;
-                    for (int v = 0; v < count; ++v) sum[v] += weights[t] * load(row + v * kLanes);
-                }
-                for (int v = 0; v < count; ++v) store(line + radius + x + v * kLanes, sum[v]);
-            }
+            const auto row = [&](int64_t t) { return picture.row(c, reflected(y + t - radius, height)); };
+            weigh_row(width, weights, taps, row, down + radius);
             for (int64_t i = 1; i <= radius; ++i) {
-                line[radius - i] = line[radius + reflected(-i, width)];
-                line[radius + width - 1 + i] = line[radius + reflected(width - 1 + i, width)];
+                down[radius - i] = down[radius + reflected(-i, width)];
+                down[radius + width - 1 + i] = down[radius + reflected(width - 1 + i, width)];
             }
-            float* to = smooth.row(c, y);
-            for (int64_t x = 0; x < width; x += kBlock * kLanes) {
-                const int count = static_cast<int>(smaller(kBlock, (width - x + kLanes - 1) / kLanes));
-                Vector sum[kBlock] = {};
-                for (int64_t t = 0; t < taps; ++t)
-                    for (int v = 0; v < count; ++v) sum[v] += weights[t] * load(line + x + t + v * kLanes);
-                for (int v = 0; v < count; ++v) {
-                    const int64_t left = width - x - v * kLanes;
-                    if (left >= kLanes)
-                        store(to + x + v * kLanes, sum[v]);
-                    else
-                        memcpy(to + x + v * kLanes, &sum[v], sizeof(float) * left);
-                }
-            }
+            weigh_row(width, weights, taps, [&](int64_t t) { return down + t; }, across);
+            memcpy(smooth.row(c, y), across, sizeof(float) * width);
         }
     }
     canvas.swap();

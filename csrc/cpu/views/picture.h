@@ -15,10 +15,7 @@ INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t between(int64_t low, int64_t value, int64_t high) { return larger(low, smaller(value, high)); }
 INLINE int64_t round_up(int64_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
-INLINE Vector clamp(Vector x) {
-    x = x > 0.f ? x : Vector{};
-    return x < 1.f ? x : broadcast(1.f);
-}
+INLINE Vector clamp(Vector x) { return min(max(x, Vector{}), broadcast(1.f)); }
 
 // Memory that grows; what it held is lost. Two vectors beyond its end may be read and written.
 struct Buffer {

@@ -56,14 +56,23 @@ bool make_axis(Axis& axis, Buffer& memory, int64_t inputs, int64_t resized, int6
     return true;
 }
 
-template <typename T>
-INLINE Vector converted(const T* from) {
-    typedef T Some __attribute__((vector_size(kLanes * sizeof(T)), aligned(1), may_alias));
-    return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const Some*>(from), Integers), Vector);
+INLINE Vector converted(const float* from) { return load(from); }
+
+INLINE Vector converted(const uint16_t* from) {
+    typedef uint16_t Words __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
+    return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const Words*>(from), Integers), Vector);
 }
-template <>
-INLINE Vector converted(const float* from) {
-    return load(from);
+
+INLINE Vector converted(const uint8_t* from) {
+    // GCC would convert bytes one by one.
+#if defined(__AVX512F__)
+    return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#elif defined(__AVX2__)
+    return (Vector)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#else
+    typedef uint8_t Bytes __attribute__((vector_size(kLanes), aligned(1), may_alias));
+    return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const Bytes*>(from), Integers), Vector);
+#endif
 }
 
 // to[x] = scale * sum_t weights[t * step] from[t * stride + x]
