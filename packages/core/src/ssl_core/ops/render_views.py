@@ -12,11 +12,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ssl_core.ops import _triton, cpp
-from ssl_core.ops.backends import Unsupported, choose_backend, log_choice
+from ssl_core.ops.backends import Unsupported, choose_backend, log_choice, runs_anywhere
 from ssl_core.ops.instructions import PIXEL_DTYPES, VIEW_DTYPES, PackedImages, View
 
-# Fastest first. Where neither can run, `ssl_core.views` renders with the reference.
-BACKENDS: dict[str, Unsupported] = {"cpp": cpp.cannot_render, "triton": _triton.cannot_render}
+# Fastest first. The reference, `ssl_core.views.render`, reads specs and not programs: it is no back-end of this function.
+BACKENDS: dict[str, Unsupported] = {
+    "cpp": cpp.cannot_render,
+    "triton": _triton.cannot_render,
+    "reference": runs_anywhere,
+}
 
 
 def render_views(
@@ -66,8 +70,9 @@ def render_views(
             raise ValueError(
                 f"view {index} cannot continue view {view.continues}: it must be earlier, of the same size"
             )
-    name = choose_backend("render_views", BACKENDS, device, images.pixels.dtype, requested=backend)
-    log_choice("render_views", tuple(BACKENDS.items()), name, device, images.pixels.dtype)
+    programmable = {name: unsupported for name, unsupported in BACKENDS.items() if name != "reference"}
+    name = choose_backend("render_views", programmable, device, images.pixels.dtype, requested=backend)
+    log_choice("render_views", tuple(programmable.items()), name, device, images.pixels.dtype)
     results = tuple(
         torch.empty(
             (len(images.layout), images.channels, view.size, view.size),

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
+from ssl_core.ops.backends import choose_backend
 from ssl_core.ops.instructions import PIXEL_DTYPES, PackedImages, View
 from ssl_core.ops.render_views import BACKENDS
 from ssl_core.ops.render_views import render_views as run_programs
@@ -13,8 +14,8 @@ from ssl_core.views.program import make_programs
 from ssl_core.views.render import render_batch, to_unit
 from ssl_core.views.spec import ViewSpec, num_parameters
 
-# What `data.renderer` may say, besides auto -> the back-end of the op; the reference is none.
-RENDERERS = {"device": "triton", "cpu": "cpp", "reference": None}
+# What `data.renderer` may say, besides auto -> back-end.
+RENDERERS = {"device": "triton", "cpu": "cpp", "reference": "reference"}
 
 
 def choose_renderer(name: str, device: torch.device) -> str:
@@ -28,12 +29,15 @@ def choose_renderer(name: str, device: torch.device) -> str:
     Raises:
         ValueError: if it cannot run here, or there is no renderer of that name.
     """
-    reasons = {}
-    for renderer, backend in RENDERERS.items():
-        place = torch.device("cpu") if renderer == "cpu" else device
-        reasons[renderer] = None if backend is None else BACKENDS[backend](place, torch.uint8)
+    cpu = torch.device("cpu")
     if name == "auto":
-        return next(renderer for renderer, reason in reasons.items() if reason is None)
+        chosen = [choose_backend("render_views", BACKENDS, place, torch.uint8) for place in (device, cpu)]
+        renderers = {backend: renderer for renderer, backend in RENDERERS.items()}
+        return next((renderers[backend] for backend in chosen if backend != "reference"), "reference")
+    reasons = {
+        renderer: BACKENDS[backend](cpu if renderer == "cpu" else device, torch.uint8)
+        for renderer, backend in RENDERERS.items()
+    }
     if name not in reasons or reasons[name] is not None:
         available = ", ".join(["auto", *(renderer for renderer, reason in reasons.items() if reason is None)])
         raise ValueError(
