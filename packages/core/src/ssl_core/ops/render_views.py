@@ -15,7 +15,7 @@ from ssl_core.ops import _triton, cpp
 from ssl_core.ops.backends import Unsupported, choose_backend, log_choice, runs_anywhere
 from ssl_core.ops.instructions import PIXEL_DTYPES, VIEW_DTYPES, PackedImages, View
 
-# Fastest first. The reference, `ssl_core.views.render`, reads specs and not programs: it is no back-end of this function.
+# Fastest first. The reference, `ssl_core.views.render`, reads specs and not programs, and is not called from here.
 BACKENDS: dict[str, Unsupported] = {
     "cpp": cpp.cannot_render,
     "triton": _triton.cannot_render,
