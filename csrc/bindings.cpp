@@ -90,6 +90,14 @@ void momentum_update(const std::vector<std::uintptr_t>& targets, const std::vect
     set.momentum_update(call);
 }
 
+void uniform(std::uint64_t seed, std::uintptr_t streams, std::uintptr_t result, std::int64_t num_streams,
+             std::int64_t num_draws, const std::string& isa) {
+    const Uniform call{seed, pointer<const std::int64_t>(streams), pointer<double>(result), num_streams, num_draws};
+    const Kernels& set = kernels(isa);
+    const py::gil_scoped_release release;
+    set.uniform(call);
+}
+
 // Of each view: addresses of instructions, parameters and result, numbers of instructions and parameters, size, and the
 // view that it continues.
 using ViewNumbers = std::array<std::int64_t, 7>;
@@ -126,6 +134,7 @@ PYBIND11_MODULE(_C, module) {
     module.def("queue_attention", queue_attention);
     module.def("enqueue", enqueue);
     module.def("momentum_update", momentum_update);
+    module.def("uniform", uniform);
     module.def("render_views", render_views);
 #ifdef _OPENMP
     module.attr("openmp") = true;

@@ -49,6 +49,14 @@ struct MomentumUpdate {
     int32_t threads;
 };
 
+// The first num_draws of each stream's numbers in [0, 1), multiples of 2^-32.
+struct Uniform {
+    uint64_t seed;
+    const int64_t* streams;  // (num_streams 3), each below 2^32
+    double* result;          // (num_streams num_draws)
+    int64_t num_streams, num_draws;
+};
+
 // What an instruction of a view does; ssl_core/ops/instructions.py says with which parameters.
 enum class Opcode : int32_t {
     crop = 0,
@@ -90,6 +98,7 @@ struct Kernels {
     bool (*queue_attention)(const QueueAttention&);  // false when memory runs out
     void (*enqueue)(const Enqueue&);
     void (*momentum_update)(const MomentumUpdate&);
+    void (*uniform)(const Uniform&);
     bool (*render_views)(const RenderViews&);  // false when memory runs out
 };
 

@@ -6,10 +6,14 @@
     bool ssl_core_queue_attention_##isa(const ssl_core::QueueAttention&);       \
     void ssl_core_enqueue_##isa(const ssl_core::Enqueue&);                      \
     void ssl_core_momentum_update_##isa(const ssl_core::MomentumUpdate&);           \
+    void ssl_core_uniform_##isa(const ssl_core::Uniform&);                          \
     bool ssl_core_render_views_##isa(const ssl_core::RenderViews&);
 
 #define SSL_CORE_KERNELS(isa) \
-    { ssl_core_queue_attention_##isa, ssl_core_enqueue_##isa, ssl_core_momentum_update_##isa, ssl_core_render_views_##isa }
+    {                                                                                                   \
+        ssl_core_queue_attention_##isa, ssl_core_enqueue_##isa, ssl_core_momentum_update_##isa,         \
+            ssl_core_uniform_##isa, ssl_core_render_views_##isa                                         \
+    }
 
 SSL_CORE_DECLARE(generic)
 #if defined(__x86_64__)

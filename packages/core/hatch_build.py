@@ -24,7 +24,7 @@ INSTRUCTION_SETS = {"generic": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma"]
     INSTRUCTION_SETS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma"]
-KERNELS = ("queue_attention", "enqueue", "momentum_update", "render_views")
+KERNELS = ("queue_attention", "enqueue", "momentum_update", "uniform", "render_views")
 CUDA_KERNELS = ("queue_attention", "enqueue", "momentum_update")
 CUDA_LIBRARY = "libssl_core_cuda.so"
 

@@ -1,6 +1,6 @@
 import torch
 
-from ssl_core.philox import permutation, philox, uniform
+from ssl_core.philox import permutation, philox, reference_uniform, uniform
 
 
 def test_philox_matches_the_published_known_answers():
@@ -19,6 +19,13 @@ def test_a_row_draws_the_same_alone_and_in_a_batch():
     alone = torch.cat([uniform(7, row[None], 9) for row in streams])
     assert torch.equal(together, alone)
     assert torch.equal(together[:, :2], uniform(7, streams, 2))
+
+
+def test_uniform_numbers_are_the_words_of_counters_from_zero_on():
+    streams = torch.tensor([[5, 3, 1], [6, 3, 1]])
+    counters = torch.tensor([[5, 3, 1, 0], [5, 3, 1, 1], [6, 3, 1, 0], [6, 3, 1, 1]])
+    expected = philox(7, counters).view(2, 8)[:, :6].double() / 2**32
+    assert torch.equal(reference_uniform(7, streams, 6), expected)
 
 
 def test_uniform_fills_the_unit_interval_evenly():

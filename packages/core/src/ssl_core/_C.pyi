@@ -44,6 +44,7 @@ def momentum_update(
     threads: int,
     isa: str,
 ) -> None: ...
+def uniform(seed: int, streams: int, result: int, num_streams: int, num_draws: int, isa: str) -> None: ...
 def render_views(
     pixels: int,
     layout: int,

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from ssl_core.ops import cpp
+
 # Multipliers and key increments of Philox4x32 (Salmon et al., 2011, section 3.3 and Random123's philox.h).
 _MULTIPLIER_0 = 0xD2511F53
 _MULTIPLIER_1 = 0xCD9E8D57
@@ -60,6 +62,13 @@ def uniform(seed: int, streams: Int64[Tensor, "n 3"], num_draws: int) -> Float64
     Returns:
         (n num_draws), multiples of 2**-32.
     """
+    if cpp.has_kernels(streams.device):
+        return cpp.uniform(seed, streams, num_draws)
+    return reference_uniform(seed, streams, num_draws)
+
+
+def reference_uniform(seed: int, streams: Int64[Tensor, "n 3"], num_draws: int) -> Float64[Tensor, "n draws"]:
+    """`uniform` in plain PyTorch: the words of the stream's counters 0, 1, ..., in order."""
     num_blocks = -(-num_draws // 4)
     blocks = torch.arange(num_blocks, device=streams.device)
     counters = torch.cat([streams.repeat_interleave(num_blocks, dim=0), blocks.repeat(len(streams))[:, None]], dim=1)

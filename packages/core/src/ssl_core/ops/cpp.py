@@ -51,6 +51,11 @@ def unsupported(device: torch.device, *dtypes: torch.dtype, **problem: object) -
     return _MISSING
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Whether there are kernels for tensors on this device."""
+    return device.type == "cpu" and _MISSING is None
+
+
 def cannot_render(device: torch.device, *dtypes: torch.dtype, **problem: object) -> str | None:
     """Why the kernels cannot draw views of images on this device."""
     return "it runs on the CPU" if device.type != "cpu" else _MISSING
@@ -157,6 +162,14 @@ def momentum_update(
         _threads(),
         chosen_instruction_set(),
     )
+
+
+def uniform(seed: int, streams: Tensor, num_draws: int) -> Tensor:
+    """As `ssl_core.philox.uniform`."""
+    streams = streams.contiguous()
+    draws = torch.empty(len(streams), num_draws, dtype=torch.float64)
+    _C.uniform(seed % 2**64, streams.data_ptr(), draws.data_ptr(), len(streams), num_draws, chosen_instruction_set())
+    return draws
 
 
 def render_views(
