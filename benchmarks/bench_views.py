@@ -8,7 +8,7 @@ python benchmarks/bench_views.py --out FOLDER          # and a plot
 From decoded uint8 images to normalised float32 batches, with everything that is random drawn anew each time; decoding
 is not counted. All see the same images, in turns. Each project gets what suits it best: torchvision v2 one uint8 image
 at a time, albumentations one NumPy array at a time, kornia the whole batch in float32. The recipes do the same, but for
-details: kornia and albumentations resize without antialias, and all three blur with 13 taps whatever the sigma. In place
+details: kornia and albumentations resize without antialias, and all three blur with 13 taps at any sigma. In place
 of our pools torchvision draws as many distortions from its own; the other two have no such op.
 """
 
