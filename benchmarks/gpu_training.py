@@ -3,8 +3,8 @@
 python benchmarks/gpu_training.py --data FOLDER --run RUN --out OUT
 
 FOLDER holds CIFAR-10 as parquet shards, train-*.parquet and test-*.parquet. The first call measures epochs at batch 256
-and 512; every call then trains recipe `cifar10` in RUN from where the one before stopped, until its seconds are over or
-training is: then kNN and the linear probe follow. RUN must outlive the call. OUT/training.md says what was found so far.
+and 512; every call then trains recipe `cifar10` in RUN from where the one before stopped, until its seconds or the 200
+epochs are over; then kNN and the linear probe follow. RUN must outlive the call. OUT/training.md says what was found.
 
     --seconds 570      of one call
     --dry              tiny, on the CPU: nothing that it prints is a result
@@ -22,13 +22,15 @@ from pathlib import Path
 
 import torch
 from machine import describe_machine
+from pyarrow.parquet import read_metadata
 
 ROOT = Path(__file__).resolve().parent.parent
 SAVES_S = 25.0  # for the step under way, the checkpoint and the end of its processes
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", module, *arguments]
+    """What the command of this module's ``main`` would run, which need not be installed."""
+    return [sys.executable, "-c", f"import {module}; {module}.main()", *arguments]
 
 
 def run(arguments: list[str], seconds: float, log: Path) -> int | None:
@@ -66,10 +68,12 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     log, found = out / "training.log", folder / "found.json"
     results = json.loads(found.read_text()) if found.exists() else {}
+    images = sum(read_metadata(file).num_rows for file in arguments.data.glob("train-*.parquet"))
     data = ["--data.source", str(arguments.data / "train-*.parquet"), "--data.test_source"]
     data += [str(arguments.data / "test-*.parquet")]
     small = ["--encoder.options", "{layers: [1, 1, 1, 1], channels: [8, 8, 8, 8]}"] if arguments.dry else []
-    small += ["--train.epochs", "2", "--evaluate.knn_every", "null"] if arguments.dry else []
+    small += ["--train.epochs", "2", "--evaluate.knn_every", "null", "--data.workers", "0"] if arguments.dry else []
+    small += ["--encoder.stem", "small_pool", "--train.precision", "float32"] if arguments.dry else []
 
     for batch in (256, 512):
         name = f"batch {batch}"
@@ -79,8 +83,9 @@ def main() -> None:
             options += ["--train.batch_size", str(batch), "--out", str(short)]
             started = time.monotonic()
             status = run(command("ssl_sce.train", *options), min(120, end - time.monotonic()), log)
-            results[name] = f"{epoch_s(short, 50_000):.2f} s an epoch" if status == 0 else "not finished"
-            print(f"{name}: {results[name]} ({time.monotonic() - started:.0f} s)", flush=True)
+            if status == 0:
+                results[name] = f"{epoch_s(short, images):.2f} s an epoch"
+            print(f"{name}: {results.get(name, 'not finished')} ({time.monotonic() - started:.0f} s)", flush=True)
 
     if "trained" not in results:
         started = time.monotonic()
