@@ -48,7 +48,7 @@ def choose_renderer(name: str, device: torch.device) -> str:
 
 def render_views(
     images: PackedImages,
-    parameters: Sequence[Float64[Tensor, "n p"]],
+    parameters: Sequence[Float64[Tensor, "n _"]],
     specs: Sequence[ViewSpec],
     *,
     mean: Sequence[float],
