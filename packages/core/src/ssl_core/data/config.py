@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Int64
@@ -55,7 +55,11 @@ class DataConfig:
         channels: of all images; null takes the most that a sample of the images has.
         mean: of each channel in [0, 1], to normalise by; null takes the set's published value or measures it.
         std: as mean.
-        workers: processes that decode images and make views; 0 does both in the main process.
+        workers: processes that decode images and make views; 0 does both in the main process. With the renderer
+            ``device`` they decode only, and not even that for images held in memory that fit on the device.
+        renderer: what draws the views: ``device``, on the GPU that trains; ``cpu``, compiled kernels; ``reference``,
+            torch operations, which define the picture and are slow; ``auto`` takes the first of these that can run.
+            All draw the same picture within rounding.
         memory_gib: hold the decoded images in memory if they take no more than this, in each process (CIFAR and
             STL-10 always are).
         broken_limit: largest fraction of images that may be unreadable.
@@ -74,6 +78,7 @@ class DataConfig:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     workers: int = 2
+    renderer: Literal["auto", "reference", "cpu", "device"] = "auto"
     memory_gib: float = 4.0
     broken_limit: float = 0.01
 

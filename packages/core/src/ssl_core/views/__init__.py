@@ -4,6 +4,7 @@ A `ViewSpec` holds the paper's numbers; `sample_parameters` draws what is random
 (seed, epoch, image index, view index) and nothing else; `render` turns that and an image into pixels.
 """
 
+from ssl_core.ops.instructions import PackedImages as PackedImages
 from ssl_core.views.config import ViewConfig as ViewConfig
 from ssl_core.views.config import make_ops as make_ops
 from ssl_core.views.config import make_view_specs as make_view_specs
@@ -60,6 +61,7 @@ __all__ = [
     "HorizontalFlip",
     "Jigsaw",
     "Magnitude",
+    "PackedImages",
     "Pool",
     "RandAugment",
     "RandomCrop",
