@@ -1,6 +1,7 @@
 """What every method's command does, with the smallest method: refuse folders, stop on a signal, skip broken images."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import torch
 from ssl_tiny.train import main
 
 from ssl_core.evaluate import evaluate_similarity
+from ssl_core.ops import _triton, cpp
 from ssl_core.testing import error_of, make_images
 from ssl_core.train import load_checkpoint, read_metrics
 
@@ -52,6 +54,34 @@ def test_a_device_that_is_not_there_is_refused(tmp_path):
     message = error("--device=mps", f"--out={tmp_path / 'run'}")
     assert "train.device mps: torch" in message
     assert "sees no such device" in message
+
+
+@pytest.mark.parametrize(
+    ("renderer", "text"),
+    [
+        ("reference", "reference"),
+        pytest.param(
+            "auto",
+            "cpu: avx",
+            marks=pytest.mark.skipif(
+                not cpp.instruction_sets() or cpp.chosen_instruction_set() == "generic", reason="no vector kernels"
+            ),
+        ),
+    ],
+)
+def test_a_run_says_what_renders_its_views_and_how_fast_it_was(tmp_path, capsys, renderer, text):
+    main([*SMOKE, f"--data.renderer={renderer}", f"--out={tmp_path / 'run'}"])
+    printed = capsys.readouterr().out
+    assert f"views     weak 16 px, weak 16 px (rendered by {text}" in printed
+    assert re.search(r"trained in \d+ s, [\d,]+ images/s, \d+\.\d % waiting for data; the backbone is", printed)
+
+
+@pytest.mark.skipif(_triton.is_interpreted(), reason="interpreted, Triton runs on the CPU")
+def test_a_renderer_that_cannot_run_here_is_refused_before_anything_is_read(tmp_path):
+    message = error("--data.renderer=device", "--data.source=nowhere", f"--out={tmp_path / 'run'}")
+    assert "data.renderer device: it runs on CUDA devices" in message
+    assert "there is auto, " in message
+    assert not (tmp_path / "run").exists()
 
 
 def test_learning_rates_of_vectors_and_parts_are_shown(tmp_path, capsys):

@@ -51,7 +51,7 @@ def prefetched_on(device: torch.device, batches: Iterator[Batch]) -> Iterator[Ba
     if stream is not None:
         stream.wait_stream(torch.cuda.current_stream(device))  # for what lies on the device already
 
-    def begun() -> tuple[Batch | None, torch.cuda.Event | None]:
+    def begun() -> tuple[Any, torch.cuda.Event | None]:
         with torch.cuda.stream(stream):  # None: does nothing
             batch = next(batches, None)
             return batch, stream.record_event() if stream is not None else None
