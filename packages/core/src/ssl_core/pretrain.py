@@ -43,7 +43,7 @@ from ssl_core.train import (
     scaled_learning_rate,
     train,
 )
-from ssl_core.views import ViewConfig, ViewSpec, choose_renderer, make_view_specs, save_view_gallery
+from ssl_core.views import ViewConfig, ViewSpec, choose_renderer, make_view_specs, save_view_gallery, shortest_side
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,8 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str, prep
     folder = prepare_folder(config, name)
     specs = config.view_specs()
     image_size = max(size for spec in specs for size in spec.sizes)
-    source = open_source(config.data, split="train")
+    at_least = shortest_side((*specs, evaluation_view(image_size)))
+    source = open_source(config.data, split="train", at_least=at_least)
     mean, std = normalization(config.data, source)
     encoder = make_encoder(config.encoder, channels=len(mean), image_size=image_size)
     num_features = cast(int, encoder.num_features)
@@ -242,7 +243,7 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str, prep
         recipe=name,
         projector=head_layers(method.projector),
     )
-    knn = _knn_sources(config, source)
+    knn = _knn_sources(config, source, at_least)
     before_epoch = prepare and prepare(Run(config, method, source, batches, card, device, folder))
     if distributed.is_main():
         save_config(config, folder / "config.yaml")
@@ -294,7 +295,9 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str, prep
     return folder
 
 
-def _knn_sources(config: PretrainConfig, train: ImageSource) -> tuple[ImageSource, ImageSource] | None:
+def _knn_sources(
+    config: PretrainConfig, train: ImageSource, at_least: int | None
+) -> tuple[ImageSource, ImageSource] | None:
     """The labelled images of the kNN, bank and queries; None, said aloud, where there are none."""
     reason = ""
     if not has_test_split(config.data):
@@ -307,7 +310,7 @@ def _knn_sources(config: PretrainConfig, train: ImageSource) -> tuple[ImageSourc
         logger.info("no kNN at the end: %s", reason)
         return None
     bank = open_source(config.data, split="labelled") if config.data.source == "stl10" else train
-    test = open_source(config.data, split="test")
+    test = open_source(config.data, split="test", at_least=at_least)
     if config.evaluate.k > len(bank):
         raise ValueError(f"evaluate.k {config.evaluate.k} is more than the {len(bank)} labelled images of {bank.name}")
     return bank, test

@@ -75,7 +75,12 @@ class Images:
         self.shift = state["shift"]
 
 
-def run(folder, *, method=None, images=None, optim=None, settings=None, wants="method", **options):
+def run(folder, **options):
+    return trained(folder, **options)[0]
+
+
+def trained(folder, *, method=None, images=None, optim=None, settings=None, **options):
+    """The method and the speed of its training."""
     method = method or Toy()
     callables = {name: options.pop(name, None) for name in ("health", "collapse", "before_epoch", "on_epoch")}
     config = {"epochs": 3, "batch_size": 4, "log_every": 1, "device": "cpu"} | options
@@ -91,7 +96,7 @@ def run(folder, *, method=None, images=None, optim=None, settings=None, wants="m
         settings=settings,
         **callables,
     )
-    return speed if wants == "speed" else method
+    return method, speed
 
 
 class Embedding(Toy):
@@ -380,7 +385,7 @@ def test_the_speed_is_that_of_all_records_without_evaluations(tmp_path):
         time.sleep(0.2)
         return {"knn_top1": 0.5}
 
-    speed = run(tmp_path, images=SlowImages(), on_epoch=evaluate, wants="speed")
+    _, speed = trained(tmp_path, images=SlowImages(), on_epoch=evaluate)
     records = [record for record in read_metrics(tmp_path) if "loss" in record]
     seconds = [4 / record["images_per_s"] for record in records]
     assert speed.images_per_s == pytest.approx(48 / sum(seconds))
@@ -391,7 +396,7 @@ def test_the_speed_is_that_of_all_records_without_evaluations(tmp_path):
 
 def test_a_finished_run_has_no_speed(tmp_path):
     run(tmp_path)
-    assert run(tmp_path, wants="speed") is None
+    assert trained(tmp_path)[1] is None
 
 
 def test_metrics_are_one_json_object_a_line(tmp_path):

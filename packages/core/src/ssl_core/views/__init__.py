@@ -24,6 +24,7 @@ from ssl_core.views.presets import PRESETS as PRESETS
 from ssl_core.views.presets import eval_spec as eval_spec
 from ssl_core.views.render import render as render
 from ssl_core.views.render import render_batch as render_batch
+from ssl_core.views.resolution import shortest_side as shortest_side
 from ssl_core.views.sampling import sample_parameters as sample_parameters
 from ssl_core.views.spec import JITTER_ORDERS as JITTER_ORDERS
 from ssl_core.views.spec import VIEW_OPS as VIEW_OPS
@@ -84,6 +85,7 @@ __all__ = [
     "render_views",
     "sample_parameters",
     "save_view_gallery",
+    "shortest_side",
     "unpack_images",
     "view_gallery",
 ]
