@@ -11,9 +11,10 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 SPECS = make_view_specs(
     [
         ViewConfig("weak", size=8, partner=True),
+        ViewConfig("weak", size=4, partner=True, share_crop_with=0),
         ViewConfig("strong", size=[6, 8]),
-        ViewConfig("ra_2_5", size=[6, 8], derived_from=1),
-        ViewConfig("weak", size=8, partner=True, share_crop_with=0),
+        ViewConfig("ra_2_5", size=[6, 8], derived_from=2),
+        ViewConfig("weak", size=10, partner=True, share_crop_with=0),
     ]
 )
 REQUESTS = [Request(2, [4, 0, 7]), Request(2, [1, 2, 3], [5, 5, 0])]
@@ -81,7 +82,7 @@ def test_what_leaves_a_worker_for_the_device_is_its_batch_alone(on_device, monke
 def test_views_of_partners_keep_their_places(renderer):
     alone, paired = make(SOURCES["a list"], renderer=renderer)
     assert [view.shape[-1] for view in alone.views] == [6, 8, 6, 8]
-    assert [view.shape[-1] for view in paired.views] == [8, 6, 8, 6, 8, 8]
+    assert [view.shape[-1] for view in paired.views] == [8, 4, 6, 8, 6, 8, 10]
 
 
 def test_images_of_another_number_of_channels_than_the_encoders_are_refused(renderer):
