@@ -121,6 +121,7 @@ def test_difference_names_each_key_but_those_that_cannot_change_the_numbers():
     new = to_dict(Settings(Optim(0.3), source=["x"], out="there"))
     assert config_difference(old, new) == ["optim.lr: 0.1 -> 0.3", "source: digits -> ['x']"]
     assert config_difference({"train": {"device": "cpu"}}, {"train": {"device": "cuda"}}) == []
+    assert config_difference({"data": {"renderer": "cpu"}}, {"data": {"renderer": "device"}}) == []
     assert config_difference({"train": {"epochs": 1}}, {"train": {"epochs": 2}}) == ["train.epochs: 1 -> 2"]
 
 

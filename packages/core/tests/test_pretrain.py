@@ -1,6 +1,7 @@
 """What every method's command does, with the smallest method: refuse folders, stop on a signal, skip broken images."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,9 +12,13 @@ from pathlib import Path
 import pytest
 import ssl_tiny.train
 import torch
+from PIL import Image
 from ssl_tiny.train import main
 
+from ssl_core import pretrain
+from ssl_core.data import Batches
 from ssl_core.evaluate import evaluate_similarity
+from ssl_core.ops import _triton, cpp
 from ssl_core.testing import error_of, make_images
 from ssl_core.train import load_checkpoint, read_metrics
 
@@ -52,6 +57,51 @@ def test_a_device_that_is_not_there_is_refused(tmp_path):
     message = error("--device=mps", f"--out={tmp_path / 'run'}")
     assert "train.device mps: torch" in message
     assert "sees no such device" in message
+
+
+@pytest.mark.parametrize(
+    ("renderer", "text"),
+    [
+        ("reference", "reference"),
+        pytest.param(
+            "auto",
+            "cpu: ",
+            marks=pytest.mark.skipif(not cpp.instruction_sets(), reason="needs the compiled kernels"),
+        ),
+    ],
+)
+def test_a_run_says_what_renders_its_views_and_how_fast_it_was(tmp_path, capsys, renderer, text):
+    main([*SMOKE, f"--data.renderer={renderer}", f"--out={tmp_path / 'run'}"])
+    printed = capsys.readouterr().out
+    assert f"views     weak 16 px, weak 16 px (rendered by {text}" in printed
+    assert re.search(r"trained in \d+ s, [\d,]+ images/s, \d+\.\d % waiting for data; the backbone is", printed)
+
+
+@pytest.mark.skipif(_triton.is_interpreted(), reason="interpreted, Triton runs on the CPU")
+def test_a_renderer_that_cannot_run_here_is_refused_before_anything_is_read(tmp_path):
+    message = error("--data.renderer=device", "--data.source=nowhere", f"--out={tmp_path / 'run'}")
+    assert "data.renderer device: it runs on CUDA devices" in message
+    assert "there is auto, " in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_training_decodes_large_jpegs_at_what_its_smallest_crop_needs(tmp_path, monkeypatch, allowed):
+    image = Image.fromarray(torch.randint(256, (170, 200, 3), dtype=torch.uint8).numpy())
+    (tmp_path / "images").mkdir()
+    for index in range(16):
+        image.save(tmp_path / "images" / f"{index}.jpg")
+    seen = []
+
+    def batches(source, *arguments, **options):
+        seen.append(source)
+        return Batches(source, *arguments, **options)
+
+    monkeypatch.setattr(pretrain, "Batches", batches)
+    data = [f"--data.source={tmp_path / 'images'}", f"--data.scaled_decode={allowed}", "--train.batch_size=16"]
+    main([*SMOKE, *data, f"--out={tmp_path / 'run'}"])
+    # The weak crop's narrowest box is sqrt(0.2 * 0.75) of a side; 16 pixels of it need a short side of 42.
+    assert tuple(seen[0].image(0).shape) == ((3, 43, 50) if allowed else (3, 170, 200))
 
 
 def test_learning_rates_of_vectors_and_parts_are_shown(tmp_path, capsys):

@@ -24,11 +24,13 @@ _SHORT = {"--device": "--train.device"}
 _OPTION = re.compile(r"--?[A-Za-z]")  # and not a negative number
 
 # Keys that cannot change the numbers of a run, so that a resumed run may differ in them (`data.memory_gib` can: a
-# set held in memory leaves broken images out, another replaces them). `train.epochs` is not
-# among them: every schedule here ends at the last step, so more epochs would be another run.
+# set held in memory leaves broken images out, another replaces them). `train.device` and `data.renderer` say where
+# numbers are computed: another place rounds otherwise, and a run that moves has to be able to change them.
+# `train.epochs` is not among them: every schedule here ends at the last step, so more epochs would be another run.
 FREE_ON_RESUME = (
     "out",
     "data.workers",
+    "data.renderer",
     "data.root",
     "train.device",
     "train.log_every",

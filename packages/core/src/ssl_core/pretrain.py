@@ -43,7 +43,7 @@ from ssl_core.train import (
     scaled_learning_rate,
     train,
 )
-from ssl_core.views import ViewConfig, ViewSpec, make_view_specs, save_view_gallery
+from ssl_core.views import ViewConfig, ViewSpec, choose_renderer, make_view_specs, save_view_gallery, shortest_side
 
 logger = logging.getLogger(__name__)
 
@@ -191,6 +191,7 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str, prep
         OSError: if the run directory cannot be written.
     """
     device = distributed.setup(choose_device(config.train.device))
+    renderer = choose_renderer(config.data.renderer, device)  # refuses before anything is read
     if device.type == "cpu":
         keep_freed_memory()
     # Every process starts from the same weights; views and order have generators of their own.
@@ -198,7 +199,8 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str, prep
     folder = prepare_folder(config, name)
     specs = config.view_specs()
     image_size = max(size for spec in specs for size in spec.sizes)
-    source = open_source(config.data, split="train")
+    at_least = shortest_side((*specs, evaluation_view(image_size)))
+    source = open_source(config.data, split="train", at_least=at_least)
     mean, std = normalization(config.data, source)
     encoder = make_encoder(config.encoder, channels=len(mean), image_size=image_size)
     num_features = cast(int, encoder.num_features)
@@ -221,10 +223,12 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str, prep
         mean=mean,
         std=std,
         workers=config.data.workers,
+        renderer=renderer,
+        device=device,
+        channels_last=config.train.channels_last,
         accumulate=config.train.accumulate,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
-        pin_memory=device.type == "cuda",
     )
     stem = stem_for(config.encoder, image_size)
     card = BackboneCard(
@@ -239,14 +243,14 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str, prep
         recipe=name,
         projector=head_layers(method.projector),
     )
-    knn = _knn_sources(config, source)
+    knn = _knn_sources(config, source, at_least)
     before_epoch = prepare and prepare(Run(config, method, source, batches, card, device, folder))
     if distributed.is_main():
         save_config(config, folder / "config.yaml")
         save_card(folder / "backbone.json", card)
         if not (pictures := folder / "views.png").exists():
             save_view_gallery(source, specs, pictures, seed=config.seed)
-        print(_summary(config, source, specs, batches.batches_per_epoch, card, encoder, device, folder), flush=True)
+        print(_summary(config, source, specs, batches, card, encoder, device, folder), flush=True)
 
     def on_epoch(epoch: int) -> dict[str, float]:
         every = config.evaluate.knn_every
@@ -255,7 +259,7 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str, prep
         return distributed.broadcast_object(_knn(config.evaluate, method, card, *knn, device))
 
     started = time.perf_counter()
-    train(
+    speed = train(
         method,
         batches,
         optimizer,
@@ -274,7 +278,8 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str, prep
 
     if distributed.is_main():
         save_backbone(folder / "backbone.safetensors", encoder, card)
-        print(f"trained in {trained_s:.0f} s; the backbone is {folder / 'backbone.safetensors'}")
+        reached = speed and f", {speed.images_per_s:,.0f} images/s, {100 * speed.data_wait:.1f} % waiting for data"
+        print(f"trained in {trained_s:.0f} s{reached or ''}; the backbone is {folder / 'backbone.safetensors'}")
         if knn is not None:
             settings = config.evaluate
             result = evaluate_knn(
@@ -290,7 +295,9 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str, prep
     return folder
 
 
-def _knn_sources(config: PretrainConfig, train: ImageSource) -> tuple[ImageSource, ImageSource] | None:
+def _knn_sources(
+    config: PretrainConfig, train: ImageSource, at_least: int | None
+) -> tuple[ImageSource, ImageSource] | None:
     """The labelled images of the kNN, bank and queries; None, said aloud, where there are none."""
     reason = ""
     if not has_test_split(config.data):
@@ -303,7 +310,7 @@ def _knn_sources(config: PretrainConfig, train: ImageSource) -> tuple[ImageSourc
         logger.info("no kNN at the end: %s", reason)
         return None
     bank = open_source(config.data, split="labelled") if config.data.source == "stl10" else train
-    test = open_source(config.data, split="test")
+    test = open_source(config.data, split="test", at_least=at_least)
     if config.evaluate.k > len(bank):
         raise ValueError(f"evaluate.k {config.evaluate.k} is more than the {len(bank)} labelled images of {bank.name}")
     return bank, test
@@ -340,7 +347,7 @@ def _summary(
     config: PretrainConfig,
     source: ImageSource,
     specs: tuple[ViewSpec, ...],
-    steps_per_epoch: int,
+    batches: Batches,
     card: BackboneCard,
     encoder: nn.Module,
     device: torch.device,
@@ -363,14 +370,25 @@ def _summary(
         "run": f"{folder}",
         "data": f"{source.name}: {len(source):,} images, {card.channels} channels, "
         f"mean ({numbers[0]}), std ({numbers[1]})",
-        "views": views,
+        "views": f"{views} (rendered by {_renderer_text(batches, config.data.workers)})",
         "encoder": f"{card.architecture}, {stems[card.stem]}, {parameters:.1f} M parameters, "
         f"{card.num_features} features",
-        "training": f"{training.epochs} epochs of {steps_per_epoch} steps, batch {training.batch_size} over "
+        "training": f"{training.epochs} epochs of {batches.batches_per_epoch} steps, batch {training.batch_size} over "
         f"{distributed.world_size()} process(es), {optim.name}, learning rate {rate:g}{scaling}{of_1d}{constant}",
         "device": f"{device}, {training.precision}; {backends}",
     }
     return "\n".join(f"{name:9} {value}" for name, value in lines.items())
+
+
+def _renderer_text(batches: Batches, workers: int) -> str:
+    """What renders the views, and what it renders them from."""
+    if batches.renderer == "cpu":
+        return f"cpu: {ops.cpp.chosen_instruction_set()}"
+    if batches.renderer == "device":
+        if batches.held_bytes:
+            return f"device: {batches.held_bytes / 2**20:,.0f} MiB of images live there, no workers"
+        return f"device: images come from {workers} worker(s)"
+    return batches.renderer
 
 
 def check_batch(train: TrainConfig, *, queue_length: int, keys_per_image: int, batch_norm_splits: int) -> None:

@@ -64,6 +64,12 @@ def write_images(folder, names, size=8):
         path.write_bytes(encoded(noise(size, size, 3, seed=seed)))
 
 
+@pytest.fixture(params=["reference", "auto"])
+def renderer(request):
+    """Each renderer of the CPU; auto takes the compiled one where there is one."""
+    return request.param
+
+
 @pytest.fixture
 def make():
     """The functions of this file: with pytest's importlib mode, test modules cannot import each other."""

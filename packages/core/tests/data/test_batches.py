@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import torch
 
 from ssl_core.data import Batches, LazyImages, MemoryImages
 from ssl_core.philox import permutation
-from ssl_core.views import ViewConfig, make_view_specs, render, sample_parameters
+from ssl_core.views import ViewConfig, choose_renderer, make_view_specs, pack_images, render_views, sample_parameters
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 SPECS = make_view_specs([ViewConfig("weak", size=8), ViewConfig("strong", size=6, count=2)])
@@ -37,22 +38,23 @@ def assert_same(first, second):
         assert all(torch.equal(a, b) for a, b in zip(one.views, other.views, strict=True))
 
 
-def test_a_batch_holds_the_views_of_its_images(source):
-    batch = next(batches(source).epoch(5))
+def views_of(image, index, specs, view_indices, renderer, epoch):
+    """Some views of one image, rendered alone."""
+    size = torch.tensor([image.shape[1:]])
+    options = {"seed": 3, "epoch": epoch, "image_index": torch.tensor([index]), "image_size": size}
+    parameters = [sample_parameters(specs[each], view_index=each, **options) for each in view_indices]
+    alone = [dataclasses.replace(specs[each], derived_from=None, shared_ops=0) for each in view_indices]
+    renderer = choose_renderer(renderer, torch.device("cpu"))
+    return render_views(pack_images([image]), parameters, alone, mean=MEAN, std=STD, renderer=renderer)
+
+
+def test_a_batch_holds_the_views_of_its_images(source, renderer):
+    batch = next(batches(source, renderer=renderer).epoch(5))
     assert [tuple(view.shape) for view in batch.views] == [(8, 3, 8, 8), (8, 3, 6, 6), (8, 3, 6, 6)]
     row, view_index = 4, 2
-    image = source.image(int(batch.index[row]))
-    parameters = sample_parameters(
-        SPECS[view_index],
-        seed=3,
-        epoch=5,
-        image_index=batch.index[row, None],
-        view_index=view_index,
-        image_size=torch.tensor([image.shape[1:]]),
-    )
-    (view,) = render(image, parameters[0], SPECS[view_index])
-    expected = (view - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-    assert torch.equal(batch.views[view_index][row], expected)
+    index = int(batch.index[row])
+    (expected,) = views_of(source.image(index), index, SPECS, [view_index], renderer, 5)
+    assert torch.equal(batch.views[view_index][row], expected[0])
 
 
 def test_an_epoch_is_a_permutation_without_its_remainder(source):
@@ -76,23 +78,24 @@ def test_seed_and_epoch_change_the_views_of_an_image(source):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(source, workers):
-    alone, helped = batches(source), batches(source, workers=workers)
+def test_workers_change_nothing(source, workers, renderer):
+    alone, helped = batches(source, renderer=renderer), batches(source, renderer=renderer, workers=workers)
     for epoch in (0, 1):
         assert_same(alone.epoch(epoch), helped.epoch(epoch))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_may_start_at_any_step(source, workers):
-    made = batches(source, accumulate=2, workers=workers)
+def test_an_epoch_may_start_at_any_step(source, workers, renderer):
+    made = batches(source, accumulate=2, workers=workers, renderer=renderer)
     whole = list(made.epoch(4))
     assert_same(made.epoch(4, start=2), whole[4:])
     assert list(made.epoch(4, start=3)) == []
 
 
-def test_ranks_and_micro_batches_are_runs_of_the_global_batch(source):
-    whole = list(batches(source).epoch(0))
-    parts = [list(batches(source, accumulate=2, rank=rank, world_size=2).epoch(0)) for rank in (0, 1)]
+def test_ranks_and_micro_batches_are_runs_of_the_global_batch(source, renderer):
+    whole = list(batches(source, renderer=renderer).epoch(0))
+    split = {"renderer": renderer, "accumulate": 2, "world_size": 2}
+    parts = [list(batches(source, rank=rank, **split).epoch(0)) for rank in (0, 1)]
     for step, batch in enumerate(whole):
         # Micro-batch by micro-batch, and in each the ranks in order.
         pieces = [parts[rank][2 * step + micro] for micro in (0, 1) for rank in (0, 1)]
@@ -117,15 +120,26 @@ def test_workers_are_kept_from_one_epoch_to_the_next(source):
 
     def worker():
         list(made.epoch(0))
-        return [process.pid for process in made._loader._iterator._workers]
+        return [process.pid for process in made._pipeline._loader._iterator._workers]
 
     assert worker() == worker()
 
 
-def test_the_global_generator_is_left_alone(source):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_channels_may_be_last_in_memory(source, workers, renderer):
+    plain, last = (
+        batches(source, renderer=renderer),
+        batches(source, renderer=renderer, workers=workers, channels_last=True),
+    )
+    assert_same(plain.epoch(0), last.epoch(0))
+    for batch in last.epoch(0):
+        assert all(view.is_contiguous(memory_format=torch.channels_last) for view in batch.views)
+
+
+def test_the_global_generator_is_left_alone(source, renderer):
     before = torch.random.get_rng_state()
-    list(batches(source).epoch(0))
-    list(batches(source, workers=1).epoch(0))
+    list(batches(source, renderer=renderer).epoch(0))
+    list(batches(source, renderer=renderer, workers=1).epoch(0))
     assert torch.equal(before, torch.random.get_rng_state())
 
 
@@ -146,7 +160,7 @@ def test_a_broken_image_in_a_worker_is_replaced(source):
     assert lazy.broken == ("noise:7",)
 
 
-def test_an_error_in_a_worker_reaches_the_caller(source):
+def test_an_error_in_a_worker_reaches_the_caller():
     negative = MemoryImages("negative", torch.full((8, 3, 8, 8), -1.0), torch.full((8,), -1))
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
         list(batches(negative, workers=1).epoch(0))
@@ -171,8 +185,9 @@ def test_forking_after_threads_have_run_works(source):
         ({"accumulate": 2, "world_size": 3}, "times 3 processes"),
         ({"mean": (0.5,)}, "one number for each of 3 channels"),
         ({"workers": -1}, r"data\.workers must be at least 0, got -1"),
+        ({"renderer": "gpu"}, r"data\.renderer gpu: there is no renderer of that name; there is auto, .*reference"),
     ],
-    ids=["too large", "zero", "accumulate", "world size", "mean", "workers"],
+    ids=["too large", "zero", "accumulate", "world size", "mean", "workers", "renderer"],
 )
 def test_what_cannot_be_is_refused(source, changes, message):
     with pytest.raises(ValueError, match=message):
@@ -267,26 +282,17 @@ def test_views_of_partners_are_left_out_while_there_are_none(source):
     )
 
 
-def test_a_partners_views_show_one_image_of_the_row_with_draws_of_the_images_own(source):
-    batch = next(paired(source).epoch(2))
+def test_a_partners_views_show_one_image_of_the_row_with_draws_of_the_images_own(source, renderer):
+    batch = next(paired(source, renderer=renderer).epoch(2))
     assert [tuple(view.shape[2:]) for view in batch.views] == [(8, 8), (8, 8), (8, 8), (6, 6)]
-    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
-
-    def expected(index, partner, view_index):
-        image = source.image(partner)
-        size = torch.tensor([image.shape[1:]])
-        options = {"seed": 3, "epoch": 2, "view_index": view_index, "image_size": size}
-        parameters = sample_parameters(PAIRED[view_index], image_index=torch.tensor([index]), **options)
-        return [(view - mean) / std for view in render(image, parameters[0], PAIRED[view_index])]
-
     for row, index in enumerate(batch.index.tolist()):
         found = [
             partner
             for partner in TABLE[index].tolist()
             if all(
-                torch.equal(view[row], wanted)
+                torch.equal(view[row], wanted[0])
                 for view, wanted in zip(
-                    batch.views[1:], expected(index, partner, 1) + expected(index, partner, 2), strict=True
+                    batch.views[1:], views_of(source.image(partner), index, PAIRED, [1, 2], renderer, 2), strict=True
                 )
             )
         ]

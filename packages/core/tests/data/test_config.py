@@ -2,10 +2,12 @@ import logging
 import pickle
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ssl_core.data import DataConfig, has_test_split, open_source
+from ssl_core.data import DataConfig, LazyImages, MemoryImages, has_test_split, open_source
 
 
 def config(source, **options):
@@ -30,6 +32,36 @@ def test_a_holdout_parts_the_images_and_does_not_change(tmp_path, make):
     assert identifiers(open_source(held_out, split="test")) == identifiers(test)
     assert identifiers(test) != identifiers(open_source(config(tmp_path)))[:5]
     assert [test.label(index) for index in range(5)] == [int(name[-9]) for name in identifiers(test)]
+
+
+@pytest.fixture
+def large_jpegs(tmp_path, make):
+    """The same JPEG of 80 x 100 pixels as a folder and as a shard."""
+    data = make.encoded(make.noise(80, 100, 3), "JPEG")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "1.jpg").write_bytes(data)
+    pq.write_table(pa.table({"image": [data]}), tmp_path / "shard.parquet")
+    return tmp_path
+
+
+@pytest.mark.parametrize("source", ["folder", "shard.parquet"])
+@pytest.mark.parametrize("memory_gib", [4.0, 0.0], ids=["in memory", "lazy"])
+def test_a_large_jpeg_is_decoded_as_small_as_may_be(large_jpegs, source, memory_gib):
+    def shape(at_least, **options):
+        opened = open_source(config(large_jpegs / source, memory_gib=memory_gib, **options), at_least=at_least)
+        return tuple(opened.image(0).shape)
+
+    assert shape(20) == (3, 20, 25)
+    assert shape(21) == (3, 40, 50)
+    assert shape(None) == (3, 80, 100)
+    assert shape(20, scaled_decode=False) == (3, 80, 100)
+
+
+def test_smaller_images_take_less_memory(large_jpegs):
+    # 80 * 100 * 3 bytes = 2.2e-5 GiB; an eighth of each side is a 64th of that.
+    settings = config(large_jpegs / "folder", memory_gib=1e-6)
+    assert isinstance(open_source(settings), LazyImages)
+    assert isinstance(open_source(settings, at_least=10), MemoryImages)
 
 
 def test_a_holdout_of_nothing_or_everything_is_refused(tmp_path, make):

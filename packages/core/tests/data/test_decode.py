@@ -4,6 +4,7 @@ import io
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from ssl_core.data import BrokenImageError, decode_image
@@ -235,3 +236,40 @@ def test_damaged_bytes_give_an_image_or_a_broken_image(make, format):
 def test_an_image_of_3000_pixels_a_side_is_read(make):
     image = Image.new("RGB", (3000, 3000), (1, 2, 3))
     assert decode_image(make.encoded(image, "JPEG")).shape == (3, 3000, 3000)
+
+
+def smooth(height, width):
+    """A picture that survives JPEG at any size."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    return np.stack([255 * rows / height, 255 * columns / width, 128 + 0 * rows], axis=2).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("at_least", "shape"),
+    [(None, (400, 640)), (201, (400, 640)), (200, (200, 320)), (101, (200, 320)), (50, (50, 80)), (1, (50, 80))],
+)
+def test_a_jpeg_is_decoded_at_the_smallest_size_that_leaves_enough(make, at_least, shape):
+    data = make.encoded(smooth(400, 640), "JPEG", quality=95)
+    image = decode_image(data, at_least=at_least)
+    assert image.shape == (3, *shape)
+    expected = F.interpolate(decode_image(data)[None].float(), size=shape, mode="area")[0]
+    assert (image.float() - expected).abs().max() < 4
+
+
+def test_sides_that_scales_do_not_divide_are_rounded_up(make):
+    assert decode_image(make.encoded(smooth(401, 643), "JPEG"), at_least=100).shape == (3, 101, 161)
+
+
+def test_a_smaller_jpeg_keeps_its_orientation_and_channels(make):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise to view
+    data = make.encoded(smooth(400, 640), "JPEG", exif=exif)
+    assert decode_image(data, at_least=200).shape == (3, 320, 200)
+    assert decode_image(data, 1, at_least=200).shape == (1, 320, 200)
+    grey = make.encoded(smooth(400, 640)[..., 0], "JPEG")
+    assert decode_image(grey, 3, at_least=200).shape == (3, 200, 320)
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "JPEG2000", "TIFF"])
+def test_other_formats_are_decoded_whole(make, format):
+    assert decode_image(make.encoded(smooth(40, 64), format), at_least=10).shape == (3, 40, 64)

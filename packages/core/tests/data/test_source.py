@@ -6,6 +6,8 @@ import torch
 from PIL import Image
 
 from ssl_core.data import BrokenImageError, DataConfig, LazyImages, MemoryImages, hold_in_memory, open_source
+from ssl_core.data.source import pack
+from ssl_core.views import unpack_images
 
 
 class Encoded:
@@ -156,3 +158,46 @@ def test_large_sets_are_decoded_when_needed_and_say_so(tmp_path, make, caplog):
     assert isinstance(source, LazyImages)
     assert "decoded when they are needed" in caplog.text
     assert isinstance(open_source(DataConfig(source=str(tmp_path), workers=0, memory_gib=3e-5)), MemoryImages)
+
+
+STORED = torch.arange(5 * 3 * 4 * 6, dtype=torch.uint8).reshape(5, 3, 4, 6)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        STORED,
+        STORED.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+        torch.cat([STORED, STORED])[1:6],
+        STORED.repeat(1, 1, 2, 2)[:, :, ::2, 1::3],
+        STORED.to(torch.uint16) * 257,
+    ],
+    ids=["channels first", "channels last", "a part", "every other pixel", "16 bits"],
+)
+def test_images_of_one_tensor_are_packed_where_they_lie(images):
+    packed = pack(MemoryImages("here", images, torch.full((5,), -1)), [3, 0, 3])
+    assert packed.pixels.data_ptr() == images.data_ptr()
+    for image, index in zip(unpack_images(packed), [3, 0, 3], strict=True):
+        assert torch.equal(image, images[index])
+
+
+@pytest.mark.parametrize(
+    ("images", "channels"),
+    [
+        (list(STORED), None),
+        (STORED[:, :1], 3),
+        (STORED / 255, None),
+    ],
+    ids=["a list", "other channels", "floating"],
+)
+def test_other_images_are_packed_as_copies(images, channels):
+    source = MemoryImages("here", images, torch.full((5,), -1), channels=channels)
+    packed = pack(source, [3, 0])
+    assert packed.pixels.numel() == 2 * 3 * 4 * 6
+    for image, index in zip(unpack_images(packed), [3, 0], strict=True):
+        assert torch.equal(image, source.image(index))
+
+
+def test_floating_images_of_one_tensor_are_looked_at():
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        pack(MemoryImages("here", STORED.float(), torch.full((5,), -1)), [1])

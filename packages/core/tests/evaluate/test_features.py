@@ -23,14 +23,15 @@ def test_from_64_pixels_on_the_view_is_resized_and_cut_as_in_imagenet():
     source = MemoryImages("one", image[None], torch.tensor([0]))
     found = extract_features(nn.Flatten(), source, evaluation_view(224), mean=(0.0,) * 3, std=(1.0,) * 3)
     expected = TF.center_crop(TF.resize(image / 255, [256], antialias=True), [224, 224])
-    torch.testing.assert_close(found.features.reshape(3, 224, 224), expected)
+    # The compiled renderer's resizing differs by rounding: 1e-4 is a fortieth of a level.
+    torch.testing.assert_close(found.features.reshape(3, 224, 224), expected, atol=1e-4, rtol=0)
 
 
 def test_a_small_image_is_seen_as_it_is():
     image = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
     source = MemoryImages("one", image, torch.tensor([0]))
     found = extract_features(nn.Flatten(), source, evaluation_view(32), mean=(0.0,) * 3, std=(1.0,) * 3)
-    assert torch.equal(found.features.reshape(1, 3, 32, 32), image / 255)
+    torch.testing.assert_close(found.features.reshape(1, 3, 32, 32), image / 255)
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (4, 0), (7, 0), (3, 2)])

@@ -40,8 +40,9 @@ def test_what_is_wrong_in_a_run_is_named(changed, tmp_path, wrong):
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_last_bit(tmp_path):
-    check_exact_resume(ssl_tiny.train, tmp_path, SHORT_QUEUE)
+@pytest.mark.parametrize("renderer", ["auto", "reference"])
+def test_a_killed_run_resumes_to_the_last_bit(tmp_path, renderer):
+    check_exact_resume(ssl_tiny.train, tmp_path, [*SHORT_QUEUE, f"--data.renderer={renderer}"])
 
 
 @pytest.mark.slow

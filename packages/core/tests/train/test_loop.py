@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections import namedtuple
 
 import pytest
@@ -74,13 +75,18 @@ class Images:
         self.shift = state["shift"]
 
 
-def run(folder, *, method=None, images=None, optim=None, settings=None, **options):
+def run(folder, **options):
+    return trained(folder, **options)[0]
+
+
+def trained(folder, *, method=None, images=None, optim=None, settings=None, **options):
+    """The method and the speed of its training."""
     method = method or Toy()
     callables = {name: options.pop(name, None) for name in ("health", "collapse", "before_epoch", "on_epoch")}
     config = {"epochs": 3, "batch_size": 4, "log_every": 1, "device": "cpu"} | options
     optim = optim or OptimConfig(lr=0.1, scale_lr=False, weight_decay=0.0)
     optimizer = make_optimizer(method, optim, batch_size=config["batch_size"])
-    train(
+    speed = train(
         method,
         images or Images(config.get("accumulate", 1)),
         optimizer,
@@ -90,7 +96,7 @@ def run(folder, *, method=None, images=None, optim=None, settings=None, **option
         settings=settings,
         **callables,
     )
-    return method
+    return method, speed
 
 
 class Embedding(Toy):
@@ -363,6 +369,34 @@ def test_bfloat16_autocast_keeps_parameters_in_float32(tmp_path):
 def test_impossible_settings_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**values)
+
+
+class SlowImages(Images):
+    """Waits for each batch."""
+
+    def epoch(self, epoch, start=0):
+        for batch in super().epoch(epoch, start):
+            time.sleep(0.01)
+            yield batch
+
+
+def test_the_speed_is_that_of_all_records_without_evaluations(tmp_path):
+    def evaluate(epoch):
+        time.sleep(0.2)
+        return {"knn_top1": 0.5}
+
+    _, speed = trained(tmp_path, images=SlowImages(), on_epoch=evaluate)
+    records = [record for record in read_metrics(tmp_path) if "loss" in record]
+    seconds = [4 / record["images_per_s"] for record in records]
+    assert speed.images_per_s == pytest.approx(48 / sum(seconds))
+    waited = sum(second * record["data_wait"] for second, record in zip(seconds, records, strict=True))
+    assert speed.data_wait == pytest.approx(waited / sum(seconds))
+    assert waited > 0.12
+
+
+def test_a_finished_run_has_no_speed(tmp_path):
+    run(tmp_path)
+    assert trained(tmp_path)[1] is None
 
 
 def test_metrics_are_one_json_object_a_line(tmp_path):

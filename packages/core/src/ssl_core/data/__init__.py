@@ -1,6 +1,5 @@
 """Where images come from, and how batches of views are made of them."""
 
-from ssl_core.data.batches import Batch as Batch
 from ssl_core.data.batches import Batches as Batches
 from ssl_core.data.config import DataConfig as DataConfig
 from ssl_core.data.config import has_test_split as has_test_split
@@ -8,6 +7,7 @@ from ssl_core.data.config import open_source as open_source
 from ssl_core.data.dataset import dataset_source as dataset_source
 from ssl_core.data.decode import BrokenImageError as BrokenImageError
 from ssl_core.data.decode import decode_image as decode_image
+from ssl_core.data.pipeline import Batch as Batch
 from ssl_core.data.report import DataReport as DataReport
 from ssl_core.data.report import inspect as inspect
 from ssl_core.data.source import ImageSource as ImageSource

@@ -9,32 +9,18 @@ image's views or its partner.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Int32, Int64
 from torch import Tensor
 
+from ssl_core.data.pipeline import Batch, Pipeline, Request
 from ssl_core.data.source import ImageSource
-from ssl_core.data.workers import make_loader
 from ssl_core.philox import permutation, uniform
-from ssl_core.views import ViewSpec, render_batch, sample_parameters
+from ssl_core.views import ViewSpec
 
 _ORDER_STREAM = 0x6F726472  # "ordr"
 _PARTNER_STREAM = 0x70617274  # "part"; stands where a view's index stands, which is never as large
-
-
-class Batch(NamedTuple):
-    """One micro-batch of one rank.
-
-    Attributes:
-        views: one normalised (n c s s) tensor for each size of each view, in order; views of partners are left
-            out while images have none.
-        index: (n) the images they were made from.
-    """
-
-    views: tuple[Float32[Tensor, "n c _ _"], ...]
-    index: Int64[Tensor, " n"]  # type: ignore[assignment]  # hides tuple.index
 
 
 class Batches:
@@ -47,18 +33,23 @@ class Batches:
         seed: of the run.
         mean: of each channel, subtracted from views in [0, 1].
         std: of each channel, divided by.
-        workers: processes that make batches, kept from one epoch to the next; 0 makes them here.
+        workers: processes that decode images and make views, kept from one epoch to the next; 0 does both here.
+        renderer: auto, device, cpu or reference, see `ssl_core.views.choose_renderer`.
+        device: where the views are used, and rendered by the renderer ``device``; batches for a GPU that come from
+            workers are in page-locked memory.
+        channels_last: whether views have their channels last in memory.
         accumulate: micro-batches of an optimiser step.
         rank: of this process.
         world_size: number of processes.
-        pin_memory: put batches into page-locked memory, for a GPU.
 
     Attributes:
         batches_per_epoch: optimiser steps of an epoch.
+        renderer: the one that was chosen.
+        held_bytes: of the images that live on the device, so that no workers are needed; 0 if they do not.
 
     Raises:
-        ValueError: if there are fewer images than a batch has, the batch cannot be divided, or mean and std
-            are not one number for each channel.
+        ValueError: if there are fewer images than a batch has, the batch cannot be divided, mean and std are not one
+            number for each channel, or the renderer cannot run on the device.
 
     Example:
         >>> from ssl_core.data import DataConfig, open_source
@@ -81,10 +72,12 @@ class Batches:
         mean: Sequence[float],
         std: Sequence[float],
         workers: int,
+        renderer: str = "auto",
+        device: torch.device | str = "cpu",
+        channels_last: bool = False,
         accumulate: int = 1,
         rank: int = 0,
         world_size: int = 1,
-        pin_memory: bool = False,
     ) -> None:
         if len(source) < batch_size:
             raise ValueError(
@@ -110,10 +103,22 @@ class Batches:
         )
         self._rank = rank
         self._partners: Int32[Tensor, "n p"] | None = None
-        self._micro_batches: list[_MicroBatch] = []  # of the current epoch; the loader reads this list
+        self._requests: list[Request] = []  # of the current epoch; the pipeline reads this list
         self._passes = 0
-        maker = _ViewMaker(source, tuple(specs), seed, mean, std)
-        self._loader = make_loader(maker, self._micro_batches, workers, persistent=True, pin_memory=pin_memory)
+        self._pipeline = Pipeline(
+            source,
+            specs,
+            self._requests,
+            seed=seed,
+            mean=mean,
+            std=std,
+            workers=workers,
+            renderer=renderer,
+            device=device,
+            channels_last=channels_last,
+            persistent=True,
+        )
+        self.renderer, self.held_bytes = self._pipeline.renderer, self._pipeline.held_bytes
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This rank's micro-batches of an epoch, ``accumulate`` for each optimiser step.
@@ -130,11 +135,11 @@ class Batches:
         own = order[start:, :, self._rank].flatten(0, 1)
         self._passes += 1
         current = self._passes
-        self._micro_batches[:] = [
-            _MicroBatch(epoch, index.tolist(), None if self._partners is None else self._drawn(index, epoch).tolist())
+        self._requests[:] = [
+            Request(epoch, index.tolist(), None if self._partners is None else self._drawn(index, epoch).tolist())
             for index in own
         ]
-        for batch in self._loader:
+        for batch in self._pipeline:
             yield batch
             if current != self._passes:
                 raise RuntimeError(f"epoch {epoch} was left for another and cannot be continued; start it again")
@@ -178,50 +183,3 @@ class Batches:
         streams = torch.stack([index, torch.full_like(index, epoch), torch.full_like(index, _PARTNER_STREAM)], dim=1)
         column = (uniform(self._seed, streams, 1) * self._partners.shape[1]).long()
         return self._partners[index].gather(1, column).squeeze(1)
-
-
-class _MicroBatch(NamedTuple):
-    """The numbers of the images of a micro-batch, and of their partners."""
-
-    epoch: int
-    images: list[int]
-    partners: list[int] | None
-
-
-class _ViewMaker:
-    """Makes one micro-batch from the numbers of its images."""
-
-    def __init__(
-        self,
-        source: ImageSource,
-        specs: Sequence[ViewSpec],
-        seed: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-    ) -> None:
-        self._source, self._specs, self._seed = source, specs, seed
-        self._mean_c11 = torch.tensor(mean)[:, None, None]
-        self._std_c11 = torch.tensor(std)[:, None, None]
-
-    def __call__(self, micro_batch: _MicroBatch) -> Batch:
-        image_index = torch.tensor(micro_batch.images)
-        # Whether it is a view of the partner -> the images.
-        images = {False: [self._source.image(index) for index in micro_batch.images]}
-        if micro_batch.partners is not None:
-            images[True] = [self._source.image(index) for index in micro_batch.partners]
-        views: list[Tensor] = []
-        for view_index, spec in enumerate(self._specs):
-            if spec.partner not in images:
-                continue
-            of_view = images[spec.partner]
-            parameters = sample_parameters(
-                spec,
-                seed=self._seed,
-                epoch=micro_batch.epoch,
-                # The image's own number for its partner too: two images that share a partner see it differently.
-                image_index=image_index,
-                view_index=view_index,
-                image_size=torch.tensor([image.shape[1:] for image in of_view]),
-            )
-            views.extend(render_batch(of_view, parameters, spec))
-        return Batch(tuple(view.sub_(self._mean_c11).div_(self._std_c11) for view in views), image_index)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Int64
@@ -55,10 +55,16 @@ class DataConfig:
         channels: of all images; null takes the most that a sample of the images has.
         mean: of each channel in [0, 1], to normalise by; null takes the set's published value or measures it.
         std: as mean.
-        workers: processes that decode images and make views; 0 does both in the main process.
+        workers: processes that decode images and make views; 0 does both in the main process. With the renderer
+            ``device`` they decode only, and not even that for images held in memory that fit on the device.
+        renderer: what draws the views: ``device``, on the GPU that trains; ``cpu``, compiled kernels; ``reference``,
+            torch operations, which define the picture and are slow; ``auto`` takes the first of these that can run.
+            All draw the same picture within rounding.
         memory_gib: hold the decoded images in memory if they take no more than this, in each process (CIFAR and
             STL-10 always are).
         broken_limit: largest fraction of images that may be unreadable.
+        scaled_decode: training decodes a JPEG at a half, a quarter or an eighth of its size where even the smallest
+            crop that a view can draw then still has the view's pixels, so that nothing is enlarged because of it.
     """
 
     source: str | list[str] = "digits"
@@ -74,17 +80,21 @@ class DataConfig:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     workers: int = 2
+    renderer: Literal["auto", "reference", "cpu", "device"] = "auto"
     memory_gib: float = 4.0
     broken_limit: float = 0.01
+    scaled_decode: bool = True
 
 
-def open_source(config: DataConfig, *, split: str = "train") -> ImageSource:
+def open_source(config: DataConfig, *, split: str = "train", at_least: int | None = None) -> ImageSource:
     """The images of one split, held decoded in memory where they fit.
 
     Args:
         config: where they are.
         split: ``train``; ``test``; or ``labelled``, the training images of a probe, which differ from
             ``train`` for STL-10 only.
+        at_least: pixels that each side of a JPEG must keep, where ``scaled_decode`` allows to decode it smaller, see
+            `ssl_core.views.shortest_side`; None decodes it whole.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
@@ -99,6 +109,9 @@ def open_source(config: DataConfig, *, split: str = "train") -> ImageSource:
     images = open_encoded(config, split)
     if isinstance(images, MemoryImages):
         return images
+    if config.scaled_decode and at_least is not None:
+        logger.info("%s: no view needs JPEGs of more than %d pixels a side (data.scaled_decode)", images.name, at_least)
+        images = replace(images, at_least=at_least)
     size_gib = _decoded_bytes(images) / 2**30
     if size_gib <= config.memory_gib:
         return hold_in_memory(images, workers=config.workers, broken_limit=config.broken_limit)

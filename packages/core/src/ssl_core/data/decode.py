@@ -58,12 +58,16 @@ class BrokenImageError(ValueError):
     """An image that cannot be read; the message names it and says why."""
 
 
-def decode_image(data: bytes, channels: int | None = None, *, identifier: str = "image") -> Shaped[Tensor, "c h w"]:
+def decode_image(
+    data: bytes, channels: int | None = None, *, at_least: int | None = None, identifier: str = "image"
+) -> Shaped[Tensor, "c h w"]:
     """Pixels of an encoded image.
 
     Args:
         data: the content of an image file or of an ``.npy`` file.
         channels: number of channels wanted; None keeps what the image has (1 for grey, 3 for colour).
+        at_least: a JPEG may be decoded at a half, a quarter or an eighth of its size, the smallest that leaves each
+            side so many pixels; None decodes all of it.
         identifier: what a person calls the image, for the error.
 
     Returns:
@@ -76,7 +80,7 @@ def decode_image(data: bytes, channels: int | None = None, *, identifier: str = 
     if not data:
         raise BrokenImageError(f"{identifier}: zero bytes")
     try:
-        return with_channels(_pixels(data, channels), channels)
+        return with_channels(_pixels(data, channels, at_least), channels)
     except UnidentifiedImageError:
         raise BrokenImageError(f"{identifier}: not an image in a known format") from None
     except _DECODER_ERRORS as error:
@@ -157,7 +161,7 @@ def pillow_pixels(image: Image.Image, channels: int | None = None) -> Shaped[Ten
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
-def _pixels(data: bytes, channels: int | None) -> Tensor:
+def _pixels(data: bytes, channels: int | None, at_least: int | None) -> Tensor:
     if data.startswith(b"\x93NUMPY"):
         return from_array(np.load(io.BytesIO(data), allow_pickle=False), channels)
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -165,6 +169,8 @@ def _pixels(data: bytes, channels: int | None) -> Tensor:
             return _pages(image)
         if image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in image.tile):
             return _deep_pixels(data, channels)
+        if at_least is not None:
+            image.draft(None, (at_least, at_least))  # does nothing for other formats
         ImageOps.exif_transpose(image, in_place=True)
         return pillow_pixels(image, channels)
 

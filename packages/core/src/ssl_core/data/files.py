@@ -40,6 +40,7 @@ class FileImages:
         classes: names of the classes.
         channels: number of channels that ``image`` returns; None keeps the images' own.
         ignored: files found beside the images whose suffix is not an image's.
+        at_least: pixels that each side of a JPEG keeps when it is decoded smaller; None decodes it whole.
     """
 
     name: str
@@ -48,6 +49,7 @@ class FileImages:
     classes: tuple[str, ...] | None
     channels: int | None = None
     ignored: tuple[str, ...] = ()
+    at_least: int | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -63,7 +65,7 @@ class FileImages:
                 data = file.read()
         except OSError as error:
             raise BrokenImageError(f"{self.identifier(index)}: {error.strerror}") from error
-        return decode_image(data, self.channels, identifier=self.identifier(index))
+        return decode_image(data, self.channels, at_least=self.at_least, identifier=self.identifier(index))
 
     def label(self, index: int) -> int:
         """The class of an image, -1 when unknown."""

@@ -40,6 +40,7 @@ class ParquetImages:
         labels: (n), -1 when unknown.
         classes: names of the classes.
         channels: number of channels that ``image`` returns; None keeps the images' own.
+        at_least: pixels that each side of a JPEG keeps when it is decoded smaller; None decodes it whole.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ParquetImages:
     labels: Int64[Tensor, " n"]
     classes: tuple[str, ...] | None
     channels: int | None = None
+    at_least: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -62,7 +64,7 @@ class ParquetImages:
         data = self.groups.column(group)[row].as_py()
         if data is None:
             raise BrokenImageError(f"{self.identifier(index)}: no bytes in this row")
-        return decode_image(data, self.channels, identifier=self.identifier(index))
+        return decode_image(data, self.channels, at_least=self.at_least, identifier=self.identifier(index))
 
     def label(self, index: int) -> int:
         """The class of an image, -1 when unknown."""

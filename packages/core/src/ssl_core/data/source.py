@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ssl_core.data.decode import BrokenImageError, with_channels
 from ssl_core.data.workers import worker_map
+from ssl_core.views import PackedImages, pack_images
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +139,30 @@ class LazyImages:
         while self._is_broken[index]:
             index = (index + 1) % len(self)
         return index
+
+
+def pack(source: ImageSource, indices: Sequence[int]) -> PackedImages:
+    """Some images as renderers take them, without a copy where they lie in the memory of one tensor.
+
+    Raises:
+        BrokenImageError: for an image that cannot be read.
+        ValueError: if the images differ in their number of channels.
+
+    Example:
+        >>> images = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 2, 2)
+        >>> packed = pack(MemoryImages("two", images, torch.tensor([0, 0])), [1])
+        >>> packed.layout.tolist(), packed.pixels.data_ptr() == images.data_ptr()
+        ([[12, 2, 2, 4, 2, 1]], True)
+    """
+    if isinstance(source, MemoryImages) and isinstance(source.images, Tensor):
+        images, own_channels = source.images, source.images.shape[1]
+        # Floating images are looked at in any case, for whether they lie in [0, 1].
+        if images.dtype in (torch.uint8, torch.uint16) and source.channels in (None, own_channels):
+            stride, *strides = images.stride()
+            elements = 1 + sum((length - 1) * step for length, step in zip(images.shape, images.stride(), strict=True))
+            layout = torch.tensor([(index * stride, *images.shape[2:], *strides) for index in indices])
+            return PackedImages(images.as_strided((elements,), (1,)), layout, own_channels)
+    return pack_images([source.image(index) for index in indices])
 
 
 def hold_in_memory(source: ImageSource, *, workers: int = 0, broken_limit: float = 0.01) -> MemoryImages:

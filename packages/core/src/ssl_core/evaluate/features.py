@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ssl_core.data import ImageSource
-from ssl_core.data.workers import make_loader
-from ssl_core.views import ViewSpec, eval_spec, render_batch, sample_parameters
+from ssl_core.data.pipeline import Pipeline, Request
+from ssl_core.views import ViewSpec, eval_spec
 
 
 class Features(NamedTuple):
@@ -69,7 +69,7 @@ def extract_features(
         std: per channel.
         device: where the encoder is.
         batch_size: images in one forward; changes memory and speed only.
-        workers: processes that read and render images; 0 does it in this one.
+        workers: processes that read images, and render them if the CPU does that; 0 does it in this one.
         seed: of the view's draws, if it has any.
         progress: text before a progress bar; empty shows none.
 
@@ -115,20 +115,27 @@ def iterate_features(
         mean: per channel, of pixels in [0, 1].
         std: per channel.
         device: where the encoder is.
-        workers: processes that read and render images; 0 does it in this one.
+        workers: processes that read images, and render them if the CPU does that; 0 does it in this one.
         seed: of the view's draws, if it has any.
 
     Yields:
         (n f) float32 on ``device``, for each batch.
     """
-    # Twice as fast on CPUs; on other devices float32 convolutions may prefer the other layout.
-    on_cpu = torch.device(device).type == "cpu"
-    memory_format = torch.channels_last if on_cpu else torch.contiguous_format
-    loader = make_loader(_Views(source, view, len(mean), seed), batches, workers)
-    for batch, images in zip(batches, loader, strict=True):
+    pipeline = Pipeline(
+        source,
+        (view,),
+        [Request(0, list(batch)) for batch in batches],
+        seed=seed,
+        mean=mean,
+        std=std,
+        workers=workers,
+        device=device,
+        # Twice as fast on CPUs; on other devices float32 convolutions may prefer the other layout.
+        channels_last=torch.device(device).type == "cpu",
+    )
+    for batch, made in zip(batches, pipeline, strict=True):
         with evaluating(encoder):
-            images = images.to(device, memory_format=memory_format)
-            features = encoder(normalized(images, mean, std)).float()
+            features = encoder(made.views[0].to(device)).float()
         _check_finite(features, source, batch)
         yield features
 
@@ -144,43 +151,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for child, training in modes:
             child.training = training
-
-
-def normalized(
-    images: Float32[Tensor, "n c h w"], mean: Sequence[float], std: Sequence[float]
-) -> Float32[Tensor, "n c h w"]:
-    """(images - mean) / std, per channel."""
-    shift, scale = (images.new_tensor(list(values))[:, None, None] for values in (mean, std))
-    return (images - shift) / scale
-
-
-class _Views:
-    """The views of a range of images, (n c s s)."""
-
-    def __init__(self, source: ImageSource, view: ViewSpec, channels: int, seed: int) -> None:
-        self._source, self._view, self._channels, self._seed = source, view, channels, seed
-
-    def __call__(self, indices: Sequence[int]) -> Tensor:
-        images = [self._image(index) for index in indices]
-        parameters = sample_parameters(
-            self._view,
-            seed=self._seed,
-            epoch=0,
-            image_index=torch.tensor(list(indices)),
-            view_index=0,
-            image_size=torch.tensor([image.shape[1:] for image in images]),
-        )
-        (views,) = render_batch(images, parameters, self._view)
-        return views
-
-    def _image(self, index: int) -> Tensor:
-        image = self._source.image(index)
-        if len(image) != self._channels:
-            raise ValueError(
-                f"{self._source.identifier(index)} has {len(image)} channels but the encoder takes "
-                f"{self._channels}; set data.channels to {self._channels}"
-            )
-        return image
 
 
 def _check_finite(features: Tensor, source: ImageSource, batch: Sequence[int]) -> None:

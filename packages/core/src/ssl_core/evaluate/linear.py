@@ -73,7 +73,7 @@ def linear_probe(
         std: per channel.
         seed: of the initial weights, the order of the images and their crops.
         device: where the encoder is.
-        workers: processes that read and render images.
+        workers: processes that read images, and render them if the CPU does that.
         random_view: in which the last classifier is tested too, once for each of ``crop_seeds``.
         crop_seeds: of that view's draws.
         progress: show bars.
@@ -97,7 +97,16 @@ def linear_probe(
         batches = partial(_stored_batches, stored, protocol.batch_size, seed)
     else:
         views = (view_for_training(protocol, image_size),)
-        source = Batches(train, views, batch_size=protocol.batch_size, seed=seed, mean=mean, std=std, workers=workers)
+        source = Batches(
+            train,
+            views,
+            batch_size=protocol.batch_size,
+            seed=seed,
+            mean=mean,
+            std=std,
+            workers=workers,
+            device=device,
+        )
         batches = partial(_encoded_batches, encoder, source, train, device)
     accuracy, classifier = _train_classifier(batches, tested, protocol, num_classes, seed, device, progress)
     random_crops = []

@@ -5,6 +5,7 @@ from ssl_core.train.checkpoint import load_checkpoint as load_checkpoint
 from ssl_core.train.checkpoint import save_checkpoint as save_checkpoint
 from ssl_core.train.log import read_metrics as read_metrics
 from ssl_core.train.loop import CollapseError as CollapseError
+from ssl_core.train.loop import Speed as Speed
 from ssl_core.train.loop import TrainConfig as TrainConfig
 from ssl_core.train.loop import train as train
 from ssl_core.train.method import Method as Method
@@ -20,6 +21,7 @@ __all__ = [
     "CollapseError",
     "Method",
     "OptimConfig",
+    "Speed",
     "Step",
     "StepOutput",
     "TrainConfig",

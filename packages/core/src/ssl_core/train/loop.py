@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +115,19 @@ class CollapseError(ArithmeticError):
     """All images are mapped to the same embedding, or nearly, and the run was told to stop there."""
 
 
+class Speed(NamedTuple):
+    """How fast a run was, evaluations left out.
+
+    Attributes:
+        images_per_s: images of all processes that a second of training took in.
+        data_wait: fraction of the time in which this process waited for a batch. What a GPU does before a batch is
+            there, such as rendering its views beside the last step, is no wait of the process.
+    """
+
+    images_per_s: float
+    data_wait: float
+
+
 def train(
     method: Method,
     batches: BatchSource,
@@ -128,7 +141,7 @@ def train(
     collapse: Callable[[Mapping[str, float]], str | None] | None = None,
     before_epoch: Callable[[int], dict[str, float]] | None = None,
     on_epoch: Callable[[int], dict[str, float]] | None = None,
-) -> None:
+) -> Speed | None:
     """Train a method, continuing from ``folder/checkpoints/last.pt`` if it is there.
 
     Stopping at any step and continuing gives the same losses as never having stopped, to the last bit on CPU.
@@ -152,6 +165,9 @@ def train(
             the log. It may change ``batches``. A checkpoint between two epochs is from before the call, so that a
             resumed run makes it again.
         on_epoch: called after each epoch with the number of epochs done; returns numbers for the log.
+
+    Returns:
+        The speed of the steps taken; None if there were none left.
 
     Raises:
         ValueError: if the checkpoint was made with other settings.
@@ -236,6 +252,7 @@ def train(
                 if distributed.is_main():
                     shutil.copyfile(last, last.with_name(f"epoch_{epoch + 1:04d}.pt"))
             between_epochs(on_epoch, epoch + 1, "epoch")
+    return window.speed()
 
 
 def _resume(
@@ -337,6 +354,8 @@ class _Window:
         self._losses: list[Tensor] = []
         self._waited_s = 0.0
         self._since = time.perf_counter()
+        # Of all records.
+        self._num_images, self._total_s, self._total_waited_s = 0, 0.0, 0.0
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -380,9 +399,13 @@ class _Window:
         self.check()
         losses = distributed.gather(torch.stack(self._losses)[None])
         elapsed_s = time.perf_counter() - self._since
+        num_images = len(self._losses) * self._micro_batch_size
+        self._num_images += num_images
+        self._total_s += elapsed_s
+        self._total_waited_s += self._waited_s
         values = {
             "loss": losses.mean().item(),
-            "images_per_s": len(self._losses) * self._micro_batch_size / elapsed_s,
+            "images_per_s": num_images / elapsed_s,
             "data_wait": min(1.0, self._waited_s / elapsed_s),
         }
         values |= {name: value.item() for name, value in output.metrics.items()}
@@ -392,6 +415,12 @@ class _Window:
             values |= self._health(embeddings)
         self.restart_clock()
         return values
+
+    def speed(self) -> Speed | None:
+        """Of all records; None without any."""
+        if not self._num_images:
+            return None
+        return Speed(self._num_images / self._total_s, min(1.0, self._total_waited_s / self._total_s))
 
 
 class _StopSignal:

@@ -4,6 +4,7 @@ A `ViewSpec` holds the paper's numbers; `sample_parameters` draws what is random
 (seed, epoch, image index, view index) and nothing else; `render` turns that and an image into pixels.
 """
 
+from ssl_core.ops.instructions import PackedImages as PackedImages
 from ssl_core.views.config import ViewConfig as ViewConfig
 from ssl_core.views.config import make_ops as make_ops
 from ssl_core.views.config import make_view_specs as make_view_specs
@@ -23,6 +24,7 @@ from ssl_core.views.presets import PRESETS as PRESETS
 from ssl_core.views.presets import eval_spec as eval_spec
 from ssl_core.views.render import render as render
 from ssl_core.views.render import render_batch as render_batch
+from ssl_core.views.resolution import shortest_side as shortest_side
 from ssl_core.views.sampling import sample_parameters as sample_parameters
 from ssl_core.views.spec import JITTER_ORDERS as JITTER_ORDERS
 from ssl_core.views.spec import VIEW_OPS as VIEW_OPS
@@ -60,6 +62,7 @@ __all__ = [
     "HorizontalFlip",
     "Jigsaw",
     "Magnitude",
+    "PackedImages",
     "Pool",
     "RandAugment",
     "RandomCrop",
@@ -82,6 +85,7 @@ __all__ = [
     "render_views",
     "sample_parameters",
     "save_view_gallery",
+    "shortest_side",
     "unpack_images",
     "view_gallery",
 ]

@@ -149,8 +149,9 @@ def pack_images(images: Sequence[Shaped[Tensor, "c _ _"]]) -> PackedImages:
 
 def unpack_images(images: PackedImages) -> list[Shaped[Tensor, "c _ _"]]:
     """The images, (c h w) each, which share the packed memory."""
+    first = images.pixels.storage_offset()
     return [
-        images.pixels.as_strided((images.channels, height, width), strides, offset)
+        images.pixels.as_strided((images.channels, height, width), strides, first + offset)
         for offset, height, width, *strides in images.layout.tolist()
     ]
 

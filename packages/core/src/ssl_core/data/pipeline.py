@@ -1,0 +1,211 @@
+"""From numbers of images to views: where images are packed and where views are rendered.
+
+A renderer of the CPU runs where images are decoded: in the worker processes, or here without any. With the renderer
+``device`` views are rendered there, one batch ahead, and images either live on the device, so that there is nothing for
+workers to do, or are decoded and packed by workers and copied. See docs/design/views.md.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from ssl_core.data.device import held_on, prefetched_on, to_device
+from ssl_core.data.source import ImageSource, pack
+from ssl_core.data.workers import make_loader
+from ssl_core.views import PackedImages, ViewSpec, choose_renderer, pack_images, render_views, sample_parameters
+
+
+class Request(NamedTuple):
+    """The numbers of the images of a batch, and of their partners.
+
+    Attributes:
+        epoch: whose draws the views show.
+        images: n indices into the source.
+        partners: n indices; None leaves the views of partners out.
+    """
+
+    epoch: int
+    images: list[int]
+    partners: list[int] | None = None
+
+
+class Batch(NamedTuple):
+    """The views of some images; in training one micro-batch of one rank.
+
+    Attributes:
+        views: one normalised (n c s s) tensor for each size of each view, in order; views of partners are left
+            out while images have none. On the device where the renderer is ``device``, else on the CPU.
+        index: (n) the images they were made from, on the CPU.
+    """
+
+    views: tuple[Float[Tensor, "n c _ _"], ...]
+    index: Int64[Tensor, " n"]  # type: ignore[assignment]  # hides tuple.index
+
+
+class Pipeline:
+    """The batches of some requests, in their order; every pass reads the requests anew.
+
+    Args:
+        source: the images.
+        specs: the views of each image.
+        requests: what is asked for.
+        seed: of the views.
+        mean: of each channel, subtracted from views in [0, 1].
+        std: of each channel, divided by.
+        workers: processes that decode images and render their views if the CPU does that; 0 does all of it here. Images
+            that live on the device need none.
+        renderer: as `ssl_core.views.choose_renderer` takes it.
+        device: where the views are used.
+        channels_last: whether views have their channels last in memory.
+        persistent: keep the workers between passes.
+
+    Attributes:
+        renderer: the one that was chosen.
+        held_bytes: of the images that live on the device; 0 if they do not.
+
+    Raises:
+        ValueError: if the renderer cannot run on the device, or workers is negative.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        specs: Sequence[ViewSpec],
+        requests: Iterable[Request],
+        *,
+        seed: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        workers: int,
+        renderer: str = "auto",
+        device: torch.device | str = "cpu",
+        channels_last: bool = False,
+        persistent: bool = False,
+    ) -> None:
+        self._device = torch.device(device)
+        self.renderer = choose_renderer(renderer, self._device)
+        self._renders_here = self.renderer == "device"
+        held = held_on(self._device, source) if self._renders_here else None
+        self.held_bytes = 0 if held is None else held.pixels.nbytes
+        pack_some: Callable[[Sequence[int]], PackedImages]
+        if held is not None:
+            pack_some = partial(_held, held)
+        else:
+            # What leaves a worker must be the batch alone, and not the memory that it lies in.
+            pack_some = partial(_copied if self._renders_here else pack, source)
+        self._maker = _Maker(
+            source,
+            pack_some,
+            specs,
+            partial(render_views, mean=mean, std=std, renderer=self.renderer, channels_last=channels_last),
+            seed=seed,
+            channels=len(mean),
+            device=self._device if self._renders_here else torch.device("cpu"),
+        )
+        self._loader = make_loader(
+            self._maker.packed if self._renders_here else self._maker,
+            requests,
+            workers if held is None else 0,
+            persistent=persistent,
+            pin_memory=self._device.type == "cuda" and held is None,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._renders_here:
+            return prefetched_on(self._device, map(self._maker.rendered, self._loader))
+        return iter(self._loader)
+
+
+class _Packed(NamedTuple):
+    """What is known of a batch before it is rendered."""
+
+    epoch: int
+    index: Int64[Tensor, " n"]  # type: ignore[assignment]  # hides tuple.index
+    images: PackedImages
+    partners: PackedImages | None
+
+
+class _Maker:
+    """Makes a batch in two steps, which may be done in two processes: images from numbers, views from images."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        pack_some: Callable[[Sequence[int]], PackedImages],
+        specs: Sequence[ViewSpec],
+        render: Callable[..., tuple[Tensor, ...]],
+        *,
+        seed: int,
+        channels: int,
+        device: torch.device,
+    ) -> None:
+        self._source, self._pack, self._render = source, pack_some, render
+        self._specs, self._seed, self._channels, self._device = specs, seed, channels, device
+        # Views of images and views of partners are rendered apart.
+        self._parts = [_part(specs, partner) for partner in (False, True)]
+
+    def __call__(self, request: Request) -> Batch:
+        return self.rendered(self.packed(request))
+
+    def packed(self, request: Request) -> _Packed:
+        images = self._images(request.images)
+        partners = None if request.partners is None else self._images(request.partners)
+        return _Packed(request.epoch, torch.tensor(request.images), images, partners)
+
+    def rendered(self, packed: _Packed) -> Batch:
+        # The image's own number for its partner too: two images that share a partner see it differently.
+        image_index = to_device(packed.index, self._device)
+        views: list[tuple[Tensor, ...]] = [()] * len(self._specs)
+        for (places, specs), images in zip(self._parts, (packed.images, packed.partners), strict=True):
+            if images is None or not specs:
+                continue
+            pixels, layout = to_device(images.pixels, self._device), to_device(images.layout, self._device)
+            parameters = [
+                sample_parameters(
+                    self._specs[place],
+                    seed=self._seed,
+                    epoch=packed.epoch,
+                    image_index=image_index,
+                    view_index=place,
+                    image_size=layout[:, 1:3],
+                )
+                for place in places
+            ]
+            drawn = iter(self._render(PackedImages(pixels, layout, images.channels), parameters, specs))
+            for place, spec in zip(places, specs, strict=True):
+                views[place] = tuple(itertools.islice(drawn, len(spec.sizes)))
+        return Batch(tuple(itertools.chain.from_iterable(views)), packed.index)
+
+    def _images(self, indices: Sequence[int]) -> PackedImages:
+        images = self._pack(indices)
+        if images.channels != self._channels:
+            raise ValueError(
+                f"{self._source.identifier(indices[0])} has {images.channels} channels but the encoder takes "
+                f"{self._channels}; set data.channels to {self._channels}"
+            )
+        return images
+
+
+def _part(specs: Sequence[ViewSpec], partner: bool) -> tuple[list[int], tuple[ViewSpec, ...]]:
+    """The views of images or of partners: their places among all views, and they as views of their own."""
+    places = [place for place, spec in enumerate(specs) if spec.partner == partner]
+    part = [
+        spec if spec.derived_from is None else replace(spec, derived_from=places.index(spec.derived_from))
+        for spec in (specs[place] for place in places)
+    ]
+    return places, tuple(part)
+
+
+def _held(images: PackedImages, indices: Sequence[int]) -> PackedImages:
+    rows = to_device(torch.tensor(indices), images.layout.device)
+    return images._replace(layout=images.layout[rows])
+
+
+def _copied(source: ImageSource, indices: Sequence[int]) -> PackedImages:
+    return pack_images([source.image(index) for index in indices])
