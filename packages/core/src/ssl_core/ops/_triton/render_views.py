@@ -1,0 +1,335 @@
+"""Views of images in one launch for each view: a program draws one image's view from its first pixel to its last.
+
+The view's instructions are constants of the kernel, compiled once for each spec and size. An image's parameters are
+read on the device, so that what an image does not take part in - a blur, a distortion - is a branch that its program
+does not enter, and nothing waits for the host. Between instructions the picture lies in one of two pieces of memory of
+its own (`view_kernels.py`); at 32 pixels, 12 KB each, they never leave the multiprocessor's cache.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ssl_core.ops._triton import is_interpreted
+from ssl_core.ops._triton.launch import on_device_of, round_to_bfloat16
+from ssl_core.ops._triton.view_kernels import (
+    blur,
+    clipped,
+    distort,
+    jitter,
+    make_gray,
+    move,
+    resample,
+    shuffle_cells,
+    solarize,
+    tile,
+)
+from ssl_core.ops.instructions import Opcode, PackedImages, View
+
+_CROP = tl.constexpr(int(Opcode.CROP))
+_WINDOW = tl.constexpr(int(Opcode.WINDOW))
+_CENTER_CROP = tl.constexpr(int(Opcode.CENTER_CROP))
+_RESIZE = tl.constexpr(int(Opcode.RESIZE))
+_FLIP = tl.constexpr(int(Opcode.FLIP))
+_JITTER = tl.constexpr(int(Opcode.JITTER))
+_GRAY = tl.constexpr(int(Opcode.GRAY))
+_BLUR = tl.constexpr(int(Opcode.BLUR))
+_SOLARIZE = tl.constexpr(int(Opcode.SOLARIZE))
+_DISTORT = tl.constexpr(int(Opcode.DISTORT))
+_JIGSAW = tl.constexpr(int(Opcode.JIGSAW))
+
+
+@triton.jit
+@no_type_check
+def _fitted(length, longest, side):
+    """round(length * side / longest), halves to even, at least 1."""
+    whole, rest = length * side // longest, length * side % longest
+    is_up = (2 * rest > longest) | ((2 * rest == longest) & (whole % 2 == 1))
+    return tl.maximum(whole + is_up.to(tl.int32), 1)
+
+
+@triton.jit
+@no_type_check
+def _framed(
+    source,
+    channel_stride,
+    row_stride,
+    column_stride,
+    target,
+    height,
+    width,
+    row,
+    size,
+    INSTRUCTION: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One of the four instructions that change the picture's size; the side that it has then."""
+    OPCODE: tl.constexpr = INSTRUCTION[0]
+    IS_BICUBIC: tl.constexpr = INSTRUCTION[4] != 0 if OPCODE >= _CENTER_CROP else INSTRUCTION[3] != 0
+    top, left = height * 0, width * 0
+    window_top, window_left = top, left
+    side = size + 0
+    new_height, new_width = side, side
+    if OPCODE == _CROP:
+        top, left = tl.load(row).to(tl.int32), tl.load(row + 1).to(tl.int32)
+        height, width = tl.load(row + 2).to(tl.int32), tl.load(row + 3).to(tl.int32)
+    elif OPCODE == _WINDOW:
+        window_top, window_left = tl.load(row).to(tl.int32), tl.load(row + 1).to(tl.int32)
+        new_height, new_width = height, width
+    elif OPCODE == _CENTER_CROP:
+        if INSTRUCTION[3] != 0:
+            new_height, new_width = top + INSTRUCTION[3], top + INSTRUCTION[3]
+        shortest, short_side = tl.minimum(height, width), new_height
+        new_height, new_width = short_side * height // shortest, short_side * width // shortest
+        # Half of the spare pixels, halves to even.
+        window_top = ((new_height - side) // 2) + (((new_height - side) // 2) & (new_height - side) & 1)
+        window_left = ((new_width - side) // 2) + (((new_width - side) // 2) & (new_width - side) & 1)
+    else:
+        if INSTRUCTION[3] != 0:
+            side = top + INSTRUCTION[3]
+        new_height, new_width = side, side
+        if INSTRUCTION[5] != 0:
+            longest = tl.maximum(height, width)
+            new_height, new_width = _fitted(height, longest, side), _fitted(width, longest, side)
+            window_top, window_left = -((side - new_height) // 2), -((side - new_width) // 2)
+    resample(
+        source, channel_stride, row_stride, column_stride, target, side, side, top, left, height, width, new_height,
+        new_width, window_top, window_left, IS_BICUBIC, CHANNELS, C, BLOCK,
+    )  # fmt: skip
+    return side
+
+
+@triton.jit
+@no_type_check
+def _changed(
+    picture,
+    spare,
+    height,
+    width,
+    row,  # the image's parameters
+    size,
+    INSTRUCTION: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One instruction on a picture; where it and spare memory are then, and its size."""
+    OPCODE: tl.constexpr = INSTRUCTION[0]
+    num_pixels = height * width
+    takes_part = num_pixels > 0
+    if INSTRUCTION[6] >= 0:
+        takes_part = tl.load(row + INSTRUCTION[6]) == INSTRUCTION[7]
+    first = row + INSTRUCTION[2]
+    if OPCODE <= _RESIZE:
+        side = _framed(
+            picture, num_pixels, width, 1, spare, height, width, first, size, INSTRUCTION, CHANNELS, C, BLOCK
+        )
+        height, width = side, side
+        picture, spare = spare, picture
+    elif OPCODE == _DISTORT:
+        WIDTH: tl.constexpr = 4 if INSTRUCTION[3] else 2
+        if takes_part:
+            for _ in range(INSTRUCTION[1]):
+                magnitude = tl.load(first + 1)
+                x, y = magnitude, magnitude
+                if WIDTH == 4:
+                    x, y = tl.load(first + 2), tl.load(first + 3)
+                index = tl.load(first).to(tl.int32)
+                picture, spare = distort(picture, spare, height, width, index, magnitude, x, y, CHANNELS, C, BLOCK)
+                first += WIDTH
+    elif OPCODE == _JITTER:
+        if takes_part:
+            brightness, contrast = tl.load(first), tl.load(first + 1)
+            saturation, hue = tl.load(first + 2), tl.load(first + 3)
+            order = tl.load(first + 4).to(tl.int64)
+            if (brightness != 1.0) | (contrast != 1.0) | (saturation != 1.0) | (hue != 0.0):
+                jitter(picture, num_pixels, brightness, contrast, saturation, hue, order, CHANNELS, C, BLOCK)
+    elif OPCODE == _JIGSAW:
+        if takes_part:
+            shuffle_cells(picture, spare, height, first, INSTRUCTION[3], CHANNELS, C, BLOCK)
+            picture, spare = spare, picture
+    else:
+        amount = tl.load(first)
+        if takes_part & (amount != 0.0):
+            if OPCODE == _FLIP:
+                zero = amount * 0.0
+                mirrored, upright = zero - 1.0, zero + 1.0
+                move(
+                    picture, spare, height, width, mirrored, zero, zero + width, zero, upright, zero, CHANNELS, C, BLOCK
+                )
+                picture, spare = spare, picture
+            elif OPCODE == _GRAY:
+                make_gray(picture, num_pixels, CHANNELS, C, BLOCK)
+            elif OPCODE == _BLUR:
+                blur(picture, spare, height, width, amount, CHANNELS, C, BLOCK)
+            else:
+                solarize(picture, num_pixels, 0.0, INSTRUCTION[3], CHANNELS, C, BLOCK)
+    return picture, spare, height, width
+
+
+@triton.jit
+@no_type_check
+def _render_kernel(
+    pixels,
+    layout,  # None: the pixels are planar squares of the view's size
+    parameters,
+    num_parameters,
+    memory,
+    slot,  # floats that a picture takes, ...
+    starts,  # ... or where each image's pictures begin, if they differ in that
+    mean_std,
+    kept,  # the picture before it is normalised, or None
+    result,
+    size,
+    image_stride,
+    channel_stride,
+    row_stride,
+    column_stride,
+    PROGRAM: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    IS_BFLOAT16: tl.constexpr,
+):
+    image = tl.program_id(0).to(tl.int64)
+    row = parameters + image * num_parameters
+    if starts is None:
+        picture = memory + 2 * image * slot
+        spare = picture + slot
+    else:
+        first = tl.load(starts + image)
+        picture = memory + 2 * first
+        spare = picture + (tl.load(starts + image + 1) - first)
+    if layout is None:
+        height, width = size + 0, size + 0
+        source = pixels + image * CHANNELS * size * size
+        source_channel, source_row, source_column = size * size, size + 0, size * 0 + 1
+    else:
+        at = layout + image * 6
+        source = pixels + tl.load(at)
+        height, width = tl.load(at + 1).to(tl.int32), tl.load(at + 2).to(tl.int32)
+        source_channel, source_row = tl.load(at + 3).to(tl.int32), tl.load(at + 4).to(tl.int32)
+        source_column = tl.load(at + 5).to(tl.int32)
+    FRAMED: tl.constexpr = len(PROGRAM) > 0 and PROGRAM[0][0] <= _RESIZE
+    if FRAMED:
+        side = _framed(
+            source, source_channel, source_row, source_column, picture, height, width, row + PROGRAM[0][2], size,
+            PROGRAM[0], CHANNELS, C, BLOCK,
+        )  # fmt: skip
+        height, width = side, side
+    else:
+        resample(
+            source, source_channel, source_row, source_column, picture, height, width, 0, 0, height, width, height,
+            width, 0, 0, False, CHANNELS, C, BLOCK,
+        )  # fmt: skip
+    for index in tl.static_range(1 if FRAMED else 0, len(PROGRAM)):
+        picture, spare, height, width = _changed(
+            picture, spare, height, width, row, size, PROGRAM[index], CHANNELS, C, BLOCK
+        )
+    channels = tl.arange(0, C)
+    mean = tl.load(mean_std + channels, mask=channels < CHANNELS, other=0.0)[:, None]
+    std = tl.load(mean_std + CHANNELS + channels, mask=channels < CHANNELS, other=1.0)[:, None]
+    for first in range(0, size * size, BLOCK):
+        at, mask = tile(first, size * size, CHANNELS, C, BLOCK)
+        x = tl.load(picture + at, mask=mask, other=0.0)
+        if kept is not None:
+            tl.store(kept + image * CHANNELS * size * size + at, x, mask=mask)
+        x = tl.math.div_rn(clipped(x) - mean, tl.broadcast_to(std, [C, BLOCK]))
+        pixel = first + tl.arange(0, BLOCK)
+        at = (pixel // size * row_stride + pixel % size * column_stride)[None, :] + (channels * channel_stride)[:, None]
+        x = round_to_bfloat16(x) if IS_BFLOAT16 else x.to(result.dtype.element_ty)
+        tl.store(result + image * image_stride + at, x, mask=mask)
+
+
+def render_views(
+    images: PackedImages, views: Sequence[View], mean: Tensor, std: Tensor, results: Sequence[Tensor]
+) -> None:
+    """As ``ssl_core.ops.render_views``, into tensors that are there.
+
+    The host waits for the device where an image is changed before it is first cropped or resized: how much memory
+    that takes is known there alone.
+    """
+    num_images, channels = len(images.layout), images.channels
+    if num_images == 0:
+        return
+    device = images.pixels.device
+    pixels = images.pixels.view(torch.int16) if images.pixels.dtype == torch.uint16 else images.pixels
+    normalisation = _on_device((*mean.tolist(), *std.tolist()), device)
+    pictures: dict[int, Tensor] = {}
+    with on_device_of(pixels):
+        for index, (view, result) in enumerate(zip(views, results, strict=True)):
+            program = _program(view)
+            if any(later.continues == index for later in views[index + 1 :]):
+                pictures[index] = torch.empty(num_images, channels, view.size, view.size, device=device)
+            continues = view.continues >= 0
+            side = max(view.size, *(int(step[3]) for step in program if step[0] == Opcode.RESIZE), 0)
+            slot, starts = channels * side * side, None
+            if not continues and program[0][0] > Opcode.RESIZE:
+                starts = _starts(images, slot)
+            memory = torch.empty(
+                2 * (num_images * slot if starts is None else int(starts[-1])), dtype=torch.float32, device=device
+            )
+            warps, block = _configuration(view.size, channels)
+            is_bfloat16 = result.dtype == torch.bfloat16
+            _render_kernel[(num_images,)](
+                pictures[view.continues] if continues else pixels,
+                None if continues else images.layout,
+                view.parameters.contiguous(),
+                view.parameters.shape[1],
+                memory,
+                slot,
+                starts,
+                normalisation,
+                pictures.get(index),
+                result.view(torch.int16) if is_bfloat16 else result,
+                view.size,
+                *result.stride(),
+                PROGRAM=program,
+                CHANNELS=channels,
+                C=triton.next_power_of_2(channels),
+                BLOCK=block,
+                IS_BFLOAT16=is_bfloat16,
+                num_warps=warps,
+                num_stages=1,
+                enable_fp_fusion=False,
+            )
+
+
+def _program(view: View) -> tuple[tuple[int | float, ...], ...]:
+    """The instructions as (opcode, repetitions, column, a, b, c, condition, wanted): equal neighbours are one."""
+    program: list[tuple[int | float, ...]] = []
+    for opcode, column, a, b, c, condition, wanted in view.instructions.tolist():
+        step = (int(opcode), 1, int(column), a, b, c, int(condition), int(wanted))
+        if program and opcode == Opcode.DISTORT:
+            _, repetitions, first, *rest = program[-1]
+            if program[-1][0] == opcode and rest == [*step[3:]] and column == first + repetitions * (4 if a else 2):
+                program[-1] = (step[0], repetitions + 1, first, *rest)
+                continue
+        program.append(step)
+    return tuple(program)
+
+
+def _starts(images: PackedImages, smallest: int) -> Tensor:
+    """(n + 1) where each image's picture begins if each takes as much as the image, and where the last one ends."""
+    floats = (images.layout[:, 1] * images.layout[:, 2] * images.channels).clamp(min=smallest)
+    return torch.nn.functional.pad(floats.cumsum(0), (1, 0))
+
+
+@functools.lru_cache(maxsize=64)
+def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(numbers).to(device)
+
+
+def _configuration(size: int, channels: int) -> tuple[int, int]:
+    """Warps of a program and pixels of a tile. Not yet measured."""
+    if is_interpreted():
+        return 4, 1024
+    warps = 8 if size <= 64 else 16
+    return warps, max(32 * warps, 256 * warps // triton.next_power_of_2(channels))
