@@ -250,6 +250,10 @@ def _center_crop(image: Tensor, short_side: int, size: int, interpolation: str) 
 def _interpolate(image: Tensor, height: int, width: int, interpolation: str) -> Tensor:
     if image.shape[1:] == (height, width):
         return image
+    if width == 1:
+        # Where a result is one pixel wide, ATen makes all its rows equal to the first.
+        image = image.mT.contiguous()
+        return F.interpolate(image[None], size=(width, height), mode=interpolation, antialias=True)[0].mT
     return F.interpolate(image[None], size=(height, width), mode=interpolation, antialias=True)[0]
 
 

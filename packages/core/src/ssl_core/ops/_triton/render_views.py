@@ -8,7 +8,7 @@ its own (`view_kernels.py`); at 32 pixels, 12 KB each, they never leave the mult
 
 import functools
 from collections.abc import Sequence
-from typing import no_type_check
+from typing import NamedTuple, no_type_check
 
 import torch
 import triton
@@ -43,6 +43,23 @@ _SOLARIZE = tl.constexpr(int(Opcode.SOLARIZE))
 _DISTORT = tl.constexpr(int(Opcode.DISTORT))
 _JIGSAW = tl.constexpr(int(Opcode.JIGSAW))
 
+# What pixels have for 1.
+_HIGHEST = {torch.uint8: 255.0, torch.uint16: 65535.0, torch.float32: 1.0}
+
+
+class _Step(NamedTuple):
+    """An instruction as a constant of the kernel; ``repetitions`` of it read parameters one after the other."""
+
+    opcode: int
+    repetitions: int
+    column: int
+    a: float
+    b: float
+    c: float
+    condition: int
+    wanted: int
+    is_bicubic: bool
+
 
 @triton.jit
 @no_type_check
@@ -65,43 +82,42 @@ def _framed(
     width,
     row,
     size,
-    INSTRUCTION: tl.constexpr,
+    HIGHEST: tl.constexpr,
+    STEP: tl.constexpr,
     CHANNELS: tl.constexpr,
     C: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One of the four instructions that change the picture's size; the side that it has then."""
-    OPCODE: tl.constexpr = INSTRUCTION[0]
-    IS_BICUBIC: tl.constexpr = INSTRUCTION[4] != 0 if OPCODE >= _CENTER_CROP else INSTRUCTION[3] != 0
     top, left = height * 0, width * 0
     window_top, window_left = top, left
     side = size + 0
     new_height, new_width = side, side
-    if OPCODE == _CROP:
+    if STEP.opcode == _CROP:
         top, left = tl.load(row).to(tl.int32), tl.load(row + 1).to(tl.int32)
         height, width = tl.load(row + 2).to(tl.int32), tl.load(row + 3).to(tl.int32)
-    elif OPCODE == _WINDOW:
+    elif STEP.opcode == _WINDOW:
         window_top, window_left = tl.load(row).to(tl.int32), tl.load(row + 1).to(tl.int32)
         new_height, new_width = height, width
-    elif OPCODE == _CENTER_CROP:
-        if INSTRUCTION[3] != 0:
-            new_height, new_width = top + INSTRUCTION[3], top + INSTRUCTION[3]
+    elif STEP.opcode == _CENTER_CROP:
+        if STEP.a != 0:
+            new_height, new_width = top + STEP.a, top + STEP.a
         shortest, short_side = tl.minimum(height, width), new_height
         new_height, new_width = short_side * height // shortest, short_side * width // shortest
         # Half of the spare pixels, halves to even.
         window_top = ((new_height - side) // 2) + (((new_height - side) // 2) & (new_height - side) & 1)
         window_left = ((new_width - side) // 2) + (((new_width - side) // 2) & (new_width - side) & 1)
     else:
-        if INSTRUCTION[3] != 0:
-            side = top + INSTRUCTION[3]
+        if STEP.a != 0:
+            side = top + STEP.a
         new_height, new_width = side, side
-        if INSTRUCTION[5] != 0:
+        if STEP.c != 0:
             longest = tl.maximum(height, width)
             new_height, new_width = _fitted(height, longest, side), _fitted(width, longest, side)
             window_top, window_left = -((side - new_height) // 2), -((side - new_width) // 2)
     resample(
         source, channel_stride, row_stride, column_stride, target, side, side, top, left, height, width, new_height,
-        new_width, window_top, window_left, IS_BICUBIC, CHANNELS, C, BLOCK,
+        new_width, window_top, window_left, HIGHEST, STEP.is_bicubic, CHANNELS, C, BLOCK,
     )  # fmt: skip
     return side
 
@@ -115,62 +131,58 @@ def _changed(
     width,
     row,  # the image's parameters
     size,
-    INSTRUCTION: tl.constexpr,
+    STEP: tl.constexpr,
     CHANNELS: tl.constexpr,
     C: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One instruction on a picture; where it and spare memory are then, and its size."""
-    OPCODE: tl.constexpr = INSTRUCTION[0]
     num_pixels = height * width
     takes_part = num_pixels > 0
-    if INSTRUCTION[6] >= 0:
-        takes_part = tl.load(row + INSTRUCTION[6]) == INSTRUCTION[7]
-    first = row + INSTRUCTION[2]
-    if OPCODE <= _RESIZE:
-        side = _framed(
-            picture, num_pixels, width, 1, spare, height, width, first, size, INSTRUCTION, CHANNELS, C, BLOCK
-        )
+    if STEP.condition >= 0:
+        takes_part = tl.load(row + STEP.condition) == STEP.wanted
+    first = row + STEP.column
+    if STEP.opcode <= _RESIZE:
+        side = _framed(picture, num_pixels, width, 1, spare, height, width, first, size, 1.0, STEP, CHANNELS, C, BLOCK)
         height, width = side, side
         picture, spare = spare, picture
-    elif OPCODE == _DISTORT:
-        WIDTH: tl.constexpr = 4 if INSTRUCTION[3] else 2
+    elif STEP.opcode == _DISTORT:
         if takes_part:
-            for _ in range(INSTRUCTION[1]):
+            for _ in range(STEP.repetitions):
                 magnitude = tl.load(first + 1)
                 x, y = magnitude, magnitude
-                if WIDTH == 4:
+                if STEP.a != 0:
                     x, y = tl.load(first + 2), tl.load(first + 3)
                 index = tl.load(first).to(tl.int32)
                 picture, spare = distort(picture, spare, height, width, index, magnitude, x, y, CHANNELS, C, BLOCK)
-                first += WIDTH
-    elif OPCODE == _JITTER:
+                first += 4 if STEP.a != 0 else 2
+    elif STEP.opcode == _JITTER:
         if takes_part:
             brightness, contrast = tl.load(first), tl.load(first + 1)
             saturation, hue = tl.load(first + 2), tl.load(first + 3)
             order = tl.load(first + 4).to(tl.int64)
             if (brightness != 1.0) | (contrast != 1.0) | (saturation != 1.0) | (hue != 0.0):
                 jitter(picture, num_pixels, brightness, contrast, saturation, hue, order, CHANNELS, C, BLOCK)
-    elif OPCODE == _JIGSAW:
+    elif STEP.opcode == _JIGSAW:
         if takes_part:
-            shuffle_cells(picture, spare, height, first, INSTRUCTION[3], CHANNELS, C, BLOCK)
+            shuffle_cells(picture, spare, height, first, STEP.a, CHANNELS, C, BLOCK)
             picture, spare = spare, picture
     else:
         amount = tl.load(first)
         if takes_part & (amount != 0.0):
-            if OPCODE == _FLIP:
+            if STEP.opcode == _FLIP:
                 zero = amount * 0.0
                 mirrored, upright = zero - 1.0, zero + 1.0
                 move(
                     picture, spare, height, width, mirrored, zero, zero + width, zero, upright, zero, CHANNELS, C, BLOCK
                 )
                 picture, spare = spare, picture
-            elif OPCODE == _GRAY:
+            elif STEP.opcode == _GRAY:
                 make_gray(picture, num_pixels, CHANNELS, C, BLOCK)
-            elif OPCODE == _BLUR:
+            elif STEP.opcode == _BLUR:
                 blur(picture, spare, height, width, amount, CHANNELS, C, BLOCK)
             else:
-                solarize(picture, num_pixels, 0.0, INSTRUCTION[3], CHANNELS, C, BLOCK)
+                solarize(picture, num_pixels, 0.0, STEP.a, CHANNELS, C, BLOCK)
     return picture, spare, height, width
 
 
@@ -192,7 +204,9 @@ def _render_kernel(
     channel_stride,
     row_stride,
     column_stride,
-    PROGRAM: tl.constexpr,
+    PROGRAM: tl.constexpr,  # of `_Step`
+    FRAMED: tl.constexpr,  # whether the first of them changes the picture's size
+    HIGHEST: tl.constexpr,  # what the pixels have for 1
     CHANNELS: tl.constexpr,
     C: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -204,30 +218,29 @@ def _render_kernel(
         picture = memory + 2 * image * slot
         spare = picture + slot
     else:
-        first = tl.load(starts + image)
-        picture = memory + 2 * first
-        spare = picture + (tl.load(starts + image + 1) - first)
+        start = tl.load(starts + image)
+        picture = memory + 2 * start
+        spare = picture + (tl.load(starts + image + 1) - start)
     if layout is None:
         height, width = size + 0, size + 0
         source = pixels + image * CHANNELS * size * size
         source_channel, source_row, source_column = size * size, size + 0, size * 0 + 1
     else:
-        at = layout + image * 6
-        source = pixels + tl.load(at)
-        height, width = tl.load(at + 1).to(tl.int32), tl.load(at + 2).to(tl.int32)
-        source_channel, source_row = tl.load(at + 3).to(tl.int32), tl.load(at + 4).to(tl.int32)
-        source_column = tl.load(at + 5).to(tl.int32)
-    FRAMED: tl.constexpr = len(PROGRAM) > 0 and PROGRAM[0][0] <= _RESIZE
+        fields = layout + image * 6
+        source = pixels + tl.load(fields)
+        height, width = tl.load(fields + 1).to(tl.int32), tl.load(fields + 2).to(tl.int32)
+        source_channel, source_row = tl.load(fields + 3).to(tl.int32), tl.load(fields + 4).to(tl.int32)
+        source_column = tl.load(fields + 5).to(tl.int32)
     if FRAMED:
         side = _framed(
-            source, source_channel, source_row, source_column, picture, height, width, row + PROGRAM[0][2], size,
-            PROGRAM[0], CHANNELS, C, BLOCK,
+            source, source_channel, source_row, source_column, picture, height, width, row + PROGRAM[0].column, size,
+            HIGHEST, PROGRAM[0], CHANNELS, C, BLOCK,
         )  # fmt: skip
         height, width = side, side
     else:
         resample(
             source, source_channel, source_row, source_column, picture, height, width, 0, 0, height, width, height,
-            width, 0, 0, False, CHANNELS, C, BLOCK,
+            width, 0, 0, HIGHEST, False, CHANNELS, C, BLOCK,
         )  # fmt: skip
     for index in tl.static_range(1 if FRAMED else 0, len(PROGRAM)):
         picture, spare, height, width = _changed(
@@ -236,6 +249,7 @@ def _render_kernel(
     channels = tl.arange(0, C)
     mean = tl.load(mean_std + channels, mask=channels < CHANNELS, other=0.0)[:, None]
     std = tl.load(mean_std + CHANNELS + channels, mask=channels < CHANNELS, other=1.0)[:, None]
+    drawn = result + image * image_stride
     for first in range(0, size * size, BLOCK):
         at, mask = tile(first, size * size, CHANNELS, C, BLOCK)
         x = tl.load(picture + at, mask=mask, other=0.0)
@@ -243,9 +257,9 @@ def _render_kernel(
             tl.store(kept + image * CHANNELS * size * size + at, x, mask=mask)
         x = tl.math.div_rn(clipped(x) - mean, tl.broadcast_to(std, [C, BLOCK]))
         pixel = first + tl.arange(0, BLOCK)
-        at = (pixel // size * row_stride + pixel % size * column_stride)[None, :] + (channels * channel_stride)[:, None]
+        pixel_at = pixel // size * row_stride + pixel % size * column_stride
         x = round_to_bfloat16(x) if IS_BFLOAT16 else x.to(result.dtype.element_ty)
-        tl.store(result + image * image_stride + at, x, mask=mask)
+        tl.store(drawn + (pixel_at[None, :] + (channels * channel_stride)[:, None]), x, mask=mask)
 
 
 def render_views(
@@ -259,59 +273,66 @@ def render_views(
     num_images, channels = len(images.layout), images.channels
     if num_images == 0:
         return
-    device = images.pixels.device
-    pixels = images.pixels.view(torch.int16) if images.pixels.dtype == torch.uint16 else images.pixels
+    device, dtype = images.pixels.device, images.pixels.dtype
     normalisation = _on_device((*mean.tolist(), *std.tolist()), device)
     pictures: dict[int, Tensor] = {}
-    with on_device_of(pixels):
-        for index, (view, result) in enumerate(zip(views, results, strict=True)):
-            program = _program(view)
-            if any(later.continues == index for later in views[index + 1 :]):
-                pictures[index] = torch.empty(num_images, channels, view.size, view.size, device=device)
-            continues = view.continues >= 0
-            side = max(view.size, *(int(step[3]) for step in program if step[0] == Opcode.RESIZE), 0)
-            slot, starts = channels * side * side, None
-            if not continues and program[0][0] > Opcode.RESIZE:
-                starts = _starts(images, slot)
-            memory = torch.empty(
-                2 * (num_images * slot if starts is None else int(starts[-1])), dtype=torch.float32, device=device
-            )
-            warps, block = _configuration(view.size, channels)
-            is_bfloat16 = result.dtype == torch.bfloat16
+    for index, (view, result) in enumerate(zip(views, results, strict=True)):
+        program = _program(view)
+        pixels, layout, highest = images.pixels, images.layout, _HIGHEST[dtype]
+        if dtype == torch.uint16:
+            pixels = pixels.view(torch.int16)
+        if view.continues >= 0:
+            pixels, layout, highest = pictures[view.continues], None, 1.0
+        if any(later.continues == index for later in views[index + 1 :]):
+            pictures[index] = torch.empty(result.shape, dtype=torch.float32, device=device)
+        is_framed = len(program) > 0 and program[0].opcode <= Opcode.RESIZE
+        side = max([view.size, *(int(step.a) for step in program if step.opcode == Opcode.RESIZE)])
+        slot, starts = channels * side * side, None
+        if layout is not None and not is_framed:
+            starts = _starts(images, slot)
+        num_floats = 2 * (num_images * slot if starts is None else int(starts[-1]))
+        warps, block = _configuration(view.size)
+        with on_device_of(pixels):
             _render_kernel[(num_images,)](
-                pictures[view.continues] if continues else pixels,
-                None if continues else images.layout,
+                pixels,
+                layout,
                 view.parameters.contiguous(),
                 view.parameters.shape[1],
-                memory,
+                torch.empty(num_floats, dtype=torch.float32, device=device),
                 slot,
                 starts,
                 normalisation,
                 pictures.get(index),
-                result.view(torch.int16) if is_bfloat16 else result,
+                result.view(torch.int16) if result.dtype == torch.bfloat16 else result,
                 view.size,
                 *result.stride(),
                 PROGRAM=program,
+                FRAMED=is_framed,
+                HIGHEST=highest,
                 CHANNELS=channels,
                 C=triton.next_power_of_2(channels),
                 BLOCK=block,
-                IS_BFLOAT16=is_bfloat16,
+                IS_BFLOAT16=result.dtype == torch.bfloat16,
                 num_warps=warps,
                 num_stages=1,
                 enable_fp_fusion=False,
             )
 
 
-def _program(view: View) -> tuple[tuple[int | float, ...], ...]:
-    """The instructions as (opcode, repetitions, column, a, b, c, condition, wanted): equal neighbours are one."""
-    program: list[tuple[int | float, ...]] = []
-    for opcode, column, a, b, c, condition, wanted in view.instructions.tolist():
-        step = (int(opcode), 1, int(column), a, b, c, int(condition), int(wanted))
+def _program(view: View) -> tuple[_Step, ...]:
+    """The view's instructions; distortions that follow one another are one step, compiled once."""
+    program: list[_Step] = []
+    for numbers in view.instructions.tolist():
+        # Whole numbers are integers in a kernel.
+        opcode, column, a, b, c, condition, wanted = (int(n) if n.is_integer() else n for n in numbers)
+        is_bicubic = bool(a if opcode == Opcode.CROP else b)
+        step = _Step(opcode, 1, column, a, b, c, condition, wanted, is_bicubic)
         if program and opcode == Opcode.DISTORT:
-            _, repetitions, first, *rest = program[-1]
-            if program[-1][0] == opcode and rest == [*step[3:]] and column == first + repetitions * (4 if a else 2):
-                program[-1] = (step[0], repetitions + 1, first, *rest)
-                continue
+            before = program[-1]
+            behind = before.column + before.repetitions * (4 if a else 2)
+            if before._replace(repetitions=1, column=column) == step and behind == column:
+                step = before._replace(repetitions=before.repetitions + 1)
+                program.pop()
         program.append(step)
     return tuple(program)
 
@@ -327,9 +348,12 @@ def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(numbers).to(device)
 
 
-def _configuration(size: int, channels: int) -> tuple[int, int]:
-    """Warps of a program and pixels of a tile. Not yet measured."""
+def _configuration(size: int) -> tuple[int, int]:
+    """Warps of a program and pixels of a tile, one for each thread. Not yet measured.
+
+    Without distortions that takes at most 64 registers, so that a multiprocessor holds 32 warps.
+    """
     if is_interpreted():
         return 4, 1024
     warps = 8 if size <= 64 else 16
-    return warps, max(32 * warps, 256 * warps // triton.next_power_of_2(channels))
+    return warps, 32 * warps

@@ -120,13 +120,13 @@ def resample(
     new_width,
     window_top,  # ... what begins at this corner, zeros outside
     window_left,
+    HIGHEST: tl.constexpr,  # what the source has for 1
     IS_BICUBIC: tl.constexpr,
     CHANNELS: tl.constexpr,
     C: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """A box of a source of any strides, resized with antialias as in ATen; integer pixels become [0, 1]."""
-    ELEMENT: tl.constexpr = source.dtype.element_ty
     scale_y = tl.math.div_rn((height + 0).to(tl.float32), (new_height + 0).to(tl.float32))
     scale_x = tl.math.div_rn((width + 0).to(tl.float32), (new_width + 0).to(tl.float32))
     reach_y, reach_x = _reach(scale_y, IS_BICUBIC), _reach(scale_x, IS_BICUBIC)
@@ -161,15 +161,12 @@ def resample(
                 weight = tl.where(sees, weight, 0.0)
                 from_ = planes + (line + x * column_stride)[None, :]
                 value = tl.load(from_, mask=is_channel[:, None] & sees[None, :], other=0)
-                if ELEMENT == tl.int16:  # the bits of uint16
+                if source.dtype.element_ty == tl.int16:  # the bits of uint16
                     value = value.to(tl.int32) & 0xFFFF
                 sums += weight[None, :] * value.to(tl.float32)
                 total += weight
         # Levels are divided last, so that a pixel of weight 1 is exactly its level / 255.
-        highest = 65535.0 if ELEMENT == tl.int16 else 255.0
-        if ELEMENT == tl.float32:
-            highest = 1.0
-        value = tl.math.div_rn(sums, (tl.where(total == 0.0, 1.0, total) * highest)[None, :])
+        value = tl.math.div_rn(sums, (tl.where(total == 0.0, 1.0, total) * HIGHEST)[None, :])
         tl.store(target + at, clipped(value) if IS_BICUBIC else value, mask=mask)
     tl.debug_barrier()
 
@@ -472,9 +469,7 @@ def equalize(picture, num_pixels, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def sharpen(
-    picture, target, height, width, factor, CHANNELS: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr
-):
+def sharpen(picture, target, height, width, factor, CHANNELS: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr):
     """Blend of the picture with its mean over 3 x 3 pixels, the middle five times; the border stays."""
     for first in range(0, height * width, BLOCK):
         at, mask = tile(first, height * width, CHANNELS, C, BLOCK)
@@ -582,7 +577,18 @@ def distort(
         brightness = tl.where(index == _BRIGHTNESS, magnitude, one)
         saturation = tl.where(index == _COLOR, magnitude, one)
         contrast = tl.where(index == _CONTRAST, magnitude, one)
-        jitter(picture, num_pixels, brightness, contrast, saturation, one - one, (one - one).to(tl.int64), CHANNELS, C, BLOCK)
+        jitter(
+            picture,
+            num_pixels,
+            brightness,
+            contrast,
+            saturation,
+            one - one,
+            (one - one).to(tl.int64),
+            CHANNELS,
+            C,
+            BLOCK,
+        )
     elif (index == _INVERT) | (index == _SOLARIZE) | (index == _SOLARIZE_ADD):
         # Half a level below, so that the rounding of what came before does not decide.
         threshold = tl.where(index == _SOLARIZE, (tl.ceil(magnitude) - 0.5) / 255.0, 127.5 / 255.0)
