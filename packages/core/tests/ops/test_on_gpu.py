@@ -8,6 +8,7 @@ from ssl_core.ops import cuda, enqueue_, momentum_update_, queue_attention
 from ssl_core.ops.backends import choose_backend
 from ssl_core.ops.queue_attention import BACKENDS
 from ssl_core.testing import assert_as_accurate
+from ssl_core.views import HEAVY, PRESETS, ViewSpec, derive, pack_images, render_views, sample_parameters
 
 pytestmark = pytest.mark.gpu
 
@@ -182,3 +183,65 @@ def test_a_step_replays_from_a_cuda_graph(kernel):
         graph.replay()
     torch.testing.assert_close((lse, *state), (expected, *eager))
     torch.testing.assert_close(target.cpu(), torch.full((5,), 1 - 0.5**4))
+
+
+SPECS = {
+    **{name: [ViewSpec(PRESETS[name], (32,))] for name in ("strong_gamma", "clsa_strong", "dssl_byol", "padded_crop")},
+    "large": [ViewSpec(PRESETS["strong"], (224, 96))],
+}
+SPECS["heavy"] = [*SPECS["strong_gamma"], derive(SPECS["strong_gamma"], 0, HEAVY["imagenet_code"])]
+NORMALISATION = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+
+
+def some_images(dtype=torch.uint8):
+    levels = {torch.uint8: 255, torch.uint16: 65535, torch.float32: 1}[dtype]
+    return pack_images([(torch.rand(3, 40 + index, 90 - index) * levels).to(dtype) for index in range(20)])
+
+
+def drawn_on_gpu(specs, images):
+    size, index = images.layout[:, 1:3].cuda(), torch.arange(len(images.layout), device="cuda")
+    return [
+        sample_parameters(spec, seed=0, epoch=0, image_index=index, view_index=view, image_size=size)
+        for view, spec in enumerate(specs)
+    ]
+
+
+def on_gpu(packed):
+    return packed._replace(pixels=packed.pixels.cuda(), layout=packed.layout.cuda())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", SPECS)
+def test_views_are_those_of_the_reference_and_cut_to_other_levels_at_most(name, dtype):
+    images = some_images(dtype)
+    drawn = drawn_on_gpu(SPECS[name], images)
+    on_cpu = [rows.cpu() for rows in drawn]
+    actual = render_views(on_gpu(images), drawn, SPECS[name], renderer="device", **NORMALISATION)
+    expected = render_views(images, on_cpu, SPECS[name], renderer="reference", **NORMALISATION)
+    for one, other in zip(actual, expected, strict=True):
+        error = (one.cpu() - other).abs() * 0.25
+        assert error.mean() < 1e-3
+        assert (error > 1e-5).double().mean() <= (0.0 if name in ("padded_crop", "large") else 0.1)
+
+
+@pytest.mark.parametrize("name", ["strong_gamma", "clsa_strong", "heavy"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_views_do_not_sync(name, dtype):
+    images = some_images()
+    arguments = (on_gpu(images), drawn_on_gpu(SPECS[name], images), SPECS[name])
+    options = {"renderer": "device", "dtype": dtype, "channels_last": True, **NORMALISATION}
+    first = render_views(*arguments, **options)  # compiles, and makes what is kept between calls
+    torch.cuda.set_sync_debug_mode("error")
+    second = render_views(*arguments, **options)
+    torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_an_image_that_is_there_twice_is_changed_whole_in_memory_of_its_own():
+    specs, images = SPECS["dssl_byol"], some_images()
+    same = images._replace(layout=images.layout[:1].expand(9, -1).contiguous())
+    (drawn,) = drawn_on_gpu(specs, same)
+    (together,) = render_views(on_gpu(same), [drawn], specs, renderer="device", **NORMALISATION)
+    one = on_gpu(same._replace(layout=same.layout[:1]))
+    alone = [render_views(one, [row[None]], specs, renderer="device", **NORMALISATION)[0] for row in drawn]
+    assert torch.equal(together, torch.cat(alone))

@@ -12,6 +12,9 @@ import pytest
 import torch
 
 from ssl_core.ops import _triton
+from ssl_core.ops.instructions import View
+from ssl_core.views import HEAVY, PRESETS, ViewSpec, derive
+from ssl_core.views.program import make_programs
 
 pytestmark = [
     pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed"),
@@ -32,6 +35,17 @@ POINTERS = {
     "key_bias": "*fp32",
     "partial": "*fp32",
     "partial_sums": "*fp32",
+}
+
+
+VIEW_POINTERS = {
+    "layout": "*i64",
+    "parameters": "*fp64",
+    "memory": "*fp32",
+    "starts": "*i64",
+    "mean_std": "*fp32",
+    "kept": "*fp32",
+    "result": "*fp16",
 }
 
 
@@ -80,6 +94,52 @@ def compile_for(capability, dtype, dim, kernels):
     )
 
 
+def compile_view_for(capability, specs, *, pixels="*u8", channels=3):
+    """The kernel of the last view, which begins with an image or continues the first view."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from ssl_core.ops._triton import render_views as views
+
+    program = make_programs(tuple(specs))[-1]
+    steps = views._program(View(program.instructions, torch.empty(0, 0), program.size, program.continues))
+    warps, block = views._configuration(program.size)
+    constants = {
+        "PROGRAM": steps,
+        "FRAMED": steps[0].opcode <= 3,
+        "HIGHEST": {"*u8": 255.0, "*i16": 65535.0, "*fp32": 1.0}[pixels],
+        "CHANNELS": channels,
+        "C": triton.next_power_of_2(channels),
+        "BLOCK": block,
+        "IS_BFLOAT16": False,
+        "column_stride": 1,
+    }
+    if program.continues >= 0:
+        constants["layout"] = None
+    if program.continues >= 0 or constants["FRAMED"]:
+        constants["starts"] = None
+    if len(specs) == 1:
+        constants["kept"] = None
+    pointers = VIEW_POINTERS | {"pixels": pixels}
+    signature = {
+        argument: "constexpr" if argument in constants else pointers.get(argument, "i32")
+        for argument in views._render_kernel.arg_names
+    }
+    compiled = triton.compile(
+        ASTSource(views._render_kernel, signature, constants),
+        target=GPUTarget("cuda", 10 * capability[0] + capability[1], 32),
+        options={"num_warps": warps, "num_stages": 1, "enable_fp_fusion": False},
+    )
+    return compiled, warps
+
+
+def resources(compiled, folder):
+    """Registers of a thread, and bytes of its stack: what does not fit into them."""
+    usage = cuobjdump("-res-usage", compiled, folder)
+    return tuple(int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
+
+
 def cuobjdump(option, compiled, folder):
     """What NVIDIA's tool, which comes with Triton, says of the machine code."""
     from triton import knobs
@@ -101,15 +161,14 @@ def test_a_configuration_fits_as_often_as_it_says_and_spills_hardly_a_register(
 ):
     configuration = kernels.configuration(capability, dtype, dim)
     compiled = compile_for(capability, dtype, dim, kernels)
-    usage = cuobjdump("-res-usage", compiled, tmp_path)
-    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
+    registers, stack = resources(compiled, tmp_path)
     shared = compiled.metadata.shared
     all_registers, all_shared, block_shared = LIMITS[capability]
-    assert stack <= SPILLED_BYTES, usage
+    assert stack <= SPILLED_BYTES
     assert shared <= block_shared
     assert configuration.residents * (shared + RESERVED_BYTES) <= all_shared
     registers_of_block = 32 * configuration.warps * (registers + -registers % 8)
-    assert configuration.residents * registers_of_block <= all_registers, usage
+    assert configuration.residents * registers_of_block <= all_registers
 
 
 @pytest.mark.parametrize("dim", [64, 128, 256, 512])
@@ -117,3 +176,46 @@ def test_products_for_hopper_are_issued_together(dim, kernels, tmp_path):
     # The compiler that finds fault with the registers of a wgmma waits for each one before the next.
     code = cuobjdump("-sass", compile_for((9, 0), torch.bfloat16, dim, kernels), tmp_path)
     assert 0 < 2 * code.count("WARPGROUP.ARRIVE") <= code.count("HGMMA")
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)], ids=["8.0", "9.0"])
+@pytest.mark.parametrize("size", [32, 224])
+@pytest.mark.parametrize("name", ["weak", "strong", "strong_gamma"])
+def test_a_view_leaves_room_for_32_warps_on_a_multiprocessor(name, size, capability, tmp_path):
+    compiled, warps = compile_view_for(capability, [ViewSpec(PRESETS[name], (size,))])
+    registers, stack = resources(compiled, tmp_path)
+    assert stack == 0
+    all_registers, all_shared, _ = LIMITS[capability]
+    assert 32 * 32 * (registers + -registers % 8) <= all_registers
+    assert (32 // warps) * (compiled.metadata.shared + RESERVED_BYTES) <= all_shared
+
+
+# Cosines of doubles keep 40 bytes for huge angles; the rest is spilled by the many distortions.
+DISTORTED_BYTES = 128
+
+
+@pytest.mark.parametrize(
+    ("capability", "options", "specs"),
+    [
+        ((9, 0), {}, [ViewSpec(PRESETS["clsa_strong"], (224,))]),
+        ((8, 0), {"pixels": "*i16", "channels": 5}, [ViewSpec(PRESETS["dssl_byol"], (32,))]),
+        ((9, 0), {"pixels": "*fp32"}, "heavy"),
+        ((8, 0), {"channels": 1}, [ViewSpec(PRESETS["moco_v2_uncropped"], (33,))]),
+    ],
+    ids=["distorted", "whole image, uint16, 5 channels", "continued", "1 channel"],
+)
+def test_a_view_with_distortions_fits(capability, options, specs, tmp_path):
+    if specs == "heavy":
+        standard = ViewSpec(PRESETS["dssl_imagenet"], (32,))
+        specs = [standard, derive([standard], 0, HEAVY["byol_harder"])]
+    compiled, warps = compile_view_for(capability, specs, **options)
+    registers, stack = resources(compiled, tmp_path)
+    assert stack <= DISTORTED_BYTES
+    assert 32 * warps * (registers + -registers % 8) <= LIMITS[capability][0]
+
+
+def test_a_view_neither_divides_approximately_nor_fuses_products_with_sums():
+    code = compile_view_for((9, 0), [ViewSpec(PRESETS["strong_gamma"], (32,))])[0].asm["ptx"]
+    assert "div.rn.f32" in code
+    assert "div.full.f32" not in code
+    assert "fma.rn.f32" not in code
