@@ -226,6 +226,22 @@ def test_images_that_are_resized_twice_go_through_the_size_between(renderer):
 
 
 @EVERY
+def test_padding_rounds_halves_of_a_pixel_to_even(renderer):
+    # 18 * 10 / 40 is 4.5 and becomes 4; 22 * 10 / 40 is 5.5 and becomes 6.
+    images = [some_image(3, 40, 18), some_image(3, 40, 22), some_image(3, 22, 40)]
+    spec = ViewSpec((Resize(mode="pad"),), (10,))
+    assert_drawn(renderer, images, [torch.zeros(3, 0).double()], [spec], TOLERANCE["resize"])
+
+
+@EVERY
+@pytest.mark.parametrize("op", [RandomResizedCrop((1.0, 1.0), interpolation="bicubic"), CenterCrop(40, "bicubic")])
+def test_bicubic_overshoots_are_clipped_before_the_next_op(renderer, op):
+    images = [(torch.rand(3, 20, 20) > 0.5).to(torch.uint8) * 255]
+    specs = [ViewSpec((op, Grayscale(prob=1.0)), (33,))]
+    assert_drawn(renderer, images, sampled(specs, images), specs, SMOOTH)
+
+
+@EVERY
 def test_flips_mirror_columns(renderer):
     for shape in ((1, 1), (31, 31), (32, 32), (33, 33)):
         assert_op_is_drawn(renderer, HorizontalFlip(), [(1.0,), (0.0,)], shape)
@@ -301,7 +317,6 @@ MAGNITUDES = {
     "translate_x_px": [0.0, 0.4, 9.5, -9.5, -100.0],
     "translate_y_px": [0.0, 0.5, 9.5, -9.5, 100.0],
 }
-POOL_OF = {name: pool for pool in ("clsa_code14", "dssl_code16") for name in DISTORTIONS}
 
 
 def distorted_rows(distortion):
@@ -345,6 +360,15 @@ def test_flat_channels_and_few_levels_stay_or_stretch_as_in_the_reference(render
     row = [0.0, 0.0, DISTORTIONS.index(distortion), 0.0]
     parameters = torch.tensor([row] * len(images), dtype=torch.float64)
     assert_drawn(renderer, images, [parameters], [ViewSpec((RandomCrop(), op), (20,))], EXACT)
+
+
+@EVERY
+@pytest.mark.parametrize("distortion", ["autocontrast", "equalize", "posterize", "solarize", "solarize_add"])
+def test_values_between_levels_are_rounded_halves_to_even(renderer, distortion):
+    image = (torch.arange(3 * 20 * 20).view(3, 20, 20) % 1017 / 4 / 255).float()
+    rows, op = distorted_rows(distortion), RandAugment("dssl_code16", num_ops=1)
+    parameters = torch.tensor([[0.0, 0.0, *row] for row in rows], dtype=torch.float64)
+    assert_drawn(renderer, [image] * len(rows), [parameters], [ViewSpec((RandomCrop(), op), (20,))], EXACT)
 
 
 # Whole views.

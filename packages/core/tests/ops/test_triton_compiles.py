@@ -219,3 +219,13 @@ def test_a_view_neither_divides_approximately_nor_fuses_products_with_sums():
     assert "div.rn.f32" in code
     assert "div.full.f32" not in code
     assert "fma.rn.f32" not in code
+
+
+def test_distortions_that_follow_one_another_are_compiled_once():
+    from ssl_core.ops._triton import render_views as views
+
+    specs = (ViewSpec((*PRESETS["clsa_strong"], *HEAVY["cifar_code"], *HEAVY["cifar_code"]), (32,)),)
+    (program,) = make_programs(specs)
+    steps = views._program(View(program.instructions, torch.empty(0, 0), 32))
+    # Five draws of two numbers, then twice two draws of four.
+    assert [step.repetitions for step in steps] == [1, 1, 1, 1, 1, 5, 4]

@@ -124,6 +124,15 @@ def test_an_image_of_extreme_shape_is_never_blown_up(monkeypatch):
     assert max(pixels) == 3 * 384_000 * 2
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_result_that_is_one_pixel_wide_is_that_of_the_image_turned(interpolation):
+    # torch.nn.functional.interpolate makes all rows of such a result equal.
+    image, spec = some_image(height=61, width=2), ViewSpec((Resize(interpolation=interpolation, mode="pad"),), (32,))
+    (view,), (turned,) = (render(each, numbers(), spec) for each in (image, image.mT))
+    assert_same(view, turned.mT)
+    assert len(view[0, :, 15].unique()) == 32
+
+
 def test_resize_squashes_the_whole_image():
     image = some_image()
     (view,) = render(image, numbers(), ViewSpec((Resize(),), (32,)))
@@ -149,8 +158,11 @@ def test_a_padded_resize_keeps_the_aspect_ratio_between_zeros(shape, inside, int
     (view,) = render(image, numbers(), ViewSpec((Resize(interpolation=interpolation, mode="pad"),), (32,)))
     top, height, left, width = inside
     mode = oracle.InterpolationMode(interpolation)
-    resized = oracle.resize(unit(image), [height, width], interpolation=mode, antialias=True).clamp(0, 1)
-    assert_same(view, oracle.pad(resized, [left, top, 32 - width - left, 32 - height - top]))
+    if width == 1:  # torchvision resizes such an image right when it is turned
+        resized = oracle.resize(unit(image).mT, [width, height], interpolation=mode, antialias=True).mT
+    else:
+        resized = oracle.resize(unit(image), [height, width], interpolation=mode, antialias=True)
+    assert_same(view, oracle.pad(resized.clamp(0, 1), [left, top, 32 - width - left, 32 - height - top]))
 
 
 def test_a_padded_resize_of_another_side_is_cut_afterwards():

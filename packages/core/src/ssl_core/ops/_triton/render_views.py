@@ -48,7 +48,7 @@ _HIGHEST = {torch.uint8: 255.0, torch.uint16: 65535.0, torch.float32: 1.0}
 
 
 class _Step(NamedTuple):
-    """An instruction as a constant of the kernel; ``repetitions`` of it read parameters one after the other."""
+    """An instruction (`FIELDS`) as a constant of the kernel; its repetitions take parameters one after the other."""
 
     opcode: int
     repetitions: int
@@ -91,7 +91,7 @@ def _framed(
     """One of the four instructions that change the picture's size; the side that it has then."""
     top, left = height * 0, width * 0
     window_top, window_left = top, left
-    side = size + 0
+    side = size
     new_height, new_width = side, side
     if STEP.opcode == _CROP:
         top, left = tl.load(row).to(tl.int32), tl.load(row + 1).to(tl.int32)
@@ -186,7 +186,8 @@ def _changed(
     return picture, spare, height, width
 
 
-@triton.jit
+# Numbers of which any value is as good, so that a 1 or a multiple of 16 is not compiled again.
+@triton.jit(do_not_specialize=["num_parameters", "slot", "size", "image_stride"])
 @no_type_check
 def _render_kernel(
     pixels,
@@ -222,9 +223,9 @@ def _render_kernel(
         picture = memory + 2 * start
         spare = picture + (tl.load(starts + image + 1) - start)
     if layout is None:
-        height, width = size + 0, size + 0
+        height, width = size, size
         source = pixels + image * CHANNELS * size * size
-        source_channel, source_row, source_column = size * size, size + 0, size * 0 + 1
+        source_channel, source_row, source_column = size * size, size, 1
     else:
         fields = layout + image * 6
         source = pixels + tl.load(fields)
@@ -338,13 +339,17 @@ def _program(view: View) -> tuple[_Step, ...]:
 
 
 def _starts(images: PackedImages, smallest: int) -> Tensor:
-    """(n + 1) where each image's picture begins if each takes as much as the image, and where the last one ends."""
+    """(n + 1) where pictures as large as the images begin, and where the last one ends.
+
+    An image may be there twice, so that its place among the pixels is no place for a picture.
+    """
     floats = (images.layout[:, 1] * images.layout[:, 2] * images.channels).clamp(min=smallest)
     return torch.nn.functional.pad(floats.cumsum(0), (1, 0))
 
 
 @functools.lru_cache(maxsize=64)
 def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """The numbers on a device, kept there: the first call waits for it."""
     return torch.tensor(numbers).to(device)
 
 

@@ -127,8 +127,8 @@ def resample(
     BLOCK: tl.constexpr,
 ):
     """A box of a source of any strides, resized with antialias as in ATen; integer pixels become [0, 1]."""
-    scale_y = tl.math.div_rn((height + 0).to(tl.float32), (new_height + 0).to(tl.float32))
-    scale_x = tl.math.div_rn((width + 0).to(tl.float32), (new_width + 0).to(tl.float32))
+    scale_y = tl.math.div_rn(height.to(tl.float32), new_height.to(tl.float32))
+    scale_x = tl.math.div_rn(width.to(tl.float32), new_width.to(tl.float32))
     reach_y, reach_x = _reach(scale_y, IS_BICUBIC), _reach(scale_x, IS_BICUBIC)
     shrink_y = tl.math.div_rn(1.0, tl.maximum(scale_y, 1.0))
     shrink_x = tl.math.div_rn(1.0, tl.maximum(scale_x, 1.0))
@@ -369,9 +369,8 @@ def jitter(
             at, mask = tile(first, num_pixels, CHANNELS, C, BLOCK)
             x = tl.load(picture + at, mask=mask, other=0.0)
             x = _jittered(x, brightness, contrast, saturation, hue, order, mean, True, CHANNELS, C)
-            is_pixel = first + tl.arange(0, BLOCK)[None, :] < num_pixels
-            sums += tl.where(is_pixel, _gray(x, CHANNELS, C), 0.0)
-        mean = tl.math.div_rn(tl.sum(sums, axis=1, keep_dims=True), (num_pixels + 0).to(tl.float32))
+            sums += _gray(x, CHANNELS, C)  # zeros beyond the last pixel, which none of the other three changes
+        mean = tl.math.div_rn(tl.sum(sums, axis=1, keep_dims=True), num_pixels.to(tl.float32))
     for first in range(0, num_pixels, BLOCK):
         at, mask = tile(first, num_pixels, CHANNELS, C, BLOCK)
         x = tl.load(picture + at, mask=mask, other=0.0)
@@ -603,9 +602,8 @@ def distort(
         kept_bits = tl.maximum(magnitude.to(tl.int32), 1)
         posterize(picture, num_pixels, 8 - kept_bits, CHANNELS, C, BLOCK)
     elif index == _SHARPNESS:
-        if (height >= 3) & (width >= 3):
-            sharpen(picture, spare, height, width, magnitude.to(tl.float32), CHANNELS, C, BLOCK)
-            picture, spare = spare, picture
+        sharpen(picture, spare, height, width, magnitude.to(tl.float32), CHANNELS, C, BLOCK)
+        picture, spare = spare, picture
     elif index == _CUTOUT:
         cut_out(picture, height, width, magnitude, x, y, CHANNELS, C, BLOCK)
     return picture, spare
