@@ -279,11 +279,11 @@ def render_views(
     pictures: dict[int, Tensor] = {}
     for index, (view, result) in enumerate(zip(views, results, strict=True)):
         program = _program(view)
-        pixels, layout, highest = images.pixels, images.layout, _HIGHEST[dtype]
-        if dtype == torch.uint16:
-            pixels = pixels.view(torch.int16)
         if view.continues >= 0:
             pixels, layout, highest = pictures[view.continues], None, 1.0
+        else:
+            pixels = images.pixels.view(torch.int16) if dtype == torch.uint16 else images.pixels
+            layout, highest = images.layout, _HIGHEST[dtype]
         if any(later.continues == index for later in views[index + 1 :]):
             pictures[index] = torch.empty(result.shape, dtype=torch.float32, device=device)
         is_framed = len(program) > 0 and program[0].opcode <= Opcode.RESIZE
