@@ -1,6 +1,10 @@
 // What a view is drawn on: pictures of float32 planes, and the memory that one thread draws with.
 #pragma once
 
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
+
 #include <cmath>
 #include <cstdlib>
 
@@ -94,11 +98,13 @@ INLINE void for_each_vector(const Picture& picture, Function f) {
 
 // The nearest of 256 levels, ties to even.
 INLINE int32_t level_of(float value) {
-    const float shifted = value * 255.f + 12582912.f;  // 1.5 * 2^23: the nearest integer is in the low bits
-    int32_t bits;
-    memcpy(&bits, &shifted, 4);
-    bits -= 0x4B400000;
-    return bits < 0 ? 0 : bits > 255 ? 255 : bits;
+    // Not by adding 1.5 * 2^23: that sum would be fused with the product, which has to be rounded first.
+#if defined(__SSE__)
+    const int32_t level = _mm_cvtss_si32(_mm_set_ss(value * 255.f));
+#else
+    const int32_t level = static_cast<int32_t>(lrintf(value * 255.f));
+#endif
+    return level < 0 ? 0 : level > 255 ? 255 : level;
 }
 
 }  // namespace

@@ -1,10 +1,6 @@
 // Boxes of an image at another size, antialiased as by torch's interpolate: columns of the box first, then its rows.
 #pragma once
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 #include "picture.h"
 
 namespace {
