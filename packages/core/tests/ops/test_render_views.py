@@ -534,8 +534,6 @@ def problems(draw):
     return channels, dtype, shapes, draw(st.integers(0, 2**31)), specs
 
 
-# The type checker looks at a random item of a sequence, of which hypothesis warns.
-@pytest.mark.filterwarnings("ignore:Do not use the .random. module")
 @EVERY
 def test_any_program_draws_the_references_picture(renderer):
     @settings(max_examples=NUM_EXAMPLES[renderer], deadline=None, derandomize=True, phases=[Phase.generate])
