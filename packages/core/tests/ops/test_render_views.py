@@ -523,15 +523,9 @@ def problems(draw):
         ]
     )
     ops = [*draw(st.lists(keeps_size, max_size=1)), draw(frames), *draw(st.lists(keeps_size, max_size=3))]
-    if draw(st.booleans()):
-        sides = tuple(draw(st.lists(keeps_size, max_size=2).map(tuple)) for _ in range(2))
-        ops.append(Choice(0.5, *sides))
-    if side % 2 == 0:
-        ops.append(Jigsaw(2))
-    specs = [ViewSpec(tuple(ops), (side,))]
-    if draw(st.booleans()):
-        specs.append(derive(specs, 0, draw(st.lists(keeps_size, max_size=2))))
-    return channels, dtype, shapes, draw(st.integers(0, 2**31)), specs
+    choice = draw(st.none() | st.tuples(*[st.lists(keeps_size, max_size=2).map(tuple)] * 2))
+    continuation = draw(st.none() | st.lists(keeps_size, max_size=2))
+    return channels, dtype, shapes, side, ops, choice, continuation, draw(st.integers(0, 2**31))
 
 
 @EVERY
@@ -539,7 +533,11 @@ def test_any_program_draws_the_references_picture(renderer):
     @settings(max_examples=NUM_EXAMPLES[renderer], deadline=None, derandomize=True, phases=[Phase.generate])
     @given(problem=problems())
     def check(problem):
-        channels, dtype, shapes, seed, specs = problem
+        channels, dtype, shapes, side, ops, choice, continuation, seed = problem
+        ops = [*ops, *([Choice(0.5, *choice)] if choice else []), *([Jigsaw(2)] if side % 2 == 0 else [])]
+        specs = [ViewSpec(tuple(ops), (side,))]
+        if continuation is not None:
+            specs.append(derive(specs, 0, continuation))
         images = [some_image(channels, *shape, dtype) for shape in shapes]
         tolerance = CUT_AT_RANDOM if any(is_cut(spec.ops) for spec in specs) else SMOOTH
         assert_drawn(renderer, images, sampled(specs, images, seed), specs, tolerance)
