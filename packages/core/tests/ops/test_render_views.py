@@ -248,6 +248,16 @@ def test_flips_mirror_columns(renderer):
 
 
 @EVERY
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_row_of_any_length_is_resized(renderer, interpolation):
+    # As many pixels of the result as a vector has see from a few to many of the image.
+    images = [some_image(1, 2, width) for width in (*range(30, 80, 3), 111, 160, 400)]
+    spec = ViewSpec((Resize(None, interpolation),), (33,))
+    nothing = torch.empty(len(images), 0, dtype=torch.float64)
+    assert_drawn(renderer, images, [nothing], [spec], TOLERANCE["resize"])
+
+
+@EVERY
 @pytest.mark.parametrize(("grid", "side"), [(2, 2), (2, 34), (4, 32), (3, 33), (5, 35)])
 def test_cells_are_shuffled(renderer, grid, side):
     rows = [torch.randperm(grid**2).double().tolist() for _ in range(2)] + [list(map(float, range(grid**2)))]
