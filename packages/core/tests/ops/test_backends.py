@@ -62,6 +62,7 @@ def test_implementations_name_every_op_on_the_cpu():
         "queue_attention": "cpp" if compiled else "tiled",
         "enqueue_": "cpp" if compiled else "reference",
         "momentum_update_": "cpp" if compiled else "reference",
+        "render_views": "cpp" if compiled else "reference",
     }
 
 

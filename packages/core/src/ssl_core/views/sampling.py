@@ -6,6 +6,7 @@ before. Only operations that IEEE 754 rounds exactly (+ - * / sqrt floor round) 
 that every device agrees to the last bit.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import assert_never
@@ -174,18 +175,13 @@ def _window_corners(
 
 
 def _jitter(op: ColorJitter, draws: Float64[Tensor, "n 6"]) -> Float64[Tensor, "n 5"]:
-    apply, brightness, contrast, saturation, hue, order = draws[..., None].unbind(1)
-    jittered = torch.cat(
-        [
-            _between((max(0.0, 1 - op.brightness), 1 + op.brightness), brightness),
-            _between((max(0.0, 1 - op.contrast), 1 + op.contrast), contrast),
-            _between((max(0.0, 1 - op.saturation), 1 + op.saturation), saturation),
-            _between((-op.hue, op.hue), hue),
-        ],
-        dim=1,
-    )
-    identity = jittered.new_tensor([1.0, 1.0, 1.0, 0.0])
-    return torch.cat([torch.where(apply < op.prob, jittered, identity), (order * len(JITTER_ORDERS)).floor()], dim=1)
+    apply, brightness, contrast, saturation, hue, order = draws.unbind(1)
+    factors = [
+        torch.where(apply < op.prob, _between((max(0.0, 1 - strength), 1 + strength), draw), 1.0)
+        for strength, draw in ((op.brightness, brightness), (op.contrast, contrast), (op.saturation, saturation))
+    ]
+    shift = torch.where(apply < op.prob, _between((-op.hue, op.hue), hue), 0.0)
+    return torch.stack([*factors, shift, (order * len(JITTER_ORDERS)).floor()], dim=1)
 
 
 def _rand_augment(op: RandAugment, draws: Float64[Tensor, "n draws"]) -> Float64[Tensor, "n p"]:
@@ -197,11 +193,8 @@ def _rand_augment(op: RandAugment, draws: Float64[Tensor, "n draws"]) -> Float64
         lowest, highest = op.level_range
         level = lowest + (level * (highest - lowest + 1)).floor()
 
-    table = [
-        (DISTORTIONS.index(name), magnitude.low, magnitude.high - magnitude.low, magnitude.signed, magnitude.whole)
-        for name, magnitude in pool.magnitudes.items()
-    ]
-    chosen = draws.new_tensor(table)[(which * len(table)).floor().long()]
+    table = _table(op.pool, draws.device)
+    chosen = table[(which * len(table)).floor().long()]
     distortion, low, span, signed, whole = chosen.unbind(2)
     # A GPU takes division by a Python number for a product with the reciprocal, which is not exact.
     change = span * level / torch.full_like(level, pool.top_level)
@@ -210,6 +203,16 @@ def _rand_augment(op: RandAugment, draws: Float64[Tensor, "n draws"]) -> Float64
     place = [torch.where(distortion == DISTORTIONS.index("cutout"), part, 0.0) for part in place]
     applied = (apply < op.prob)[..., None]
     return torch.where(applied, torch.stack([distortion, magnitude, *place], dim=2), 0.0).flatten(1)
+
+
+@functools.cache
+def _table(pool: str, device: torch.device) -> Float64[Tensor, "distortions 5"]:
+    """Index, low, high - low, signed and whole of each; kept on the device, since a copy would wait for it."""
+    rows = [
+        (DISTORTIONS.index(name), magnitude.low, magnitude.high - magnitude.low, magnitude.signed, magnitude.whole)
+        for name, magnitude in POOLS[pool].magnitudes.items()
+    ]
+    return torch.tensor(rows, dtype=torch.float64, device=device)
 
 
 def _exp(x: Tensor) -> Tensor:
