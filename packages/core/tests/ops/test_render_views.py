@@ -248,6 +248,13 @@ def test_flips_mirror_columns(renderer):
 
 
 @EVERY
+def test_a_crop_after_a_flip_is_of_the_mirrored_picture(renderer):
+    spec = ViewSpec((Resize(40), HorizontalFlip(prob=1.0), RandomCrop()), (32,))
+    images = some_images()
+    assert_drawn(renderer, images, sampled([spec], images), [spec], TOLERANCE["resize"])
+
+
+@EVERY
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_a_row_of_any_length_is_resized(renderer, interpolation):
     # As many pixels of the result as a vector has see from a few to many of the image.
