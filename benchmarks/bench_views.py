@@ -6,16 +6,17 @@ python benchmarks/bench_views.py --device cuda         # ours and kornia on the 
 python benchmarks/bench_views.py --out FOLDER          # and a plot
 
 From decoded uint8 images to normalised float32 batches, with everything that is random drawn anew each time; decoding
-is not counted. All see the same images, in turns. Each project gets what suits it best: torchvision v2 one uint8 image
-at a time, albumentations one NumPy array at a time, kornia the whole batch in float32. The recipes do the same, but for
-details: kornia and albumentations resize without antialias, and all three blur with 13 taps at any sigma. In place
-of our pools torchvision draws as many distortions from its own; the other two have no such op.
+is not counted. All see the same images, in turns. Each project gets what suits it best: torchvision v2 one uint8 tensor
+or PIL image at a time, albumentations one NumPy array at a time, kornia the whole batch in float32. The recipes do the
+same, but for details: kornia and albumentations resize without antialias, and all three blur with 13 taps at any sigma.
+In place of our pools torchvision draws as many distortions from its own; the other two have no such op.
 """
 
 import argparse
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,8 +78,8 @@ def ours(case: Case, images: Tensor, renderer: str, views: int = 1) -> Run:
     return run
 
 
-def torchvision(case: Case, images: Tensor) -> Run:
-    """One uint8 image at a time, as a DataLoader's worker would."""
+def torchvision(case: Case, images: Tensor, as_pil: bool = False) -> Run:
+    """One image at a time, as a DataLoader's worker would."""
     from torchvision.transforms import v2
 
     ops: list[Any] = [
@@ -93,8 +94,10 @@ def torchvision(case: Case, images: Tensor) -> Run:
         ops += [v2.RandomApply([v2.RandAugment(num_ops=1)], p=0.5) for _ in range(5)]
     if case.recipe == "dssl_heavy":
         ops.append(v2.RandAugment(num_ops=2, magnitude=9))
-    transform = v2.Compose([*ops, v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
-    return lambda: torch.stack([transform(image) for image in images])
+    to_tensor = [v2.ToImage()] if as_pil else []
+    transform = v2.Compose([*ops, *to_tensor, v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+    decoded = [v2.functional.to_pil_image(image) for image in images] if as_pil else list(images)
+    return lambda: torch.stack([transform(image) for image in decoded])
 
 
 def kornia(case: Case, images: Tensor) -> Run | None:
@@ -137,7 +140,12 @@ def albumentations(case: Case, images: Tensor) -> Run | None:
     return lambda: torch.stack([torch.from_numpy(transform(image=array)["image"]).permute(2, 0, 1) for array in arrays])
 
 
-OTHERS = {"torchvision v2": torchvision, "kornia": kornia, "albumentations": albumentations}
+OTHERS = {
+    "torchvision v2": torchvision,
+    "torchvision v2, PIL": partial(torchvision, as_pil=True),
+    "kornia": kornia,
+    "albumentations": albumentations,
+}
 
 
 def runs(case: Case, device: torch.device, names: Sequence[str]) -> dict[str, Run]:
