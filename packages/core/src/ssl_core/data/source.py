@@ -160,7 +160,8 @@ def pack(source: ImageSource, indices: Sequence[int]) -> PackedImages:
         if images.dtype in (torch.uint8, torch.uint16) and source.channels in (None, own_channels):
             stride, *strides = images.stride()
             elements = 1 + sum((length - 1) * step for length, step in zip(images.shape, images.stride(), strict=True))
-            layout = torch.tensor([(index * stride, *images.shape[2:], *strides) for index in indices])
+            layout = torch.tensor([0, *images.shape[2:], *strides]).repeat(len(indices), 1)
+            layout[:, 0] = torch.tensor(indices) * stride
             return PackedImages(images.as_strided((elements,), (1,)), layout, own_channels)
     return pack_images([source.image(index) for index in indices])
 

@@ -223,7 +223,7 @@ def _exp(x: Tensor) -> Tensor:
     x = x / 16
     series = torch.ones_like(x)
     for term in range(12, 0, -1):
-        series = series * x / term + 1
+        series.mul_(x).div_(term).add_(1)
     for _ in range(4):
-        series = series * series
+        series.mul_(series)
     return series
