@@ -60,7 +60,7 @@ def tests_oldest(session: nox.Session, package: str) -> None:
 
 @nox.session(default=False)
 def tests_interpret(session: nox.Session) -> None:
-    """Run the op tests of the Triton kernels through Triton's interpreter, on the CPU (about 3 minutes)."""
+    """Run the op tests of the Triton kernels through Triton's interpreter, on the CPU (about 5 minutes)."""
     install(session, "core")
     session.run("pytest", "packages/core/tests/ops", "-k", "triton", *session.posargs, env={"TRITON_INTERPRET": "1"})
 
@@ -131,6 +131,6 @@ def build(session: nox.Session) -> None:
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Run the benchmarks at quick settings and print their tables."""
-    install(session, *PACKAGES, extras=("faiss-cpu", "lightly", "matplotlib"))
+    install(session, *PACKAGES, extras=("faiss-cpu", "lightly", "matplotlib", "kornia", "albumentations"))
     for file in sorted(ROOT.glob("benchmarks/bench_*.py")):
         session.run("python", str(file), "--quick", *session.posargs)

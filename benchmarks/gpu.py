@@ -1,4 +1,4 @@
-"""All that a GPU has to show, in one call of ten minutes: tests, rates, kernels against their targets, tuner, steps.
+"""All that a GPU has to show, in one call of ten minutes: tests, rates, kernels against their targets, tuner, views, steps.
 
 python benchmarks/gpu.py --out OUT            # on a GPU
 python benchmarks/gpu.py --out OUT --dry      # anywhere: the same parts at tiny sizes, Triton's kernels interpreted
@@ -9,7 +9,7 @@ targets, then the parts; it is what goes into benchmarks/results. JSON files hol
 
 Nothing need be installed but PyTorch with CUDA, Triton, jaxtyping, numpy and timm; the sources are taken from this
 checkout. The tests need pytest and jsonargparse (and are faster with pytest-xdist), the steps jsonargparse and the
-packages' other requirements, lightly's row lightly: without them a part or a row says that it did not run, and why. The
+packages' other requirements, lightly's row lightly, views kornia: without them a part or a row says that it did not run, and why. The
 back-end `cuda` needs ssl_core/libssl_core_cuda.so beside the sources, where `pip install --no-build-isolation -e
 packages/core` puts it (with hatchling, editables, pybind11, ninja and nvcc); it holds its own CUDA runtime, so that one
 built on another machine serves as well.
@@ -56,6 +56,7 @@ def parts(out: Path, dry: bool) -> list[Part]:
 
     tests = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider"]
     tests += ["-q", "-ra", "-m", "gpu", "--tb=short", str(ROOT / "packages/core/tests/ops/test_on_gpu.py")]
+    tests += [str(ROOT / f"packages/core/tests/{name}.py") for name in ("data/test_device", "data/test_pipeline")]
     tests += [] if dry else ["--require-gpu", *(["-n", "8"] if find_spec("xdist") else [])]
     shapes = ["1024x65536x128", "512x65536x128", "1024x65536x256", "512x65536x256", "4096x65536x128", "256x65536x128"]
     cpu = ["--device", "cpu"] if dry else []
@@ -70,6 +71,7 @@ def parts(out: Path, dry: bool) -> list[Part]:
         attention("compiled", 100, "bfloat16", losses, shapes[:1], "memory"),
         attention("float32", 40, "float32", ["attention"], shapes[1:2], *COMPILED),
         Part("tune", 0, script("tune_queue_attention", *(["--interpret", "--dims", "20"] if dry else []))),
+        Part("views", 60, script("bench_views", *(["--rows", "cpu", "--quick"] if dry else ["--device", "cuda"]))),
         Part("step", 60, script("bench_step", *cpu, *(["--quick", "--batch", "8"] if dry else []))),
     ]
 
