@@ -1,4 +1,4 @@
-"""All that a GPU has to show, in one call of ten minutes: tests, rates, kernels against their targets, tuner, views, steps.
+"""All that a GPU has to show, in one call of ten minutes: tests, rates, kernels, tuner, views, steps.
 
 python benchmarks/gpu.py --out OUT            # on a GPU
 python benchmarks/gpu.py --out OUT --dry      # anywhere: the same parts at tiny sizes, Triton's kernels interpreted
@@ -9,10 +9,10 @@ targets, then the parts; it is what goes into benchmarks/results. JSON files hol
 
 Nothing need be installed but PyTorch with CUDA, Triton, jaxtyping, numpy and timm; the sources are taken from this
 checkout. The tests need pytest and jsonargparse (and are faster with pytest-xdist), the steps jsonargparse and the
-packages' other requirements, lightly's row lightly, views kornia: without them a part or a row says that it did not run, and why. The
-back-end `cuda` needs ssl_core/libssl_core_cuda.so beside the sources, where `pip install --no-build-isolation -e
-packages/core` puts it (with hatchling, editables, pybind11, ninja and nvcc); it holds its own CUDA runtime, so that one
-built on another machine serves as well.
+packages' other requirements, lightly's row lightly, kornia's kornia: without them a part or a row says that it did not
+run, and why. The back-end `cuda` needs ssl_core/libssl_core_cuda.so beside the sources, where `pip install
+--no-build-isolation -e packages/core` puts it (with hatchling, editables, pybind11, ninja and nvcc); it holds its own
+CUDA runtime, so that one built on another machine serves as well.
 """
 
 import argparse
