@@ -242,8 +242,12 @@ def two_views(device: torch.device, repeats: int) -> None:
     """Both views of 256 images at 224 px, as a training step on a GPU asks for them."""
     case = Case("strong", 400, 500, 224, 256)
     images = torch.randint(0, 256, (case.images, 3, case.height, case.width), dtype=torch.uint8, device=device)
-    found = times_s({"device": ours(case, images, "device", views=2)}, repeats, device)["device"]
-    print(f"\ntwo views of {case.images} images at {case.size} px: {1e3 * found.median:.2f} ms")
+    both = {"device": ours(case, images, "device", views=2)}
+    if find_spec("kornia") is not None and (view := kornia(case, images)) is not None:
+        both["kornia"] = lambda: (view(), view())
+    print()
+    for name, time in times_s(both, repeats, device).items():
+        print(f"two views of {case.images} images at {case.size} px, {name}: {1e3 * time.median:.2f} ms")
 
 
 if __name__ == "__main__":

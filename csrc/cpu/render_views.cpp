@@ -131,7 +131,7 @@ bool distort(Canvas& canvas, int kind, double magnitude, const double* place) {
         case contrasting: contrast(picture, factor); return true;
         case equalizing: equalize(picture); return true;
         case inverting: invert(picture); return true;
-        case posterizing: posterize(picture, static_cast<int>(between(1, static_cast<int64_t>(magnitude), 8))); return true;
+        case posterizing: posterize(picture, static_cast<int>(between(1, whole(magnitude), 8))); return true;
         case rotating: return rotate(canvas, magnitude);
         case sharpening: return sharpness(canvas, factor);
         case shearing_x: return affine(canvas, 1, magnitude, 0, 0, 1, 0);
@@ -153,18 +153,17 @@ bool run(Drawing& drawing, const double* instruction, const double* parameters, 
     const double* own = parameters + static_cast<int64_t>(instruction[1]);
     const double a = instruction[2];
     const bool b = instruction[3] != 0, c = instruction[4] != 0;
-    const auto whole = [&](int i) { return static_cast<int64_t>(own[i]); };
     const auto opcode = static_cast<Opcode>(static_cast<int32_t>(instruction[0]));
     switch (opcode) {
         case Opcode::crop: {
             // Cut to the image, as a slice would be.
-            const int64_t top = between(0, whole(0), drawing.height() - 1);
-            const int64_t left = between(0, whole(1), drawing.width() - 1);
-            return drawing.fit(top, left, between(1, whole(2), drawing.height() - top),
-                               between(1, whole(3), drawing.width() - left), size, size, 0, 0, a != 0);
+            const int64_t top = between(0, whole(own[0]), drawing.height() - 1);
+            const int64_t left = between(0, whole(own[1]), drawing.width() - 1);
+            return drawing.fit(top, left, between(1, whole(own[2]), drawing.height() - top),
+                               between(1, whole(own[3]), drawing.width() - left), size, size, 0, 0, a != 0);
         }
         case Opcode::window:
-            return drawing.window(whole(0), whole(1), size);
+            return drawing.window(whole(own[0]), whole(own[1]), size);
         case Opcode::center_crop:
             return center_crop(drawing, a != 0 ? static_cast<int64_t>(a) : size, size, b);
         case Opcode::resize:
@@ -178,19 +177,21 @@ bool run(Drawing& drawing, const double* instruction, const double* parameters, 
             canvas.is_mirrored ^= own[0] != 0;
             return true;
         case Opcode::jitter:
-            return jitter(canvas, own, static_cast<int>(between(0, whole(4), 23)));
+            return jitter(canvas, own, static_cast<int>(between(0, whole(own[4]), 23)));
         case Opcode::gray:
             if (own[0] != 0) grayscale(canvas.picture);
             return true;
         case Opcode::blur:
-            return own[0] == 0 || blur(canvas, own[0]);
+            return blur(canvas, own[0]);
         case Opcode::solarize:
             if (own[0] != 0) solarize(canvas.picture, static_cast<float>(a));
             return true;
         case Opcode::distort:
-            return distort(canvas, static_cast<int>(own[0]), own[1], own + 2);
+            return distort(canvas, static_cast<int>(whole(own[0])), own[1], own + 2);
+        case Opcode::jigsaw:
+            return shuffle_cells(canvas, whole(a), own);
         default:
-            return shuffle_cells(canvas, static_cast<int64_t>(a), own);
+            return false;
     }
 }
 
@@ -285,6 +286,7 @@ bool draw(const RenderViews& call, int64_t index, Canvas& canvas, Kept* kept) {
             if (condition >= 0 && parameters[condition] != instruction[6]) continue;
             if (!run(drawing, instruction, parameters, view.size)) return false;
         }
+        if (canvas.picture.height != view.size || canvas.picture.width != view.size) return false;
         if (kept[v].is_wanted) {
             if (!kept[v].memory.reserve(canvas.picture.size())) return false;
             memcpy(kept[v].memory.data, canvas.picture.data, sizeof(float) * canvas.picture.size());

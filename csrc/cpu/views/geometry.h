@@ -56,8 +56,9 @@ INLINE void weigh_row(int64_t width, const float* weights, int64_t taps, At at, 
 }
 
 bool blur(Canvas& canvas, double sigma) {
+    if (!(sigma > 0)) return true;
     const Picture& picture = canvas.picture;
-    const int64_t radius = static_cast<int64_t>(ceil(3 * sigma)), taps = 2 * radius + 1;
+    const int64_t radius = whole(ceil(3 * fmin(sigma, 1e6))), taps = 2 * radius + 1;
     const int64_t height = picture.height, width = picture.width, room = round_up(width);
     Picture smooth;
     if (!canvas.behind(smooth) || !canvas.rows.reserve(taps + 2 * room + 2 * radius)) return false;
@@ -117,7 +118,7 @@ bool sharpness(Canvas& canvas, float factor) {
 }
 
 // In units of 2^-16 pixels.
-INLINE int64_t fixed(double number) { return static_cast<int64_t>(floor(number * 65536 + 0.5)); }
+INLINE int64_t fixed(double number) { return whole(floor(number * 65536 + 0.5)); }
 
 // Each pixel copies the one in which its centre falls: a point (x, y) of the result is (a x + b y + c, d x + e y + f).
 bool affine(Canvas& canvas, double a, double b, double c, double d, double e, double f) {
@@ -171,8 +172,8 @@ bool cutout(Canvas& canvas, double side, double x, double y) {
     const Picture& picture = canvas.picture;
     const auto span = [=](double center, int64_t length, int64_t& first, int64_t& stop) {
         const double start = center * static_cast<double>(length) - side / 2;
-        first = static_cast<int64_t>(start > 0 ? start : 0);
-        stop = smaller(static_cast<int64_t>(static_cast<double>(first) + side), length) + 1;
+        first = larger(whole(start), 0);
+        stop = smaller(whole(static_cast<double>(first) + side), length) + 1;
         stop = smaller(stop, length);
     };
     int64_t left, top, right, bottom;
@@ -194,7 +195,7 @@ bool shuffle_cells(Canvas& canvas, int64_t grid, const double* cells) {
     const int64_t height = shuffled.height / grid, width = shuffled.width / grid;
     for (int64_t c = 0; c < shuffled.channels; ++c) {
         for (int64_t place = 0; place < grid * grid; ++place) {
-            const int64_t cell = between(0, static_cast<int64_t>(cells[place]), grid * grid - 1);
+            const int64_t cell = between(0, whole(cells[place]), grid * grid - 1);
             for (int64_t y = 0; y < height; ++y)
                 memcpy(shuffled.row(c, place / grid * height + y) + place % grid * width,
                        canvas.picture.row(c, cell / grid * height + y) + cell % grid * width, sizeof(float) * width);

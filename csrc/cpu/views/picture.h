@@ -18,6 +18,8 @@ using ssl_core::Dtype;
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t between(int64_t low, int64_t value, int64_t high) { return larger(low, smaller(value, high)); }
+// Cut to whole; 0 for what no sane parameter is, whose conversion would be undefined.
+INLINE int64_t whole(double number) { return number > -1e12 && number < 1e12 ? static_cast<int64_t>(number) : 0; }
 INLINE int64_t round_up(int64_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
 INLINE Vector clamp(Vector x) { return min(max(x, Vector{}), broadcast(1.f)); }
 

@@ -35,8 +35,8 @@ from ssl_core.evaluate import (
     export,
     shared_data,
 )
-from ssl_core.pretrain import EvaluateConfig, choose_device, errors_in_one_line
-from ssl_core.views import ViewConfig, make_view_specs, save_view_gallery, shortest_side
+from ssl_core.pretrain import EvaluateConfig, choose_device, decoded_side, errors_in_one_line
+from ssl_core.views import ViewConfig, make_view_specs, save_view_gallery
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -92,7 +92,7 @@ def draw_views(
     """
     nodes = read_nodes(config)
     specs = make_view_specs(nodes.views)
-    source = open_source(data or nodes.data, at_least=shortest_side(specs))
+    source = open_source(data or nodes.data, at_least=decoded_side(specs))
     if not Path(out).parent.is_dir():
         raise FileNotFoundError(f"there is no folder {Path(out).parent} to write {Path(out).name} to")
     save_view_gallery(source, specs, out, num_images=rows, seed=nodes.seed if seed is None else seed, epoch=epoch)

@@ -199,7 +199,7 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str, prep
     folder = prepare_folder(config, name)
     specs = config.view_specs()
     image_size = max(size for spec in specs for size in spec.sizes)
-    at_least = shortest_side((*specs, evaluation_view(image_size)))
+    at_least = decoded_side(specs)
     source = open_source(config.data, split="train", at_least=at_least)
     mean, std = normalization(config.data, source)
     encoder = make_encoder(config.encoder, channels=len(mean), image_size=image_size)
@@ -293,6 +293,11 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str, prep
             save_card(folder / "backbone.json", replace(card, metrics={"knn_top1": result["top1"]}))
     distributed.barrier()
     return folder
+
+
+def decoded_side(specs: Sequence[ViewSpec]) -> int | None:
+    """Pixels that each side of an image must keep when it is decoded, for its views and for the kNN's."""
+    return shortest_side((*specs, evaluation_view(max(size for spec in specs for size in spec.sizes))))
 
 
 def _knn_sources(

@@ -76,7 +76,7 @@ def test_what_leaves_a_worker_for_the_device_is_its_batch_alone(on_device, monke
     monkeypatch.setattr(pipeline, "held_on", lambda device, source: None)  # the set is too large
     made = make(SOURCES["one tensor"], renderer="device", workers=1)
     assert_same(make(SOURCES["one tensor"]), made)
-    assert [packed.images.pixels.numel() for packed in made._loader] == [3 * 3 * 9 * 10] * 2
+    assert [packed.parts[0].pixels.numel() for packed in made._loader] == [3 * 3 * 9 * 10] * 2
 
 
 def test_views_of_partners_keep_their_places(renderer):
@@ -100,4 +100,4 @@ def test_a_gpu_draws_the_same_views_within_rounding(source, workers):
         assert torch.equal(expected.index, found.index)
         for one, other in zip(expected.views, found.views, strict=True):
             # A level that rounds to the other side of a threshold may be far off; there are few of them.
-            assert (other.cpu() - one).abs().median() < 1e-4
+            assert ((other.cpu() - one).abs() > 1e-4).double().mean() < 0.05

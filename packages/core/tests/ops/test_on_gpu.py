@@ -1,5 +1,7 @@
 """The ops on a CUDA device: as on the CPU, nothing that waits for the device, and all of it inside a CUDA graph."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,12 +18,20 @@ ON_GPU = ["triton", "cuda", "tiled", "sdpa"]
 KERNELS = pytest.mark.parametrize("kernel", ["triton", "cuda", "reference"], indirect=True)
 
 
-@pytest.fixture
-def no_sync():
+@contextlib.contextmanager
+def waiting_is_an_error():
     """Any operation that makes the host wait for the device is an error."""
     torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.fixture
+def no_sync():
+    with waiting_is_an_error():
+        yield
 
 
 @pytest.fixture
@@ -150,9 +160,8 @@ def test_momentum_update_does_not_sync(kernel, on_device):
     target, online = torch.zeros(5, device="cuda"), torch.ones(5, device="cuda")
     momentum = torch.full((), 0.75, device="cuda") if on_device else 0.75
     momentum_update_([target], [online], momentum)  # makes what is kept between calls
-    torch.cuda.set_sync_debug_mode("error")
-    momentum_update_([target], [online], momentum)
-    torch.cuda.set_sync_debug_mode("default")
+    with waiting_is_an_error():
+        momentum_update_([target], [online], momentum)
     torch.testing.assert_close(target.cpu(), torch.full((5,), 1 - 0.75**2))
 
 
@@ -231,9 +240,8 @@ def test_views_do_not_sync(name, dtype):
     arguments = (on_gpu(images), drawn_on_gpu(SPECS[name], images), SPECS[name])
     options = {"renderer": "device", "dtype": dtype, "channels_last": True, **NORMALISATION}
     first = render_views(*arguments, **options)  # compiles, and makes what is kept between calls
-    torch.cuda.set_sync_debug_mode("error")
-    second = render_views(*arguments, **options)
-    torch.cuda.set_sync_debug_mode("default")
+    with waiting_is_an_error():
+        second = render_views(*arguments, **options)
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 

@@ -187,7 +187,7 @@ def test_crops_are_resized_with_antialias(renderer, interpolation, side, shape):
 
 @EVERY
 def test_windows_show_zeros_outside_the_image(renderer):
-    corners = [(0, 0), (-4, -4), (9, 30), (-33, 57), (40, -33), (-20, 3)]
+    corners = [(0, 0), (-4, -4), (9, 30), (-33, 57), (40, -33), (-20, 3), (-34, -40), (3, -50), (90, 90)]
     images = [some_image(3, 40, 57)] * len(corners)
     parameters = torch.tensor(corners, dtype=torch.float64)
     assert_drawn(renderer, images, [parameters], [ViewSpec((RandomCrop(),), (33,))], TOLERANCE["random_crop"])
@@ -245,6 +245,31 @@ def test_bicubic_overshoots_are_clipped_before_the_next_op(renderer, op):
 def test_flips_mirror_columns(renderer):
     for shape in ((1, 1), (31, 31), (32, 32), (33, 33)):
         assert_op_is_drawn(renderer, HorizontalFlip(), [(1.0,), (0.0,)], shape)
+
+
+@EVERY
+def test_a_box_that_reaches_beyond_the_image_is_cut(renderer):
+    boxes = [(30.0, 50.0, 40.0, 40.0), (-3.0, 2.0, 10.0, 10.0), (39.0, 56.0, 1.0, 1.0), (60.0, 70.0, 5.0, 5.0)]
+    inside = [(30.0, 50.0, 10.0, 7.0), (0.0, 2.0, 10.0, 10.0), (39.0, 56.0, 1.0, 1.0), (39.0, 56.0, 1.0, 1.0)]
+    images = pack_images([some_image(3, 40, 57)] * 4)
+    specs = [ViewSpec((RandomResizedCrop(),), (16,))]
+    found, expected = (
+        render_views(images, [torch.tensor(rows).double()], specs, renderer=renderer, mean=(0.0,) * 3, std=(1.0,) * 3)[
+            0
+        ]
+        for rows in (boxes, inside)
+    )
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("renderer", BACKENDS[:-1], indirect=True)  # a GPU's addresses are not checked
+def test_parameters_that_are_no_numbers_of_an_op_are_survived(renderer):
+    images = [some_image(3, 20, 20)] * 4
+    spec = ViewSpec((RandomCrop(), GaussianBlur(), ColorJitter(), RandAugment("dssl_code16", 1)), (20,))
+    rows = torch.tensor([[0, 0, -3, 1, 1, 1, 0, 99, 0, 0, 0, 0]] * 4, dtype=torch.float64)
+    rows[1, 0], rows[2, 1], rows[3, 8:10] = float("nan"), 1e300, torch.tensor([16, -1e300], dtype=torch.float64)
+    (view,) = render_views(pack_images(images), [rows], [spec], renderer=renderer, mean=(0.0,) * 3, std=(1.0,) * 3)
+    torch.testing.assert_close(view[0], images[0] / 255, rtol=0, atol=1e-6)
 
 
 @EVERY
@@ -558,5 +583,35 @@ def test_any_program_draws_the_references_picture(renderer):
         images = [some_image(channels, *shape, dtype) for shape in shapes]
         tolerance = CUT_AT_RANDOM if any(is_cut(spec.ops) for spec in specs) else SMOOTH
         assert_drawn(renderer, images, sampled(specs, images, seed), specs, tolerance)
+
+    check()
+
+
+@EVERY
+def test_any_smooth_program_draws_every_pixel_of_the_reference(renderer):
+    @settings(max_examples=NUM_EXAMPLES[renderer], deadline=None, derandomize=True, phases=[Phase.generate])
+    @given(
+        channels=st.integers(1, 5),
+        dtype=st.sampled_from([torch.uint8, torch.uint16, torch.float32, torch.float64]),
+        shape=st.tuples(st.integers(1, 45), st.integers(1, 45)),
+        sizes=st.lists(st.integers(1, 34), min_size=1, max_size=3, unique=True),
+        seed=st.integers(0, 2**31),
+        chosen=st.lists(st.integers(0, 3), max_size=4),
+        turned=st.booleans(),
+        channels_last=st.booleans(),
+    )
+    def check(channels, dtype, shape, sizes, seed, chosen, turned, channels_last):
+        pool = [HorizontalFlip(), ColorJitter(0.8, 0.8, 0.8, 0.8, 0.5), Grayscale(0.3), GaussianBlur(0.8, (0.1, 3.0))]
+        first = RandomResizedCrop((0.05, 1.0), (0.5, 2.0), "bicubic" if turned else "bilinear")
+        images = [some_image(channels, *shape, torch.float32 if dtype == torch.float64 else dtype).to(dtype)] * 2
+        images = [image.mT if turned else image for image in images]
+        specs = [ViewSpec((first, *(pool[index] for index in chosen)), tuple(sizes))]
+        specs.append(derive(specs, 0, [pool[0], pool[1]]))
+        parameters, packed = sampled(specs, images, seed), pack_images(images)
+        numbers = {"mean": (0.4,) * channels, "std": (0.5,) * channels, "channels_last": channels_last}
+        expected = render_views(packed, parameters, specs, renderer="reference", **numbers)
+        found = render_views(packed, parameters, specs, renderer=renderer, **numbers)
+        for one, other in zip(expected, found, strict=True):
+            assert (one - other).abs().max() < 2e-4
 
     check()

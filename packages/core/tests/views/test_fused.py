@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ssl_core.ops import cpp
-from ssl_core.ops.instructions import PackedImages
+from ssl_core.ops.instructions import PackedImages, View
+from ssl_core.ops.render_views import render_views as run_programs
 from ssl_core.views import (
     PRESETS,
     RENDERERS,
@@ -72,6 +73,8 @@ def test_images_of_several_dtypes_keep_their_values(finest):
 
 
 def test_images_that_make_no_batch_are_refused():
+    with pytest.raises(ValueError, match="no images: a batch needs one at least"):
+        pack_images([])
     with pytest.raises(ValueError, match=r"images of \[1, 3\] channels do not make a batch; set data.channels"):
         pack_images([some_image(4, 4), some_image(4, 4, channels=1)])
     with pytest.raises(TypeError, match=r"must be uint8, uint16 or floating, got torch.int64: convert it first"):
@@ -119,6 +122,42 @@ def test_a_derived_view_goes_on_from_its_parents_picture(renderer):
     specs = [standard, derive([standard], 0, [Solarize(prob=1.0, threshold=0.0)])]
     parent, derived = render_views(images, draw(specs, images), specs, renderer=renderer, **PLAIN)
     torch.testing.assert_close(derived, 1 - parent, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("renderer", RUNNING)
+def test_a_view_of_one_pixel_leaves_the_memory_of_the_others_as_asked_for(renderer):
+    images = pack_images([some_image(20, 30)] * 2)
+    specs = [ViewSpec((RandomResizedCrop(),), (1, 16))]
+    parameters = draw(specs, images)
+    plain = render_views(images, parameters, specs, renderer=renderer, **PLAIN)
+    last = render_views(images, parameters, specs, renderer=renderer, channels_last=True, **PLAIN)
+    assert all(torch.equal(one, other) for one, other in zip(plain, last, strict=True))
+
+
+@pytest.mark.parametrize("renderer", RUNNING)
+def test_no_views_are_no_pictures(renderer):
+    assert render_views(pack_images([some_image(4, 4)]), [], [], renderer=renderer, **PLAIN) == ()
+
+
+@pytest.mark.parametrize(
+    ("instructions", "message"),
+    [
+        ([], "view 0: its instructions do not end at its size of 8 pixels"),
+        ([[7, 0, 0, 0, 0, -1, 0]], "view 0: its instructions do not end at its size of 8 pixels"),
+        ([[3, 0, 9, 0, 0, -1, 0]], "view 0: its instructions do not end at its size of 8 pixels"),
+        ([[0, 1, 0, 0, 0, -1, 0]], "view 0: CROP reads 4 parameters from column 1 on .* but there are 4"),
+        ([[0, 0, 0, 0, 0, -1, 0], [10, 0, 3, 0, 0, -1, 0]], "JIGSAW reads 9 parameters from column 0 on"),
+        (
+            [[0, 0, 0, 0, 0, -1, 0], [6, 0, 0, 0, 0, 4, 0]],
+            "GRAY reads 1 parameters .* condition in column 4, but there",
+        ),
+        ([[0, 0, 0, 0, 0, 2, 0]], "CROP changes a picture's size and takes no condition"),
+    ],
+)
+def test_a_program_that_cannot_be_run_is_refused(instructions, message):
+    view = View(torch.tensor(instructions, dtype=torch.float64).view(-1, 7), torch.zeros(1, 4, dtype=torch.float64), 8)
+    with pytest.raises(ValueError, match=message):
+        run_programs(pack_images([some_image(20, 20)]), [view], mean=torch.zeros(3), std=torch.ones(3))
 
 
 def test_parameters_of_another_view_are_refused():

@@ -89,7 +89,8 @@ def test_every_shipped_view_reads_columns_that_it_has(name):
 
 def test_numbers_that_the_kernels_hold_are_the_specs():
     # csrc/cpu/render_views.cpp and the Triton kernels count on these.
-    assert DISTORTIONS[7:10] == ("posterize", "rotate", "sharpness")
-    assert DISTORTIONS[16:] == ("cutout", "translate_x_px", "translate_y_px")
+    names = "identity autocontrast brightness color contrast equalize invert posterize rotate sharpness shear_x shear_y"
+    names += " solarize translate_x translate_y solarize_add cutout translate_x_px translate_y_px"
+    assert tuple(names.split()) == DISTORTIONS
     assert JITTER_ORDERS[1] == (0, 1, 3, 2)
     assert list(Opcode) == list(range(11))

@@ -95,6 +95,13 @@ def test_a_window_beyond_a_small_image_shows_it_between_zeros():
     assert not view.any()
 
 
+@pytest.mark.parametrize("corner", [(-4, 0), (0, -4), (3, 0), (0, 5), (-9, -9)])
+def test_a_window_that_misses_the_image_is_black(corner):
+    (view,) = render(some_image(height=3, width=5), numbers(*corner), ViewSpec((RandomCrop(padding=4),), (2,)))
+    assert view.shape == (3, 2, 2)
+    assert not view.any()
+
+
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(
     "shape",

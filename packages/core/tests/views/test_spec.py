@@ -97,6 +97,7 @@ def test_jitter_orders_are_all_orders_of_four():
         (lambda: ViewSpec(WEAK.ops, (32, 32)), "different"),
         (lambda: ViewSpec((HorizontalFlip(),), (32,)), "do not end at the view's size"),
         (lambda: ViewSpec((RandomResizedCrop(), Resize(side=48)), (32,)), "do not end at the view's size"),
+        (lambda: ViewSpec((Resize(side=32),), (32, 300)), "do not end at the view's size"),
         (lambda: ViewSpec((RandomCrop(),), (32, 16)), "one geometric op that resizes"),
         (lambda: ViewSpec((CenterCrop(), RandomResizedCrop()), (32, 16)), "one geometric op that resizes"),
         (lambda: ViewSpec((CenterCrop(short_side=30),), (32,)), "short_side 30 is smaller"),

@@ -68,9 +68,8 @@ def prefetched_on(device: torch.device, batches: Iterator[Batch]) -> Iterator[Ba
         yield batch
 
 
-def _num_bytes(source: MemoryImages) -> float:
+def _num_bytes(source: MemoryImages) -> int:
     """What the images take packed, at most."""
     images = [source.images] if isinstance(source.images, Tensor) else source.images
-    own_channels = images[0].shape[-3]
-    elements = sum(image.numel() for image in images) * (source.channels or own_channels) / own_channels
-    return elements * max(image.element_size() for image in images)
+    elements = [image.numel() // image.shape[-3] * (source.channels or image.shape[-3]) for image in images]
+    return sum(elements) * max(image.element_size() for image in images)

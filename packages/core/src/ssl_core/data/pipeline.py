@@ -16,9 +16,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ssl_core.data.device import held_on, prefetched_on, to_device
-from ssl_core.data.source import ImageSource, pack
+from ssl_core.data.source import ImageSource, pack, packed_copy
 from ssl_core.data.workers import make_loader
-from ssl_core.views import PackedImages, ViewSpec, choose_renderer, pack_images, render_views, sample_parameters
+from ssl_core.views import PackedImages, ViewSpec, choose_renderer, render_views, sample_parameters
 
 
 class Request(NamedTuple):
@@ -64,6 +64,7 @@ class Pipeline:
         device: where the views are used.
         channels_last: whether views have their channels last in memory.
         persistent: keep the workers between passes.
+        hold: whether the images may live on the device; not worth it for a few of them.
 
     Attributes:
         renderer: the one that was chosen.
@@ -87,18 +88,19 @@ class Pipeline:
         device: torch.device | str = "cpu",
         channels_last: bool = False,
         persistent: bool = False,
+        hold: bool = True,
     ) -> None:
         self._device = torch.device(device)
         self.renderer = choose_renderer(renderer, self._device)
         self._renders_here = self.renderer == "device"
-        held = held_on(self._device, source) if self._renders_here else None
+        held = held_on(self._device, source) if self._renders_here and hold else None
         self.held_bytes = 0 if held is None else held.pixels.nbytes
         pack_some: Callable[[Sequence[int]], PackedImages]
         if held is not None:
             pack_some = partial(_held, held)
         else:
             # What leaves a worker must be the batch alone, and not the memory that it lies in.
-            pack_some = partial(_copied if self._renders_here else pack, source)
+            pack_some = partial(packed_copy if self._renders_here else pack, source)
         self._maker = _Maker(
             source,
             pack_some,
@@ -127,8 +129,7 @@ class _Packed(NamedTuple):
 
     epoch: int
     index: Int64[Tensor, " n"]  # type: ignore[assignment]  # hides tuple.index
-    images: PackedImages
-    partners: PackedImages | None
+    parts: tuple[PackedImages | None, PackedImages | None]  # images and partners, where views are made of them
 
 
 class _Maker:
@@ -154,16 +155,18 @@ class _Maker:
         return self.rendered(self.packed(request))
 
     def packed(self, request: Request) -> _Packed:
-        images = self._images(request.images)
-        partners = None if request.partners is None else self._images(request.partners)
-        return _Packed(request.epoch, torch.tensor(request.images), images, partners)
+        images, partners = (
+            self._images(indices) if specs and indices is not None else None
+            for (_, specs), indices in zip(self._parts, (request.images, request.partners), strict=True)
+        )
+        return _Packed(request.epoch, torch.tensor(request.images), (images, partners))
 
     def rendered(self, packed: _Packed) -> Batch:
         # The image's own number for its partner too: two images that share a partner see it differently.
         image_index = to_device(packed.index, self._device)
         views: list[tuple[Tensor, ...]] = [()] * len(self._specs)
-        for (places, specs), images in zip(self._parts, (packed.images, packed.partners), strict=True):
-            if images is None or not specs:
+        for (places, specs), images in zip(self._parts, packed.parts, strict=True):
+            if images is None:
                 continue
             pixels, layout = to_device(images.pixels, self._device), to_device(images.layout, self._device)
             parameters = [
@@ -205,7 +208,3 @@ def _part(specs: Sequence[ViewSpec], partner: bool) -> tuple[list[int], tuple[Vi
 def _held(images: PackedImages, indices: Sequence[int]) -> PackedImages:
     rows = to_device(torch.tensor(indices), images.layout.device)
     return images._replace(layout=images.layout[rows])
-
-
-def _copied(source: ImageSource, indices: Sequence[int]) -> PackedImages:
-    return pack_images([source.image(index) for index in indices])

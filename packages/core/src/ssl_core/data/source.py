@@ -163,7 +163,19 @@ def pack(source: ImageSource, indices: Sequence[int]) -> PackedImages:
             layout = torch.tensor([0, *images.shape[2:], *strides]).repeat(len(indices), 1)
             layout[:, 0] = torch.tensor(indices) * stride
             return PackedImages(images.as_strided((elements,), (1,)), layout, own_channels)
-    return pack_images([source.image(index) for index in indices])
+    return packed_copy(source, indices)
+
+
+def packed_copy(source: ImageSource, indices: Sequence[int]) -> PackedImages:
+    """Some images in memory of their own, as renderers take them; errors as :func:`pack`."""
+    images = [source.image(index) for index in indices]
+    for index, image in zip(indices, images, strict=True):
+        if len(image) != len(images[0]):
+            raise ValueError(
+                f"{source.identifier(index)} has {len(image)} channels but {source.identifier(indices[0])} has "
+                f"{len(images[0])}; set data.channels"
+            )
+    return pack_images(images)
 
 
 def hold_in_memory(source: ImageSource, *, workers: int = 0, broken_limit: float = 0.01) -> MemoryImages:

@@ -132,6 +132,7 @@ def iterate_features(
         device=device,
         # Twice as fast on CPUs; on other devices float32 convolutions may prefer the other layout.
         channels_last=torch.device(device).type == "cpu",
+        hold=2 * sum(map(len, batches)) >= len(source),
     )
     for batch, made in zip(batches, pipeline, strict=True):
         with evaluating(encoder):

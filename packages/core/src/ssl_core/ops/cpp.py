@@ -166,7 +166,7 @@ def momentum_update(
 
 def uniform(seed: int, streams: Tensor, num_draws: int) -> Tensor:
     """As `ssl_core.philox.uniform`."""
-    streams = streams.contiguous()
+    streams = streams.long().contiguous()
     draws = torch.empty(len(streams), num_draws, dtype=torch.float64)
     _C.uniform(seed % 2**64, streams.data_ptr(), draws.data_ptr(), len(streams), num_draws, chosen_instruction_set())
     return draws
@@ -206,8 +206,8 @@ def render_views(
         images.channels,
         _DTYPE_NUMBERS[pixels.dtype],
         _DTYPE_NUMBERS[results[0].dtype],
-        # Where the two layouts are the same memory, either may be written.
-        not results[0].is_contiguous(),
+        # A view of one pixel, or of one channel, is both.
+        any(not result.is_contiguous() for result in results),
         _threads(),
         chosen_instruction_set(),
     )

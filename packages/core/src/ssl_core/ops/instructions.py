@@ -18,6 +18,7 @@ LAYOUT = ("offset", "height", "width", "channel_stride", "row_stride", "column_s
 
 # Columns of `View.instructions`. ``column`` is that of the instruction's first parameter; ``a``, ``b`` and ``c`` are
 # constants. An image whose parameter in column ``condition`` is not ``wanted`` skips the instruction; -1: none does.
+# What changes a picture's size has no condition.
 FIELDS = ("opcode", "column", "a", "b", "c", "condition", "wanted")
 
 
@@ -35,6 +36,34 @@ class Opcode(enum.IntEnum):
     SOLARIZE = 8  # (whether; a: threshold)
     DISTORT = 9  # (index into DISTORTIONS, magnitude, and where a is 1: x, y)
     JIGSAW = 10  # (the cell of each place; a: grid)
+
+
+# Of the other two it follows from ``a``.
+_NUM_PARAMETERS = {
+    Opcode.CROP: 4,
+    Opcode.WINDOW: 2,
+    Opcode.CENTER_CROP: 0,
+    Opcode.RESIZE: 0,
+    Opcode.FLIP: 1,
+    Opcode.JITTER: 5,
+    Opcode.GRAY: 1,
+    Opcode.BLUR: 1,
+    Opcode.SOLARIZE: 1,
+}
+
+
+def num_parameters_of(opcode: Opcode, a: int) -> int:
+    """How many parameters an instruction reads.
+
+    Example:
+        >>> num_parameters_of(Opcode.JIGSAW, 4)
+        16
+    """
+    if opcode == Opcode.JIGSAW:
+        return a**2
+    if opcode == Opcode.DISTORT:
+        return 4 if a else 2
+    return _NUM_PARAMETERS[opcode]
 
 
 class PackedImages(NamedTuple):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssl_core.ops import _triton, cpp
 from ssl_core.ops.backends import Unsupported, choose_backend, log_choice, runs_anywhere
-from ssl_core.ops.instructions import PIXEL_DTYPES, VIEW_DTYPES, PackedImages, View
+from ssl_core.ops.instructions import PIXEL_DTYPES, VIEW_DTYPES, Opcode, PackedImages, View, num_parameters_of
 
 # Fastest first. The reference, `ssl_core.views.render`, reads specs and not programs, and is not called from here.
 BACKENDS: dict[str, Unsupported] = {
@@ -51,8 +51,11 @@ def render_views(
 
     Raises:
         TypeError: for pixels or views of another dtype.
-        ValueError: if shapes or devices disagree, an image does not lie in ``pixels``, or the back-end cannot run here.
+        ValueError: if shapes or devices disagree, an image does not lie in ``pixels``, a program reads parameters that
+            are not there or does not end at the view's size, or the back-end cannot run here.
     """
+    if not views:
+        return ()
     device = images.pixels.device
     if images.pixels.dtype not in PIXEL_DTYPES:
         raise TypeError(f"pixels must be uint8, uint16 or float32, got {images.pixels.dtype}: convert them first")
@@ -70,6 +73,7 @@ def render_views(
             raise ValueError(
                 f"view {index} cannot continue view {view.continues}: it must be earlier, of the same size"
             )
+        _check_program(index, view)
     programmable = {name: unsupported for name, unsupported in BACKENDS.items() if name != "reference"}
     name = choose_backend("render_views", programmable, device, images.pixels.dtype, requested=backend)
     log_choice("render_views", tuple(programmable.items()), name, device, images.pixels.dtype)
@@ -89,3 +93,23 @@ def render_views(
 
         render(images, views, mean, std, results)
     return results
+
+
+def _check_program(index: int, view: View) -> None:
+    """Check that instructions read parameters that are there and leave a picture of the view's size."""
+    num_parameters = view.parameters.shape[1]
+    has_size = view.continues >= 0
+    for code, column, a, _, _, condition, _ in view.instructions.tolist():
+        opcode = Opcode(int(code))
+        count = num_parameters_of(opcode, int(a))
+        if (count and not 0 <= column <= num_parameters - count) or condition >= num_parameters:
+            raise ValueError(
+                f"view {index}: {opcode.name} reads {count} parameters from column {column:g} on and its condition in "
+                f"column {condition:g}, but there are {num_parameters}"
+            )
+        if opcode <= Opcode.RESIZE:
+            if condition >= 0:
+                raise ValueError(f"view {index}: {opcode.name} changes a picture's size and takes no condition")
+            has_size = opcode != Opcode.RESIZE or a in (0, view.size)
+    if not has_size:
+        raise ValueError(f"view {index}: its instructions do not end at its size of {view.size} pixels")

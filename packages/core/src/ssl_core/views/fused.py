@@ -61,7 +61,8 @@ def render_views(
 
     Args:
         images: n images, on the CPU, or on a GPU for the renderer ``device``.
-        parameters: (n p) of each view, a row for each image, on the device of the images.
+        parameters: (n p) of each view, a row for each image, on the device of the images. Those of a derived view
+            begin with its parent's, as `sample_parameters` draws them.
         specs: the views.
         mean: of each channel, in [0, 1].
         std: of each channel.
@@ -120,8 +121,10 @@ def pack_images(images: Sequence[Shaped[Tensor, "c _ _"]]) -> PackedImages:
         ValueError: if there is no image, the images differ in their number of channels, or a floating image has values
             outside [0, 1].
     """
+    if not images:
+        raise ValueError("no images: a batch needs one at least")
     channels = {len(image) for image in images}
-    if len(channels) != 1:
+    if len(channels) > 1:
         raise ValueError(f"images of {sorted(channels)} channels do not make a batch; set data.channels")
     for image in images:
         if image.is_floating_point():

@@ -68,6 +68,7 @@ def make_programs(specs: tuple[ViewSpec, ...]) -> tuple[Program, ...]:
 def _continued(specs: Sequence[ViewSpec], spec: ViewSpec, size: int, programs: Sequence[Program]) -> int:
     if spec.derived_from is None or spec.shared_ops < len(specs[spec.derived_from].ops):
         return -1
+    assert specs[spec.derived_from].derived_from is None  # `derive` makes no other
     for index, program in enumerate(programs):
         if program.spec == spec.derived_from and program.size == size:
             return index

@@ -263,10 +263,14 @@ def _clipped(image: Tensor, interpolation: str) -> Tensor:
 
 def _window(image: Tensor, top: int, left: int, size: int) -> Tensor:
     """The (size size) window with its corner at (top, left), zeros outside the image."""
-    _, height, width = image.shape
     bottom, right = top + size, left + size
-    inside = to_unit(image[:, max(top, 0) : min(bottom, height), max(left, 0) : min(right, width)])
-    return F.pad(inside, (max(-left, 0), max(right - width, 0), max(-top, 0), max(bottom - height, 0)))
+    # Ends below zero would count from the other side of the image.
+    rows, columns = slice(max(top, 0), max(bottom, 0)), slice(max(left, 0), max(right, 0))
+    inside = to_unit(image[:, rows, columns])
+    result = inside.new_zeros(len(image), size, size)
+    first_row, first_column = max(-top, 0), max(-left, 0)
+    result[:, first_row : first_row + inside.shape[1], first_column : first_column + inside.shape[2]] = inside
+    return result
 
 
 def _jitter(image: Tensor, values: list[float]) -> Tensor:

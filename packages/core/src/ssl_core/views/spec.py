@@ -424,7 +424,7 @@ class ViewSpec:
         if not self.sizes or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
             raise ValueError(f"view {self.name!r}: sizes must be different pixel counts >= 1, got {self.sizes}")
         geometry = [op for op in self.ops if isinstance(op, _GEOMETRY)]
-        if not any(not isinstance(op, Resize) or op.side in (None, *self.sizes) for op in geometry[-1:]):
+        if not any(not isinstance(op, Resize) or op.side is None or (op.side,) == self.sizes for op in geometry[-1:]):
             raise ValueError(
                 f"view {self.name!r}: its ops do not end at the view's size {self.sizes}: "
                 "add random_resized_crop, random_crop, center_crop or resize"

@@ -94,8 +94,11 @@ def _framed(
     side = size
     new_height, new_width = side, side
     if STEP.opcode == _CROP:
-        top, left = tl.load(row).to(tl.int32), tl.load(row + 1).to(tl.int32)
-        height, width = tl.load(row + 2).to(tl.int32), tl.load(row + 3).to(tl.int32)
+        # Cut to the picture, as a slice would be.
+        top = tl.minimum(tl.maximum(tl.load(row).to(tl.int32), 0), height - 1)
+        left = tl.minimum(tl.maximum(tl.load(row + 1).to(tl.int32), 0), width - 1)
+        height = tl.minimum(tl.maximum(tl.load(row + 2).to(tl.int32), 1), height - top)
+        width = tl.minimum(tl.maximum(tl.load(row + 3).to(tl.int32), 1), width - left)
     elif STEP.opcode == _WINDOW:
         window_top, window_left = tl.load(row).to(tl.int32), tl.load(row + 1).to(tl.int32)
         new_height, new_width = height, width
