@@ -97,12 +97,23 @@ def measured_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         a, b = (torch.randn(8192, 8192, device=device, dtype=dtype) for _ in range(2))
         return 2 * 8192**3 / times_s({"mm": lambda: a @ b}, 20, device)["mm"].low
     with tempfile.TemporaryDirectory() as folder:
-        source, program = Path(__file__).with_name("fma_peak.cpp"), f"{folder}/fma_peak"
-        flags = ["-O3", *_FLAGS[os.environ.get("SSL_CORE_CPU_ISA")], "-ffp-contract=fast", "-fopenmp"]
-        command = [os.environ.get("CXX", "g++"), *flags, str(source)]
-        subprocess.run([*command, "-o", program], check=True)
-        done = subprocess.run([program, str(torch.get_num_threads())], capture_output=True, text=True, check=True)
-        return float(done.stdout)
+        run = compiled("fma_peak.cpp", os.environ.get("SSL_CORE_CPU_ISA"), folder)
+        return float(run(str(torch.get_num_threads())))
+
+
+def compiled(name: str, isa: str | None, folder: str) -> Callable[..., str]:
+    """A C++ file of this folder as a function of its arguments that returns what it prints.
+
+    Args:
+        name: of the file.
+        isa: instruction set to compile for, by default the machine's.
+        folder: for the program.
+    """
+    program = str(Path(folder, f"{Path(name).stem}_{isa}"))
+    flags = ["-O3", *_FLAGS[isa], "-ffp-contract=fast", "-fopenmp"]
+    command = [os.environ.get("CXX", "g++"), *flags, str(Path(__file__).with_name(name)), "-o", program]
+    subprocess.run(command, check=True)
+    return lambda *arguments: subprocess.run([program, *arguments], capture_output=True, text=True, check=True).stdout
 
 
 def allocated_bytes(run: Callable[[], object]) -> int:

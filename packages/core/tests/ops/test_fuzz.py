@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ssl_core.ops import cpp, enqueue_, queue_attention
-from ssl_core.testing import assert_as_accurate
+from ssl_core.ops import cpp, enqueue_
+from ssl_core.testing import assert_attention_is_accurate
 
 KERNELS = ["tiled", *(f"cpp {isa}" for isa in cpp.instruction_sets())]
 
@@ -33,7 +33,16 @@ def problems(draw):
     return query, queue, torch.linspace(low, high, n), options
 
 
+def two_logits(k):
+    """Keys of +1 and -1: weights that are alike, whose sums round the same way again and again."""
+    keys = torch.randn(k, 1, generator=torch.Generator().manual_seed(k)).sign()
+    return torch.ones(1, 1), keys, torch.tensor([0.5]), {"normalized": False}
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
+@example(problem=two_logits(100), threads=1)
+@example(problem=two_logits(192), threads=1)
+@example(problem=two_logits(600), threads=2)
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(problem=problems(), threads=st.integers(1, 4))
 def test_any_problem_is_as_accurate_as_eager(kernel, problem, threads):
@@ -44,15 +53,9 @@ def test_any_problem_is_as_accurate_as_eager(kernel, problem, threads):
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("SSL_CORE_CPU_ISA", isa)
-            actual = queue_attention(query, queue, temperature, backend=backend, **options)
+            assert_attention_is_accurate(backend, query, queue, temperature, **options)
     finally:
         torch.set_num_threads(before)
-    eager = queue_attention(query, queue, temperature, backend="reference", **options)
-    doubles = options | ({"key_bias": options["key_bias"].double()} if "key_bias" in options else {})
-    exact = queue_attention(query.double(), queue.double(), temperature, backend="reference", **doubles)
-    rounding = torch.finfo(torch.float32).eps / float(temperature.min())
-    assert_as_accurate(actual[0], eager[0], exact[0], floor=max(1e-5, 2 * rounding))
-    assert_as_accurate(actual[1], eager[1], exact[1], floor=max(1e-6, 2 * rounding))
 
 
 @pytest.mark.parametrize("isa", ["reference", *cpp.instruction_sets()])

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from ssl_core.ops import cuda, enqueue_, momentum_update_, queue_attention
 from ssl_core.ops.backends import choose_backend
 from ssl_core.ops.queue_attention import BACKENDS
-from ssl_core.testing import assert_as_accurate
+from ssl_core.testing import assert_attention_is_accurate
 from ssl_core.views import HEAVY, PRESETS, ViewSpec, derive, pack_images, render_views, sample_parameters
 
 pytestmark = pytest.mark.gpu
@@ -56,18 +56,8 @@ def skip_unless_supported(backend, dtype, dim, *, exclude):
 
 
 def assert_is_accurate(backend, query, queue, temperature, **options):
-    """The tolerance law; halves round weights and perhaps the expectation, which costs it that much."""
     on_gpu = {name: value.cuda() if isinstance(value, torch.Tensor) else value for name, value in options.items()}
-    actual = queue_attention(query.cuda(), queue.cuda(), temperature, backend=backend, **on_gpu)
-    eager = queue_attention(query.cuda(), queue.cuda(), temperature, backend="reference", **on_gpu)
-    doubles = options | ({"key_bias": options["key_bias"].double()} if "key_bias" in options else {})
-    exact = queue_attention(query.double(), queue.double(), temperature, backend="reference", **doubles)
-    rounding = 0.0 if queue.dtype == torch.float32 else 2 * torch.finfo(queue.dtype).eps
-    logit_rounding = torch.finfo(torch.float32).eps / temperature
-    if backend == "sdpa":  # the temperature goes into the query, which is then rounded
-        logit_rounding += rounding / temperature
-    assert_as_accurate(actual[0], eager[0], exact[0], floor=max(1e-5, 2 * logit_rounding))
-    assert_as_accurate(actual[1], eager[1], exact[1], floor=max(1e-6, 2 * logit_rounding, rounding))
+    assert_attention_is_accurate(backend, query.cuda(), queue.cuda(), temperature, **on_gpu)
 
 
 @pytest.mark.parametrize("backend", ON_GPU)

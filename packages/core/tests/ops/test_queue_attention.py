@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_core.ops import _triton, cpp, queue_attention, queue_attention_reference
 from ssl_core.ops.queue_attention import _TILE_ELEMENTS, _TILE_ROWS
-from ssl_core.testing import assert_as_accurate
+from ssl_core.testing import assert_as_accurate, assert_attention_is_accurate
 
 # The package gives the function the module's name.
 MODULE = sys.modules["ssl_core.ops.queue_attention"]
@@ -40,25 +40,6 @@ def backend(request, monkeypatch):
 
 def unit_rows(n, d, dtype=torch.float32):
     return F.normalize(torch.randn(n, d), dim=1).to(dtype)
-
-
-def assert_is_accurate(backend, query, queue, temperature, **options):
-    """The tolerance law; its floors are the rounding of the largest possible logit, which eager escapes by luck.
-
-    Triton rounds weights to the queue's dtype before they multiply keys, which costs the expectation that much.
-    """
-    doubles = {
-        name: value.double() if name == "key_bias" and value is not None else value for name, value in options.items()
-    }
-    actual = queue_attention(query, queue, temperature, backend=backend, **options)
-    eager = queue_attention(query, queue, temperature, backend="reference", **options)
-    exact = queue_attention(query.double(), queue.double(), temperature, backend="reference", **doubles)
-    query_norm, key_norm = (float(rows.float().norm(dim=1).max()) for rows in (query, queue))
-    rounding = torch.finfo(torch.float32).eps * query_norm * key_norm / float(torch.as_tensor(temperature).min())
-    weight_rounding = torch.finfo(queue.dtype).eps * key_norm if backend == "triton" else 0.0
-    for index, floor in enumerate((max(1e-5, 2 * rounding), max(1e-6, key_norm * rounding, weight_rounding))):
-        assert actual[index].dtype == eager[index].dtype == torch.float32
-        assert_as_accurate(actual[index], eager[index], exact[index], floor=floor)
 
 
 @pytest.fixture
@@ -205,7 +186,7 @@ def test_the_default_is_an_opaque_kernel():
 )
 @pytest.mark.parametrize("temperature", [0.01, 0.05, 0.2, 1.0])
 def test_tiled_is_as_accurate_as_eager_across_tiles(small_tiles, n, k, d, temperature):
-    assert_is_accurate("tiled", unit_rows(n, d), unit_rows(k, d), temperature)
+    assert_attention_is_accurate("tiled", unit_rows(n, d), unit_rows(k, d), temperature)
 
 
 @OPAQUE
@@ -213,7 +194,7 @@ def test_all_options_together_agree_across_tiles(small_tiles, backend):
     n, k, d = 13, 31, 6
     bias = torch.randn(k)
     bias[::5] = -torch.inf
-    assert_is_accurate(
+    assert_attention_is_accurate(
         backend,
         unit_rows(n, d),
         unit_rows(k, d),
@@ -231,7 +212,7 @@ def test_all_options_together_agree_across_tiles(small_tiles, backend):
     ids=["columns", "rows and columns"],
 )
 def test_tiles_of_the_real_size_break_where_they_should(n, k):
-    assert_is_accurate("tiled", unit_rows(n, 64), unit_rows(k, 64), 0.07)
+    assert_attention_is_accurate("tiled", unit_rows(n, 64), unit_rows(k, 64), 0.07)
 
 
 @OPAQUE
@@ -239,19 +220,19 @@ def test_tiles_of_the_real_size_break_where_they_should(n, k):
 def test_near_duplicates_of_the_query_are_as_accurate_as_eager(small_tiles, backend, temperature):
     query = unit_rows(8, 16)
     queue = torch.cat([F.normalize(query + 1e-3 * torch.randn(8, 16), dim=1), unit_rows(40, 16), query])
-    assert_is_accurate(backend, query, queue, temperature)
+    assert_attention_is_accurate(backend, query, queue, temperature)
 
 
 @OPAQUE
 def test_vectors_without_unit_length_do_not_overflow(small_tiles, backend):
     # Logits up to 100, beyond float32's exponential without the maximum.
-    assert_is_accurate(backend, 5 * torch.randn(8, 16), 5 * torch.randn(40, 16), 1.0)
+    assert_attention_is_accurate(backend, 5 * torch.randn(8, 16), 5 * torch.randn(40, 16), 1.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_inputs_are_accumulated_in_float32(small_tiles, dtype):
-    assert_is_accurate("tiled", unit_rows(9, 16, dtype), unit_rows(50, 16, dtype), 0.05)
-    assert_is_accurate("tiled", unit_rows(9, 16), unit_rows(50, 16, dtype), 0.05)
+    assert_attention_is_accurate("tiled", unit_rows(9, 16, dtype), unit_rows(50, 16, dtype), 0.05)
+    assert_attention_is_accurate("tiled", unit_rows(9, 16), unit_rows(50, 16, dtype), 0.05)
 
 
 @COMPILED
@@ -273,8 +254,10 @@ def test_half_precision_inputs_are_accumulated_in_float32(small_tiles, dtype):
 )
 @pytest.mark.parametrize("temperature", [0.01, 0.05, 1.0])
 def test_compiled_kernels_are_as_accurate_as_eager_across_blocks(backend, n, k, d, temperature):
-    assert_is_accurate(backend, unit_rows(n, d), unit_rows(k, d), temperature)
-    assert_is_accurate(backend, unit_rows(n, d), unit_rows(k, d, torch.bfloat16), temperature, normalized=True)
+    assert_attention_is_accurate(backend, unit_rows(n, d), unit_rows(k, d), temperature)
+    assert_attention_is_accurate(
+        backend, unit_rows(n, d), unit_rows(k, d, torch.bfloat16), temperature, normalized=True
+    )
 
 
 @TRITON
@@ -287,8 +270,8 @@ def test_compiled_kernels_are_as_accurate_as_eager_across_blocks(backend, n, k, 
 @pytest.mark.parametrize("temperature", [0.01, 0.05, 1.0])
 def test_triton_is_as_accurate_as_eager_across_tiles(backend, n, k, d, dtype, temperature):
     query, queue = unit_rows(n, d, dtype), unit_rows(k, d, dtype)
-    assert_is_accurate(backend, query, queue, temperature)
-    assert_is_accurate(
+    assert_attention_is_accurate(backend, query, queue, temperature)
+    assert_attention_is_accurate(
         backend, query, queue, temperature, normalized=True, length=torch.tensor(k - 1), exclude=torch.arange(n) % k
     )
 
@@ -304,7 +287,7 @@ def test_triton_rounds_the_query_to_the_dtype_of_the_queue(backend):
 def test_a_configuration_of_triton_comes_from_the_environment(backend, monkeypatch):
     query, queue = unit_rows(33, 20), unit_rows(70, 20)
     monkeypatch.setenv("SSL_CORE_TRITON_CONFIG", "16,64,4,1,3")
-    assert_is_accurate(backend, query, queue, 0.05, normalized=True)
+    assert_attention_is_accurate(backend, query, queue, 0.05, normalized=True)
     monkeypatch.setenv("SSL_CORE_TRITON_CONFIG", "16,64,4,1")
     with pytest.raises(ValueError, match="must be block_n,block_k,warps,stages,residents as numbers, got '16,64,4,1'"):
         queue_attention(query, queue, 0.05, backend=backend)
@@ -322,10 +305,12 @@ def test_more_dimensions_than_triton_holds_are_an_error_and_go_elsewhere_by_them
 @pytest.mark.parametrize("temperature", [0.01, 0.05, 1.0])
 def test_attention_of_pytorch_is_as_accurate_as_eager(n, k, d, dtype, temperature):
     query, queue = unit_rows(n, d, dtype), unit_rows(k, d, dtype)
-    assert_is_accurate("sdpa", query, queue, temperature)
+    assert_attention_is_accurate("sdpa", query, queue, temperature)
     bias = torch.randn(k)
     bias[1::3] = -torch.inf
-    assert_is_accurate("sdpa", query, queue, torch.linspace(0.1, 1.0, n), length=torch.tensor(k - 1), key_bias=bias)
+    assert_attention_is_accurate(
+        "sdpa", query, queue, torch.linspace(0.1, 1.0, n), length=torch.tensor(k - 1), key_bias=bias
+    )
 
 
 @pytest.mark.parametrize("options", [{"length": torch.tensor(0)}, {"key_bias": torch.full((6,), -torch.inf)}], ids=str)
@@ -355,7 +340,7 @@ def test_every_number_of_threads_gives_the_same_answer(backend, n, k, normalized
     try:
         for threads in (1, 2, 3, 16):
             torch.set_num_threads(threads)
-            assert_is_accurate(backend, query, queue, torch.linspace(0.03, 1.0, n), **options)
+            assert_attention_is_accurate(backend, query, queue, torch.linspace(0.03, 1.0, n), **options)
     finally:
         torch.set_num_threads(before)
 
@@ -381,9 +366,28 @@ def test_a_forked_child_computes_without_the_threads_of_its_parent():
 
 
 @COMPILED
+def test_sums_of_a_long_queue_are_cut_into_short_chains(backend):
+    # Of two distinct logits, equal weights round alike: in one chain of all keys, E would be 20 times as far off.
+    keys = torch.randn(100_000, 1).sign()
+    assert_attention_is_accurate(backend, torch.ones(1, 1), keys, 0.5)
+
+
+@COMPILED
+def test_the_exponential_is_right_to_two_roundings(backend):
+    # Scores 0 and x <= -25 give weights 1 and 2^x, whose sum is 1: E is 2^x as it was computed, times 1.
+    exponents = torch.cat([torch.arange(-26, -25, 2.0**-18), torch.arange(-126, -26, 0.01)])
+    inverse_temperature = torch.full_like(exponents, math.log(2))  # times log2(e) in float32: 1
+    keys = torch.tensor([[0.0], [1.0]])
+    arguments = exponents[:, None], keys, inverse_temperature, None, None, None, False, backend
+    _, power = torch.ops.ssl_core.queue_attention(*arguments)
+    error = power[:, 0].double() / exponents.double().exp2() - 1
+    assert float(error.abs().max()) <= 2 * 2**-24
+
+
+@COMPILED
 def test_the_promise_of_unit_rows_is_not_used_at_temperatures_where_it_would_underflow(backend):
     query = unit_rows(20, 8)
-    assert_is_accurate(backend, query, -query[:1], torch.full((20,), 0.01), normalized=True)
+    assert_attention_is_accurate(backend, query, -query[:1], torch.full((20,), 0.01), normalized=True)
 
 
 @COMPILED

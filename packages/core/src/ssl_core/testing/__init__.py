@@ -4,7 +4,7 @@ A failed check is an AssertionError that names the broken promise. Nothing here 
 depend on it; folders to work in are arguments, as pytest's ``tmp_path`` gives them.
 """
 
-from ssl_core.testing.accuracy import assert_as_accurate
+from ssl_core.testing.accuracy import assert_as_accurate, assert_attention_is_accurate
 from ssl_core.testing.command import check_bad_input, check_exact_resume, check_run, error_of, make_images
 from ssl_core.testing.method import check_method, random_views
 from ssl_core.testing.ranks import check_ranks
@@ -13,6 +13,7 @@ from ssl_core.testing.recipes import Recipes
 __all__ = [
     "Recipes",
     "assert_as_accurate",
+    "assert_attention_is_accurate",
     "check_bad_input",
     "check_exact_resume",
     "check_method",

@@ -1,18 +1,31 @@
 """How accurate is accurate enough: the one tolerance law of all kernels."""
 
+import math
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_core.ops import queue_attention
 
-def assert_as_accurate(actual: Tensor, eager: Tensor, exact: Tensor, floor: float = 1e-5) -> None:
+# Half the distance from 1 to the next float32: the relative error of one rounding.
+_ROUNDING = 2.0**-24
+# Keys whose weights are added up one after another before they join the sum of the queue: kKeys of
+# csrc/cpu/queue_attention.cpp, the longest of all kernels.
+_CHAIN = 192
+
+
+def assert_as_accurate(actual: Tensor, eager: Tensor, exact: Tensor, floor: float | Tensor = 1e-5) -> None:
     """Check that a kernel is about as accurate as plain PyTorch in the same dtype: the one tolerance law.
 
-    max |actual - exact| <= 2 max |eager - exact| + floor, over finite entries; infinite entries must agree.
+    |actual - exact| <= 2 max |eager - exact| + floor, over finite entries; infinite entries must agree.
 
     Args:
         actual: what the kernel computed.
         eager: the same formula in plain PyTorch, in the kernel's dtype, on the same inputs.
         exact: the same formula in float64, on the same inputs.
-        floor: absolute, in the unit of the values; for where eager happens to be exact.
+        floor: absolute error that is allowed where eager happens to be exact, in the unit of the values; one number, or
+            one for each entry.
 
     Raises:
         AssertionError: with the excess over the allowed error.
@@ -29,14 +42,70 @@ def assert_as_accurate(actual: Tensor, eager: Tensor, exact: Tensor, floor: floa
     assert actual.shape == exact.shape, f"shape {tuple(actual.shape)}, expected {tuple(exact.shape)}"
     is_finite = exact.isfinite()
     assert (actual[~is_finite] == exact[~is_finite]).all(), "infinite entries disagree"
-    error = _largest((actual - exact)[is_finite])
-    eager_error = _largest((eager - exact)[is_finite])
-    allowed = 2 * eager_error + floor
+    error = (actual - exact)[is_finite].abs()
+    eager_error = float((eager - exact)[is_finite].abs().max()) if error.numel() else 0.0
+    allowed = 2 * eager_error + torch.as_tensor(floor, dtype=torch.float64).cpu().expand_as(exact)[is_finite]
     # Written so that a NaN fails.
-    assert error <= allowed, (
-        f"excess {error - allowed:.3e}: error {error:.3e}, eager's {eager_error:.3e}, allowed {allowed:.3e}"
-    )
+    if not (error <= allowed).all():
+        worst = (error - allowed).argmax()  # a NaN is the largest
+        raise AssertionError(
+            f"excess {error[worst] - allowed[worst]:.3e}: error {error[worst]:.3e}, eager's {eager_error:.3e}, "
+            f"allowed {allowed[worst]:.3e}"
+        )
 
 
-def _largest(error: Tensor) -> float:
-    return float(error.abs().max()) if error.numel() else 0.0
+def assert_attention_is_accurate(
+    backend: str, query: Tensor, queue: Tensor, temperature: float | Tensor, **options: object
+) -> None:
+    """Check lse and E of a back-end of :func:`~ssl_core.ops.queue_attention` by the law, on whatever device they are.
+
+    The floors are bounds of what the kernels round, u = 2^-24 a rounding, in which eager may be lucky. With the largest
+    logit L = |q| max |k| / temperature + max |bias| of a row, every weight is off by the factor 1 + w,
+
+        w = (4 + sqrt d) L u        the scaled query, the shift, and a product of d unlike numbers, whose roundings fall
+                                    either way (Higham and Mary, 2019, doi:10.1137/18M1226312)
+          + 2 u                     the exponential; ex2.approx of a GPU: 4 u
+          + c u                     a sum of c numbers, one after another: those of two distinct logits are alike, and
+                                    their roundings fall the same way; c = min(k, 192) + k / 192
+
+    so that lse is off by w and its own rounding, and E by w (sum_j p_j |k_j| + |E|). Queues of halves add the rounding
+    of weights to them, and attention of PyTorch on a GPU that of the query scaled by the temperature, and of E.
+
+    Args:
+        backend: name of a back-end.
+        query: (n d) queries.
+        queue: (k d) keys, of the query's dtype or a narrower one.
+        temperature: > 0, one number or one of each query.
+        options: further arguments of ``queue_attention``.
+
+    Raises:
+        AssertionError: with the excess over the allowed error.
+    """
+    actual = queue_attention(query, queue, temperature, backend=backend, **options)  # type: ignore[arg-type]
+    eager = queue_attention(query, queue, temperature, backend="reference", **options)  # type: ignore[arg-type]
+    # Zeros beside the query and |k| beside the keys change no logit, and E holds sum_j p_j |k_j| as well.
+    doubles = {n: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for n, v in options.items()}
+    dim = query.shape[1]
+    wide_query = F.pad(query.double(), (0, dim))
+    wide_queue = torch.cat([queue.double(), queue.double().abs()], dim=1)
+    lse, wide = queue_attention(wide_query, wide_queue, temperature, backend="reference", **doubles)  # type: ignore[arg-type]
+    expectation, sizes = wide.chunk(2, dim=1)
+
+    num_keys = len(queue)
+    largest_key = F.pad(queue.double().norm(dim=1), (0, 1)).max()  # 0 of an empty queue
+    largest_logit = query.double().norm(dim=1) * largest_key / torch.as_tensor(temperature, device=query.device)
+    if isinstance(bias := options.get("key_bias"), Tensor):
+        largest_logit = largest_logit + F.pad(bias.double().nan_to_num(neginf=0.0).abs(), (0, 1)).max()
+    rounds_weights = backend in ("triton", "cuda")
+    half = torch.finfo(queue.dtype).eps if queue.dtype != torch.float32 else 0.0
+    scaled_query = half if backend == "sdpa" and query.is_cuda else 0.0
+
+    chain = min(num_keys, _CHAIN) + math.ceil(num_keys / _CHAIN)
+    exponential = 4 if rounds_weights or backend == "sdpa" else 2
+    factor = ((4 + math.sqrt(dim)) * largest_logit + exponential + chain) * _ROUNDING + scaled_query * largest_logit
+    lse_floor = factor + (largest_logit + math.log(num_keys + 1)) * _ROUNDING
+    factor = factor + (half if rounds_weights else 0.0) + scaled_query
+    floors = lse_floor, factor[:, None] * (sizes + expectation.abs())
+    for value, plain, truth, floor in zip(actual, eager, (lse, expectation), floors, strict=True):
+        assert value.dtype == plain.dtype == torch.float32, f"{value.dtype} and {plain.dtype}, expected float32"
+        assert_as_accurate(value, plain, truth, floor=floor)
