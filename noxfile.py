@@ -1,6 +1,7 @@
 """Sessions of the whole repository: ``nox -l`` lists them, ``nox -s tests`` runs every package's tests."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import nox
@@ -16,28 +17,40 @@ PACKAGES = sorted(
     (file.parent.name for file in ROOT.glob("packages/*/pyproject.toml")),
     key=lambda name: (name != "core", name),
 )
-OLDEST_TORCH = ["torch==2.11.*", "torchvision==0.26.*"]
+# Beside what the packages ask for.
+TOOLS = {
+    "lint": ["ruff>=0.15"],
+    "types": ["mypy>=1.18", "types-PyYAML", "types-tqdm"],
+    "build": ["build[uv]", "twine", "uv"],
+    "bench": ["faiss-cpu", "lightly", "matplotlib", "kornia", "albumentations"],
+    "nox": ["nox[uv]"],
+}
+# Versions that were tested together; `nox -s lock` renews them. Relative, since a path with a space is split.
+LOCKED = ["-c", "constraints.txt", "--build-constraint", "constraints.txt"]
 
 
-def install(session: nox.Session, *packages: str, extras: tuple[str, ...] = ()) -> None:
+def test_dependencies(package: str) -> list[str]:
+    """What a package's tests need beside it."""
+    return list(nox.project.dependency_groups(nox.project.load_toml(f"packages/{package}/pyproject.toml"), "test"))
+
+
+def install(session: nox.Session, *packages: str, extras: Sequence[str] = (), versions: Sequence[str] = LOCKED) -> None:
     """Install packages of this repository in editable mode, core always, with their test dependencies."""
-    groups: list[str] = []
-    for package in packages:
-        groups += nox.project.dependency_groups(nox.project.load_toml(f"packages/{package}/pyproject.toml"), "test")
     editable = [part for name in dict.fromkeys(("core", *packages)) for part in ("-e", f"packages/{name}")]
-    session.install(*editable, *dict.fromkeys(groups), *extras)
+    groups = dict.fromkeys(part for name in packages for part in test_dependencies(name))
+    session.install(*versions, *editable, *groups, *extras)
 
 
 def install_wheel(session: nox.Session, env: dict[str, str]) -> None:
     """Build core with these environment variables, and install it beside what its tests need."""
-    session.install(*nox.project.dependency_groups(nox.project.load_toml("packages/core/pyproject.toml"), "test"))
-    session.install("--no-cache", "--reinstall-package", "ssl-core", "./packages/core", env=env)
+    session.install(*LOCKED, *test_dependencies("core"))
+    session.install(*LOCKED, "--no-cache", "--reinstall-package", "ssl-core", "./packages/core", env=env)
 
 
 @nox.session
 def quickstart(session: nox.Session) -> None:
     """Train SCE on images that ship with scikit-learn (about 3 minutes on 2 cores) and show what it learnt."""
-    session.install("-e", "packages/core", "-e", "packages/sce")
+    session.install(*LOCKED, "-e", "packages/core", "-e", "packages/sce")
     session.run("ssl-sce-train", "--config", "quickstart", "--out", "runs/quickstart", *session.posargs)
     session.run("ssl-core", "report", "runs/quickstart")
 
@@ -50,11 +63,19 @@ def tests(session: nox.Session, package: str) -> None:
     session.run("pytest", f"packages/{package}", *session.posargs)
 
 
-@nox.session(default=False)
+@nox.session(default=False, reuse_venv=False)
+@nox.parametrize("package", [nox.param(name, id=name) for name in PACKAGES])
+def tests_newest(session: nox.Session, package: str) -> None:
+    """Run the tests with the newest version of everything, instead of those of constraints.txt."""
+    install(session, package, versions=["--upgrade"])
+    session.run("pytest", f"packages/{package}", *session.posargs)
+
+
+@nox.session(default=False, reuse_venv=False, venv_backend="uv")
 @nox.parametrize("package", [nox.param(name, id=name) for name in PACKAGES])
 def tests_oldest(session: nox.Session, package: str) -> None:
-    """Run the tests with the oldest torch that the packages allow."""
-    install(session, package, extras=tuple(OLDEST_TORCH))
+    """Run the tests with the lowest version of everything that a pyproject.toml allows."""
+    install(session, package, versions=["--resolution", "lowest-direct"])
     session.run("pytest", f"packages/{package}", *session.posargs)
 
 
@@ -92,7 +113,7 @@ def tests_sanitized(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check format and style of all code."""
-    session.install("ruff>=0.15,<0.18")
+    session.install(*LOCKED, *TOOLS["lint"])
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
 
@@ -100,14 +121,14 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types of every package's sources, strictly."""
-    install(session, *PACKAGES, extras=("mypy>=1.18", "types-PyYAML", "types-tqdm"))
+    install(session, *PACKAGES, extras=TOOLS["types"])
     session.run("mypy", *(f"packages/{name}/src" for name in PACKAGES))
 
 
 @nox.session(default=False)
 def build(session: nox.Session) -> None:
     """Build every sdist and a wheel from it, install from those wheels alone, and train each method."""
-    session.install("build[uv]", "twine", "uv")
+    session.install(*LOCKED, *TOOLS["build"])
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     for name in PACKAGES:
@@ -131,6 +152,36 @@ def build(session: nox.Session) -> None:
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Run the benchmarks at quick settings and print their tables."""
-    install(session, *PACKAGES, extras=("faiss-cpu", "lightly", "matplotlib", "kornia", "albumentations"))
+    install(session, *PACKAGES, extras=TOOLS["bench"])
     for file in sorted(ROOT.glob("benchmarks/bench_*.py")):
         session.run("python", str(file), "--quick", *session.posargs)
+
+
+@nox.session(default=False)
+def nightly(session: nox.Session) -> None:
+    """Run what takes too long for every change: all other sessions of tests, and the build."""
+    for name in ("tests_newest", "tests_oldest"):
+        for package in PACKAGES:
+            session.notify(f"{name}({package})")
+    for name in ("tests_interpret", "tests_without_compiler", "tests_sanitized", "build"):
+        session.notify(name)
+
+
+@nox.session(default=False)
+def lock(session: nox.Session) -> None:
+    """Renew constraints.txt: the newest versions that go together of all that a session installs."""
+    wanted = [part for tools in TOOLS.values() for part in tools]
+    for name in PACKAGES:
+        settings = nox.project.load_toml(f"packages/{name}/pyproject.toml")
+        extras = settings["project"].get("optional-dependencies", {})
+        # Both builds of faiss are one module; no session installs that for GPUs.
+        chosen = [part for extra, parts in extras.items() if extra != "gpu" for part in parts]
+        wanted += [*settings["build-system"]["requires"], *settings["project"]["dependencies"], *chosen]
+        wanted += test_dependencies(name)
+    file = Path(session.create_tmp()) / "requirements.in"
+    file.write_text("\n".join(sorted({part for part in wanted if not part.startswith("ssl-")})))
+    session.install("uv")
+    # For every system and every Python that the packages allow.
+    options = ["--universal", "--python-version", "3.11", "--upgrade", "--no-annotate"]
+    options += ["--custom-compile-command", "nox -s lock", "--output-file", "constraints.txt"]
+    session.run("uv", "pip", "compile", *options, str(file))

@@ -1,7 +1,6 @@
 """When partners are chosen, from which embeddings, and that all processes have the same."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +18,7 @@ from ssl_core import distributed
 from ssl_core.data import Batches, MemoryImages
 from ssl_core.evaluate import evaluating
 from ssl_core.pretrain import Run
+from ssl_core.testing import finished_process
 from ssl_core.views import ViewConfig, make_view_specs
 
 NUM_IMAGES, SIZE = 300, 8
@@ -215,7 +215,7 @@ def test_times_that_cannot_be_are_refused(option, value):
 @pytest.mark.distributed
 def test_two_processes_share_the_work_and_have_the_table_of_one(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
-    finished = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    finished = finished_process([*command, str(tmp_path)])
     assert finished.returncode == 0, finished.stderr
     alone = make_run(tmp_path)
     choose_partners(alone, 0)

@@ -1,10 +1,11 @@
 """What the allocator does with freed memory, seen by the page faults of a process of its own."""
 
 import platform
-import subprocess
 import sys
 
 import pytest
+
+from ssl_core.testing import finished_process
 
 STEPS = """
 import resource, sys, torch
@@ -21,8 +22,7 @@ print(faults() - before)
 
 
 def page_faults(how):
-    done = subprocess.run([sys.executable, "-c", STEPS, how], capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    return int(finished_process([sys.executable, "-c", STEPS, how]).stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the options")

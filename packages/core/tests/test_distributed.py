@@ -1,8 +1,5 @@
 """Collectives in one process, and in two gloo processes that run this file as a script."""
 
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ssl_core import distributed
+from ssl_core.testing import finished_process
 
 ROWS = 3  # of each process
 
@@ -66,23 +64,17 @@ def run_as_one_of_two(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
     folder = tmp_path_factory.mktemp("two_processes")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    started = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
-            env=os.environ
-            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(2)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        __file__,
+        str(folder),
     ]
-    try:
-        assert [process.wait(timeout=100) for process in started] == [0, 0]
-    finally:
-        for process in started:
-            process.kill()
+    finished = finished_process(command)
+    assert finished.returncode == 0, finished.stderr
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -1,9 +1,12 @@
 """Who may import whom: fails on an arrow that the architecture does not have."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
+
+from ssl_core.testing import finished_process
 
 ROOT = Path(__file__).parents[3]
 CORE = ROOT / "packages/core/src/ssl_core"
@@ -71,9 +74,6 @@ def test_core_and_its_shared_checks_do_without_pytest():
 
 
 def test_importing_core_does_not_import_heavy_optional_packages(tmp_path):
-    import subprocess
-    import sys
-
     code = "import sys, ssl_core; print([m for m in ('tensorboard', 'sklearn', 'pyarrow', 'timm') if m in sys.modules])"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert output.strip() == "[]"
+    done = finished_process([sys.executable, "-c", code])
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr

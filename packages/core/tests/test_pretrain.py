@@ -19,7 +19,8 @@ from ssl_core import pretrain
 from ssl_core.data import Batches
 from ssl_core.evaluate import evaluate_similarity
 from ssl_core.ops import _triton, cpp
-from ssl_core.testing import error_of, make_images
+from ssl_core.testing import error_of, make_images, started_process
+from ssl_core.testing.process import TIMEOUT_S
 from ssl_core.train import load_checkpoint, read_metrics
 
 SMOKE = ["--config", "smoke", "--device", "cpu"]
@@ -40,12 +41,12 @@ def test_terminating_saves_and_the_message_says_how_to_go_on(tmp_path):
     run = tmp_path / "run"
     options = ["--data.source", str(make_images(tmp_path / "images")), "--data.workers=2", "--train.epochs=500"]
     command = [sys.executable, "-m", "ssl_tiny.train", *SMOKE, *options, "--train.log_every=1", "--out", str(run)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.terminate()
-    _, errors = process.communicate(timeout=60)
+    with started_process(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.terminate()
+        _, errors = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 128 + signal.SIGTERM
     assert f"--resume {run}" in errors
     assert "Traceback" not in errors

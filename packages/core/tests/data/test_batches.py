@@ -1,4 +1,3 @@
-import contextlib
 import dataclasses
 import os
 import signal
@@ -10,6 +9,8 @@ import torch
 
 from ssl_core.data import Batches, LazyImages, MemoryImages
 from ssl_core.philox import permutation
+from ssl_core.testing import started_process
+from ssl_core.testing.process import TIMEOUT_S
 from ssl_core.views import ViewConfig, choose_renderer, make_view_specs, pack_images, render_views, sample_parameters
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
@@ -209,20 +210,11 @@ next(epoch), next(epoch)  # one from each worker: both are up
 
 def run(script, signal_number):
     """Run a script in a process group of its own; send the group a signal once the script prints a line."""
-    with subprocess.Popen(
-        [sys.executable, "-c", SETUP + script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            process.stdout.readline()
-            os.killpg(process.pid, signal_number)
-            output, errors = process.communicate(timeout=40)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+    command = [sys.executable, "-c", SETUP + script]
+    with started_process(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        os.killpg(process.pid, signal_number)
+        output, errors = process.communicate(timeout=TIMEOUT_S)
     return process.returncode, output, errors
 
 

@@ -5,7 +5,6 @@ does not fit is an error only at its launch.
 """
 
 import re
-import subprocess
 from importlib.util import find_spec
 
 import pytest
@@ -13,6 +12,7 @@ import torch
 
 from ssl_core.ops import _triton
 from ssl_core.ops.instructions import View
+from ssl_core.testing import finished_process
 from ssl_core.views import HEAVY, PRESETS, ViewSpec, derive
 from ssl_core.views.program import make_programs
 
@@ -147,7 +147,9 @@ def cuobjdump(option, compiled, folder):
     file = folder / "kernel.cubin"
     file.write_bytes(compiled.asm["cubin"])
     command = [knobs.nvidia.cuobjdump.path, option, str(file)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    done = finished_process(command)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.parametrize("dim", [64, 128, 256, 512])

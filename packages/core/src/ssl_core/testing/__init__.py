@@ -7,6 +7,7 @@ depend on it; folders to work in are arguments, as pytest's ``tmp_path`` gives t
 from ssl_core.testing.accuracy import assert_as_accurate, assert_attention_is_accurate
 from ssl_core.testing.command import check_bad_input, check_exact_resume, check_run, error_of, make_images
 from ssl_core.testing.method import check_method, random_views
+from ssl_core.testing.process import finished_process, started_process
 from ssl_core.testing.ranks import check_ranks
 from ssl_core.testing.recipes import Recipes
 
@@ -20,6 +21,8 @@ __all__ = [
     "check_ranks",
     "check_run",
     "error_of",
+    "finished_process",
     "make_images",
     "random_views",
+    "started_process",
 ]

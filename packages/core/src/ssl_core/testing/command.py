@@ -4,17 +4,19 @@ Every package's recipe ``smoke`` trains in seconds on the CPU; all checks start 
 """
 
 import contextlib
+import importlib
 import io
 import json
 import random
 import shlex
-import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
 import torch
 import yaml
@@ -22,8 +24,10 @@ from PIL import Image
 
 from ssl_core.backbone import load_backbone
 from ssl_core.config import to_dict
+from ssl_core.testing.process import TIMEOUT_S, started_process
 from ssl_core.testing.recipes import parse
 from ssl_core.train import load_checkpoint, read_metrics
+from ssl_core.train.log import Log
 
 _SMOKE = ["--config", "smoke", "--device", "cpu"]
 
@@ -107,16 +111,13 @@ def check_exact_resume(train: ModuleType, folder: Path, options: Sequence[str] =
 
     kill_after = random.randint(4, 6)  # records; the last one's checkpoint may be missing
     command += ["--train.checkpoint_every=1", "--out", str(killed)]
-    process = subprocess.Popen([sys.executable, "-m", train.__name__, *command], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    try:
+    # It waits before its last step, so that it cannot end before it is killed, however busy the machine is.
+    with started_process([sys.executable, __file__, train.__name__, *command], stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + TIMEOUT_S
         while _num_records(killed) < kill_after:
             assert process.poll() is None, "the run ended before it was killed"
             assert time.monotonic() < deadline, "the run does not get ahead"
             time.sleep(0.002)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
     done = load_checkpoint(killed / "checkpoints" / "last.pt")["step"]
     assert 0 < done < _STEPS, f"killed after step {done} of {_STEPS}"
 
@@ -196,3 +197,20 @@ def _num_records(run: Path) -> int:
 
 def _losses(run: Path) -> dict[int, float]:
     return {record["step"]: record["loss"] for record in read_metrics(run) if "loss" in record}
+
+
+def _train_up_to_the_last_step(train: str, arguments: list[str]) -> None:
+    """Run a command that logs every step, and wait for the end when it has logged the last but one."""
+    record = Log.record
+
+    def hold(log: Log, step: int, values: Mapping[str, float], *, shown: str = "") -> None:
+        record(log, step, values, shown=shown)
+        if step == _STEPS - 1:
+            threading.Event().wait()
+
+    with patch.object(Log, "record", hold):
+        importlib.import_module(train).main(arguments)
+
+
+if __name__ == "__main__":
+    _train_up_to_the_last_step(sys.argv[1], sys.argv[2:])

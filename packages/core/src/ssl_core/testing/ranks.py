@@ -6,7 +6,6 @@ them again on shares of the batch, and compares.
 """
 
 import runpy
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_core import distributed
+from ssl_core.testing.process import finished_process
 from ssl_core.train import TrainConfig, train
 
 _PROCESSES = 2
@@ -40,7 +40,7 @@ def check_ranks(file: str | Path, folder: Path) -> None:
         AssertionError: naming the cases and what differs in them.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={_PROCESSES}"]
-    finished = subprocess.run([*command, __file__, str(file), str(folder)], capture_output=True, text=True, timeout=600)
+    finished = finished_process([*command, __file__, str(file), str(folder)])
     assert finished.returncode == 0, f"the processes failed:\n{finished.stderr}"
     of_ranks = [torch.load(_results(folder, rank)) for rank in range(_PROCESSES)]
     failures = []
