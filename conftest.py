@@ -1,6 +1,7 @@
 """Fixtures and switches that all packages' tests share."""
 
 import os
+from importlib.util import find_spec
 
 # Before torch is imported, and for the processes that tests start: the tensors here are too small for threads to
 # pay, and on a busy machine waiting threads cost tenfold.
@@ -8,6 +9,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+
+if find_spec("hypothesis"):  # not every package's tests need it
+    from hypothesis import settings
+
+    # The same examples every time, for as long as hypothesis is the same; constraints.txt sees to that.
+    settings.register_profile("repeatable", max_examples=60, derandomize=True, deadline=None, database=None)
+    # nox -s fuzz
+    settings.register_profile("random", max_examples=300, deadline=None, database=None, print_blob=True)
+    settings.load_profile("repeatable")
 
 # Needs the build back-end, which test environments do not have.
 collect_ignore_glob = ["packages/*/hatch_build.py", "packages/*/build/*"]

@@ -80,6 +80,14 @@ def tests_oldest(session: nox.Session, package: str) -> None:
 
 
 @nox.session(default=False)
+def fuzz(session: nox.Session) -> None:
+    """Run the tests whose examples hypothesis draws on 300 others: nox -s fuzz -- --hypothesis-seed 3."""
+    install(session, *PACKAGES)
+    files = [f"packages/{name}" for name in PACKAGES]
+    session.run("pytest", *files, "-m", "hypothesis", "--hypothesis-profile", "random", *session.posargs)
+
+
+@nox.session(default=False)
 def tests_interpret(session: nox.Session) -> None:
     """Run the op tests of the Triton kernels through Triton's interpreter, on the CPU (about 5 minutes)."""
     install(session, "core")
@@ -163,7 +171,7 @@ def nightly(session: nox.Session) -> None:
     for name in ("tests_newest", "tests_oldest"):
         for package in PACKAGES:
             session.notify(f"{name}({package})")
-    for name in ("tests_interpret", "tests_without_compiler", "tests_sanitized", "build"):
+    for name in ("fuzz", "tests_interpret", "tests_without_compiler", "tests_sanitized", "build"):
         session.notify(name)
 
 

@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ssl_clim import neighbours
@@ -317,7 +317,6 @@ def test_a_selection_chooses_among_what_its_rule_allows_and_fills_with_the_neare
     check_selected(select(selection, near, clusters, 10), near, rule(selection, near, clusters))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     n=st.integers(3, 40),
     side=st.integers(1, 6),

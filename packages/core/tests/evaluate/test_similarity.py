@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ssl_core.evaluate import inter_class_similarity, intra_class_similarity
@@ -51,7 +51,6 @@ def test_inter_class_similarity_is_the_hand_worked_value():
     zeros=st.floats(0, 0.5),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=60, deadline=None)
 def test_both_equal_brute_force_over_all_pairs(num_images, num_classes, length, zeros, seed):
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(num_images, length, generator=generator)

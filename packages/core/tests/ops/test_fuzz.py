@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ssl_core.ops import cpp, enqueue_
@@ -43,7 +43,6 @@ def two_logits(k):
 @example(problem=two_logits(100), threads=1)
 @example(problem=two_logits(192), threads=1)
 @example(problem=two_logits(600), threads=2)
-@settings(max_examples=60, deadline=None, derandomize=True)
 @given(problem=problems(), threads=st.integers(1, 4))
 def test_any_problem_is_as_accurate_as_eager(kernel, problem, threads):
     query, queue, temperature, options = problem
@@ -59,7 +58,6 @@ def test_any_problem_is_as_accurate_as_eager(kernel, problem, threads):
 
 
 @pytest.mark.parametrize("isa", ["reference", *cpp.instruction_sets()])
-@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     num_rows=st.integers(1, 40),
     dim=st.integers(1, 40),

@@ -44,8 +44,8 @@ BACKENDS = [
     pytest.param("triton", marks=needs_interpreter),
 ]
 EVERY = pytest.mark.parametrize("renderer", BACKENDS, indirect=True)
-# Of the property test: the interpreter takes a second for each.
-NUM_EXAMPLES = {"cpu": 100, "device": 12}
+# The interpreter takes a second for each.
+FEWER = {"device": {"max_examples": 12}}
 
 
 @pytest.fixture
@@ -571,8 +571,9 @@ def problems(draw):
 
 
 @EVERY
+@pytest.mark.hypothesis
 def test_any_program_draws_the_references_picture(renderer):
-    @settings(max_examples=NUM_EXAMPLES[renderer], deadline=None, derandomize=True, phases=[Phase.generate])
+    @settings(phases=[Phase.generate], **FEWER.get(renderer, {}))
     @given(problem=problems())
     def check(problem):
         channels, dtype, shapes, side, ops, choice, continuation, seed = problem
@@ -588,8 +589,9 @@ def test_any_program_draws_the_references_picture(renderer):
 
 
 @EVERY
+@pytest.mark.hypothesis
 def test_any_smooth_program_draws_every_pixel_of_the_reference(renderer):
-    @settings(max_examples=NUM_EXAMPLES[renderer], deadline=None, derandomize=True, phases=[Phase.generate])
+    @settings(phases=[Phase.generate], **FEWER.get(renderer, {}))
     @given(
         channels=st.integers(1, 5),
         dtype=st.sampled_from([torch.uint8, torch.uint16, torch.float32, torch.float64]),
