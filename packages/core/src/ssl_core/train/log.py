@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +11,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 from tqdm import tqdm
 
 from ssl_core.files import write_atomically
+
+# Seconds of steps, the first left out, after which the log says how long the rest will take.
+_FORECAST_AFTER_S = 3.0
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -41,6 +45,10 @@ class Log:
     ) -> None:
         self.active = active
         self._images_per_step = images_per_step
+        self._images_to_go = total_images - start * images_per_step
+        self._first_step_at: float | None = None
+        self._steps_since = 0
+        self._has_forecast = False
         self._file: TextIO | None = None
         self._events: SummaryWriter | None = None
         self._bar = tqdm(
@@ -62,8 +70,22 @@ class Log:
             self._events = _summary_writer(folder)
 
     def advance(self) -> None:
-        """Move the bar by one optimiser step."""
+        """Move the bar by one optimiser step; once, soon after the first, say how long the run will take."""
         self._bar.update(self._images_per_step)
+        self._images_to_go -= self._images_per_step
+        if self._has_forecast:
+            return
+        now = time.perf_counter()
+        if self._first_step_at is None:  # it starts workers and compiles
+            self._first_step_at = now
+            return
+        self._steps_since += 1
+        elapsed_s = now - self._first_step_at
+        if elapsed_s >= _FORECAST_AFTER_S:
+            images_per_s = self._steps_since * self._images_per_step / elapsed_s
+            left_s = self._images_to_go / images_per_s
+            self.say(f"{images_per_s:,.0f} images/s so far: about {_duration(left_s)} for {self._images_to_go:,} images")
+            self._has_forecast = True
 
     def record(self, step: int, values: Mapping[str, float], *, shown: str = "") -> None:
         """Write one record and show a line beside the bar.
@@ -98,6 +120,14 @@ class Log:
             self._file.close()
         if self._events is not None:
             self._events.close()
+
+
+def _duration(seconds: float) -> str:
+    """In the unit in which a person would say it."""
+    for unit, length_s in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length_s:
+            return f"{seconds / length_s:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
