@@ -141,13 +141,14 @@ def build(session: nox.Session) -> None:
     shutil.rmtree(dist, ignore_errors=True)
     for name in PACKAGES:
         # Without further options `build` makes the sdist and then the wheel from the sdist.
-        session.run("python", "-m", "build", "--installer", "uv", "--outdir", str(dist), f"packages/{name}")
+        command = ["python", "-m", "build", "--installer", "uv", "--outdir", str(dist), f"packages/{name}"]
+        session.run(*command, env={"UV_CONSTRAINT": "constraints.txt"})
     session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
     clean = Path(session.create_tmp()).resolve() / "clean"
     session.run("python", "-m", "venv", "--clear", str(clean))
     # By their paths: looked up by name, a wheel of the same version could come from uv's cache. CLIM needs one faiss.
     wheels = [f"{path}[cpu]" if "clim" in path.name else str(path) for path in sorted(dist.glob("*.whl"))]
-    session.run("uv", "pip", "install", "--python", str(clean / "bin" / "python"), *wheels)
+    session.run("uv", "pip", "install", *LOCKED, "--python", str(clean / "bin" / "python"), *wheels)
     scripts = [nox.project.load_toml(f"packages/{name}/pyproject.toml")["project"]["scripts"] for name in PACKAGES]
     with session.chdir(session.create_tmp()):
         # Away from the checkout, so that only what the wheels hold can be imported.
