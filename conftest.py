@@ -28,6 +28,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-gpu", action="store_true", help="fail instead of skipping tests marked gpu")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep what Triton compiles beside the checkout: a home folder may be read-only."""
+    if "TRITON_CACHE_DIR" not in os.environ and hasattr(config, "cache"):
+        os.environ["TRITON_CACHE_DIR"] = str(config.cache.mkdir("triton"))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip tests marked gpu where there is none, with the reason in the summary."""
     if torch.cuda.is_available() or config.getoption("--require-gpu"):

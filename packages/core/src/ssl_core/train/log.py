@@ -84,7 +84,9 @@ class Log:
         if elapsed_s >= _FORECAST_AFTER_S:
             images_per_s = self._steps_since * self._images_per_step / elapsed_s
             left_s = self._images_to_go / images_per_s
-            self.say(f"{images_per_s:,.0f} images/s so far: about {_duration(left_s)} for {self._images_to_go:,} images")
+            self.say(
+                f"{images_per_s:,.0f} images/s so far: about {_duration(left_s)} for {self._images_to_go:,} images"
+            )
             self._has_forecast = True
 
     def record(self, step: int, values: Mapping[str, float], *, shown: str = "") -> None:

@@ -48,17 +48,19 @@ _HIGHEST = {torch.uint8: 255.0, torch.uint16: 65535.0, torch.float32: 1.0}
 
 
 class _Step(NamedTuple):
-    """An instruction (`FIELDS`) as a constant of the kernel; its repetitions take parameters one after the other."""
+    """An instruction (`FIELDS`) as constants of the kernel; its repetitions take parameters one after the other."""
 
     opcode: int
     repetitions: int
     column: int
-    a: float
-    b: float
-    c: float
+    number: int | float  # the instruction's a
+    is_padded: bool
     condition: int
     wanted: int
     is_bicubic: bool
+
+
+_STEP_FIELDS = tl.constexpr(len(_Step._fields))
 
 
 @triton.jit
@@ -83,7 +85,10 @@ def _framed(
     row,
     size,
     HIGHEST: tl.constexpr,
-    STEP: tl.constexpr,
+    OPCODE: tl.constexpr,
+    SIDE: tl.constexpr,  # of an instruction that has one; 0 for the view's
+    IS_PADDED: tl.constexpr,
+    IS_BICUBIC: tl.constexpr,
     CHANNELS: tl.constexpr,
     C: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -93,34 +98,34 @@ def _framed(
     window_top, window_left = top, left
     side = size
     new_height, new_width = side, side
-    if STEP.opcode == _CROP:
+    if OPCODE == _CROP:
         # Cut to the picture, as a slice would be.
         top = tl.minimum(tl.maximum(tl.load(row).to(tl.int32), 0), height - 1)
         left = tl.minimum(tl.maximum(tl.load(row + 1).to(tl.int32), 0), width - 1)
         height = tl.minimum(tl.maximum(tl.load(row + 2).to(tl.int32), 1), height - top)
         width = tl.minimum(tl.maximum(tl.load(row + 3).to(tl.int32), 1), width - left)
-    elif STEP.opcode == _WINDOW:
+    elif OPCODE == _WINDOW:
         window_top, window_left = tl.load(row).to(tl.int32), tl.load(row + 1).to(tl.int32)
         new_height, new_width = height, width
-    elif STEP.opcode == _CENTER_CROP:
-        if STEP.a != 0:
-            new_height, new_width = top + STEP.a, top + STEP.a
+    elif OPCODE == _CENTER_CROP:
+        if SIDE != 0:
+            new_height, new_width = top + SIDE, top + SIDE
         shortest, short_side = tl.minimum(height, width), new_height
         new_height, new_width = short_side * height // shortest, short_side * width // shortest
         # Half of the spare pixels, halves to even.
         window_top = ((new_height - side) // 2) + (((new_height - side) // 2) & (new_height - side) & 1)
         window_left = ((new_width - side) // 2) + (((new_width - side) // 2) & (new_width - side) & 1)
     else:
-        if STEP.a != 0:
-            side = top + STEP.a
+        if SIDE != 0:
+            side = top + SIDE
         new_height, new_width = side, side
-        if STEP.c != 0:
+        if IS_PADDED:
             longest = tl.maximum(height, width)
             new_height, new_width = _fitted(height, longest, side), _fitted(width, longest, side)
             window_top, window_left = -((side - new_height) // 2), -((side - new_width) // 2)
     resample(
         source, channel_stride, row_stride, column_stride, target, side, side, top, left, height, width, new_height,
-        new_width, window_top, window_left, HIGHEST, STEP.is_bicubic, CHANNELS, C, BLOCK,
+        new_width, window_top, window_left, HIGHEST, IS_BICUBIC, CHANNELS, C, BLOCK,
     )  # fmt: skip
     return side
 
@@ -134,7 +139,14 @@ def _changed(
     width,
     row,  # the image's parameters
     size,
-    STEP: tl.constexpr,
+    OPCODE: tl.constexpr,
+    REPETITIONS: tl.constexpr,
+    COLUMN: tl.constexpr,
+    NUMBER: tl.constexpr,
+    IS_PADDED: tl.constexpr,
+    CONDITION: tl.constexpr,
+    WANTED: tl.constexpr,
+    IS_BICUBIC: tl.constexpr,
     CHANNELS: tl.constexpr,
     C: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -142,50 +154,53 @@ def _changed(
     """One instruction on a picture; where it and spare memory are then, and its size."""
     num_pixels = height * width
     takes_part = num_pixels > 0
-    if STEP.condition >= 0:
-        takes_part = tl.load(row + STEP.condition) == STEP.wanted
-    first = row + STEP.column
-    if STEP.opcode <= _RESIZE:
-        side = _framed(picture, num_pixels, width, 1, spare, height, width, first, size, 1.0, STEP, CHANNELS, C, BLOCK)
+    if CONDITION >= 0:
+        takes_part = tl.load(row + CONDITION) == WANTED
+    first = row + COLUMN
+    if OPCODE <= _RESIZE:
+        side = _framed(
+            picture, num_pixels, width, 1, spare, height, width, first, size, 1.0, OPCODE, NUMBER, IS_PADDED,
+            IS_BICUBIC, CHANNELS, C, BLOCK,
+        )  # fmt: skip
         height, width = side, side
         picture, spare = spare, picture
-    elif STEP.opcode == _DISTORT:
+    elif OPCODE == _DISTORT:
         if takes_part:
-            for _ in range(STEP.repetitions):
+            for _ in range(REPETITIONS):
                 magnitude = tl.load(first + 1)
                 x, y = magnitude, magnitude
-                if STEP.a != 0:
+                if NUMBER != 0:
                     x, y = tl.load(first + 2), tl.load(first + 3)
                 index = tl.load(first).to(tl.int32)
                 picture, spare = distort(picture, spare, height, width, index, magnitude, x, y, CHANNELS, C, BLOCK)
-                first += 4 if STEP.a != 0 else 2
-    elif STEP.opcode == _JITTER:
+                first += 4 if NUMBER != 0 else 2
+    elif OPCODE == _JITTER:
         if takes_part:
             brightness, contrast = tl.load(first), tl.load(first + 1)
             saturation, hue = tl.load(first + 2), tl.load(first + 3)
             order = tl.load(first + 4).to(tl.int64)
             if (brightness != 1.0) | (contrast != 1.0) | (saturation != 1.0) | (hue != 0.0):
                 jitter(picture, num_pixels, brightness, contrast, saturation, hue, order, CHANNELS, C, BLOCK)
-    elif STEP.opcode == _JIGSAW:
+    elif OPCODE == _JIGSAW:
         if takes_part:
-            shuffle_cells(picture, spare, height, first, STEP.a, CHANNELS, C, BLOCK)
+            shuffle_cells(picture, spare, height, first, NUMBER, CHANNELS, C, BLOCK)
             picture, spare = spare, picture
     else:
         amount = tl.load(first)
         if takes_part & (amount != 0.0):
-            if STEP.opcode == _FLIP:
+            if OPCODE == _FLIP:
                 zero = amount * 0.0
                 mirrored, upright = zero - 1.0, zero + 1.0
                 move(
                     picture, spare, height, width, mirrored, zero, zero + width, zero, upright, zero, CHANNELS, C, BLOCK
                 )
                 picture, spare = spare, picture
-            elif STEP.opcode == _GRAY:
+            elif OPCODE == _GRAY:
                 make_gray(picture, num_pixels, CHANNELS, C, BLOCK)
-            elif STEP.opcode == _BLUR:
+            elif OPCODE == _BLUR:
                 blur(picture, spare, height, width, amount, CHANNELS, C, BLOCK)
             else:
-                solarize(picture, num_pixels, 0.0, STEP.a, CHANNELS, C, BLOCK)
+                solarize(picture, num_pixels, 0.0, NUMBER, CHANNELS, C, BLOCK)
     return picture, spare, height, width
 
 
@@ -208,7 +223,7 @@ def _render_kernel(
     channel_stride,
     row_stride,
     column_stride,
-    PROGRAM: tl.constexpr,  # of `_Step`
+    PROGRAM: tl.constexpr,  # the fields of every `_Step`, one after the other: Triton 3.6 knows no tuples of tuples
     FRAMED: tl.constexpr,  # whether the first of them changes the picture's size
     HIGHEST: tl.constexpr,  # what the pixels have for 1
     CHANNELS: tl.constexpr,
@@ -237,8 +252,8 @@ def _render_kernel(
         source_column = tl.load(fields + 5).to(tl.int32)
     if FRAMED:
         side = _framed(
-            source, source_channel, source_row, source_column, picture, height, width, row + PROGRAM[0].column, size,
-            HIGHEST, PROGRAM[0], CHANNELS, C, BLOCK,
+            source, source_channel, source_row, source_column, picture, height, width, row + PROGRAM[2], size,
+            HIGHEST, PROGRAM[0], PROGRAM[3], PROGRAM[4], PROGRAM[7], CHANNELS, C, BLOCK,
         )  # fmt: skip
         height, width = side, side
     else:
@@ -246,10 +261,12 @@ def _render_kernel(
             source, source_channel, source_row, source_column, picture, height, width, 0, 0, height, width, height,
             width, 0, 0, HIGHEST, False, CHANNELS, C, BLOCK,
         )  # fmt: skip
-    for index in tl.static_range(1 if FRAMED else 0, len(PROGRAM)):
+    for field in tl.static_range(_STEP_FIELDS if FRAMED else 0, len(PROGRAM), _STEP_FIELDS):
         picture, spare, height, width = _changed(
-            picture, spare, height, width, row, size, PROGRAM[index], CHANNELS, C, BLOCK
-        )
+            picture, spare, height, width, row, size, PROGRAM[field], PROGRAM[field + 1], PROGRAM[field + 2],
+            PROGRAM[field + 3], PROGRAM[field + 4], PROGRAM[field + 5], PROGRAM[field + 6], PROGRAM[field + 7],
+            CHANNELS, C, BLOCK,
+        )  # fmt: skip
     channels = tl.arange(0, C)
     mean = tl.load(mean_std + channels, mask=channels < CHANNELS, other=0.0)[:, None]
     std = tl.load(mean_std + CHANNELS + channels, mask=channels < CHANNELS, other=1.0)[:, None]
@@ -290,7 +307,7 @@ def render_views(
         if any(later.continues == index for later in views[index + 1 :]):
             pictures[index] = torch.empty(result.shape, dtype=torch.float32, device=device)
         is_framed = len(program) > 0 and program[0].opcode <= Opcode.RESIZE
-        side = max([view.size, *(int(step.a) for step in program if step.opcode == Opcode.RESIZE)])
+        side = max([view.size, *(int(step.number) for step in program if step.opcode == Opcode.RESIZE)])
         slot, starts = channels * side * side, None
         if layout is not None and not is_framed:
             starts = _starts(images, slot)
@@ -310,7 +327,7 @@ def render_views(
                 result.view(torch.int16) if result.dtype == torch.bfloat16 else result,
                 view.size,
                 *result.stride(),
-                PROGRAM=program,
+                PROGRAM=_flat(program),
                 FRAMED=is_framed,
                 HIGHEST=highest,
                 CHANNELS=channels,
@@ -330,7 +347,7 @@ def _program(view: View) -> tuple[_Step, ...]:
         # Whole numbers are integers in a kernel.
         opcode, column, a, b, c, condition, wanted = (int(n) if n.is_integer() else n for n in numbers)
         is_bicubic = bool(a if opcode == Opcode.CROP else b)
-        step = _Step(opcode, 1, column, a, b, c, condition, wanted, is_bicubic)
+        step = _Step(opcode, 1, column, a, bool(c), condition, wanted, is_bicubic)
         if program and opcode == Opcode.DISTORT:
             before = program[-1]
             behind = before.column + before.repetitions * (4 if a else 2)
@@ -339,6 +356,11 @@ def _program(view: View) -> tuple[_Step, ...]:
                 program.pop()
         program.append(step)
     return tuple(program)
+
+
+def _flat(program: Sequence[_Step]) -> tuple[int | float, ...]:
+    """The constant of the kernel."""
+    return tuple(field for step in program for field in step)
 
 
 def _starts(images: PackedImages, smallest: int) -> Tensor:
@@ -359,7 +381,8 @@ def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
 def _configuration(size: int) -> tuple[int, int]:
     """Warps of a program and pixels of a tile, one for each thread. Not yet measured.
 
-    Without distortions that takes at most 64 registers, so that a multiprocessor holds 32 warps.
+    Without distortions Triton 3.9 takes at most 64 registers, so that a multiprocessor holds 32 warps; 3.6 takes up to
+    108, which leaves 16.
     """
     if is_interpreted():
         return 4, 1024
