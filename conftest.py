@@ -24,8 +24,9 @@ collect_ignore_glob = ["packages/*/hatch_build.py", "packages/*/build/*"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--require-gpu``."""
+    """Add ``--require-gpu`` and ``--nightly``."""
     parser.addoption("--require-gpu", action="store_true", help="fail instead of skipping tests marked gpu")
+    parser.addoption("--nightly", action="store_true", help="run the tests marked nightly as well")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,8 +35,13 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["TRITON_CACHE_DIR"] = str(config.cache.mkdir("triton"))
 
 
+@pytest.hookimpl(trylast=True)  # after those that add markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip tests marked gpu where there is none, with the reason in the summary."""
+    """Leave tests marked nightly out, and skip those marked gpu where there is none, with the reason in the summary."""
+    if not config.getoption("--nightly"):
+        left_out = [item for item in items if item.get_closest_marker("nightly")]
+        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
+        config.hook.pytest_deselected(items=left_out)
     if torch.cuda.is_available() or config.getoption("--require-gpu"):
         return
     for item in items:

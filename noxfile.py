@@ -28,6 +28,9 @@ TOOLS = {
 # Versions that were tested together; `nox -s lock` renews them. Relative, since a path with a space is split.
 LOCKED = ["-c", "constraints.txt", "--build-constraint", "constraints.txt"]
 
+# Of pytest: a process for each processor, each with memory for a torch of its own.
+PARALLEL = ["--numprocesses", "auto", "--maxprocesses", "8", "--dist", "worksteal"]
+
 
 def test_dependencies(package: str) -> list[str]:
     """What a package's tests need beside it."""
@@ -60,7 +63,15 @@ def quickstart(session: nox.Session) -> None:
 def tests(session: nox.Session, package: str) -> None:
     """Run the tests and the documented examples of each package, or of one: nox -s "tests(sce)"."""
     install(session, package)
-    session.run("pytest", f"packages/{package}", *session.posargs)
+    session.run("pytest", *PARALLEL, f"packages/{package}", *session.posargs)
+
+
+@nox.session(default=False)
+def quick(session: nox.Session) -> None:
+    """Run the tests of all packages that take no more than seconds, in one environment."""
+    install(session, *PACKAGES)
+    chosen = ["-m", "not slow and not distributed"]
+    session.run("pytest", *PARALLEL, *chosen, *(f"packages/{name}" for name in PACKAGES), *session.posargs)
 
 
 @nox.session(default=False, reuse_venv=False)
@@ -68,7 +79,7 @@ def tests(session: nox.Session, package: str) -> None:
 def tests_newest(session: nox.Session, package: str) -> None:
     """Run the tests with the newest version of everything, instead of those of constraints.txt."""
     install(session, package, versions=["--upgrade"])
-    session.run("pytest", f"packages/{package}", *session.posargs)
+    session.run("pytest", *PARALLEL, f"packages/{package}", *session.posargs)
 
 
 @nox.session(default=False, reuse_venv=False, venv_backend="uv")
@@ -76,7 +87,14 @@ def tests_newest(session: nox.Session, package: str) -> None:
 def tests_oldest(session: nox.Session, package: str) -> None:
     """Run the tests with the lowest version of everything that a pyproject.toml allows."""
     install(session, package, versions=["--resolution", "lowest-direct"])
-    session.run("pytest", f"packages/{package}", *session.posargs)
+    session.run("pytest", *PARALLEL, f"packages/{package}", *session.posargs)
+
+
+@nox.session(default=False)
+def tests_instruction_sets(session: nox.Session) -> None:
+    """Run the op tests on every instruction set of the processor, not just on the widest."""
+    install(session, "core")
+    session.run("pytest", *PARALLEL, "packages/core", "--nightly", "-m", "nightly", *session.posargs)
 
 
 @nox.session(default=False)
@@ -84,14 +102,15 @@ def fuzz(session: nox.Session) -> None:
     """Run the tests whose examples hypothesis draws on 300 others: nox -s fuzz -- --hypothesis-seed 3."""
     install(session, *PACKAGES)
     files = [f"packages/{name}" for name in PACKAGES]
-    session.run("pytest", *files, "-m", "hypothesis", "--hypothesis-profile", "random", *session.posargs)
+    session.run("pytest", *PARALLEL, *files, "-m", "hypothesis", "--hypothesis-profile", "random", *session.posargs)
 
 
 @nox.session(default=False)
 def tests_interpret(session: nox.Session) -> None:
     """Run the op tests of the Triton kernels through Triton's interpreter, on the CPU (about 5 minutes)."""
     install(session, "core")
-    session.run("pytest", "packages/core/tests/ops", "-k", "triton", *session.posargs, env={"TRITON_INTERPRET": "1"})
+    command = ["pytest", *PARALLEL, "packages/core/tests/ops", "-k", "triton"]
+    session.run(*command, *session.posargs, env={"TRITON_INTERPRET": "1"})
 
 
 @nox.session(default=False)
@@ -101,7 +120,7 @@ def tests_without_compiler(session: nox.Session) -> None:
     session.run(
         "python", "-c", "from ssl_core.ops import implementations as f; assert f()['queue_attention']['cpu'] == 'tiled'"
     )
-    session.run("pytest", "packages/core/tests/ops", *session.posargs)
+    session.run("pytest", *PARALLEL, "packages/core/tests/ops", *session.posargs)
 
 
 @nox.session(default=False)
@@ -115,7 +134,9 @@ def tests_sanitized(session: nox.Session) -> None:
     ]
     # Python itself leaks. Not captured (-s), so that the sanitizer's report is seen: it ends the process.
     env = {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "1"}
-    session.run("pytest", "-s", "packages/core/tests/ops", "-k", "avx or generic", *session.posargs, env=env)
+    session.run(
+        "pytest", "-s", "packages/core/tests/ops", "--nightly", "-k", "avx or generic", *session.posargs, env=env
+    )
 
 
 @nox.session
@@ -172,7 +193,14 @@ def nightly(session: nox.Session) -> None:
     for name in ("tests_newest", "tests_oldest"):
         for package in PACKAGES:
             session.notify(f"{name}({package})")
-    for name in ("fuzz", "tests_interpret", "tests_without_compiler", "tests_sanitized", "build"):
+    for name in (
+        "tests_instruction_sets",
+        "fuzz",
+        "tests_interpret",
+        "tests_without_compiler",
+        "tests_sanitized",
+        "build",
+    ):
         session.notify(name)
 
 
