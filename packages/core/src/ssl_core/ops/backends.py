@@ -1,4 +1,4 @@
-"""Which implementation of an op runs: argument ``backend=``, then SSL_CORE_BACKEND, then the fastest that fits."""
+"""Which implementation of an op runs: argument ``backend=``, then SSL_CORE_BACKEND, then the first that fits."""
 
 import logging
 import os
@@ -34,7 +34,7 @@ def choose_backend(
 
     Args:
         op: the op's name, for messages.
-        backends: the op's back-ends, fastest first.
+        backends: the op's back-ends, in the order in which they are preferred.
         device: where the op's tensors are.
         dtypes: of the op's tensors, in an order that its back-ends know.
         requested: a name; None asks the environment variable SSL_CORE_BACKEND, and without it takes the first
@@ -75,7 +75,7 @@ def choose_backend(
 def log_choice(
     op: str, backends: tuple[tuple[str, Unsupported], ...], chosen: str, device: torch.device, *dtypes: torch.dtype
 ) -> None:
-    """Say once for each device and dtypes what an op runs as, and why nothing faster does."""
+    """Say once for each device and dtypes what an op runs as, and why none that is preferred does."""
     reasons = ""
     for name, unsupported in backends:
         if name == chosen:
