@@ -9,7 +9,7 @@ import torch
 
 from ssl_core.data import Batches, LazyImages, MemoryImages
 from ssl_core.philox import permutation
-from ssl_core.testing import started_process
+from ssl_core.testing import finished_process, started_process
 from ssl_core.testing.process import TIMEOUT_S
 from ssl_core.views import ViewConfig, choose_renderer, make_view_specs, pack_images, render_views, sample_parameters
 
@@ -216,6 +216,12 @@ def run(script, signal_number):
         os.killpg(process.pid, signal_number)
         output, errors = process.communicate(timeout=TIMEOUT_S)
     return process.returncode, output, errors
+
+
+def test_workers_do_not_each_say_what_renders_the_views():
+    script = "import logging; logging.basicConfig(level=logging.INFO)" + SETUP
+    done = finished_process([sys.executable, "-c", script])
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only on Linux do workers ignore a SIGTERM of others")

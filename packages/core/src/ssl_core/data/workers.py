@@ -1,5 +1,6 @@
 """Worker processes: how images are decoded and views are made beside the main process."""
 
+import logging
 import os
 import signal
 import sys
@@ -78,6 +79,7 @@ def _prepare_worker(worker: int) -> None:
 
     Ctrl-C and a scheduler's SIGTERM reach all processes of a job; a worker ends when its parent tells it to.
     """
+    logging.getLogger("ssl_core").setLevel(logging.WARNING)  # or each says what an op runs as
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":  # sigwaitinfo is not everywhere
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
