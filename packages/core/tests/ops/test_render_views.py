@@ -1,4 +1,4 @@
-"""Fused renderers against the reference: op by op, every recipe's view, and programs that nobody thought of."""
+"""Compiled renderers against the reference: op by op, every recipe's view, and programs that nobody thought of."""
 
 from typing import NamedTuple
 

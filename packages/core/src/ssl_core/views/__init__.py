@@ -8,13 +8,10 @@ from ssl_core.ops.instructions import PackedImages as PackedImages
 from ssl_core.views.config import ViewConfig as ViewConfig
 from ssl_core.views.config import make_ops as make_ops
 from ssl_core.views.config import make_view_specs as make_view_specs
-from ssl_core.views.fused import RENDERERS as RENDERERS
-from ssl_core.views.fused import choose_renderer as choose_renderer
-from ssl_core.views.fused import pack_images as pack_images
-from ssl_core.views.fused import render_views as render_views
-from ssl_core.views.fused import unpack_images as unpack_images
 from ssl_core.views.gallery import save_view_gallery as save_view_gallery
 from ssl_core.views.gallery import view_gallery as view_gallery
+from ssl_core.views.images import pack_images as pack_images
+from ssl_core.views.images import unpack_images as unpack_images
 from ssl_core.views.pools import DISTORTIONS as DISTORTIONS
 from ssl_core.views.pools import POOLS as POOLS
 from ssl_core.views.pools import Magnitude as Magnitude
@@ -24,6 +21,9 @@ from ssl_core.views.presets import PRESETS as PRESETS
 from ssl_core.views.presets import eval_spec as eval_spec
 from ssl_core.views.render import render as render
 from ssl_core.views.render import render_batch as render_batch
+from ssl_core.views.renderers import RENDERERS as RENDERERS
+from ssl_core.views.renderers import choose_renderer as choose_renderer
+from ssl_core.views.renderers import render_views as render_views
 from ssl_core.views.resolution import shortest_side as shortest_side
 from ssl_core.views.sampling import sample_parameters as sample_parameters
 from ssl_core.views.spec import JITTER_ORDERS as JITTER_ORDERS

@@ -13,7 +13,8 @@ from jaxtyping import Float32, Num
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ssl_core.views.render import render, to_unit
+from ssl_core.views.images import to_unit
+from ssl_core.views.render import render
 from ssl_core.views.sampling import sample_parameters
 from ssl_core.views.spec import ViewSpec
 

@@ -39,6 +39,7 @@ from ssl_core.views.geometry import (
     translate_y,
     translate_y_px,
 )
+from ssl_core.views.images import check_channels, check_image, to_unit
 from ssl_core.views.pools import DISTORTIONS, Distortion
 from ssl_core.views.spec import (
     JITTER_ORDERS,
@@ -58,8 +59,6 @@ from ssl_core.views.spec import (
     ViewSpec,
     num_parameters,
 )
-
-_LEVELS = {torch.uint8: 255, torch.uint16: 65535}
 
 
 def render(
@@ -90,12 +89,7 @@ def render(
         >>> [view.shape for view in render(image, parameters[0], spec)]
         [torch.Size([3, 32, 32])]
     """
-    if image.is_floating_point():
-        low, high = (bound.item() for bound in image.aminmax())
-        if not (low >= 0 and high <= 1):
-            raise ValueError(f"a floating image must lie in [0, 1], got values in [{low}, {high}]: rescale it")
-    elif image.dtype not in _LEVELS:
-        raise TypeError(f"an image must be uint8, uint16 or floating, got {image.dtype}: convert it first")
+    check_image(image)
     if len(parameters) != num_parameters(spec):
         raise ValueError(f"view {spec.name!r} has {num_parameters(spec)} parameters, got {len(parameters)}")
     values = parameters.tolist()
@@ -112,9 +106,7 @@ def render_batch(
         TypeError: as `render`.
         ValueError: as `render`, and if the images differ in their number of channels.
     """
-    channels = {len(image) for image in images}
-    if len(channels) > 1:
-        raise ValueError(f"images of {sorted(channels)} channels do not make a batch; set data.channels")
+    check_channels(images)
     rows = [render(image, row, spec) for image, row in zip(images, parameters, strict=True)]
     return tuple(torch.stack(views) for views in zip(*rows, strict=True))
 
@@ -214,12 +206,6 @@ def _distorted(image: Tensor, distortion: Distortion, magnitude: float, place: l
             return translate_y_px(image, magnitude)
         case _:
             assert_never(distortion)
-
-
-def to_unit(image: Tensor) -> Tensor:
-    """The image as float32 in [0, 1]; itself if it is that already."""
-    levels = _LEVELS.get(image.dtype)
-    return image.float() if levels is None else image.float().div_(levels)
 
 
 def _resize(image: Tensor, height: int, width: int, interpolation: str) -> Tensor:

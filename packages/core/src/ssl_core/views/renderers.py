@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Float64, Shaped
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ssl_core.ops.backends import choose_backend
-from ssl_core.ops.instructions import PIXEL_DTYPES, PackedImages, View
+from ssl_core.ops.instructions import PackedImages, View
 from ssl_core.ops.render_views import BACKENDS
 from ssl_core.ops.render_views import render_views as run_programs
+from ssl_core.views.images import unpack_images
 from ssl_core.views.program import make_programs
-from ssl_core.views.render import render_batch, to_unit
+from ssl_core.views.render import render_batch
 from ssl_core.views.spec import ViewSpec, num_parameters
 
 # What `data.renderer` may say, besides auto -> back-end.
@@ -78,7 +79,7 @@ def render_views(
         ValueError: if the parameters are not the specs', or the renderer cannot run here.
 
     Example:
-        >>> from ssl_core.views import ViewConfig, make_view_specs, sample_parameters
+        >>> from ssl_core.views import ViewConfig, make_view_specs, pack_images, sample_parameters
         >>> specs = make_view_specs([ViewConfig("strong", size=32)])
         >>> images = pack_images([torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8)])
         >>> index, size = torch.tensor([7]), images.layout[:, 1:3]
@@ -106,61 +107,3 @@ def render_views(
         picture.sub_(mean_c[:, None, None]).div_(std_c[:, None, None]).to(dtype, memory_format=memory_format)
         for picture in pictures
     )
-
-
-def pack_images(images: Sequence[Shaped[Tensor, "c _ _"]]) -> PackedImages:
-    """Images one after the other in one flat tensor.
-
-    Images of several dtypes take the finest of them, which is exact: 8 bits fit into 16, and both into float32.
-
-    Args:
-        images: (c h w) each, uint8, uint16 or floating in [0, 1]; of any strides.
-
-    Raises:
-        TypeError: for an image of another dtype.
-        ValueError: if there is no image, the images differ in their number of channels, or a floating image has values
-            outside [0, 1].
-    """
-    if not images:
-        raise ValueError("no images: a batch needs one at least")
-    channels = {len(image) for image in images}
-    if len(channels) > 1:
-        raise ValueError(f"images of {sorted(channels)} channels do not make a batch; set data.channels")
-    for image in images:
-        if image.is_floating_point():
-            low, high = (bound.item() for bound in image.aminmax())
-            if not (low >= 0 and high <= 1):
-                raise ValueError(f"a floating image must lie in [0, 1], got values in [{low}, {high}]: rescale it")
-        elif image.dtype not in PIXEL_DTYPES:
-            raise TypeError(f"an image must be uint8, uint16 or floating, got {image.dtype}: convert it first")
-    dtypes = {image.dtype for image in images}
-    if len(dtypes) > 1:
-        images = [_finer(image, dtypes) for image in images]
-    elif images[0].is_floating_point():
-        images = [image.float() for image in images]
-    flat, layout, offset = [], [], 0
-    for image in images:
-        # Decoders give rows of whole pixels; such an image is copied as it lies, and any other in its own order.
-        dense = image.permute(1, 2, 0).is_contiguous()
-        channel_count, height, width = image.shape
-        flat.append(image.permute(1, 2, 0).reshape(-1) if dense else image.reshape(-1))
-        strides = (1, width * channel_count, channel_count) if dense else (height * width, width, 1)
-        layout.append((offset, height, width, *strides))
-        offset += image.numel()
-    return PackedImages(torch.cat(flat), torch.tensor(layout), channels.pop())
-
-
-def unpack_images(images: PackedImages) -> list[Shaped[Tensor, "c _ _"]]:
-    """The images, (c h w) each, which share the packed memory."""
-    first = images.pixels.storage_offset()
-    return [
-        images.pixels.as_strided((images.channels, height, width), strides, first + offset)
-        for offset, height, width, *strides in images.layout.tolist()
-    ]
-
-
-def _finer(image: Tensor, dtypes: set[torch.dtype]) -> Tensor:
-    """The image in the finest of these dtypes; 255 levels of 257 are 65,535, so that its values stay the same."""
-    if any(dtype.is_floating_point for dtype in dtypes):
-        return to_unit(image)
-    return image if image.dtype == torch.uint16 else image.to(torch.int32).mul(257).to(torch.uint16)
