@@ -5,6 +5,7 @@
 
 #include <array>
 #include <new>
+#include <sstream>
 #include <stdexcept>
 
 #include "cpu/dispatch.h"
@@ -98,6 +99,21 @@ void uniform(std::uint64_t seed, std::uintptr_t streams, std::uintptr_t result, 
     set.uniform(call);
 }
 
+// Names in the order of their numbers.
+#define SSL_CORE_NAME(name) #name,
+const std::vector<std::string> kOpcodes{SSL_CORE_OPCODES(SSL_CORE_NAME)};
+const std::vector<std::string> kDistortions{SSL_CORE_DISTORTIONS(SSL_CORE_NAME)};
+#undef SSL_CORE_NAME
+
+std::string unknown(const Outcome& outcome) {
+    const bool is_opcode = outcome.kind == Outcome::unknown_opcode;
+    const std::vector<std::string>& known = is_opcode ? kOpcodes : kDistortions;
+    std::ostringstream text;
+    text << "no " << (is_opcode ? "opcode" : "distortion") << " of the compiled kernels has number " << outcome.number
+         << ": 0 is " << known.front() << " and " << known.size() - 1 << " is " << known.back();
+    return text.str();
+}
+
 // Of each view: addresses of instructions, parameters and result, numbers of instructions and parameters, size, and the
 // view that it continues.
 using ViewNumbers = std::array<std::int64_t, 7>;
@@ -123,7 +139,9 @@ void render_views(std::uintptr_t pixels, std::uintptr_t layout, const std::vecto
                            threads};
     const Kernels& set = kernels(isa);
     const py::gil_scoped_release release;
-    if (!set.render_views(call)) throw std::bad_alloc();
+    const Outcome outcome = set.render_views(call);
+    if (outcome.kind == Outcome::out_of_memory) throw std::bad_alloc();
+    if (outcome.kind != Outcome::done) throw std::invalid_argument(unknown(outcome));
 }
 
 }  // namespace
@@ -136,6 +154,8 @@ PYBIND11_MODULE(_C, module) {
     module.def("momentum_update", momentum_update);
     module.def("uniform", uniform);
     module.def("render_views", render_views);
+    module.attr("opcodes") = kOpcodes;
+    module.attr("distortions") = kDistortions;
 #ifdef _OPENMP
     module.attr("openmp") = true;
 #else

@@ -57,20 +57,20 @@ struct Uniform {
     int64_t num_streams, num_draws;
 };
 
-// What an instruction of a view does; ssl_core/ops/instructions.py says with which parameters.
-enum class Opcode : int32_t {
-    crop = 0,
-    window = 1,
-    center_crop = 2,
-    resize = 3,
-    flip = 4,
-    jitter = 5,
-    gray = 6,
-    blur = 7,
-    solarize = 8,
-    distort = 9,
-    jigsaw = 10,
-};
+// What an instruction of a view does, and what distort does: as in ssl_core/ops/instructions.py, in its order. Each list
+// becomes an enumeration here and names in bindings.cpp.
+#define SSL_CORE_OPCODES(each) \
+    each(crop) each(window) each(center_crop) each(resize) each(flip) each(jitter) each(gray) each(blur) each(solarize) \
+    each(distort) each(jigsaw)
+#define SSL_CORE_DISTORTIONS(each) \
+    each(identity) each(autocontrast) each(brightness) each(color) each(contrast) each(equalize) each(invert) \
+    each(posterize) each(rotate) each(sharpness) each(shear_x) each(shear_y) each(solarize) each(translate_x) \
+    each(translate_y) each(solarize_add) each(cutout) each(translate_x_px) each(translate_y_px)
+
+#define SSL_CORE_ENUMERATOR(name) name,
+enum class Opcode : int32_t { SSL_CORE_OPCODES(SSL_CORE_ENUMERATOR) };
+enum class Distortion : int32_t { SSL_CORE_DISTORTIONS(SSL_CORE_ENUMERATOR) };
+#undef SSL_CORE_ENUMERATOR
 
 // One view of every image: its instructions run one after the other on each image's picture.
 struct View {
@@ -93,13 +93,19 @@ struct RenderViews {
     int32_t threads;  // at most
 };
 
+// What became of a call, and the number that nothing here has.
+struct Outcome {
+    enum Kind : int32_t { done, out_of_memory, unknown_opcode, unknown_distortion } kind;
+    double number;
+};
+
 // The kernels, compiled once for each instruction set.
 struct Kernels {
     bool (*queue_attention)(const QueueAttention&);  // false when memory runs out
     void (*enqueue)(const Enqueue&);
     void (*momentum_update)(const MomentumUpdate&);
     void (*uniform)(const Uniform&);
-    bool (*render_views)(const RenderViews&);  // false when memory runs out
+    Outcome (*render_views)(const RenderViews&);
 };
 
 }  // namespace ssl_core

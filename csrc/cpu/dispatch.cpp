@@ -7,7 +7,7 @@
     void ssl_core_enqueue_##isa(const ssl_core::Enqueue&);                      \
     void ssl_core_momentum_update_##isa(const ssl_core::MomentumUpdate&);           \
     void ssl_core_uniform_##isa(const ssl_core::Uniform&);                          \
-    bool ssl_core_render_views_##isa(const ssl_core::RenderViews&);
+    ssl_core::Outcome ssl_core_render_views_##isa(const ssl_core::RenderViews&);
 
 #define SSL_CORE_KERNELS(isa) \
     {                                                                                                   \

@@ -1,5 +1,5 @@
 // Views of images: each view's instructions, one after the other, on a picture of float32 planes that stays in the
-// cache; what they mean is defined by ssl_core/views/render.py. All views of an image are drawn by one thread, so that
+// cache; what they mean is defined by ssl_core/views/ops. All views of an image are drawn by one thread, so that
 // the image is read from memory once.
 
 #include "views/color.h"
@@ -8,34 +8,13 @@
 
 namespace {
 
+using ssl_core::Distortion;
 using ssl_core::Opcode;
+using ssl_core::Outcome;
 using ssl_core::RenderViews;
 using ssl_core::View;
 
 constexpr int kFields = 7, kLayout = 6;
-
-// As DISTORTIONS in ssl_core/views/pools.py.
-enum Distortion {
-    identity,
-    autocontrasting,
-    brightening,
-    coloring,
-    contrasting,
-    equalizing,
-    inverting,
-    posterizing,
-    rotating,
-    sharpening,
-    shearing_x,
-    shearing_y,
-    solarizing,
-    translating_x,
-    translating_y,
-    solarizing_after_adding,
-    cutting_out,
-    translating_x_px,
-    translating_y_px,
-};
 
 Image as_image(const Picture& picture) {
     return {picture.data, Dtype::float32, picture.channels, picture.height, picture.width, picture.plane(), picture.width, 1};
@@ -46,6 +25,13 @@ struct Drawing {
     Image image;
     Canvas* canvas;
     bool is_drawn;
+    Outcome* outcome;
+
+    // Nothing that a function can do; its result is false, as where memory runs out.
+    bool unknown(Outcome::Kind kind, double number) {
+        *outcome = {kind, number};
+        return false;
+    }
 
     // The picture that a geometric op reads, while it draws the next one at the front.
     bool source(Image& from) {
@@ -120,32 +106,37 @@ bool resize(Drawing& drawing, int64_t side, bool bicubic, bool is_padded) {
            drawing.window(-((side - new_height) / 2), -((side - new_width) / 2), side);
 }
 
-bool distort(Canvas& canvas, int kind, double magnitude, const double* place) {
+bool distort(Drawing& drawing, double number, double magnitude, const double* place) {
+    Canvas& canvas = *drawing.canvas;
     const Picture& picture = canvas.picture;
     const float factor = static_cast<float>(magnitude);
+    const auto kind = static_cast<Distortion>(whole(number));
+    if (static_cast<double>(whole(number)) != number) return drawing.unknown(Outcome::unknown_distortion, number);
     switch (kind) {
-        case identity: return true;
-        case autocontrasting: autocontrast(picture); return true;
-        case brightening: brightness(picture, factor); return true;
-        case coloring: saturation(picture, factor); return true;
-        case contrasting: contrast(picture, factor); return true;
-        case equalizing: equalize(picture); return true;
-        case inverting: invert(picture); return true;
-        case posterizing: posterize(picture, static_cast<int>(between(1, whole(magnitude), 8))); return true;
-        case rotating: return rotate(canvas, magnitude);
-        case sharpening: return sharpness(canvas, factor);
-        case shearing_x: return affine(canvas, 1, magnitude, 0, 0, 1, 0);
-        case shearing_y: return affine(canvas, 1, 0, 0, magnitude, 1, 0);
+        case Distortion::identity: return true;
+        case Distortion::autocontrast: autocontrast(picture); return true;
+        case Distortion::brightness: brightness(picture, factor); return true;
+        case Distortion::color: saturation(picture, factor); return true;
+        case Distortion::contrast: contrast(picture, factor); return true;
+        case Distortion::equalize: equalize(picture); return true;
+        case Distortion::invert: invert(picture); return true;
+        case Distortion::posterize: posterize(picture, static_cast<int>(between(1, whole(magnitude), 8))); return true;
+        case Distortion::rotate: return rotate(canvas, magnitude);
+        case Distortion::sharpness: return sharpness(canvas, factor);
+        case Distortion::shear_x: return affine(canvas, 1, magnitude, 0, 0, 1, 0);
+        case Distortion::shear_y: return affine(canvas, 1, 0, 0, magnitude, 1, 0);
         // Half a level below, so that the rounding of what came before does not decide.
-        case solarizing: solarize(picture, static_cast<float>((ceil(magnitude) - 0.5) / 255)); return true;
-        case translating_x: return translate(canvas, trunc(magnitude * static_cast<double>(picture.width)), 0);
-        case translating_y: return translate(canvas, 0, trunc(magnitude * static_cast<double>(picture.height)));
-        case solarizing_after_adding: solarize_add(picture, static_cast<float>(magnitude / 255)); return true;
-        case cutting_out: return cutout(canvas, magnitude, place[0], place[1]);
-        case translating_x_px: return translate(canvas, magnitude, 0);
-        case translating_y_px: return translate(canvas, 0, magnitude);
-        default: return true;
+        case Distortion::solarize: solarize(picture, static_cast<float>((ceil(magnitude) - 0.5) / 255)); return true;
+        case Distortion::translate_x:
+            return translate(canvas, trunc(magnitude * static_cast<double>(picture.width)), 0);
+        case Distortion::translate_y:
+            return translate(canvas, 0, trunc(magnitude * static_cast<double>(picture.height)));
+        case Distortion::solarize_add: solarize_add(picture, static_cast<float>(magnitude / 255)); return true;
+        case Distortion::cutout: return cutout(canvas, magnitude, place[0], place[1]);
+        case Distortion::translate_x_px: return translate(canvas, magnitude, 0);
+        case Distortion::translate_y_px: return translate(canvas, 0, magnitude);
     }
+    return drawing.unknown(Outcome::unknown_distortion, number);
 }
 
 bool run(Drawing& drawing, const double* instruction, const double* parameters, int64_t size) {
@@ -153,7 +144,7 @@ bool run(Drawing& drawing, const double* instruction, const double* parameters, 
     const double* own = parameters + static_cast<int64_t>(instruction[1]);
     const double a = instruction[2];
     const bool b = instruction[3] != 0, c = instruction[4] != 0;
-    const auto opcode = static_cast<Opcode>(static_cast<int32_t>(instruction[0]));
+    const auto opcode = static_cast<Opcode>(whole(instruction[0]));
     switch (opcode) {
         case Opcode::crop: {
             // Cut to the image, as a slice would be.
@@ -187,11 +178,11 @@ bool run(Drawing& drawing, const double* instruction, const double* parameters, 
             if (own[0] != 0) solarize(canvas.picture, static_cast<float>(a));
             return true;
         case Opcode::distort:
-            return distort(canvas, static_cast<int>(whole(own[0])), own[1], own + 2);
+            return distort(drawing, own[0], own[1], own + 2);
         case Opcode::jigsaw:
             return shuffle_cells(canvas, whole(a), own);
         default:
-            return false;
+            return drawing.unknown(Outcome::unknown_opcode, instruction[0]);
     }
 }
 
@@ -257,7 +248,7 @@ struct Kept {
     bool is_wanted, is_mirrored;
 };
 
-bool draw(const RenderViews& call, int64_t index, Canvas& canvas, Kept* kept) {
+bool draw(const RenderViews& call, int64_t index, Canvas& canvas, Kept* kept, Outcome& outcome) {
     const int64_t* layout = call.layout + index * kLayout;
     const int64_t bytes = call.pixel_dtype == Dtype::uint8 ? 1 : call.pixel_dtype == Dtype::uint16 ? 2 : 4;
     const Image image{static_cast<const char*>(call.pixels) + layout[0] * bytes,
@@ -270,7 +261,7 @@ bool draw(const RenderViews& call, int64_t index, Canvas& canvas, Kept* kept) {
                       layout[5]};
     for (int64_t v = 0; v < call.num_views; ++v) {
         const View& view = call.views[v];
-        Drawing drawing{image, &canvas, false};
+        Drawing drawing{image, &canvas, false, &outcome};
         canvas.is_mirrored = false;
         if (view.continues >= 0) {
             const Kept& before = kept[view.continues];
@@ -299,23 +290,27 @@ bool draw(const RenderViews& call, int64_t index, Canvas& canvas, Kept* kept) {
 
 }  // namespace
 
-bool SSL_CORE_SYMBOL(render_views)(const RenderViews& call) {
-    int is_enough = 1;  // memory
-#pragma omp parallel num_threads(call.threads) if (call.num_images > 1) reduction(&& : is_enough)
+Outcome SSL_CORE_SYMBOL(render_views)(const RenderViews& call) {
+    Outcome outcome{Outcome::done, 0};
+#pragma omp parallel num_threads(call.threads) if (call.num_images > 1)
     {
         Canvas canvas{};
         Kept* kept = static_cast<Kept*>(calloc(call.num_views, sizeof(Kept)));
-        is_enough = kept != nullptr || call.num_views == 0;
-        if (is_enough)
+        bool is_done = kept != nullptr || call.num_views == 0;
+        Outcome problem{Outcome::out_of_memory, 0};
+        if (is_done)
             for (int64_t v = 0; v < call.num_views; ++v)
                 if (call.views[v].continues >= 0) kept[call.views[v].continues].is_wanted = true;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t image = 0; image < call.num_images; ++image)
-            is_enough = is_enough && draw(call, image, canvas, kept);
+            is_done = is_done && draw(call, image, canvas, kept, problem);
+        if (!is_done)
+#pragma omp critical
+            outcome = problem;
         if (kept)
             for (int64_t v = 0; v < call.num_views; ++v) free(kept[v].memory.data);
         free(kept);
         canvas.release();
     }
-    return is_enough;
+    return outcome;
 }

@@ -1,6 +1,8 @@
 """Compiled kernels of csrc/, see csrc/bindings.cpp; addresses are ``Tensor.data_ptr()``, 0 for none."""
 
 openmp: bool
+opcodes: list[str]  # by number, as `ssl_core.ops.instructions.Opcode`
+distortions: list[str]
 
 def instruction_sets() -> list[str]: ...
 def queue_attention(

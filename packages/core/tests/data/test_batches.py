@@ -45,7 +45,7 @@ def views_of(image, index, specs, view_indices, renderer, epoch):
     options = {"seed": 3, "epoch": epoch, "image_index": torch.tensor([index]), "image_size": size}
     parameters = [sample_parameters(specs[each], view_index=each, **options) for each in view_indices]
     alone = [dataclasses.replace(specs[each], derived_from=None, shared_ops=0) for each in view_indices]
-    renderer = choose_renderer(renderer, torch.device("cpu"))
+    renderer = choose_renderer(renderer, torch.device("cpu"), alone)
     return render_views(pack_images([image]), parameters, alone, mean=MEAN, std=STD, renderer=renderer)
 
 

@@ -51,7 +51,7 @@ def on_device(monkeypatch):
     def render(*arguments, renderer, **options):
         return render_views(*arguments, renderer="reference" if renderer == "device" else renderer, **options)
 
-    monkeypatch.setattr(pipeline, "choose_renderer", lambda name, device: name)
+    monkeypatch.setattr(pipeline, "choose_renderer", lambda name, device, specs: name)
     monkeypatch.setattr(pipeline, "render_views", render)
 
 

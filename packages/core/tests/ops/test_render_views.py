@@ -273,6 +273,24 @@ def test_parameters_that_are_no_numbers_of_an_op_are_survived(renderer):
 
 
 @EVERY
+@pytest.mark.parametrize("number", [19.0, -1.0, 1.5, float("nan"), 1e300])
+def test_a_number_that_is_no_distortion_is_refused(renderer, number):
+    images = pack_images([some_image(3, 20, 20)] * 3)
+    spec = ViewSpec((RandomCrop(), RandAugment("dssl_code16", 2)), (20,))
+    rows = torch.tensor([[0.0, 0.0, *[1.0, 0.0, 0.0, 0.0] * 2]] * 3, dtype=torch.float64)
+    rows[1, 6] = number
+    with pytest.raises(ValueError, match=rf"distortion .*{number:g}".replace("+", r"\+")):
+        render_views(images, [rows], [spec], renderer=renderer, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
+@EVERY
+def test_what_a_choice_does_not_take_may_be_any_number(renderer):
+    images = [some_image(3, 20, 20)]
+    spec = ViewSpec((RandomCrop(), Choice(0.5, (), (RandAugment("dssl_code16", 1),))), (20,))
+    assert_drawn(renderer, images, [torch.tensor([[0, 0, 1, 99, 0, 0, 0]]).double()], [spec], EXACT)
+
+
+@EVERY
 def test_a_crop_after_a_flip_is_of_the_mirrored_picture(renderer):
     spec = ViewSpec((Resize(40), HorizontalFlip(prob=1.0), RandomCrop()), (32,))
     images = some_images()

@@ -2,8 +2,16 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_core.views import ViewConfig, ViewSpec, make_view_specs, save_view_gallery, view_gallery
-from ssl_core.views.spec import CenterCrop, Solarize, derive
+from ssl_core.views import (
+    CenterCrop,
+    Solarize,
+    ViewConfig,
+    ViewSpec,
+    derive,
+    make_view_specs,
+    save_view_gallery,
+    view_gallery,
+)
 
 PLAIN = ViewSpec((CenterCrop(),), (32,), "plain")
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ssl_core.ops.instructions import FIELDS, Opcode
+from ssl_core.ops import cpp
+from ssl_core.ops.instructions import Distortion, Instruction, Opcode, numbered
 from ssl_core.views import (
-    DISTORTIONS,
     HEAVY,
     JITTER_ORDERS,
     PRESETS,
@@ -26,7 +26,7 @@ CROP = RandomResizedCrop()
 
 
 def column(program, name):
-    return program.instructions[:, FIELDS.index(name)].tolist()
+    return program.instructions[:, Instruction._fields.index(name)].tolist()
 
 
 def test_instructions_read_the_parameters_of_their_own_op():
@@ -87,10 +87,20 @@ def test_every_shipped_view_reads_columns_that_it_has(name):
     assert max(read, default=0) < max(1, num_parameters(spec))
 
 
-def test_numbers_that_the_kernels_hold_are_the_specs():
-    # csrc/cpu/render_views.cpp and the Triton kernels count on these.
-    names = "identity autocontrast brightness color contrast equalize invert posterize rotate sharpness shear_x shear_y"
-    names += " solarize translate_x translate_y solarize_add cutout translate_x_px translate_y_px"
-    assert tuple(names.split()) == DISTORTIONS
+@pytest.mark.parametrize(("enumeration", "names"), [(Opcode, "opcodes"), (Distortion, "distortions")], ids=str)
+def test_the_compiled_kernels_count_as_python_does(enumeration, names):
+    if not cpp.instruction_sets():
+        pytest.skip("needs the compiled kernels")
+    assert list(enumeration) == list(range(len(enumeration)))
+    assert getattr(cpp._C, names) == [member.name.lower() for member in enumeration]
+
+
+def test_jitter_orders_are_those_that_the_kernels_compute():
+    # csrc/cpu/views/color.h and the Triton kernels count in this order.
     assert JITTER_ORDERS[1] == (0, 1, 3, 2)
-    assert list(Opcode) == list(range(11))
+
+
+@pytest.mark.parametrize("number", [11.0, -1.0, 0.5, float("nan"), float("inf")])
+def test_a_number_that_is_no_opcode_is_refused(number):
+    with pytest.raises(ValueError, match=rf"no opcode has number {number:g}: 0 is CROP and 10 is JIGSAW"):
+        numbered(Opcode, number)

@@ -344,6 +344,15 @@ def test_distortions_follow_each_other_in_the_drawn_order():
     assert {round(level) for level in (view * 255).unique().tolist()} == set(range(0, 61, 4))
 
 
+@pytest.mark.parametrize("number", [19.0, -1.0, 1.5, float("nan")])
+def test_a_number_that_is_no_distortion_is_refused(number):
+    spec = ViewSpec((Resize(), RandAugment(num_ops=1)), (8,))
+    with pytest.raises(
+        ValueError, match=f"no distortion has number {number:g}: 0 is IDENTITY and 18 is TRANSLATE_Y_PX"
+    ):
+        render(some_image(), numbers(number, 0.0), spec)
+
+
 def test_posterizing_to_less_than_one_bit_keeps_one():
     image, spec = some_image(height=32, width=32), ViewSpec((Resize(), RandAugment(num_ops=1)), (32,))
     (view,) = render(image, numbers(DISTORTIONS.index("posterize"), 0), spec)

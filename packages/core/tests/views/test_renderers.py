@@ -1,5 +1,8 @@
 """Packing, the choice of a renderer, and what a call with any renderer promises."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -9,7 +12,9 @@ from ssl_core.ops.render_views import render_views as run_programs
 from ssl_core.views import (
     PRESETS,
     RENDERERS,
+    Choice,
     HorizontalFlip,
+    Jigsaw,
     RandomResizedCrop,
     Solarize,
     ViewSpec,
@@ -33,7 +38,7 @@ def some_image(height, width, dtype=torch.uint8, channels=3):
     return image.to(dtype) if levels is None else (image * levels).round().to(dtype)
 
 
-def draw(specs, images):
+def sampled(specs, images):
     return [
         sample_parameters(
             spec,
@@ -87,7 +92,7 @@ def test_images_that_make_no_batch_are_refused():
 def test_a_call_gives_every_size_of_every_view_normalised(renderer):
     images = pack_images([some_image(20, 30), some_image(40, 25)])
     specs = [ViewSpec(PRESETS["weak"], (8,)), ViewSpec(PRESETS["strong"], (16, 9))]
-    parameters = draw(specs, images)
+    parameters = sampled(specs, images)
     numbers = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
     views = render_views(images, parameters, specs, renderer=renderer, **numbers)
     assert [view.shape for view in views] == [(2, 3, 8, 8), (2, 3, 16, 16), (2, 3, 9, 9)]
@@ -107,7 +112,7 @@ def test_a_call_gives_every_size_of_every_view_normalised(renderer):
 def test_views_have_the_dtype_and_the_memory_asked_for(dtype, renderer):
     images = pack_images([some_image(20, 30)] * 2)
     specs = [ViewSpec(PRESETS["weak"], (8,))]
-    parameters = draw(specs, images)
+    parameters = sampled(specs, images)
     (plain,) = render_views(images, parameters, specs, renderer=renderer, **PLAIN)
     (view,) = render_views(images, parameters, specs, renderer=renderer, dtype=dtype, channels_last=True, **PLAIN)
     assert view.dtype == dtype
@@ -120,7 +125,7 @@ def test_a_derived_view_goes_on_from_its_parents_picture(renderer):
     images = pack_images([some_image(20, 30)] * 2)
     standard = ViewSpec((RandomResizedCrop(), HorizontalFlip(prob=1.0)), (8,))
     specs = [standard, derive([standard], 0, [Solarize(prob=1.0, threshold=0.0)])]
-    parent, derived = render_views(images, draw(specs, images), specs, renderer=renderer, **PLAIN)
+    parent, derived = render_views(images, sampled(specs, images), specs, renderer=renderer, **PLAIN)
     torch.testing.assert_close(derived, 1 - parent, rtol=0, atol=1e-6)
 
 
@@ -128,7 +133,7 @@ def test_a_derived_view_goes_on_from_its_parents_picture(renderer):
 def test_a_view_of_one_pixel_leaves_the_memory_of_the_others_as_asked_for(renderer):
     images = pack_images([some_image(20, 30)] * 2)
     specs = [ViewSpec((RandomResizedCrop(),), (1, 16))]
-    parameters = draw(specs, images)
+    parameters = sampled(specs, images)
     plain = render_views(images, parameters, specs, renderer=renderer, **PLAIN)
     last = render_views(images, parameters, specs, renderer=renderer, channels_last=True, **PLAIN)
     assert all(torch.equal(one, other) for one, other in zip(plain, last, strict=True))
@@ -152,6 +157,7 @@ def test_no_views_are_no_pictures(renderer):
             "GRAY reads 1 parameters .* condition in column 4, but there",
         ),
         ([[0, 0, 0, 0, 0, 2, 0]], "CROP changes a picture's size and takes no condition"),
+        ([[0, 0, 0, 0, 0, -1, 0], [11, 0, 0, 0, 0, -1, 0]], "no opcode has number 11: 0 is CROP and 10 is JIGSAW"),
     ],
 )
 def test_a_program_that_cannot_be_run_is_refused(instructions, message):
@@ -164,7 +170,7 @@ def test_parameters_of_another_view_are_refused():
     images = pack_images([some_image(20, 30)])
     specs = [ViewSpec(PRESETS["weak"], (8,), name="weak")]
     with pytest.raises(ValueError, match="view 'weak' has 5 parameters, got 4"):
-        render_views(images, [draw(specs, images)[0][:, :4]], specs, renderer="reference", **PLAIN)
+        render_views(images, [sampled(specs, images)[0][:, :4]], specs, renderer="reference", **PLAIN)
 
 
 def test_a_renderer_that_cannot_run_is_refused_with_those_that_can():
@@ -178,17 +184,95 @@ def test_a_renderer_that_cannot_run_is_refused_with_those_that_can():
 
 def test_auto_takes_the_reference_where_there_are_no_kernels(monkeypatch):
     monkeypatch.setattr(cpp, "_MISSING", "no compiler")
-    assert choose_renderer("auto", CPU) == "reference"
+    assert choose_renderer("auto", CPU, []) == "reference"
     with pytest.raises(ValueError, match=r"data.renderer cpu: no compiler; there is auto, reference"):
         choose_renderer("cpu", CPU)
 
 
 @pytest.mark.skipif(not cpp.has_kernels(CPU), reason="needs the compiled kernels")
 def test_auto_takes_the_kernels_and_then_the_environments_wish(monkeypatch):
-    assert choose_renderer("auto", CPU) == "cpu"
+    assert choose_renderer("auto", CPU, []) == "cpu"
     monkeypatch.setenv("SSL_CORE_BACKEND", "reference")
-    assert choose_renderer("auto", CPU) == "reference"
+    assert choose_renderer("auto", CPU, []) == "reference"
     assert set(RENDERERS) == {"device", "cpu", "reference"}
+
+
+@dataclass(frozen=True)
+class Negative:
+    """An op that nobody has written a kernel for."""
+
+    name: ClassVar[str] = "negative"
+    parameters: ClassVar[tuple[str, ...]] = ()
+    num_draws: ClassVar[int] = 0
+
+    def sample(self, draws, size, side):
+        return draws
+
+    def render(self, image, values, side):
+        return 1 - image
+
+    def instructions(self):
+        return None
+
+
+REFERENCE_ONLY = {
+    "view": ViewSpec((RandomResizedCrop(), Negative()), (8,), name="strange"),
+    "choice": ViewSpec((RandomResizedCrop(), Choice(0.5, (), (Negative(),))), (8,), name="strange"),
+}
+
+
+@pytest.mark.skipif(not cpp.has_kernels(CPU), reason="needs the compiled kernels")
+@pytest.mark.parametrize("spec", REFERENCE_ONLY.values(), ids=REFERENCE_ONLY)
+def test_auto_takes_the_reference_for_an_op_without_kernels_and_says_so(caplog, spec):
+    caplog.set_level("INFO")
+    weak = ViewSpec(PRESETS["weak"], (8,))
+    assert choose_renderer("auto", CPU, [weak]) == "cpu"
+    assert not caplog.messages
+    assert choose_renderer("auto", CPU, [weak, spec]) == "reference"
+    reason = "view 'strange': negative is rendered by the reference alone"
+    assert caplog.messages == [f"views are rendered by reference, and not by cpu: {reason}"]
+
+
+@pytest.mark.skipif(not cpp.has_kernels(CPU), reason="needs the compiled kernels")
+@pytest.mark.parametrize("spec", REFERENCE_ONLY.values(), ids=REFERENCE_ONLY)
+def test_a_renderer_without_a_kernel_for_an_op_refuses_it(spec):
+    message = "view 'strange': negative is rendered by the reference alone"
+    with pytest.raises(ValueError, match=f"data.renderer cpu: {message}; there is auto, reference"):
+        choose_renderer("cpu", CPU, [spec])
+    assert choose_renderer("reference", CPU, [spec]) == "reference"
+    images = pack_images([some_image(20, 30)])
+    with pytest.raises(ValueError, match=message):
+        render_views(images, sampled([spec], images), [spec], renderer="cpu", **PLAIN)
+
+
+@pytest.mark.skipif(not cpp.has_kernels(CPU), reason="needs the compiled kernels")
+def test_kernels_that_are_older_than_an_opcode_refuse_it(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    specs = [ViewSpec((RandomResizedCrop(), Jigsaw(2)), (8,))]
+    images = pack_images([some_image(20, 30)])
+    monkeypatch.setattr(cpp._C, "opcodes", cpp._C.opcodes[:-1])
+    assert choose_renderer("auto", CPU, specs) == "reference"
+    assert caplog.messages == ["views are rendered by reference, and not by cpu: it has no kernel of JIGSAW"]
+    with pytest.raises(ValueError, match=r"data.renderer cpu: it has no kernel of JIGSAW"):
+        choose_renderer("cpu", CPU, specs)
+    with pytest.raises(ValueError, match="it has no kernel of JIGSAW"):
+        render_views(images, sampled(specs, images), specs, renderer="cpu", **PLAIN)
+
+
+def test_before_views_are_known_auto_stays_and_what_cannot_run_is_refused():
+    assert choose_renderer("auto", CPU) == "auto"
+    with pytest.raises(ValueError, match=r"data.renderer device: it runs on CUDA devices"):
+        choose_renderer("device", torch.device("cpu"))
+
+
+@pytest.mark.skipif(not cpp.has_kernels(CPU), reason="needs the compiled kernels")
+def test_an_opcode_that_the_kernels_do_not_know_is_an_error_of_theirs():
+    # What the op that calls them refuses before: a library that is older than its check.
+    instructions = torch.tensor([[0, 0, 0, 0, 0, -1, 0], [11, 0, 0, 0, 0, -1, 0]], dtype=torch.float64)
+    view = View(instructions, torch.tensor([[0, 0, 8, 8]], dtype=torch.float64), 8)
+    result = torch.empty(1, 3, 8, 8)
+    with pytest.raises(ValueError, match="no opcode of the compiled kernels has number 11: 0 is crop and 10 is jigsaw"):
+        cpp.render_views(pack_images([some_image(20, 20)]), [view], torch.zeros(3), torch.ones(3), [result])
 
 
 @pytest.mark.skipif(not cpp.has_kernels(CPU), reason="needs the compiled kernels")
@@ -212,7 +296,7 @@ def test_an_image_outside_its_memory_is_refused(layout, message):
 def test_the_number_of_threads_changes_nothing():
     images = pack_images([some_image(20 + i, 30 - i) for i in range(9)])
     specs = [ViewSpec(PRESETS["clsa_strong"], (16,))]
-    parameters, threads = draw(specs, images), torch.get_num_threads()
+    parameters, threads = sampled(specs, images), torch.get_num_threads()
     found = []
     try:
         for count in (1, 3):

@@ -39,7 +39,7 @@ class Batch(NamedTuple):
     """The views of some images; in training one micro-batch of one rank.
 
     Attributes:
-        views: one normalised (n c s s) tensor for each size of each view, in order; views of partners are left
+        views: one normalized (n c s s) tensor for each size of each view, in order; views of partners are left
             out while images have none. On the device where the renderer is ``device``, else on the CPU.
         index: (n) the images they were made from, on the CPU.
     """
@@ -71,7 +71,7 @@ class Pipeline:
         held_bytes: of the images that live on the device; 0 if they do not.
 
     Raises:
-        ValueError: if the renderer cannot run on the device, or workers is negative.
+        ValueError: if the renderer cannot render these views on the device, or workers is negative.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Pipeline:
         hold: bool = True,
     ) -> None:
         self._device = torch.device(device)
-        self.renderer = choose_renderer(renderer, self._device)
+        self.renderer = choose_renderer(renderer, self._device, specs)
         self._renders_here = self.renderer == "device"
         held = held_on(self._device, source) if self._renders_here and hold else None
         self.held_bytes = 0 if held is None else held.pixels.nbytes

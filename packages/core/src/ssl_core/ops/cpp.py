@@ -6,13 +6,13 @@ has is used.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch  # before _C: torch brings the OpenMP runtime that both share
 from torch import Tensor
 
 from ssl_core.ops.gpu import contiguous_rows
-from ssl_core.ops.instructions import PackedImages, View
+from ssl_core.ops.instructions import Opcode, PackedImages, View, beyond
 
 try:
     from ssl_core import _C
@@ -56,9 +56,13 @@ def has_kernels(device: torch.device) -> bool:
     return device.type == "cpu" and _MISSING is None
 
 
-def cannot_render(device: torch.device, *dtypes: torch.dtype, **problem: object) -> str | None:
-    """Why the kernels cannot draw views of images on this device."""
-    return "it runs on the CPU" if device.type != "cpu" else _MISSING
+def cannot_render(
+    device: torch.device, *dtypes: torch.dtype, opcodes: Collection[Opcode] = (), **problem: object
+) -> str | None:
+    """Why the kernels cannot render views of these opcodes on this device."""
+    if device.type != "cpu":
+        return "it runs on the CPU"
+    return _MISSING or beyond(opcodes, len(_C.opcodes) - 1)
 
 
 def instruction_sets() -> list[str]:

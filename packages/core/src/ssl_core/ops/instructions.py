@@ -1,10 +1,11 @@
 """What renderers of views are told: images in one flat piece of memory, and a program of numbers for each view.
 
-What an instruction does is defined by `ssl_core.views.render`, the reference.
+What an instruction does is defined by the op that gives it: ``render`` in ``views/ops``.
 """
 
 import enum
-from typing import NamedTuple
+from collections.abc import Collection
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float64, Int64, Shaped
@@ -16,14 +17,9 @@ VIEW_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Columns of `PackedImages.layout`.
 LAYOUT = ("offset", "height", "width", "channel_stride", "row_stride", "column_stride")
 
-# Columns of `View.instructions`. ``column`` is that of the instruction's first parameter; ``a``, ``b`` and ``c`` are
-# constants. An image whose parameter in column ``condition`` is not ``wanted`` skips the instruction; -1: none does.
-# What changes a picture's size has no condition.
-FIELDS = ("opcode", "column", "a", "b", "c", "condition", "wanted")
-
 
 class Opcode(enum.IntEnum):
-    """What an instruction does, (parameters; constants); csrc/ssl_core.h has the same numbers."""
+    """What an instruction does, (parameters; constants). Append only: csrc/ssl_core.h has the same, in this order."""
 
     CROP = 0  # (top, left, height, width; a: bicubic) the box resized to the view's size
     WINDOW = 1  # (top, left) of the view's size, zeros outside the picture
@@ -34,8 +30,78 @@ class Opcode(enum.IntEnum):
     GRAY = 6  # (whether)
     BLUR = 7  # (sigma, 0 for none)
     SOLARIZE = 8  # (whether; a: threshold)
-    DISTORT = 9  # (index into DISTORTIONS, magnitude, and where a is 1: x, y)
+    DISTORT = 9  # (number of the Distortion, magnitude, and where a is 1: x, y)
     JIGSAW = 10  # (the cell of each place; a: grid)
+
+
+class Distortion(enum.IntEnum):
+    """What DISTORT does to an image, with which magnitude. Append only, as `Opcode`; saved parameters hold these."""
+
+    IDENTITY = 0
+    AUTOCONTRAST = 1
+    BRIGHTNESS = 2  # factor, as the other three enhancements
+    COLOR = 3
+    CONTRAST = 4
+    EQUALIZE = 5
+    INVERT = 6
+    POSTERIZE = 7  # bits that are kept of each 8-bit value; at least one is
+    ROTATE = 8  # degrees, counter-clockwise
+    SHARPNESS = 9
+    SHEAR_X = 10  # pixels to the left for each row down
+    SHEAR_Y = 11  # pixels up for each column to the right
+    SOLARIZE = 12  # lowest 8-bit value that is inverted
+    TRANSLATE_X = 13  # fraction of the width, to the left
+    TRANSLATE_Y = 14  # fraction of the height, up
+    SOLARIZE_ADD = 15  # levels that are added before values from 128 on are inverted
+    CUTOUT = 16  # side of the gray square, in pixels; the one distortion with a place
+    TRANSLATE_X_PX = 17  # pixels to the left
+    TRANSLATE_Y_PX = 18  # pixels up
+
+
+Numbered = TypeVar("Numbered", Opcode, Distortion)
+
+
+def numbered(enumeration: type[Numbered], number: float) -> Numbered:
+    """The opcode or distortion of a number; of any other number, a ValueError."""
+    try:
+        return enumeration(number)  # type: ignore[arg-type]  # 3.0 finds 3
+    except ValueError:
+        names = f"{min(enumeration):d} is {min(enumeration).name} and {max(enumeration):d} is {max(enumeration).name}"
+        raise ValueError(f"no {enumeration.__name__.lower()} has number {number:g}: {names}") from None
+
+
+def beyond(opcodes: Collection[Opcode], last: int) -> str | None:
+    """Why kernels whose newest opcode is ``last`` cannot run a program of these; None if they can."""
+    newer = ", ".join(opcode.name for opcode in sorted(opcodes) if opcode > last)
+    return f"it has no kernel of {newer}" if newer else None
+
+
+class Instruction(NamedTuple):
+    """A row of `View.instructions`.
+
+    Attributes:
+        opcode: what it does.
+        column: that of its first parameter.
+        a: first constant, as `Opcode` says.
+        b: second constant.
+        c: third constant.
+        condition: a column; an image whose parameter there is not ``wanted`` skips the instruction. -1: none does. What
+            changes a picture's size has no condition.
+        wanted: 0 or 1.
+    """
+
+    opcode: Opcode
+    column: int = 0
+    a: float = 0
+    b: float = 0
+    c: float = 0
+    condition: int = -1
+    wanted: int = 0
+
+    def moved(self, columns: int) -> "Instruction":
+        """The same for parameters that stand this many columns further on."""
+        condition = self.condition if self.condition < 0 else self.condition + columns
+        return self._replace(column=self.column + columns, condition=condition)
 
 
 # Of the other two it follows from ``a``.
@@ -84,7 +150,7 @@ class View(NamedTuple):
     """One view of every image.
 
     Attributes:
-        instructions: (i 7) on the CPU; see `FIELDS`.
+        instructions: (i 7) on the CPU; a row for each `Instruction`.
         parameters: (n p) a row for each image, on the device of the images.
         size: side of the square result in pixels.
         continues: index of an earlier view of the same size in the same call, whose picture the instructions begin

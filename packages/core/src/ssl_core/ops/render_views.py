@@ -1,8 +1,8 @@
 """Views of packed images: a few instructions for each view, and a row of parameters for each image.
 
-What an instruction does is defined by `ssl_core.views.render`, the reference; here it is numbers only. A view is a
+What an instruction does is defined by the op of `ssl_core.views` that gives it; here it is numbers only. A view is a
 program of instructions that run one after the other on each image's picture, float32 in [0, 1]; what follows the last
-one is normalisation, (x - mean) / std, and rounding to the result's dtype.
+one is normalization, (x - mean) / std, and rounding to the result's dtype.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssl_core.ops import _triton, cpp
 from ssl_core.ops.backends import Unsupported, choose_backend, log_choice, runs_anywhere
-from ssl_core.ops.instructions import PIXEL_DTYPES, VIEW_DTYPES, Opcode, PackedImages, View, num_parameters_of
+from ssl_core.ops.instructions import PIXEL_DTYPES, VIEW_DTYPES, Opcode, PackedImages, View, num_parameters_of, numbered
 
 # Fastest first. The reference, `ssl_core.views.render`, reads specs and not programs, and is not called from here.
 BACKENDS: dict[str, Unsupported] = {
@@ -33,7 +33,7 @@ def render_views(
     channels_last: bool = False,
     backend: str | None = None,
 ) -> tuple[Float[Tensor, "n c _ _"], ...]:
-    """Draw views of images: what `ssl_core.views.render` draws, all views of an image together, then normalised.
+    """Render views of images: what `ssl_core.views.render` renders, all views of an image together, then normalized.
 
     Specs are made into programs by `ssl_core.views.render_views`, which is what to call. There is no gradient.
 
@@ -52,7 +52,8 @@ def render_views(
     Raises:
         TypeError: for pixels or views of another dtype.
         ValueError: if shapes or devices disagree, an image does not lie in ``pixels``, a program reads parameters that
-            are not there or does not end at the view's size, or the back-end cannot run here.
+            are not there, does not end at the view's size or has an unknown opcode, parameters hold an unknown
+            distortion, or the back-end cannot run here or has no kernel of an opcode.
     """
     if not views:
         return ()
@@ -75,7 +76,8 @@ def render_views(
             )
         _check_program(index, view)
     programmable = {name: unsupported for name, unsupported in BACKENDS.items() if name != "reference"}
-    name = choose_backend("render_views", programmable, device, images.pixels.dtype, requested=backend)
+    opcodes = {numbered(Opcode, number) for view in views for number in view.instructions[:, 0].tolist()}
+    name = choose_backend("render_views", programmable, device, images.pixels.dtype, requested=backend, opcodes=opcodes)
     log_choice("render_views", tuple(programmable.items()), name, device, images.pixels.dtype)
     results = tuple(
         torch.empty(
@@ -99,8 +101,8 @@ def _check_program(index: int, view: View) -> None:
     """Check that instructions read parameters that are there and leave a picture of the view's size."""
     num_parameters = view.parameters.shape[1]
     has_size = view.continues >= 0
-    for code, column, a, _, _, condition, _ in view.instructions.tolist():
-        opcode = Opcode(int(code))
+    for number, column, a, _, _, condition, _ in view.instructions.tolist():
+        opcode = numbered(Opcode, number)
         count = num_parameters_of(opcode, int(a))
         if (count and not 0 <= column <= num_parameters - count) or condition >= num_parameters:
             raise ValueError(

@@ -1,6 +1,6 @@
 """Views are data before they are pixels: spec -> parameters -> picture.
 
-A `ViewSpec` holds the paper's numbers; `sample_parameters` draws what is random about it for each image, from
+A `ViewSpec` holds the paper's numbers; `sample_parameters` samples what is random about it for each image, from
 (seed, epoch, image index, view index) and nothing else; `render` turns that and an image into pixels.
 """
 
@@ -12,6 +12,9 @@ from ssl_core.views.gallery import save_view_gallery as save_view_gallery
 from ssl_core.views.gallery import view_gallery as view_gallery
 from ssl_core.views.images import pack_images as pack_images
 from ssl_core.views.images import unpack_images as unpack_images
+from ssl_core.views.op import ViewOp as ViewOp
+from ssl_core.views.ops import *  # noqa: F403  # whatever ops there are
+from ssl_core.views.ops.jitter import JITTER_ORDERS as JITTER_ORDERS
 from ssl_core.views.pools import DISTORTIONS as DISTORTIONS
 from ssl_core.views.pools import POOLS as POOLS
 from ssl_core.views.pools import Magnitude as Magnitude
@@ -26,66 +29,7 @@ from ssl_core.views.renderers import choose_renderer as choose_renderer
 from ssl_core.views.renderers import render_views as render_views
 from ssl_core.views.resolution import shortest_side as shortest_side
 from ssl_core.views.sampling import sample_parameters as sample_parameters
-from ssl_core.views.spec import JITTER_ORDERS as JITTER_ORDERS
-from ssl_core.views.spec import VIEW_OPS as VIEW_OPS
-from ssl_core.views.spec import CenterCrop as CenterCrop
-from ssl_core.views.spec import Choice as Choice
-from ssl_core.views.spec import ColorJitter as ColorJitter
-from ssl_core.views.spec import GaussianBlur as GaussianBlur
-from ssl_core.views.spec import Grayscale as Grayscale
-from ssl_core.views.spec import HorizontalFlip as HorizontalFlip
-from ssl_core.views.spec import Jigsaw as Jigsaw
-from ssl_core.views.spec import RandAugment as RandAugment
-from ssl_core.views.spec import RandomCrop as RandomCrop
-from ssl_core.views.spec import RandomResizedCrop as RandomResizedCrop
-from ssl_core.views.spec import Resize as Resize
-from ssl_core.views.spec import Solarize as Solarize
-from ssl_core.views.spec import ViewOp as ViewOp
 from ssl_core.views.spec import ViewSpec as ViewSpec
 from ssl_core.views.spec import derive as derive
 from ssl_core.views.spec import num_parameters as num_parameters
 from ssl_core.views.spec import parameter_names as parameter_names
-
-__all__ = [
-    "DISTORTIONS",
-    "HEAVY",
-    "JITTER_ORDERS",
-    "POOLS",
-    "PRESETS",
-    "RENDERERS",
-    "VIEW_OPS",
-    "CenterCrop",
-    "Choice",
-    "ColorJitter",
-    "GaussianBlur",
-    "Grayscale",
-    "HorizontalFlip",
-    "Jigsaw",
-    "Magnitude",
-    "PackedImages",
-    "Pool",
-    "RandAugment",
-    "RandomCrop",
-    "RandomResizedCrop",
-    "Resize",
-    "Solarize",
-    "ViewConfig",
-    "ViewOp",
-    "ViewSpec",
-    "choose_renderer",
-    "derive",
-    "eval_spec",
-    "make_ops",
-    "make_view_specs",
-    "num_parameters",
-    "pack_images",
-    "parameter_names",
-    "render",
-    "render_batch",
-    "render_views",
-    "sample_parameters",
-    "save_view_gallery",
-    "shortest_side",
-    "unpack_images",
-    "view_gallery",
-]

@@ -1,20 +1,20 @@
-"""Colour ops on one float image in [0, 1], for any number of channels.
+"""Color ops on one float image in [0, 1], for any number of channels.
 
 With three channels every function equals torchvision's functional of the same name. Where that is undefined:
 
 * The **gray** of an image is ITU-R 601 luma for three channels, itself for one, and the mean over channels
   for any other number, where nothing says which channel the eye would weigh more.
-* **Brightness**, **contrast** and **solarising** need no colour. Contrast blends with the mean of the gray.
+* **Brightness**, **contrast** and **solarizing** need no color. Contrast blends with the mean of the gray.
 * **Saturation** blends with the gray, so that one channel stays as it is.
-* **Hue** is a position on a colour circle. One channel has no colour, and two have a single colour axis and
+* **Hue** is a position on a color circle. One channel has no color, and two have a single color axis and
   no circle: both stay as they are. With four or more, the channels are placed evenly on a circle in their
   order and the plane of their first harmonic is rotated by the shift; it is orthogonal to the gray axis, so
   the mean over channels is kept, and with three channels a third of a turn would take red to green, as in
   HSV.
-* **Autocontrast** and **equalising** treat each channel on its own; **posterising**, **inverting** and
-  **sharpness** need no colour.
+* **Autocontrast** and **equalizing** treat each channel on its own; **posterizing**, **inverting** and
+  **sharpness** need no color.
 
-Autocontrast, equalising and posterising are defined on 8-bit values: they round the image to 256 levels, whatever
+Autocontrast, equalizing and posterizing are defined on 8-bit values: they round the image to 256 levels, whatever
 its depth, and their results are whole levels, exactly Pillow's. Nothing else here rounds.
 """
 
@@ -25,7 +25,7 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 # Luma as torchvision rounds it; differences of the other two channels, whose quotient by the chroma is a
-# position on the colour circle in sextants around red (0), green (2) or blue (4), whichever channel is the
+# position on the color circle in sextants around red (0), green (2) or blue (4), whichever channel is the
 # maximum.
 _LUMA = torch.tensor([0.2989, 0.587, 0.114])
 _DIFFERENCES = torch.tensor([[0.0, 1.0, -1.0], [-1.0, 0.0, 1.0], [1.0, -1.0, 0.0]])
@@ -61,7 +61,7 @@ def adjust_saturation(image: Float[Tensor, "c h w"], factor: float) -> Float[Ten
 
 
 def adjust_hue(image: Float[Tensor, "c h w"], shift: float) -> Float[Tensor, "c h w"]:
-    """Colours moved along the colour circle by ``shift`` turns; see above for c other than 3."""
+    """Colors moved along the color circle by ``shift`` turns; see above for c other than 3."""
     if len(image) < 3:
         return image
     if len(image) == 3:
@@ -143,7 +143,7 @@ def _looked_up(levels: Float[Tensor, "c h w"], table: Num[Tensor, "c 256"]) -> F
 def _shift_hsv(image: Float[Tensor, "3 h w"], sextants: float) -> Float[Tensor, "3 h w"]:
     """Hue shifted at constant HSV saturation and value, so that each pixel's minimum and maximum are kept.
 
-    At a distance of d sextants from a channel's own colour, 0 <= d <= 3, that channel is at the maximum below
+    At a distance of d sextants from a channel's own color, 0 <= d <= 3, that channel is at the maximum below
     one sextant, at the minimum above two, and linear in between.
     """
     pixels = image.reshape(3, -1)

@@ -8,8 +8,10 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from ssl_core.views.op import ViewOp
+from ssl_core.views.ops import VIEW_OPS, Choice, RandomResizedCrop
 from ssl_core.views.presets import HEAVY, PRESETS
-from ssl_core.views.spec import VIEW_OPS, Choice, RandomResizedCrop, ViewOp, ViewSpec, derive
+from ssl_core.views.spec import ViewSpec, derive
 
 Augmentation = str | list[str | dict[str, Any]]
 
@@ -25,8 +27,8 @@ class ViewConfig:
         crop_scale: replaces the scale of the random resized crop (local crops).
         count: this many views with these ops, each with its own draws.
         derived_from: index, in the flat list of views, of the earlier view that this one continues.
-        share_crop_with: index of the earlier view whose crop this one takes; everything after the crop it draws
-            on its own.
+        share_crop_with: index of the earlier view whose crop this one takes; what follows the crop has draws of
+            its own.
         partner: a view of the image's partner instead of the image itself, for a method that pairs images.
     """
 

@@ -45,7 +45,7 @@ def view_gallery(
     """A sheet with one row for each image: the original, then its views at one common scale.
 
     Of images with more than three channels the first three are shown, of two channels their mean. A view of an
-    image's partner is drawn from the image itself: who is whose partner is known to a training run alone.
+    image's partner is rendered from the image itself: who is whose partner is known to a training run alone.
 
     Args:
         images: uint8, uint16 or floating in [0, 1], of any sizes.
@@ -112,7 +112,7 @@ def save_view_gallery(
     Args:
         source: the images.
         specs: the views.
-        path: of the PNG; its folder must exist.
+        path: where the PNG goes; its folder must exist.
         num_images: rows, fewer if the source has fewer images.
         seed: of the run whose views are shown.
         epoch: of that run.

@@ -1,7 +1,7 @@
 """Where the pixels of one image go: rotation, shear, translation, a gray box, and cells in another order.
 
 The first three copy the nearest pixel, and zeros from outside, exactly Pillow's choice: each pixel of the result copies
-the pixel of the image in which its centre falls; ``matrix`` (a, b, c, d, e, f) takes a point (x, y) of the result,
+the pixel of the image in which its center falls; ``matrix`` (a, b, c, d, e, f) takes a point (x, y) of the result,
 from its upper left corner, to (a x + b y + c, d x + e y + f) of the image. Positions are integers in units of
 2**-16 pixels, as in Pillow, so that every device copies the same pixels.
 """
@@ -19,7 +19,7 @@ _CUTOUT_LEVELS = (125, 123, 114)  # CIFAR-10's mean, rounded; DSSL's code fills 
 
 
 def rotate(image: Float[Tensor, "c h w"], degrees: float) -> Float[Tensor, "c h w"]:
-    """The image turned counter-clockwise around its centre."""
+    """The image turned counter-clockwise around its center."""
     _, height, width = image.shape
     # Pillow rounds so that whole quarter turns have exact coefficients.
     cosine, sine = (round(part(math.radians(degrees)), 15) for part in (math.cos, math.sin))
@@ -65,7 +65,7 @@ def affine(
     _, height, width = image.shape
     column = torch.arange(width, device=image.device)
     row = torch.arange(height, device=image.device)[:, None]
-    # From the centre of the first pixel.
+    # From the center of the first pixel.
     x = (_fixed(a) * column + (_fixed(b) * row + _fixed(c + a * 0.5 + b * 0.5))) >> 16
     y = (_fixed(d) * column + (_fixed(e) * row + _fixed(f + d * 0.5 + e * 0.5))) >> 16
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)

@@ -1,37 +1,15 @@
-"""The pools that `RandAugment` draws from: which distortions there are, and how far each goes at each level.
+"""The pools that `RandAugment` samples from: which distortions there are, and how far each goes at each level.
 
-Numbers and names only, as in `spec.py`. A new pool is an entry of `POOLS`; a new distortion is a name in
-`Distortion` and one case in `render.py`, which the type checker asks for.
+A new pool is an entry of `POOLS`. A new distortion is a member of `ssl_core.ops.instructions.Distortion`, a case in
+``views/ops/rand_augment.py``, which the type checker asks for, and one in each compiled renderer, which tests ask for.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
-Distortion = Literal[
-    "identity",
-    "autocontrast",
-    "brightness",  # factor, as the other three enhancements
-    "color",
-    "contrast",
-    "equalize",
-    "invert",
-    "posterize",  # bits that are kept of each 8-bit value; at least one is
-    "rotate",  # degrees, counter-clockwise
-    "sharpness",
-    "shear_x",  # pixels to the left for each row down
-    "shear_y",  # pixels up for each column to the right
-    "solarize",  # lowest 8-bit value that is inverted
-    "translate_x",  # fraction of the width, to the left
-    "translate_y",  # fraction of the height, up
-    "solarize_add",  # levels that are added before values from 128 on are inverted
-    "cutout",  # side of the gray square, in pixels; the one distortion with a place
-    "translate_x_px",  # pixels to the left
-    "translate_y_px",  # pixels up
-]
+from ssl_core.ops.instructions import Distortion
 
-# What a drawn distortion is an index into; 0 leaves the image as it is. Append only, since it is what a
-# parameter means.
-DISTORTIONS: tuple[Distortion, ...] = get_args(Distortion)
+# Names of what a pool may hold, in the order of their numbers; 0 leaves the image as it is.
+DISTORTIONS = tuple(distortion.name.lower() for distortion in Distortion)
 
 
 @dataclass(frozen=True)
@@ -53,25 +31,25 @@ class Magnitude:
 
 @dataclass(frozen=True)
 class Pool:
-    """Distortions that are drawn with equal probability.
+    """Distortions that are sampled with equal probability.
 
     Args:
         top_level: where every magnitude reaches its ``high``.
-        magnitudes: of each distortion; a draw indexes them in this order.
+        magnitudes: of each distortion, by its name in `DISTORTIONS`, in the order of what a random number selects.
     """
 
     top_level: int
-    magnitudes: dict[Distortion, Magnitude]
+    magnitudes: dict[str, Magnitude]
 
     @property
     def has_cutout(self) -> bool:
-        """Whether a draw needs a place too."""
+        """Whether a sampled distortion needs a place too."""
         return "cutout" in self.magnitudes
 
 
 # CLSA (Wang and Qi, 2020), table 1. The released code's level v is v tenths of the way through these ranges, and
 # what has no magnitude is applied at every level.
-_CLSA: dict[Distortion, Magnitude] = {
+_CLSA: dict[str, Magnitude] = {
     "autocontrast": Magnitude(),
     "brightness": Magnitude(0.05, 0.95),
     "color": Magnitude(0.05, 0.95),
@@ -91,7 +69,7 @@ _CLSA: dict[Distortion, Magnitude] = {
 
 # DSSL's released code: sixteen distortions at magnitude M of 30. A higher M is milder for posterize and solarize, and
 # for the four blends up to 15, where their factor is 1.
-_DSSL: dict[Distortion, Magnitude] = {
+_DSSL: dict[str, Magnitude] = {
     "autocontrast": Magnitude(),
     "equalize": Magnitude(),
     "invert": Magnitude(),
@@ -111,7 +89,7 @@ _DSSL: dict[Distortion, Magnitude] = {
 }
 
 
-def _less(magnitudes: dict[Distortion, Magnitude], *names: str) -> dict[Distortion, Magnitude]:
+def _less(magnitudes: dict[str, Magnitude], *names: str) -> dict[str, Magnitude]:
     return {name: magnitude for name, magnitude in magnitudes.items() if name not in names}
 
 

@@ -1,11 +1,12 @@
 """Views by name, with the numbers of the papers.
 
-Order of ops as in SCE's released CIFAR-10 code: crop, colour jitter, gray, blur, (solarise,) flip. The flip's
+Order of ops as in SCE's released CIFAR-10 code: crop, color jitter, gray, blur, (solarize,) flip. The flip's
 place makes no difference to the picture where every other op treats left and right alike; RandAugment, which does
 not, comes after it.
 """
 
-from ssl_core.views.spec import (
+from ssl_core.views.op import ViewOp
+from ssl_core.views.ops import (
     CenterCrop,
     Choice,
     ColorJitter,
@@ -18,9 +19,8 @@ from ssl_core.views.spec import (
     RandomResizedCrop,
     Resize,
     Solarize,
-    ViewOp,
-    ViewSpec,
 )
+from ssl_core.views.spec import ViewSpec
 
 _CROP = RandomResizedCrop(scale=(0.2, 1.0))
 _JITTER = ColorJitter(prob=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
@@ -107,7 +107,7 @@ PRESETS: dict[str, tuple[ViewOp, ...]] = {
     "plain": (CenterCrop(),),
 }
 
-# DSSL's heavy augmentations: what follows a standard view, in a view derived from it. ra_<n>_<m> draws n of the
+# DSSL's heavy augmentations: what follows a standard view, in a view derived from it. ra_<n>_<m> samples n of the
 # code's sixteen distortions, each at magnitude m of 30 and always applied.
 HEAVY: dict[str, tuple[ViewOp, ...]] = {
     # The released code: SimSiam on CIFAR-10 and on ImageNet, and BYOL on ImageNet.
@@ -133,7 +133,7 @@ HEAVY: dict[str, tuple[ViewOp, ...]] = {
     "ra_8_16": (_dssl_rand_augment(8, 16),),
     "jigsaw_2": (Jigsaw(2),),
     "jigsaw_4": (Jigsaw(4),),
-    # UniformAugment draws a magnitude and a probability for each distortion, both uniform. What is applied with a
+    # UniformAugment samples a magnitude and a probability for each distortion, both uniform. What is applied with a
     # probability that is itself uniform in [0, 1] is applied with probability 1/2, so it is a RandAugment.
     "ua": (RandAugment("dssl_code16", num_ops=2, prob=0.5, level_range="continuous"),),
 }

@@ -1,31 +1,20 @@
 """Specs as programs of numbers, which every renderer but the reference runs; see `ssl_core.ops.render_views`."""
 
 import functools
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, assert_never
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ssl_core.ops.instructions import FIELDS, Opcode
-from ssl_core.views.pools import POOLS
-from ssl_core.views.spec import (
-    CenterCrop,
-    Choice,
-    ColorJitter,
-    GaussianBlur,
-    Grayscale,
-    HorizontalFlip,
-    Jigsaw,
-    RandAugment,
-    RandomCrop,
-    RandomResizedCrop,
-    Resize,
-    Solarize,
-    ViewOp,
-    ViewSpec,
-)
+from ssl_core.ops.instructions import Instruction
+from ssl_core.views.op import ViewOp
+from ssl_core.views.spec import ViewSpec
+
+
+class ReferenceOnlyError(ValueError):
+    """A view holds an op that no compiled renderer knows."""
 
 
 class Program(NamedTuple):
@@ -50,14 +39,23 @@ def make_programs(specs: tuple[ViewSpec, ...]) -> tuple[Program, ...]:
 
     A derived view that shares all its parent's ops at its parent's size goes on from the parent's picture.
 
+    Raises:
+        ReferenceOnlyError: if a view has an op without instructions.
+
     Example:
+        >>> from ssl_core.views import HorizontalFlip, RandomResizedCrop
         >>> (program,) = make_programs((ViewSpec((RandomResizedCrop(), HorizontalFlip()), (32,)),))
         >>> program.instructions[:, :2].tolist()  # opcode, first parameter
         [[0.0, 0.0], [4.0, 4.0]]
     """
     programs: list[Program] = []
     for index, spec in enumerate(specs):
-        instructions = torch.tensor(list(_instructions(spec.ops)), dtype=torch.float64).view(-1, len(FIELDS))
+        try:
+            instructions = torch.tensor(instructions_of(spec.ops), dtype=torch.float64).view(
+                -1, len(Instruction._fields)
+            )
+        except ReferenceOnlyError as error:
+            raise ReferenceOnlyError(f"view {spec.name!r}: {error}") from None
         for size in spec.sizes:
             continues = _continued(specs, spec, size, programs)
             first = 0 if continues < 0 else len(programs[continues].instructions)
@@ -75,48 +73,18 @@ def _continued(specs: Sequence[ViewSpec], spec: ViewSpec, size: int, programs: S
     return -1
 
 
-def _instructions(
-    ops: Sequence[ViewOp], column: int = 0, condition: tuple[int, int] = (-1, 0)
-) -> Iterator[list[int | float]]:
+def instructions_of(ops: Sequence[ViewOp]) -> list[Instruction]:
+    """The instructions of ops that follow one another.
+
+    Raises:
+        ReferenceOnlyError: if one of them has none.
+    """
+    found: list[Instruction] = []
+    column = 0
     for op in ops:
-        if isinstance(op, Choice):
-            middle = column + 1 + sum(len(inner.parameters) for inner in op.first)
-            yield from _instructions(op.first, column + 1, (column, 1))
-            yield from _instructions(op.second, middle, (column, 0))
-        else:
-            for opcode, offset, *constants in _of_one(op):
-                yield [opcode, column + offset, *constants, *[0.0] * (3 - len(constants)), *condition]
+        own = op.instructions()
+        if own is None:
+            raise ReferenceOnlyError(f"{op.name} is rendered by the reference alone")
+        found += [instruction.moved(column) for instruction in own]
         column += len(op.parameters)
-
-
-def _of_one(op: ViewOp) -> list[tuple[int | float, ...]]:
-    """(opcode, first parameter of the op's own, constants) of each instruction of an op."""
-    match op:
-        case RandomResizedCrop():
-            return [(Opcode.CROP, 0, op.interpolation == "bicubic")]
-        case RandomCrop():
-            return [(Opcode.WINDOW, 0)]
-        case CenterCrop():
-            return [(Opcode.CENTER_CROP, 0, op.short_side or 0, op.interpolation == "bicubic")]
-        case Resize():
-            return [(Opcode.RESIZE, 0, op.side or 0, op.interpolation == "bicubic", op.mode == "pad")]
-        case HorizontalFlip():
-            return [(Opcode.FLIP, 0)]
-        case ColorJitter():
-            return [(Opcode.JITTER, 0)]
-        case Grayscale():
-            return [(Opcode.GRAY, 0)]
-        case GaussianBlur():
-            return [(Opcode.BLUR, 0)]
-        case Solarize():
-            return [(Opcode.SOLARIZE, 0, op.threshold)]
-        case RandAugment():
-            has_place = POOLS[op.pool].has_cutout
-            width = 4 if has_place else 2
-            return [(Opcode.DISTORT, width * draw, has_place) for draw in range(op.num_ops)]
-        case Jigsaw():
-            return [(Opcode.JIGSAW, 0, op.grid)]
-        case Choice():
-            raise AssertionError("a choice holds no choice")
-        case _:
-            assert_never(op)
+    return found

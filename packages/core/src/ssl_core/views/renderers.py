@@ -1,42 +1,50 @@
 """Views of a whole batch in one call, by whichever renderer fits: the same pictures, at different speed."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from ssl_core.ops.backends import choose_backend
-from ssl_core.ops.instructions import PackedImages, View
+from ssl_core.ops.backends import Unsupported, choose_backend
+from ssl_core.ops.instructions import Opcode, PackedImages, View, numbered
 from ssl_core.ops.render_views import BACKENDS
 from ssl_core.ops.render_views import render_views as run_programs
 from ssl_core.views.images import unpack_images
-from ssl_core.views.program import make_programs
+from ssl_core.views.program import ReferenceOnlyError, make_programs
 from ssl_core.views.render import render_batch
 from ssl_core.views.spec import ViewSpec, num_parameters
+
+logger = logging.getLogger(__name__)
 
 # What `data.renderer` may say, besides auto -> back-end.
 RENDERERS = {"device": "triton", "cpu": "cpp", "reference": "reference"}
 
 
-def choose_renderer(name: str, device: torch.device) -> str:
-    """The renderer that draws the views of a method on this device.
+def choose_renderer(name: str, device: torch.device, specs: Sequence[ViewSpec] | None = None) -> str:
+    """The renderer of a method's views on this device.
 
     Args:
         name: auto, device, cpu or reference. ``auto`` renders on a GPU where the method is on one, else with the
-            compiled kernels of the CPU, and with the reference where there are none.
+            compiled kernels of the CPU, and with the reference where there are none, or none for an op of the views,
+            which is logged.
         device: where the method is.
+        specs: the views. None, before they are known: what cannot render any is refused, and ``auto`` stays ``auto``.
 
     Raises:
-        ValueError: if it cannot run here, or there is no renderer of that name.
+        ValueError: if it cannot render these views here, or there is no renderer of that name.
     """
-    cpu = torch.device("cpu")
+    cpu, backends = torch.device("cpu"), _backends_for(specs or ())
     if name == "auto":
-        chosen = [choose_backend("render_views", BACKENDS, place, torch.uint8) for place in (device, cpu)]
-        renderers = {backend: renderer for renderer, backend in RENDERERS.items()}
-        return next((renderers[backend] for backend in chosen if backend != "reference"), "reference")
+        able, ideal = _automatic(device, backends), _automatic(device, BACKENDS)
+        if able != ideal:
+            place = cpu if ideal == "cpu" else device
+            reason = backends[RENDERERS[ideal]](place, torch.uint8)
+            logger.info("views are rendered by %s, and not by %s: %s", able, ideal, reason)
+        return name if specs is None else able
     reasons = {
-        renderer: BACKENDS[backend](cpu if renderer == "cpu" else device, torch.uint8)
+        renderer: backends[backend](cpu if renderer == "cpu" else device, torch.uint8)
         for renderer, backend in RENDERERS.items()
     }
     if name not in reasons or reasons[name] is not None:
@@ -45,6 +53,29 @@ def choose_renderer(name: str, device: torch.device) -> str:
             f"data.renderer {name}: {reasons.get(name, 'there is no renderer of that name')}; there is {available}"
         )
     return name
+
+
+def _automatic(device: torch.device, backends: Mapping[str, Unsupported]) -> str:
+    """The first renderer that can run: on the device, on the CPU, or the reference."""
+    chosen = [choose_backend("render_views", backends, place, torch.uint8) for place in (device, torch.device("cpu"))]
+    renderers = {backend: renderer for renderer, backend in RENDERERS.items()}
+    return next((renderers[backend] for backend in chosen if backend != "reference"), "reference")
+
+
+def _backends_for(specs: Sequence[ViewSpec]) -> dict[str, Unsupported]:
+    """`BACKENDS`, of which each says besides what it cannot render of these views."""
+    opcodes: set[Opcode] = set()
+    problem: str | None = None
+    try:
+        for program in make_programs(tuple(specs)):
+            opcodes |= {numbered(Opcode, number) for number in program.instructions[:, 0].tolist()}
+    except ReferenceOnlyError as error:
+        problem = str(error)
+
+    def with_views(unsupported: Unsupported) -> Unsupported:
+        return lambda *where: unsupported(*where, opcodes=opcodes) or problem
+
+    return {name: each if name == "reference" else with_views(each) for name, each in BACKENDS.items()}
 
 
 def render_views(
@@ -58,17 +89,17 @@ def render_views(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
 ) -> tuple[Float[Tensor, "n c _ _"], ...]:
-    """All views of a batch of images, normalised: (x - mean) / std of what `render` draws.
+    """All views of a batch of images, normalized: (x - mean) / std of what `render` renders.
 
     Args:
         images: n images, on the CPU, or on a GPU for the renderer ``device``.
         parameters: (n p) of each view, a row for each image, on the device of the images. Those of a derived view
-            begin with its parent's, as `sample_parameters` draws them.
+            begin with its parent's, as `sample_parameters` samples them.
         specs: the views.
-        mean: of each channel, in [0, 1].
-        std: of each channel.
+        mean: numbers subtracted from each channel, in [0, 1].
+        std: numbers that each channel is divided by.
         renderer: device, cpu or reference; see `choose_renderer`.
-        dtype: of the views: float32, float16 or bfloat16.
+        dtype: the views' own: float32, float16 or bfloat16.
         channels_last: whether views have their channels last in memory.
 
     Returns:
@@ -76,7 +107,7 @@ def render_views(
 
     Raises:
         TypeError: for a dtype that is none of these.
-        ValueError: if the parameters are not the specs', or the renderer cannot run here.
+        ValueError: if the parameters are not the specs', or the renderer cannot run here or cannot render an op.
 
     Example:
         >>> from ssl_core.views import ViewConfig, make_view_specs, pack_images, sample_parameters

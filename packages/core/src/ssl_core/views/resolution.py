@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from ssl_core.views.spec import CenterCrop, RandomResizedCrop, Resize, ViewSpec
+from ssl_core.views.ops import CenterCrop, RandomResizedCrop, Resize
+from ssl_core.views.spec import ViewSpec
 
 
 def shortest_side(specs: Sequence[ViewSpec]) -> int | None:
@@ -26,7 +27,7 @@ def _shortest_side(spec: ViewSpec) -> int | None:
     size = max(spec.sizes)
     match spec.ops[0]:
         case RandomResizedCrop(scale=(least, _), ratio=(narrow, wide)):
-            # Where no drawn box fits, it is the largest central one of an allowed ratio.
+            # Where no sampled box fits, it is the largest central one of an allowed ratio.
             fraction = min(math.sqrt(least * min(narrow, 1 / wide)), 1, wide, 1 / narrow)
             return math.ceil(size / fraction)
         case CenterCrop(short_side=side) | Resize(side=side):

@@ -6,9 +6,14 @@ their arguments are Triton's.
 
 import importlib.util
 import os
+from collections.abc import Collection
 
 import torch
 
+from ssl_core.ops.instructions import Distortion, Opcode, beyond
+
+# The last of both that there are kernels for; those before have kernels too.
+LAST_OPCODE, LAST_DISTORTION = Opcode.JIGSAW, Distortion.TRANSLATE_Y_PX
 MAX_DIM = 512
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -33,6 +38,8 @@ def unsupported(device: torch.device, *dtypes: torch.dtype, dim: int = 1, **prob
     return None
 
 
-def cannot_render(device: torch.device, *dtypes: torch.dtype, **problem: object) -> str | None:
-    """Why the kernels cannot draw views of images on this device."""
-    return unsupported(device)
+def cannot_render(
+    device: torch.device, *dtypes: torch.dtype, opcodes: Collection[Opcode] = (), **problem: object
+) -> str | None:
+    """Why the kernels cannot render views of these opcodes on this device."""
+    return unsupported(device) or beyond(opcodes, LAST_OPCODE)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssl_core.ops._triton import is_interpreted
+from ssl_core.ops._triton import LAST_DISTORTION, is_interpreted
 from ssl_core.ops._triton.launch import on_device_of, round_to_bfloat16
 from ssl_core.ops._triton.view_kernels import (
     blur,
@@ -199,8 +199,10 @@ def _changed(
                 make_gray(picture, num_pixels, CHANNELS, C, BLOCK)
             elif OPCODE == _BLUR:
                 blur(picture, spare, height, width, amount, CHANNELS, C, BLOCK)
-            else:
+            elif OPCODE == _SOLARIZE:
                 solarize(picture, num_pixels, 0.0, NUMBER, CHANNELS, C, BLOCK)
+            else:
+                tl.static_assert(False, "an opcode without a kernel")
     return picture, spare, height, width
 
 
@@ -216,7 +218,7 @@ def _render_kernel(
     slot,  # floats that a picture takes, ...
     starts,  # ... or where each image's pictures begin, if they differ in that
     mean_std,
-    kept,  # the picture before it is normalised, or None
+    kept,  # the picture before it is normalized, or None
     result,
     size,
     image_stride,
@@ -288,6 +290,9 @@ def render_views(
 ) -> None:
     """As ``ssl_core.ops.render_views``, into tensors that are there.
 
+    A distortion that there is no kernel of is a ValueError if parameters are on the CPU; if they are on the device,
+    it is an error of the device at the next wait for it.
+
     The host waits for the device where an image is changed before it is first cropped or resized: how much memory
     that takes is known there alone.
     """
@@ -295,10 +300,11 @@ def render_views(
     if num_images == 0:
         return
     device, dtype = images.pixels.device, images.pixels.dtype
-    normalisation = _on_device((*mean.tolist(), *std.tolist()), device)
+    normalization = _on_device((*mean.tolist(), *std.tolist()), device)
     pictures: dict[int, Tensor] = {}
     for index, (view, result) in enumerate(zip(views, results, strict=True)):
         program = _program(view)
+        _check_distortions(index, view, program)
         if view.continues >= 0:
             pixels, layout, highest = pictures[view.continues], None, 1.0
         else:
@@ -322,7 +328,7 @@ def render_views(
                 torch.empty(num_floats, dtype=torch.float32, device=device),
                 slot,
                 starts,
-                normalisation,
+                normalization,
                 pictures.get(index),
                 result.view(torch.int16) if result.dtype == torch.bfloat16 else result,
                 view.size,
@@ -361,6 +367,24 @@ def _program(view: View) -> tuple[_Step, ...]:
 def _flat(program: Sequence[_Step]) -> tuple[int | float, ...]:
     """The constant of the kernel."""
     return tuple(field for step in program for field in step)
+
+
+def _check_distortions(index: int, view: View, program: Sequence[_Step]) -> None:
+    """Refuse distortions that there is no kernel of: at once on the host, and on a device without waiting for it."""
+    for step in program:
+        if step.opcode != Opcode.DISTORT:
+            continue
+        width = 4 if step.number else 2
+        numbers = view.parameters[:, step.column : step.column + step.repetitions * width : width]
+        is_known = (numbers >= 0) & (numbers <= LAST_DISTORTION) & (numbers == numbers.floor())
+        if step.condition >= 0:
+            is_known |= view.parameters[:, step.condition, None] != step.wanted
+        message = f"view {index}: its parameters hold a distortion that is none of 0 to {LAST_DISTORTION:d}"
+        if numbers.device.type == "cpu":
+            if not is_known.all():
+                raise ValueError(f"{message}: {numbers[~is_known][0]:g}")
+        else:
+            torch._assert_async(is_known.all(), message)
 
 
 def _starts(images: PackedImages, smallest: int) -> Tensor:

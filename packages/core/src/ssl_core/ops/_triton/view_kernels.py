@@ -3,7 +3,7 @@
 A picture is planar float32, (c h w) in a piece of memory of its own, and belongs to one program, which walks over it in
 tiles of all channels and BLOCK pixels, (C BLOCK) with C the power of two from the number of channels on. A function
 works in place, or from one piece of memory into another; it ends with a barrier, after which each thread sees what the
-others wrote. What is computed is defined by `ssl_core.views.render`; products are not fused with sums, so that what is
+others wrote. What is computed is defined by `ssl_core.views.ops`; products are not fused with sums, so that what is
 cut to whole numbers does not depend on the device.
 """
 
@@ -13,6 +13,8 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
+from ssl_core.ops.instructions import Distortion
+
 # Which change is the first, second, ... of a jitter: two bits for each of the 24 orders.
 _ORDERS = tl.constexpr(
     tuple(
@@ -21,25 +23,24 @@ _ORDERS = tl.constexpr(
     )
 )
 
-# Positions in `ssl_core.views.DISTORTIONS`.
-_AUTOCONTRAST = tl.constexpr(1)
-_BRIGHTNESS = tl.constexpr(2)
-_COLOR = tl.constexpr(3)
-_CONTRAST = tl.constexpr(4)
-_EQUALIZE = tl.constexpr(5)
-_INVERT = tl.constexpr(6)
-_POSTERIZE = tl.constexpr(7)
-_ROTATE = tl.constexpr(8)
-_SHARPNESS = tl.constexpr(9)
-_SHEAR_X = tl.constexpr(10)
-_SHEAR_Y = tl.constexpr(11)
-_SOLARIZE = tl.constexpr(12)
-_TRANSLATE_X = tl.constexpr(13)
-_TRANSLATE_Y = tl.constexpr(14)
-_SOLARIZE_ADD = tl.constexpr(15)
-_CUTOUT = tl.constexpr(16)
-_TRANSLATE_X_PX = tl.constexpr(17)
-_TRANSLATE_Y_PX = tl.constexpr(18)
+_AUTOCONTRAST = tl.constexpr(int(Distortion.AUTOCONTRAST))
+_BRIGHTNESS = tl.constexpr(int(Distortion.BRIGHTNESS))
+_COLOR = tl.constexpr(int(Distortion.COLOR))
+_CONTRAST = tl.constexpr(int(Distortion.CONTRAST))
+_EQUALIZE = tl.constexpr(int(Distortion.EQUALIZE))
+_INVERT = tl.constexpr(int(Distortion.INVERT))
+_POSTERIZE = tl.constexpr(int(Distortion.POSTERIZE))
+_ROTATE = tl.constexpr(int(Distortion.ROTATE))
+_SHARPNESS = tl.constexpr(int(Distortion.SHARPNESS))
+_SHEAR_X = tl.constexpr(int(Distortion.SHEAR_X))
+_SHEAR_Y = tl.constexpr(int(Distortion.SHEAR_Y))
+_SOLARIZE = tl.constexpr(int(Distortion.SOLARIZE))
+_TRANSLATE_X = tl.constexpr(int(Distortion.TRANSLATE_X))
+_TRANSLATE_Y = tl.constexpr(int(Distortion.TRANSLATE_Y))
+_SOLARIZE_ADD = tl.constexpr(int(Distortion.SOLARIZE_ADD))
+_CUTOUT = tl.constexpr(int(Distortion.CUTOUT))
+_TRANSLATE_X_PX = tl.constexpr(int(Distortion.TRANSLATE_X_PX))
+_TRANSLATE_Y_PX = tl.constexpr(int(Distortion.TRANSLATE_Y_PX))
 
 
 @triton.jit
@@ -545,10 +546,10 @@ def distort(
     C: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One of `DISTORTIONS`; where the picture and spare memory are then."""
+    """The `Distortion` of this number, which the host has checked; where the picture and spare memory are then."""
     num_pixels = height * width
     is_moved = (index >= _ROTATE) & (index <= _TRANSLATE_Y) & (index != _SHARPNESS) & (index != _SOLARIZE)
-    if is_moved | (index >= _TRANSLATE_X_PX):
+    if is_moved | (index == _TRANSLATE_X_PX) | (index == _TRANSLATE_Y_PX):
         zero = magnitude * 0.0
         a, b, c = zero + 1.0, zero, zero
         d, e, f = zero, zero + 1.0, zero
