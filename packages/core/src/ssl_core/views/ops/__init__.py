@@ -16,6 +16,7 @@ from ssl_core.views.ops.gray import Grayscale as Grayscale
 from ssl_core.views.ops.jigsaw import Jigsaw as Jigsaw
 from ssl_core.views.ops.jitter import ColorJitter as ColorJitter
 from ssl_core.views.ops.rand_augment import RandAugment as RandAugment
+from ssl_core.views.ops.random_erasing import RandomErasing as RandomErasing
 from ssl_core.views.ops.solarize import Solarize as Solarize
 
 _CLASSES: list[Any] = [value for value in tuple(vars().values()) if is_dataclass(value)]
