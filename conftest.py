@@ -30,7 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep what Triton compiles beside the checkout: a home folder may be read-only."""
+    """Keep what Triton compiles beside the checkout, since a home may be read-only; a seed means random examples."""
+    if config.getoption("--hypothesis-seed", None) is not None and not config.getoption("--hypothesis-profile", None):
+        settings.load_profile("random")
     if "TRITON_CACHE_DIR" not in os.environ and hasattr(config, "cache"):
         os.environ["TRITON_CACHE_DIR"] = str(config.cache.mkdir("triton"))
 

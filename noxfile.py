@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nox
 
@@ -32,9 +33,14 @@ LOCKED = ["-c", "constraints.txt", "--build-constraint", "constraints.txt"]
 PARALLEL = ["--numprocesses", "auto", "--maxprocesses", "8", "--dist", "worksteal"]
 
 
+def settings_of(package: str) -> dict[str, Any]:
+    """What a package's pyproject.toml says."""
+    return nox.project.load_toml(f"packages/{package}/pyproject.toml")
+
+
 def test_dependencies(package: str) -> list[str]:
     """What a package's tests need beside it."""
-    return list(nox.project.dependency_groups(nox.project.load_toml(f"packages/{package}/pyproject.toml"), "test"))
+    return list(nox.project.dependency_groups(settings_of(package), "test"))
 
 
 def install(session: nox.Session, *packages: str, extras: Sequence[str] = (), versions: Sequence[str] = LOCKED) -> None:
@@ -86,7 +92,11 @@ def tests_newest(session: nox.Session, package: str) -> None:
 @nox.parametrize("package", [nox.param(name, id=name) for name in PACKAGES])
 def tests_oldest(session: nox.Session, package: str) -> None:
     """Run the tests with the lowest version of everything that a pyproject.toml allows."""
-    install(session, package, versions=["--resolution", "lowest-direct"])
+    builds = Path(session.create_tmp()) / "builds.txt"
+    required = {part for name in PACKAGES for part in settings_of(name)["build-system"]["requires"]}
+    builds.write_text("".join(f"{part.replace('>=', '==')}.*\n" for part in sorted(required)))
+    lowest = ["--resolution", "lowest-direct", "--build-constraint", str(builds.relative_to(ROOT))]
+    install(session, package, versions=lowest)
     session.run("pytest", *PARALLEL, f"packages/{package}", *session.posargs)
 
 
@@ -170,7 +180,7 @@ def build(session: nox.Session) -> None:
     # By their paths: looked up by name, a wheel of the same version could come from uv's cache. CLIM needs one faiss.
     wheels = [f"{path}[cpu]" if "clim" in path.name else str(path) for path in sorted(dist.glob("*.whl"))]
     session.run("uv", "pip", "install", *LOCKED, "--python", str(clean / "bin" / "python"), *wheels)
-    scripts = [nox.project.load_toml(f"packages/{name}/pyproject.toml")["project"]["scripts"] for name in PACKAGES]
+    scripts = [settings_of(name)["project"]["scripts"] for name in PACKAGES]
     with session.chdir(session.create_tmp()):
         # Away from the checkout, so that only what the wheels hold can be imported.
         for command in (command for of_package in scripts for command in of_package):
@@ -209,7 +219,7 @@ def lock(session: nox.Session) -> None:
     """Renew constraints.txt: the newest versions that go together of all that a session installs."""
     wanted = [part for tools in TOOLS.values() for part in tools]
     for name in PACKAGES:
-        settings = nox.project.load_toml(f"packages/{name}/pyproject.toml")
+        settings = settings_of(name)
         extras = settings["project"].get("optional-dependencies", {})
         # Both builds of faiss are one module; no session installs that for GPUs.
         chosen = [part for extra, parts in extras.items() if extra != "gpu" for part in parts]

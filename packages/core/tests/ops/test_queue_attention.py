@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ssl_core.ops import _triton, cpp, queue_attention, queue_attention_reference
 from ssl_core.ops.queue_attention import _TILE_ELEMENTS, _TILE_ROWS
 from ssl_core.testing import assert_as_accurate, assert_attention_is_accurate
+from ssl_core.testing.process import TIMEOUT_S
 
 # The package gives the function the module's name.
 MODULE = sys.modules["ssl_core.ops.queue_attention"]
@@ -355,7 +356,7 @@ def test_a_forked_child_computes_without_the_threads_of_its_parent():
         arguments = (query, queue, inverse_temperature, None, None, None, False)
         child = multiprocessing.get_context("fork").Process(target=cpp.queue_attention, args=arguments)
         child.start()
-        child.join(timeout=20)
+        child.join(TIMEOUT_S)
         is_stuck = child.is_alive()
         child.kill()
         child.join()
@@ -372,16 +373,29 @@ def test_sums_of_a_long_queue_are_cut_into_short_chains(backend):
     assert_attention_is_accurate(backend, torch.ones(1, 1), keys, 0.5)
 
 
-@COMPILED
-def test_the_exponential_is_right_to_two_roundings(backend):
-    # Scores 0 and x <= -25 give weights 1 and 2^x, whose sum is 1: E is 2^x as it was computed, times 1.
-    exponents = torch.cat([torch.arange(-26, -25, 2.0**-18), torch.arange(-126, -26, 0.01)])
-    inverse_temperature = torch.full_like(exponents, math.log(2))  # times log2(e) in float32: 1
+@OPAQUE
+@pytest.mark.parametrize("dim", [128, 256, 512])
+def test_equal_components_are_as_accurate_as_their_sum_promises(backend, dim):
+    row = torch.full((1, dim), dim**-0.5)
+    assert_attention_is_accurate(backend, row, row.expand(3, dim), 0.05, are_components_alike=True)
+
+
+@pytest.mark.parametrize(
+    ("backend", "roundings"),
+    [*((name, 2) for name in COMPILED_KERNELS), ("tiled", 4), ("sdpa", 4)],
+    indirect=["backend"],
+)
+def test_the_exponential_is_right_to_a_few_roundings(backend, roundings):
+    # Scores 0 and x <= -25 give weights 1 and b^x, whose sum is 1: E is b^x as it was computed, times 1. The compiled
+    # kernels' b is 2, and log(2) log2(e) is 1 in float32; PyTorch's is e.
+    base, smallest = (2.0, -126) if backend == "cpp" else (math.e, -87)
+    exponents = torch.cat([torch.arange(-26, -25, 2.0**-18), torch.arange(smallest, -26, 0.01)])
+    inverse_temperature = torch.full_like(exponents, math.log(base))
     keys = torch.tensor([[0.0], [1.0]])
     arguments = exponents[:, None], keys, inverse_temperature, None, None, None, False, backend
     _, power = torch.ops.ssl_core.queue_attention(*arguments)
-    error = power[:, 0].double() / exponents.double().exp2() - 1
-    assert float(error.abs().max()) <= 2 * 2**-24
+    error = power[:, 0].double() / (exponents.double() * math.log(base)).exp() - 1
+    assert float(error.abs().max()) <= roundings * 2**-24
 
 
 @COMPILED

@@ -11,7 +11,7 @@ from ssl_core.ops import queue_attention
 # Half the distance from 1 to the next float32: the relative error of one rounding.
 _ROUNDING = 2.0**-24
 # Keys whose weights are added up one after another before they join the sum of the queue: kKeys of
-# csrc/cpu/queue_attention.cpp, the longest of all kernels.
+# csrc/cpu/queue_attention.cpp.
 _CHAIN = 192
 
 
@@ -55,7 +55,13 @@ def assert_as_accurate(actual: Tensor, eager: Tensor, exact: Tensor, floor: floa
 
 
 def assert_attention_is_accurate(
-    backend: str, query: Tensor, queue: Tensor, temperature: float | Tensor, **options: object
+    backend: str,
+    query: Tensor,
+    queue: Tensor,
+    temperature: float | Tensor,
+    *,
+    are_components_alike: bool = False,
+    **options: object,
 ) -> None:
     """Check lse and E of a back-end of :func:`~ssl_core.ops.queue_attention` by the law, on whatever device they are.
 
@@ -63,19 +69,22 @@ def assert_attention_is_accurate(
     logit L = |q| max |k| / temperature + max |bias| of a row, every weight is off by the factor 1 + w,
 
         w = (4 + sqrt d) L u        the scaled query, the shift, and a product of d unlike numbers, whose roundings fall
-                                    either way (Higham and Mary, 2019, doi:10.1137/18M1226312)
-          + 2 u                     the exponential; ex2.approx of a GPU: 4 u
+                                    either way (Higham and Mary, 2019, doi:10.1137/18M1226312); of d numbers that are
+                                    alike, (4 + d) L u
+          + 2 u                     the exponential; elsewhere than in csrc/cpu 4 u
           + c u                     a sum of c numbers, one after another: those of two distinct logits are alike, and
-                                    their roundings fall the same way; c = min(k, 192) + k / 192
+                                    their roundings fall the same way; c = min(k, 192) + k / 192 in csrc/cpu, else k
 
     so that lse is off by w and its own rounding, and E by w (sum_j p_j |k_j| + |E|). Queues of halves add the rounding
-    of weights to them, and attention of PyTorch on a GPU that of the query scaled by the temperature, and of E.
+    of weights and, on a GPU, of queries to them, and PyTorch's attention there that of the query scaled by the
+    temperature, and of E.
 
     Args:
         backend: name of a back-end.
         query: (n d) queries.
         queue: (k d) keys, of the query's dtype or a narrower one.
         temperature: > 0, one number or one of each query.
+        are_components_alike: whether the products of a query's components with a key's are alike.
         options: further arguments of ``queue_attention``.
 
     Raises:
@@ -98,13 +107,16 @@ def assert_attention_is_accurate(
         largest_logit = largest_logit + F.pad(bias.double().nan_to_num(neginf=0.0).abs(), (0, 1)).max()
     rounds_weights = backend in ("triton", "cuda")
     half = torch.finfo(queue.dtype).eps if queue.dtype != torch.float32 else 0.0
-    scaled_query = half if backend == "sdpa" and query.is_cuda else 0.0
+    rounds_result = backend == "sdpa" and query.is_cuda
+    rounds_query = rounds_result or (rounds_weights and query.dtype != queue.dtype)
 
-    chain = min(num_keys, _CHAIN) + math.ceil(num_keys / _CHAIN)
-    exponential = 4 if rounds_weights or backend == "sdpa" else 2
-    factor = ((4 + math.sqrt(dim)) * largest_logit + exponential + chain) * _ROUNDING + scaled_query * largest_logit
+    is_ours = backend == "cpp"
+    products = dim if are_components_alike else math.sqrt(dim)
+    chain = min(num_keys, _CHAIN) + math.ceil(num_keys / _CHAIN) if is_ours else num_keys
+    factor = ((4 + products) * largest_logit + (2 if is_ours else 4) + chain) * _ROUNDING
+    factor = factor + (half * largest_logit if rounds_query else 0.0)
     lse_floor = factor + (largest_logit + math.log(num_keys + 1)) * _ROUNDING
-    factor = factor + (half if rounds_weights else 0.0) + scaled_query
+    factor = factor + (half if rounds_weights or rounds_result else 0.0)
     floors = lse_floor, factor[:, None] * (sizes + expectation.abs())
     for value, plain, truth, floor in zip(actual, eager, (lse, expectation), floors, strict=True):
         assert value.dtype == plain.dtype == torch.float32, f"{value.dtype} and {plain.dtype}, expected float32"

@@ -9,6 +9,8 @@ from typing import Any
 
 # Less than pytest's own limit, so that a process that hangs is killed and its test says so.
 TIMEOUT_S = 240.0
+# In which a process ends that was asked to.
+_GRACE_S = 30.0
 
 
 @contextlib.contextmanager
@@ -34,7 +36,7 @@ def finished_process(
 
     Args:
         command: program and arguments.
-        timeout_s: seconds after which it is killed, with all processes that it started.
+        timeout_s: seconds after which it is asked to end and then killed.
         options: further arguments of ``subprocess.Popen``.
 
     Raises:
@@ -44,7 +46,10 @@ def finished_process(
         try:
             output, errors = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            _, errors = process.communicate()
+            # torchrun starts its processes in groups of their own, and ends them when it is asked to end.
+            process.terminate()
+            errors = ""
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                _, errors = process.communicate(timeout=_GRACE_S)
             raise AssertionError(f"{command} did not end in {timeout_s:g} s:\n{errors}") from None
     return subprocess.CompletedProcess(command, process.returncode, output, errors)

@@ -70,7 +70,7 @@ class Log:
             self._events = _summary_writer(folder)
 
     def advance(self) -> None:
-        """Move the bar by one optimiser step; once, soon after the first, say how long the run will take."""
+        """Move the bar by one optimiser step; once, soon after the first, say how long training will take."""
         self._bar.update(self._images_per_step)
         self._images_to_go -= self._images_per_step
         if self._has_forecast:
@@ -81,12 +81,11 @@ class Log:
             return
         self._steps_since += 1
         elapsed_s = now - self._first_step_at
-        if elapsed_s >= _FORECAST_AFTER_S:
+        if elapsed_s >= _FORECAST_AFTER_S and self._images_to_go > 0:
             images_per_s = self._steps_since * self._images_per_step / elapsed_s
             left_s = self._images_to_go / images_per_s
-            self.say(
-                f"{images_per_s:,.0f} images/s so far: about {_duration(left_s)} for {self._images_to_go:,} images"
-            )
+            to_go = f"about {_duration(left_s)} of training to go ({self._images_to_go:,} images)"
+            self.say(f"{images_per_s:,.0f} images/s so far: {to_go}")
             self._has_forecast = True
 
     def record(self, step: int, values: Mapping[str, float], *, shown: str = "") -> None:
