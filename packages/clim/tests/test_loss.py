@@ -9,6 +9,7 @@ from jaxtyping import TypeCheckError
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssl_clim.loss import clim_loss
+from ssl_core.losses import Columns
 
 
 def unit_rows(*shape):
@@ -135,12 +136,12 @@ def test_all_resolutions_share_one_pass_over_the_queue(resolutions):
 
 def test_a_partly_filled_queue_is_its_filled_part(inputs):
     *rows, queue = inputs
-    torch.testing.assert_close(clim_loss(*rows, queue, length=torch.tensor(11)), clim_loss(*rows, queue[:11]))
+    torch.testing.assert_close(clim_loss(*rows, Columns(queue, torch.tensor(11))), clim_loss(*rows, queue[:11]))
 
 
 def test_an_empty_queue_gives_no_loss_and_no_gradient(inputs):
-    query, *others = inputs
-    loss = clim_loss(query.requires_grad_(), *others, length=torch.tensor(0))
+    query, *others, queue = inputs
+    loss = clim_loss(query.requires_grad_(), *others, Columns(queue, torch.tensor(0)))
     loss.backward()
     assert loss == 0
     assert (query.grad == 0).all()

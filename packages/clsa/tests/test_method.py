@@ -111,21 +111,21 @@ def test_every_switch_of_the_loss_reaches_it(monkeypatch):
         "temperature": 0.3,
         "divergence_temperature": 0.1,
         "divergence_weight": 0.5,
-        "in_batch_negatives": False,
         "reduction": "mean",
         "detach_target": False,
     }
     seen = {}
 
     def record(*inputs, **options):
-        seen.update(options)
+        seen.update(options, columns=inputs[3])
         return clsa_loss(*inputs, **options)
 
     monkeypatch.setattr("ssl_clsa.method.clsa_loss", record)
-    method = make_method(queue_initial="empty", **switches)
+    method = make_method(queue_initial="empty", in_batch_negatives=False, **switches)
     method(random_views(method, 4, 3), STEP)
     assert switches.items() <= seen.items()
-    assert seen["length"] is method.queue.filled
+    assert seen["columns"].length is method.queue.filled
+    assert seen["columns"].batch_keys is None
 
 
 def test_the_queue_takes_the_keys_of_the_key_view():

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ssl_core.losses import info_nce
+from ssl_core.losses import Columns, info_nce
 from ssl_leoclr.loss import leoclr_loss
 
 
@@ -105,13 +105,13 @@ def test_both_crops_share_one_pass_over_the_queue(inputs):
 def test_a_partly_filled_queue_is_its_filled_part(inputs):
     query, keys, queue = inputs
     torch.testing.assert_close(
-        leoclr_loss(query, keys, queue, length=torch.tensor(11)), leoclr_loss(query, keys, queue[:11])
+        leoclr_loss(query, keys, Columns(queue, torch.tensor(11))), leoclr_loss(query, keys, queue[:11])
     )
 
 
 def test_an_empty_queue_gives_no_loss_and_no_gradient(inputs):
     query, keys, queue = inputs
-    loss = leoclr_loss(query.requires_grad_(), keys, queue, length=torch.tensor(0))
+    loss = leoclr_loss(query.requires_grad_(), keys, Columns(queue, torch.tensor(0)))
     loss.backward()
     assert loss == 0
     assert (query.grad == 0).all()

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ssl_core.losses import Columns
 from ssl_sce.loss import sce_loss
 
 
@@ -48,7 +49,7 @@ def ceiling(logits):
 EXAMPLE = {
     "query": torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
     "key": torch.tensor([[0.8, 0.6], [0.6, 0.8]]),
-    "queue": torch.tensor([[1.0, 0.0], [0.0, 1.0], [-0.6, 0.8]]),
+    "columns": torch.tensor([[1.0, 0.0], [0.0, 1.0], [-0.6, 0.8]]),
     "temperature": 0.5,
     "target_temperature": 0.4,
     "coefficient": 0.25,
@@ -130,7 +131,7 @@ def test_in_batch_columns_are_the_other_keys_of_the_global_batch(self_similarity
         columns = torch.cat([queue, others])
         # Row by row, the others are simply more queue.
         losses.append(sce_loss(query[[row]], key[[row]], columns, self_similarity=self_similarity))
-    loss = sce_loss(query, key, queue, batch_keys=batch_keys, row_offset=3, self_similarity=self_similarity)
+    loss = sce_loss(query, key, Columns(queue, None, batch_keys, 3), self_similarity=self_similarity)
     torch.testing.assert_close(loss, torch.stack(losses).mean())
 
 
@@ -142,29 +143,30 @@ def test_in_batch_columns_agree_with_a_dense_loss(inputs):
     relations = (torch.cat([key @ key.T, key @ queue.T], dim=1) / 0.05).masked_fill(own, -torch.inf).softmax(dim=1)
     target = 0.4 * own + 0.6 * relations
     expected = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
-    torch.testing.assert_close(sce_loss(query, key, queue, coefficient=0.4, batch_keys=key), expected)
+    torch.testing.assert_close(sce_loss(query, key, Columns(queue, batch_keys=key), coefficient=0.4), expected)
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "of_columns"),
     [
-        {},
-        {"self_similarity": "zero"},
-        {"weights": (0.5, 0.7, 0.2)},
-        {"length": torch.tensor(11)},
-        {"batch_keys": F.normalize(torch.arange(40.0).sin().reshape(5, 8).double(), dim=1)},
+        ({}, {}),
+        ({"self_similarity": "zero"}, {}),
+        ({"weights": (0.5, 0.7, 0.2)}, {}),
+        ({}, {"length": torch.tensor(11)}),
+        ({}, {"batch_keys": F.normalize(torch.arange(40.0).sin().reshape(5, 8).double(), dim=1)}),
     ],
     ids=["mask", "zero", "weights", "length", "batch_keys"],
 )
-def test_the_gradient_matches_finite_differences(options, inputs):
+def test_the_gradient_matches_finite_differences(options, of_columns, inputs):
     query, key, queue = inputs
-    assert torch.autograd.gradcheck(lambda query: sce_loss(query, key, queue, **options), query.requires_grad_())
+    columns = Columns(queue, **of_columns)
+    assert torch.autograd.gradcheck(lambda query: sce_loss(query, key, columns, **options), query.requires_grad_())
 
 
 @pytest.mark.parametrize("options", [{}, {"self_similarity": "zero"}, {"weights": (1.0, 1.0, 1.0)}], ids=str)
 def test_an_empty_queue_gives_no_loss_and_no_gradient(options, inputs):
     query, key, queue = inputs
-    loss = sce_loss(query.requires_grad_(), key, queue, length=torch.tensor(0), **options)
+    loss = sce_loss(query.requires_grad_(), key, Columns(queue, torch.tensor(0)), **options)
     loss.backward()
     assert loss == 0
     assert (query.grad == 0).all()
@@ -173,7 +175,7 @@ def test_an_empty_queue_gives_no_loss_and_no_gradient(options, inputs):
 def test_a_partly_filled_queue_is_its_filled_part(inputs):
     query, key, queue = inputs
     expected = sce_loss(query, key, queue[:11])
-    torch.testing.assert_close(sce_loss(query, key, queue, length=torch.tensor(11)), expected)
+    torch.testing.assert_close(sce_loss(query, key, Columns(queue, torch.tensor(11))), expected)
 
 
 def test_key_and_queue_receive_no_gradient(inputs):

@@ -3,10 +3,10 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
-from ssl_core.losses import info_nce
+from ssl_core.losses import Columns, info_nce
 
 
 def clim_loss(
@@ -14,11 +14,10 @@ def clim_loss(
     anchor_key: Float[Tensor, "n d"] | Float[Tensor, "s n d"],
     neighbour_key: Float[Tensor, "n d"] | Float[Tensor, "s n d"],
     ratio: Float[Tensor, " n"] | Float[Tensor, "r n"],
-    queue: Float[Tensor, "k d"],
+    columns: Float[Tensor, "k d"] | Columns,
     *,
     temperature: float = 0.2,
     reduction: Literal["sum", "mean"] = "sum",
-    length: int | Int64[Tensor, ""] | None = None,
     backend: str | None = None,
 ) -> Float[Tensor, ""]:
     """InfoNCE of a mixed image with each of its two images, weighted by what it shows of them.
@@ -28,7 +27,7 @@ def clim_loss(
     NCE(q, k) = -log(exp(q.k / tau) / (exp(q.k / tau) + sum_j exp(q.k_j / tau)))                 (1)
 
     Paper: Li et al., 2020, 2011.02697.  q = mixed_query, k = anchor_key,
-    k~ = neighbour_key, lambda = ratio, k_j = queue, tau = temperature.
+    k~ = neighbour_key, lambda = ratio, k_j = columns, tau = temperature.
     One pass over the queue for all resolutions. Each term has a denominator of its own: neither image is a negative
     of the other's. While the queue is empty the loss is 0. Computed in float32 (float64 for float64), whatever
     autocast says.
@@ -38,11 +37,10 @@ def clim_loss(
         anchor_key: (n d), or (s n d) at s resolutions, l2-normalised, no gradient.
         neighbour_key: shaped as ``anchor_key``, l2-normalised, no gradient.
         ratio: (n), or (r n), in [0, 1]: how much of each mixed image is its anchor's. Ones make it MoCo v2's loss.
-        queue: (k d) l2-normalised, no gradient.
-        temperature: > 0.
+        columns: keys of the queue, (k d), l2-normalised, no gradient; ``Columns`` of a queue that is still filling.
+        temperature: tau, > 0.
         reduction: ``sum`` over pairs of resolutions, as in equation (6), or ``mean``.
-        length: rows of the queue that count, all by default.
-        backend: of ``ssl_core.ops.queue_attention``.
+        backend: implementation of ``ssl_core.ops.queue_attention``; None lets it choose.
 
     Returns:
         Scalar loss, nats.
@@ -74,9 +72,8 @@ def clim_loss(
     nce = info_nce(
         queries.flatten(0, 1),
         positives.reshape(2 * num_keys, -1, queries.shape[2]),
-        queue,
+        columns,
         temperature,
-        length=length,
         backend=backend,
     )
     of_anchor, of_neighbour = nce.view(2, num_keys, *ratio.shape)

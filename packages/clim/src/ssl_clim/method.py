@@ -6,12 +6,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ssl_clim.loss import clim_loss
 from ssl_clim.mixing import cutmix, draw_mixtures, mixup
 from ssl_core import distributed
-from ssl_core.nn import MomentumBranch, Queue
+from ssl_core.losses import Columns
+from ssl_core.nn import MomentumBranch, Queue, unit
 from ssl_core.train import Step, StepOutput
 from ssl_core.views import ViewSpec
 
@@ -141,10 +141,9 @@ class CLIM(nn.Module):
             key,
             partner_key,
             ratio.to(query.dtype),
-            self.queue.keys,
+            Columns(self.queue.keys, self.queue.valid_length),
             temperature=self.temperature,
             reduction=self.reduction,
-            length=self.queue.valid_length,
         )
         # Each image enters the queue once, at the largest of the resolutions.
         largest = max(range(len(key)), key=lambda index: own[-1][index].shape[-1])
@@ -193,9 +192,7 @@ class CLIM(nn.Module):
         return torch.stack([self.momentum_branch(images, step, first + index) for index, images in enumerate(sizes)])
 
     def _query(self, images: Tensor) -> Tensor:
-        projection = self.projector(self.encoder(images))
-        # In float32 under autocast; float64 stays what it is.
-        return F.normalize(projection.to(torch.promote_types(projection.dtype, torch.float32)), dim=1)
+        return unit(self.projector(self.encoder(images)))
 
 
 def _check_views(views: Sequence[ViewSpec], mixing: str) -> None:

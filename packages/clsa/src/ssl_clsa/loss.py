@@ -3,10 +3,10 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
-from ssl_core.losses import key_softmax
+from ssl_core.losses import Columns, key_softmax
 
 
 class CLSALoss(NamedTuple):
@@ -27,17 +27,13 @@ def clsa_loss(
     weak_queries: Float[Tensor, "w n d"],
     strong_queries: Float[Tensor, "s n d"],
     key: Float[Tensor, "n d"],
-    queue: Float[Tensor, "k d"],
+    columns: Float[Tensor, "k d"] | Columns,
     *,
     temperature: float = 0.2,
     divergence_temperature: float = 0.2,
     divergence_weight: float = 1.0,
-    in_batch_negatives: bool = True,
     reduction: str = "sum",
     detach_target: bool = True,
-    batch_keys: Float[Tensor, "m d"] | None = None,
-    row_offset: int = 0,
-    length: int | Int64[Tensor, ""] | None = None,
     backend: str | None = None,
 ) -> CLSALoss:
     """Contrastive learning with stronger augmentations, averaged over the batch.
@@ -48,7 +44,7 @@ def clsa_loss(
     p(z_k | z') = softmax over all k of z'.z_k / tau, p2 at tau_2          (3)
 
     Paper: Wang and Qi, 2021, 2104.07713.  z'_i = weak_queries, z''_j = strong_queries, z = key, tau = temperature,
-    beta = divergence_weight; k runs over the own key, the batch's other keys (released code, not paper) and the queue.
+    beta = divergence_weight; k runs over the own key and the columns.
     tau_2 = divergence_temperature divides both sides of (4); it is the code's ``clsa_t``.
     Cross-entropy is linear in its target, so sum_i L_D(i, j) is w times that of the mean target: one pass over the
     queue and s cross-entropies give all w s terms.
@@ -59,26 +55,22 @@ def clsa_loss(
         strong_queries: (s n d) strong views, l2-normalised, of the online branch; s = 0 leaves InfoNCE alone;
             gradient flows.
         key: (n d) l2-normalised, of the momentum branch, no gradient; the positive of all queries.
-        queue: (k d) l2-normalised, no gradient.
+        columns: keys that all queries are compared with: a queue (k d) alone, as in the paper, or ``Columns`` with the
+            other keys of the global batch, as in the released code.
         temperature: > 0, of InfoNCE.
         divergence_temperature: > 0, of both sides of the divergence.
         divergence_weight: >= 0.
-        in_batch_negatives: the other keys of the global batch count too; otherwise own key and queue, as in the paper.
         reduction: "sum" over views and pairs of views, as the released code, or their "mean".
         detach_target: False lets gradient into the weak queries through the target as well; dense, in n k memory for
             each set of queries, with backend "reference" alone.
-        batch_keys: (m d) keys of all processes in rank order, own rows included; ``key`` by default, which is right in
-            one process.
-        row_offset: the row of ``batch_keys`` that belongs to the first query.
-        length: rows of the queue that count, all by default.
-        backend: of ``ssl_core.ops.queue_attention``.
+        backend: implementation of ``ssl_core.ops.queue_attention``; None lets it choose.
 
     Returns:
         Total, contrastive and divergence.
 
     Raises:
-        ValueError: if sizes disagree, a value is outside its range, ``batch_keys`` come without
-            ``in_batch_negatives``, or ``detach_target=False`` with another back-end than the reference.
+        ValueError: if sizes disagree, a value is outside its range, or ``detach_target=False`` comes with another
+            back-end than the reference.
 
     Example:
         >>> import torch
@@ -95,10 +87,6 @@ def clsa_loss(
         raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
     if len(weak_queries) == 0:
         raise ValueError("weak_queries holds no view; InfoNCE and the target of the divergence need at least one")
-    if in_batch_negatives:
-        batch_keys = key if batch_keys is None else batch_keys
-    elif batch_keys is not None:
-        raise ValueError(f"batch_keys ({len(batch_keys)} rows) need in_batch_negatives=True; leave them out")
     if not detach_target:
         if backend not in (None, "reference"):
             raise ValueError(f"detach_target=False needs backend='reference', got {backend!r}")
@@ -113,16 +101,7 @@ def clsa_loss(
         target_of = slice(num_weak + num_strong, None)
         queries.append(weak_queries)
         temperatures += [divergence_temperature] * num_weak
-    softmax = key_softmax(
-        torch.cat(queries),
-        key,
-        queue,
-        temperatures,
-        length=length,
-        batch_keys=batch_keys,
-        row_offset=row_offset,
-        backend=backend,
-    )
+    softmax = key_softmax(torch.cat(queries), key, columns, temperatures, backend=backend)
     # The mean of the keys under the mean of the weak queries' softmaxes.
     target = softmax.expectation[target_of].mean(dim=0)
     if detach_target:

@@ -9,11 +9,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ssl_clsa.loss import clsa_loss
 from ssl_core import distributed
-from ssl_core.nn import MomentumBranch, Queue
+from ssl_core.losses import Columns
+from ssl_core.nn import MomentumBranch, Queue, unit
 from ssl_core.train import Step, StepOutput
 from ssl_core.views import ViewSpec
 
@@ -154,16 +154,17 @@ class CLSA(nn.Module):
                     others[: self.num_contrastive],
                     others[self.num_contrastive :],
                     key,
-                    self.queue.keys,
+                    Columns(
+                        self.queue.keys,
+                        self.queue.valid_length,
+                        batch_keys if self.in_batch_negatives else None,
+                        distributed.rank() * len(key),
+                    ),
                     temperature=self.temperature,
                     divergence_temperature=self.divergence_temperature,
                     divergence_weight=self.divergence_weight,
-                    in_batch_negatives=self.in_batch_negatives,
                     reduction=self.reduction,
                     detach_target=self.detach_target,
-                    batch_keys=batch_keys if self.in_batch_negatives else None,
-                    row_offset=distributed.rank() * len(key),
-                    length=self.queue.valid_length,
                 )
             )
         total, contrastive, divergence = (torch.stack(halves).mean() for halves in zip(*losses, strict=True))
@@ -184,7 +185,7 @@ class CLSA(nn.Module):
         self.queue.enqueue_(keys)
 
     def _query(self, images: Tensor) -> Tensor:
-        return F.normalize(self.projector(self.encoder(images)).float(), dim=1)
+        return unit(self.projector(self.encoder(images)))
 
     def _chance_loss(self, num_views: int, batch_size: int) -> float:
         """Loss of queries that see all keys alike."""

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ssl_core.losses import (
+    Columns,
     info_nce,
     key_softmax,
     relational_cross_entropy,
@@ -28,18 +29,24 @@ def unit_rows(*shape, dtype=torch.float32):
     return F.normalize(torch.randn(*shape, dtype=dtype), dim=-1)
 
 
+def loss_options(queue, options):
+    """Options of a loss, those of its columns made one."""
+    of_columns = {name: options[name] for name in Columns._fields if name in options}
+    columns = Columns(queue, **of_columns) if of_columns else queue
+    return {"columns": columns} | {name: value for name, value in options.items() if name not in of_columns}
+
+
 def soft(query, positive, target_query, queue, *, coefficient=0.4, **options):
-    return soft_target_cross_entropy(
-        query, positive, target_query, queue, coefficient=coefficient, **TEMPERATURES | options
-    )
+    options = {"coefficient": coefficient} | TEMPERATURES | loss_options(queue, options)
+    return soft_target_cross_entropy(query, positive, target_query, **options)
 
 
 def relational(query, positive, target_query, queue, **options):
-    return relational_cross_entropy(query, target_query, queue, **TEMPERATURES | options)
+    return relational_cross_entropy(query, target_query, **TEMPERATURES | loss_options(queue, options))
 
 
 def contrastive(query, positive, target_query, queue, *, temperature=0.1, **options):
-    return info_nce(query, positive, queue, temperature, **options)
+    return info_nce(query, positive, temperature=temperature, **loss_options(queue, options))
 
 
 ALL = pytest.mark.parametrize("loss", [contrastive, relational, soft], ids=lambda loss: loss.__name__)
@@ -369,7 +376,7 @@ def test_the_softmax_over_positive_and_columns_agrees_with_a_dense_one(backend):
     query, positive = unit_rows(3, 6, 8, dtype=torch.float64), unit_rows(6, 8, dtype=torch.float64)
     queue, batch_keys = unit_rows(40, 8, dtype=torch.float64), unit_rows(9, 8, dtype=torch.float64)
     temperatures = [0.1, 0.2, 0.1]
-    actual = key_softmax(query, positive, queue, temperatures, batch_keys=batch_keys, row_offset=2, backend=backend)
+    actual = key_softmax(query, positive, Columns(queue, None, batch_keys, 2), temperatures, backend=backend)
     expected = dense_key_softmax(query, positive, queue, temperatures, batch_keys, 2)
     torch.testing.assert_close(tuple(actual), expected)
 
@@ -377,10 +384,10 @@ def test_the_softmax_over_positive_and_columns_agrees_with_a_dense_one(backend):
 @pytest.mark.parametrize("batch", [False, True], ids=["queue", "queue and batch"])
 def test_the_softmaxs_values_match_finite_differences_and_with_the_reference_its_expectation_too(batch):
     query, positive = unit_rows(2, 3, 4, dtype=torch.float64).requires_grad_(), unit_rows(3, 4, dtype=torch.float64)
-    queue, options = unit_rows(7, 4, dtype=torch.float64), {"batch_keys": positive} if batch else {}
+    columns = Columns(unit_rows(7, 4, dtype=torch.float64), batch_keys=positive if batch else None)
 
     def softmax(query, backend):
-        return key_softmax(query, positive, queue, [0.1, 0.2], backend=backend, **options)
+        return key_softmax(query, positive, columns, [0.1, 0.2], backend=backend)
 
     assert torch.autograd.gradcheck(lambda query: softmax(query, "tiled")[::2], query)
     assert torch.autograd.gradcheck(lambda query: softmax(query, "reference")[::2], query)
@@ -398,7 +405,8 @@ def test_a_saturated_softmax_keeps_the_log_probability_of_its_positive():
 @pytest.mark.parametrize("backend", ["tiled", "reference"])
 def test_without_any_column_the_positive_has_all_the_mass(backend):
     query, positive = unit_rows(2, 1, 4).requires_grad_(), unit_rows(1, 4)
-    softmax = key_softmax(query, positive, unit_rows(5, 4), [0.1, 0.2], length=0, batch_keys=positive, backend=backend)
+    columns = Columns(unit_rows(5, 4), length=0, batch_keys=positive)
+    softmax = key_softmax(query, positive, columns, [0.1, 0.2], backend=backend)
     assert torch.equal(softmax.log_prob.abs(), torch.zeros(2, 1))
     torch.testing.assert_close(softmax.expectation, positive.expand(2, 1, 4))
     (gradient,) = torch.autograd.grad(softmax.lse.sum(), query)

@@ -6,7 +6,7 @@ Compares each op and loss with its own compiled form (no graph break allowed), f
 import torch
 import torch.nn.functional as F
 
-from ssl_core.losses import barlow_twins, info_nce, negative_cosine, nt_xent, soft_target_cross_entropy
+from ssl_core.losses import Columns, barlow_twins, info_nce, negative_cosine, nt_xent, soft_target_cross_entropy
 from ssl_core.ops import enqueue_, momentum_update_, queue_attention
 
 QUEUE = F.normalize(torch.randn(37, 8, generator=torch.Generator().manual_seed(0)), dim=1)
@@ -26,14 +26,12 @@ def losses(query, key, length, coefficient):
         query,
         key,
         key,
-        QUEUE,
+        Columns(QUEUE, length, key),
         temperature=0.1,
         target_temperature=0.05,
         coefficient=coefficient,
-        length=length,
-        batch_keys=key,
     )
-    return (soft + info_nce(query, key, QUEUE, 0.1, length=5)).sum()
+    return (soft + info_nce(query, key, Columns(QUEUE, 5), 0.1)).sum()
 
 
 def batch_loss(query, other):

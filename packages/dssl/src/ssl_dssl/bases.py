@@ -7,14 +7,12 @@ trains the base itself.
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from ssl_core import distributed
-from ssl_core.losses import barlow_twins, info_nce, negative_cosine, nt_xent
-from ssl_core.nn import Queue
+from ssl_core.losses import Columns, barlow_twins, info_nce, negative_cosine, nt_xent
+from ssl_core.nn import Queue, unit
 from ssl_dssl.loss import Embedded, given
 
 
@@ -39,7 +37,7 @@ class SimCLR:
 
     def loss(self, first: Embedded, second: Embedded) -> Float[Tensor, ""]:
         """NT-Xent of two views, nats."""
-        a, b = _unit(given(first.prediction)), _unit(given(second.prediction))
+        a, b = unit(given(first.prediction)), unit(given(second.prediction))
         if distributed.world_size() == 1:
             return nt_xent(a, b, self.temperature)
         batch = distributed.gather_with_grad(a), distributed.gather_with_grad(b)
@@ -126,8 +124,8 @@ class MoCoV2:
 
     def loss(self, first: Embedded, second: Embedded, queue: Queue) -> Float[Tensor, ""]:
         """InfoNCE of the first view's query, nats."""
-        query, key = _unit(given(first.prediction)), given(second.target)
-        return info_nce(query, key, queue.keys, self.temperature, length=queue.valid_length).mean()
+        query, key = unit(given(first.prediction)), given(second.target)
+        return info_nce(query, key, Columns(queue.keys, queue.valid_length), self.temperature).mean()
 
 
 @dataclass(frozen=True)
@@ -163,11 +161,6 @@ def _symmetric_cosine(first: Embedded, second: Embedded) -> Tensor:
     one = negative_cosine(given(first.prediction), given(second.target))
     other = negative_cosine(given(second.prediction), given(first.target))
     return (one.mean() + other.mean()) / 2
-
-
-def _unit(projection: Tensor) -> Tensor:
-    # In float32 under autocast; float64 stays what it is.
-    return F.normalize(projection.to(torch.promote_types(projection.dtype, torch.float32)), dim=1)
 
 
 def _check_positive(name: str, value: float) -> None:

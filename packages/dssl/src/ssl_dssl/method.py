@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_core import distributed
-from ssl_core.nn import MomentumBranch, Queue
+from ssl_core.nn import MomentumBranch, Queue, unit
 from ssl_core.train import Step, StepOutput
 from ssl_core.views import ViewSpec
 from ssl_dssl.bases import BYOL, Base, MoCoV2, SimCLR
@@ -103,7 +103,7 @@ class DSSL(nn.Module):
         # A predictor's output, where there is one: a projector's own BatchNorm would hide a collapse.
         judged = next(part for view in standard for part in view if part is not None).detach()
         metrics = self._metrics(standard, heavy, len(judged), step)
-        return StepOutput(loss, keys, metrics, F.normalize(judged.float(), dim=1))
+        return StepOutput(loss, keys, metrics, unit(judged))
 
     @torch.no_grad()
     def update(self, keys: Tensor | None, step: Step) -> None:

@@ -1,18 +1,17 @@
 """LeOCLR's loss: the query of the uncropped image against the key of each of its crops."""
 
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
-from ssl_core.losses import info_nce
+from ssl_core.losses import Columns, info_nce
 
 
 def leoclr_loss(
     query: Float[Tensor, "n d"],
     keys: Float[Tensor, "p n d"],
-    queue: Float[Tensor, "k d"],
+    columns: Float[Tensor, "k d"] | Columns,
     *,
     temperature: float = 0.2,
-    length: int | Int64[Tensor, ""] | None = None,
     backend: str | None = None,
 ) -> Float[Tensor, ""]:
     """InfoNCE of each image with each of its crops, summed over the crops and averaged over the batch.
@@ -21,7 +20,7 @@ def leoclr_loss(
     l(u, v) = -log(exp(u.v / tau) / (exp(u.v / tau) + sum_k exp(u.q_k / tau)))                   (2)
 
     Paper: Alkhalefi et al., 2024, 2403.06813, which sums over the batch.  u = query, v1 and v2 = keys,
-    q_k = queue, tau = temperature.
+    q_k = columns, tau = temperature.
     One pass over the queue for all crops, each with a denominator of its own: no crop is another's positive or
     negative. While the queue is empty the loss is 0. Computed in float32 (float64 for float64), whatever autocast
     says.
@@ -30,10 +29,9 @@ def leoclr_loss(
         query: (n d) l2-normalised, of the uncropped images through the online branch; gradient flows.
         keys: (2 n d) l2-normalised, of the two crops through the momentum branch, no gradient. One key for each
             image, (1 n d), makes it MoCo v2's loss.
-        queue: (k d) l2-normalised, no gradient.
-        temperature: > 0.
-        length: rows of the queue that count, all by default.
-        backend: of ``ssl_core.ops.queue_attention``.
+        columns: keys of the queue, (k d), l2-normalised, no gradient; ``Columns`` of a queue that is still filling.
+        temperature: tau, > 0.
+        backend: implementation of ``ssl_core.ops.queue_attention``; None lets it choose.
 
     Returns:
         Scalar loss, nats.
@@ -47,4 +45,4 @@ def leoclr_loss(
         >>> leoclr_loss(query, torch.stack([query, queue]), queue, temperature=0.5)  # log(1 + e^-2) + log(2)
         tensor(0.8201)
     """
-    return info_nce(query, keys, queue, temperature, length=length, backend=backend).sum(dim=0).mean()
+    return info_nce(query, keys, columns, temperature, backend=backend).sum(dim=0).mean()

@@ -9,11 +9,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ssl_core import distributed
-from ssl_core.losses import nt_xent
-from ssl_core.nn import MomentumBranch, Queue
+from ssl_core.losses import Columns, nt_xent
+from ssl_core.nn import MomentumBranch, Queue, unit
 from ssl_core.train import Step, StepOutput
 from ssl_core.views import RandomCrop, RandomResizedCrop, ViewSpec
 from ssl_leoclr.loss import leoclr_loss
@@ -131,17 +130,14 @@ class LeOCLR(nn.Module):
             self.queue.enqueue_(keys)
 
     def _against_queue(self, views: tuple[Tensor, ...], step: Step) -> StepOutput:
-        def loss_of(query: Tensor, keys: Tensor) -> Tensor:
-            length = self.queue.valid_length
-            return leoclr_loss(query, keys, self.queue.keys, temperature=self.temperature, length=length)
-
+        columns = Columns(self.queue.keys, self.queue.valid_length)
         anchor, *crops = views
         query = self._query(anchor)
         keys = torch.stack([self.momentum_branch(crop, step, view) for view, crop in enumerate(crops)])
-        loss = loss_of(query, keys)
+        loss = leoclr_loss(query, keys, columns, temperature=self.temperature)
         if self.attract == "all":
             for crop, key in zip(crops, keys.flip(0), strict=True):
-                loss = loss + loss_of(self._query(crop), key[None])
+                loss = loss + leoclr_loss(self._query(crop), key[None], columns, temperature=self.temperature)
         to_enqueue = torch.cat([distributed.gather(key) for key in (keys if self.enqueue == "both" else keys[:1])])
         num_terms = self.num_crops * (2 if self.attract == "all" else 1)
         queue_length = len(self.queue.keys)
@@ -179,6 +175,4 @@ class LeOCLR(nn.Module):
         return StepOutput(torch.stack(losses).sum(), None, metrics, embeddings=queries[0].detach())
 
     def _query(self, images: Tensor) -> Tensor:
-        projection = self.projector(self.encoder(images))
-        # In float32 under autocast; float64 stays what it is.
-        return F.normalize(projection.to(torch.promote_types(projection.dtype, torch.float32)), dim=1)
+        return unit(self.projector(self.encoder(images)))

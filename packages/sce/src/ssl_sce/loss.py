@@ -2,25 +2,22 @@
 
 from typing import Any
 
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
-from ssl_core.losses import soft_target_cross_entropy, soft_target_terms
+from ssl_core.losses import Columns, soft_target_cross_entropy, soft_target_terms
 
 
 def sce_loss(
     query: Float[Tensor, "n d"] | Float[Tensor, "v n d"],
     key: Float[Tensor, "n d"],
-    queue: Float[Tensor, "k d"],
+    columns: Float[Tensor, "k d"] | Columns,
     *,
     temperature: float = 0.1,
     target_temperature: float = 0.05,
     coefficient: float = 0.5,
     self_similarity: str = "mask",
     weights: tuple[float, float, float] | None = None,
-    length: int | Int64[Tensor, ""] | None = None,
-    batch_keys: Float[Tensor, "m d"] | None = None,
-    row_offset: int = 0,
     backend: str | None = None,
 ) -> Float[Tensor, ""]:
     """Similarity contrastive estimation, averaged over the batch.
@@ -32,7 +29,7 @@ def sce_loss(
     L = lambda L_InfoNCE + mu L_ReSSL + eta L_Ceil, mu = eta = 1 - lambda        (9)
 
     Paper: Denize et al., 2023, 2111.14585.  z1 = query, z2 = key, lambda = coefficient, tau = temperature,
-    tau_m = target_temperature, (lambda, mu, eta) = weights; k runs over the own key and the queue.
+    tau_m = target_temperature, (lambda, mu, eta) = weights; k runs over the own key and the columns.
     coefficient = 1 is MoCo v2's loss, weights = (0, 1, 0) is ReSSL's. While the queue is empty the loss is 0.
     Computed in float32 (float64 for float64), whatever autocast says.
 
@@ -41,18 +38,14 @@ def sce_loss(
             pass over the queue; gradient flows.
         key: (n d) l2-normalised, of the momentum branch, no gradient; the positive and the origin of the
             target.
-        queue: (k d) l2-normalised, no gradient.
-        temperature: > 0.
-        target_temperature: > 0, below ``temperature`` to sharpen the target.
+        columns: keys that all queries are compared with; a (k d) tensor is a queue alone.
+        temperature: tau, > 0.
+        target_temperature: tau_m, > 0, below ``temperature`` to sharpen the target.
         coefficient: weight of the one-hot in the target, in [0, 1]; left alone with ``weights``.
         self_similarity: "mask" keeps the own key out of s2, as the paper; "zero" gives it the similarity 0
             there, as the authors' code.
         weights: free (lambda, mu, eta) of equation (9) in place of ``coefficient``; with "mask" only.
-        length: rows of the queue that count, all by default.
-        batch_keys: (m d) keys of all processes in rank order, own rows included: the others become columns
-            too.
-        row_offset: the row of ``batch_keys`` that belongs to the first query.
-        backend: of ``ssl_core.ops.queue_attention``.
+        backend: implementation of ``ssl_core.ops.queue_attention``; None lets it choose.
 
     Returns:
         Scalar mean loss, nats.
@@ -70,19 +63,16 @@ def sce_loss(
     options: dict[str, Any] = {
         "temperature": temperature,
         "target_temperature": target_temperature,
-        "length": length,
-        "batch_keys": batch_keys,
-        "row_offset": row_offset,
         "backend": backend,
     }
     if weights is None:
         return soft_target_cross_entropy(
-            query, key, key, queue, coefficient=coefficient, self_similarity=self_similarity, **options
+            query, key, key, columns, coefficient=coefficient, self_similarity=self_similarity, **options
         ).mean()
     if coefficient != 0.5:
         raise ValueError(f"weights {weights} take the place of coefficient; leave it alone, got {coefficient}")
     if self_similarity != "mask":
         raise ValueError(f"free weights need self_similarity='mask', got {self_similarity!r}")
-    terms = soft_target_terms(query, key, key, queue, **options)
+    terms = soft_target_terms(query, key, key, columns, **options)
     contrastive, relational, ceiling = weights
     return (contrastive * terms.contrastive + relational * terms.relational + ceiling * terms.ceiling).mean()

@@ -9,10 +9,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ssl_core import distributed
-from ssl_core.nn import MomentumBranch, Queue
+from ssl_core.losses import Columns
+from ssl_core.nn import MomentumBranch, Queue, unit
 from ssl_core.train import Step, StepOutput, cosine_schedule, scalar_schedule
 from ssl_core.views import ViewSpec
 from ssl_sce.loss import sce_loss
@@ -159,15 +159,17 @@ class SCE(nn.Module):
                 sce_loss(
                     others,
                     key,
-                    self.queue.keys,
+                    Columns(
+                        self.queue.keys,
+                        self.queue.valid_length,
+                        batch_keys if self.in_batch_negatives else None,
+                        distributed.rank() * len(key),
+                    ),
                     temperature=self.temperature,
                     target_temperature=self._target_temperature(step),
                     coefficient=self._coefficient(step),
                     weights=self.weights,
                     self_similarity=self.self_similarity,
-                    length=self.queue.valid_length,
-                    batch_keys=batch_keys if self.in_batch_negatives else None,
-                    row_offset=distributed.rank() * len(key),
                 )
             )
         loss = torch.stack(losses).mean()  # each over as many pairs
@@ -184,7 +186,7 @@ class SCE(nn.Module):
         self.queue.enqueue_(keys)
 
     def _query(self, images: Tensor) -> Tensor:
-        return F.normalize(self.predictor(self.projector(self.encoder(images))).float(), dim=1)
+        return unit(self.predictor(self.projector(self.encoder(images))))
 
     def _target_temperature(self, step: Step) -> float:
         return scalar_schedule(

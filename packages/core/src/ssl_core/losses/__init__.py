@@ -3,6 +3,7 @@
 from ssl_core.losses.batch import barlow_twins as barlow_twins
 from ssl_core.losses.batch import negative_cosine as negative_cosine
 from ssl_core.losses.batch import nt_xent as nt_xent
+from ssl_core.losses.queue import Columns as Columns
 from ssl_core.losses.queue import KeySoftmax as KeySoftmax
 from ssl_core.losses.queue import SoftTargetTerms as SoftTargetTerms
 from ssl_core.losses.queue import info_nce as info_nce
@@ -12,6 +13,7 @@ from ssl_core.losses.queue import soft_target_cross_entropy as soft_target_cross
 from ssl_core.losses.queue import soft_target_terms as soft_target_terms
 
 __all__ = [
+    "Columns",
     "KeySoftmax",
     "SoftTargetTerms",
     "barlow_twins",

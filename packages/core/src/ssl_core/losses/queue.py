@@ -1,7 +1,7 @@
 """Losses against a queue of past keys: a few lines of algebra over ``ssl_core.ops.queue_attention``.
 
-A query q_i has one positive k+_i and the columns k_j: the queue, and with ``batch_keys`` the other keys of
-the global batch. With lse_i and E_i of the columns and p_ii the probability that the student gives to the
+A query q_i has one positive k+_i and the columns k_j (:class:`Columns`): the queue, and with ``batch_keys`` the other
+keys of the global batch. With lse_i and E_i of the columns and p_ii the probability that the student gives to the
 positive,
 
     s+_i = q_i.k+_i / tau    p_ii = sigmoid(s+_i - lse_i)    -sum_j w_ij log p_ij = lse_i - q_i.E^w_i / tau
@@ -21,22 +21,38 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from ssl_core.losses.precision import at_least_float32
 from ssl_core.ops import queue_attention
 
 
+class Columns(NamedTuple):
+    """The keys that all queries of a batch are compared with: a queue, and the other keys of the batch.
+
+    Every loss here also takes a queue's keys (k d) alone.
+
+    Attributes:
+        keys: (k d) keys of the queue, l2-normalised, no gradient.
+        length: number of the queue's rows that count, an int or a scalar tensor; None counts all.
+        batch_keys: (m d) keys of all processes in rank order, l2-normalised, no gradient, of which each query sees
+            all but its own; None for the queue alone.
+        row_offset: row of ``batch_keys`` that is the first query's own.
+    """
+
+    keys: Tensor
+    length: int | Tensor | None = None
+    batch_keys: Tensor | None = None
+    row_offset: int = 0
+
+
 def info_nce(
     query: Float[Tensor, "n d"],
     positive: Float[Tensor, "n d"] | Float[Tensor, "p n d"],
-    queue: Float[Tensor, "k d"],
+    columns: Float[Tensor, "k d"] | Columns,
     temperature: float | Float[Tensor, ""],
     *,
-    length: int | Int64[Tensor, ""] | None = None,
-    batch_keys: Float[Tensor, "m d"] | None = None,
-    row_offset: int = 0,
     backend: str | None = None,
 ) -> Float[Tensor, " n"] | Float[Tensor, "p n"]:
     """InfoNCE of each query: -log of the probability of its positive among positive and columns.
@@ -49,12 +65,9 @@ def info_nce(
     Args:
         query: (n d) l2-normalised; gradient flows.
         positive: (n d), or (p n d) for p positives of each query, l2-normalised, no gradient.
-        queue: (k d) l2-normalised, no gradient.
+        columns: keys that the queries are compared with; a (k d) tensor is a queue alone.
         temperature: > 0, dimensionless.
-        length: rows of the queue that count, all by default.
-        batch_keys: (m d) keys of all processes in rank order, own rows included; all but the own are columns.
-        row_offset: the row of ``batch_keys`` that belongs to the first query.
-        backend: of ``queue_attention``.
+        backend: implementation of ``queue_attention``; None lets it choose.
 
     Returns:
         (n) or (p n) loss per row, nats.
@@ -67,20 +80,17 @@ def info_nce(
         >>> info_nce(query, query, torch.tensor([[0.0, 1.0]]), 0.5)  # log(1 + e^-2)
         tensor([0.1269])
     """
-    lse, _ = _columns(query, len(query), queue, temperature, length, batch_keys, row_offset, backend)
+    lse, _ = _attention(query, len(query), columns, temperature, backend)
     return -F.logsigmoid(_logit(query, positive, temperature) - lse)
 
 
 def relational_cross_entropy(
     query: Float[Tensor, "n d"],
     target_query: Float[Tensor, "n d"],
-    queue: Float[Tensor, "k d"],
+    columns: Float[Tensor, "k d"] | Columns,
     *,
     temperature: float | Float[Tensor, ""],
     target_temperature: float | Float[Tensor, ""],
-    length: int | Int64[Tensor, ""] | None = None,
-    batch_keys: Float[Tensor, "m d"] | None = None,
-    row_offset: int = 0,
     backend: str | None = None,
 ) -> Float[Tensor, " n"]:
     """ReSSL's loss of each query: cross-entropy of its similarities with those of its target query.
@@ -93,13 +103,10 @@ def relational_cross_entropy(
     Args:
         query: (n d) l2-normalised; gradient flows.
         target_query: (n d) l2-normalised, no gradient.
-        queue: (k d) l2-normalised, no gradient.
+        columns: keys that the queries are compared with; a (k d) tensor is a queue alone.
         temperature: > 0, of the query's similarities.
         target_temperature: > 0, of the target query's similarities.
-        length: rows of the queue that count, all by default.
-        batch_keys: (m d) keys of all processes in rank order, own rows included; all but the own are columns.
-        row_offset: the row of ``batch_keys`` that belongs to the first query.
-        backend: of ``queue_attention``.
+        backend: implementation of ``queue_attention``; None lets it choose.
 
     Returns:
         (n) loss per row, nats; at least the entropy of the target.
@@ -117,12 +124,9 @@ def relational_cross_entropy(
         query,
         target_query,
         target_query,
-        queue,
+        columns,
         temperature=temperature,
         target_temperature=target_temperature,
-        length=length,
-        batch_keys=batch_keys,
-        row_offset=row_offset,
         backend=backend,
     ).relational
 
@@ -149,13 +153,10 @@ def soft_target_terms(
     query: Float[Tensor, "n d"] | Float[Tensor, "v n d"],
     positive: Float[Tensor, "n d"],
     target_query: Float[Tensor, "n d"],
-    queue: Float[Tensor, "k d"],
+    columns: Float[Tensor, "k d"] | Columns,
     *,
     temperature: float | Float[Tensor, ""],
     target_temperature: float | Float[Tensor, ""],
-    length: int | Int64[Tensor, ""] | None = None,
-    batch_keys: Float[Tensor, "m d"] | None = None,
-    row_offset: int = 0,
     backend: str | None = None,
 ) -> SoftTargetTerms:
     """Contrastive, relational and ceiling term of each query, from one pass over the columns.
@@ -166,13 +167,10 @@ def soft_target_terms(
         query: (n d), or (v n d) for v views of each image that share one target, l2-normalised; gradient flows.
         positive: (n d) l2-normalised, no gradient.
         target_query: (n d) l2-normalised, no gradient; whose similarities to the columns are the target.
-        queue: (k d) l2-normalised, no gradient.
+        columns: keys that the queries are compared with; a (k d) tensor is a queue alone.
         temperature: > 0, of the query's similarities.
         target_temperature: > 0, of the target query's similarities.
-        length: rows of the queue that count, all by default.
-        batch_keys: (m d) keys of all processes in rank order, own rows included; all but the own are columns.
-        row_offset: the row of ``batch_keys`` that belongs to the first query.
-        backend: of ``queue_attention``.
+        backend: implementation of ``queue_attention``; None lets it choose.
 
     Returns:
         The terms.
@@ -196,9 +194,7 @@ def soft_target_terms(
             _per_row(target_temperature, rows[split:], "target_temperature").detach(),
         ]
     )
-    lse_rows, expectation_rows = _columns(
-        rows, len(target_query), queue, temperatures, length, batch_keys, row_offset, backend
-    )
+    lse_rows, expectation_rows = _attention(rows, len(target_query), columns, temperatures, backend)
     lse, target_lse = lse_rows[:split].view(query.shape[:-1]), lse_rows[split:].detach()
     has_no_column = lse == -torch.inf
     margin = _logit(query, positive, temperature) - lse
@@ -215,15 +211,12 @@ def soft_target_cross_entropy(
     query: Float[Tensor, "n d"] | Float[Tensor, "v n d"],
     positive: Float[Tensor, "n d"],
     target_query: Float[Tensor, "n d"],
-    queue: Float[Tensor, "k d"],
+    columns: Float[Tensor, "k d"] | Columns,
     *,
     temperature: float | Float[Tensor, ""],
     target_temperature: float | Float[Tensor, ""],
     coefficient: float | Float[Tensor, ""],
     self_similarity: str = "mask",
-    length: int | Int64[Tensor, ""] | None = None,
-    batch_keys: Float[Tensor, "m d"] | None = None,
-    row_offset: int = 0,
     backend: str | None = None,
 ) -> Float[Tensor, " n"] | Float[Tensor, "v n"]:
     """Cross-entropy of the student's softmax with a target that is partly one-hot, partly soft.
@@ -238,16 +231,13 @@ def soft_target_cross_entropy(
         query: (n d), or (v n d) for v views of each image that share one target, l2-normalised; gradient flows.
         positive: (n d) l2-normalised, no gradient.
         target_query: (n d) l2-normalised, no gradient.
-        queue: (k d) l2-normalised, no gradient.
+        columns: keys that the queries are compared with; a (k d) tensor is a queue alone.
         temperature: > 0, of the query's similarities.
         target_temperature: > 0, of the target query's similarities.
         coefficient: weight of the one-hot, in [0, 1].
         self_similarity: "mask" keeps the positive out of the target's softmax, as the paper; "zero" gives it
             the similarity 0 there, as the authors' code.
-        length: rows of the queue that count, all by default.
-        batch_keys: (m d) keys of all processes in rank order, own rows included; all but the own are columns.
-        row_offset: the row of ``batch_keys`` that belongs to the first query.
-        backend: of ``queue_attention``.
+        backend: implementation of ``queue_attention``; None lets it choose.
 
     Returns:
         (n) or (v n) loss per row, nats; at least the entropy of the target.
@@ -269,12 +259,9 @@ def soft_target_cross_entropy(
         query,
         positive,
         target_query,
-        queue,
+        columns,
         temperature=temperature,
         target_temperature=target_temperature,
-        length=length,
-        batch_keys=batch_keys,
-        row_offset=row_offset,
         backend=backend,
     )
     # The positive's share of the target, whatever gave it to it.
@@ -301,12 +288,9 @@ class KeySoftmax(NamedTuple):
 def key_softmax(
     query: Float[Tensor, "v n d"],
     positive: Float[Tensor, "n d"],
-    queue: Float[Tensor, "k d"],
+    columns: Float[Tensor, "k d"] | Columns,
     temperatures: Sequence[float | Float[Tensor, ""]],
     *,
-    length: int | Int64[Tensor, ""] | None = None,
-    batch_keys: Float[Tensor, "m d"] | None = None,
-    row_offset: int = 0,
     backend: str | None = None,
 ) -> KeySoftmax:
     """The softmax of each query over its positive and all columns, from one pass over the columns.
@@ -318,12 +302,9 @@ def key_softmax(
     Args:
         query: (v n d) for v sets of queries that share positives, l2-normalised; gradient flows.
         positive: (n d) l2-normalised, no gradient.
-        queue: (k d) l2-normalised, no gradient.
+        columns: keys that the queries are compared with; a (k d) tensor is a queue alone.
         temperatures: v numbers > 0, one for each set.
-        length: rows of the queue that count, all by default.
-        batch_keys: (m d) keys of all processes in rank order, own rows included; all but the own are columns.
-        row_offset: the row of ``batch_keys`` that belongs to the first query.
-        backend: of ``queue_attention``.
+        backend: implementation of ``queue_attention``; None lets it choose.
 
     Returns:
         Lse, expectation and log-probability of the positive.
@@ -341,9 +322,7 @@ def key_softmax(
     if len(temperatures) != len(query):
         raise ValueError(f"temperatures must hold one number for each of {len(query)} sets, got {len(temperatures)}")
     temperature = torch.stack([_per_row(value, query[0], "temperature") for value in temperatures])
-    lse_rows, expectation_rows = _columns(
-        query.flatten(0, 1), len(positive), queue, temperature.flatten(), length, batch_keys, row_offset, backend
-    )
+    lse_rows, expectation_rows = _attention(query.flatten(0, 1), len(positive), columns, temperature.flatten(), backend)
     lse, expectation = lse_rows.view(query.shape[:2]), expectation_rows.view(query.shape)
     logit = _logit(query, positive, temperature)
     margin = logit - lse
@@ -356,19 +335,13 @@ def key_softmax(
     )
 
 
-def _columns(
-    rows: Tensor,
-    num_queries: int,
-    queue: Tensor,
-    temperature: float | Tensor,
-    length: int | Tensor | None,
-    batch_keys: Tensor | None,
-    row_offset: int,
-    backend: str | None,
+def _attention(
+    rows: Tensor, num_queries: int, columns: Tensor | Columns, temperature: float | Tensor, backend: str | None
 ) -> tuple[Tensor, Tensor]:
     """Lse and expectation of stacked sets of queries over the queue and the batch's other keys."""
+    keys, length, batch_keys, row_offset = Columns(columns) if isinstance(columns, Tensor) else columns
     lse, expectation = queue_attention(
-        rows, queue.detach(), temperature, length=length, normalized=True, backend=backend
+        rows, keys.detach(), temperature, length=length, normalized=True, backend=backend
     )
     if batch_keys is None:
         return lse, expectation

@@ -11,6 +11,7 @@ from ssl_core.nn.heads import mlp_head as mlp_head
 from ssl_core.nn.momentum import MomentumBranch as MomentumBranch
 from ssl_core.nn.momentum import momentum_copy as momentum_copy
 from ssl_core.nn.queue import Queue as Queue
+from ssl_core.nn.unit import unit as unit
 
 __all__ = [
     "EncoderConfig",
@@ -24,4 +25,5 @@ __all__ = [
     "split_batch_norm",
     "stem_for",
     "sync_batch_norm",
+    "unit",
 ]

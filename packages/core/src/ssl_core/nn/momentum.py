@@ -9,12 +9,12 @@ import copy
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_core import distributed
 from ssl_core.nn.batch_norm import split_batch_norm
+from ssl_core.nn.unit import unit
 from ssl_core.ops import momentum_update_
 from ssl_core.philox import permutation
 from ssl_core.step import Step
@@ -91,7 +91,7 @@ class MomentumBranch(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "n c h w"], step: Step, view: int = 0) -> Float[Tensor, "n d"]:
-        """Keys of a batch: l2-normalised projections, float32, without gradient.
+        """Keys of a batch: l2-normalised projections (see :func:`unit`), without gradient.
 
         Args:
             images: (n c h w), of this process.
@@ -149,7 +149,7 @@ class MomentumBranch(nn.Module):
         for module in self._twins:
             if module.training != self.training:
                 module.train(self.training)
-        return F.normalize(projector(encoder(images)).float(), dim=1)
+        return unit(projector(encoder(images)))
 
 
 @torch.no_grad()

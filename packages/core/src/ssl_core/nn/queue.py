@@ -3,10 +3,10 @@
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_core.nn.unit import unit
 from ssl_core.ops import enqueue_
 
 
@@ -55,7 +55,7 @@ class Queue(nn.Module):
             # A generator of its own, on the CPU: the rows depend on neither the device nor what ran before.
             generator = torch.Generator("cpu").manual_seed(seed)
             rows = torch.randn(length, dim, generator=generator, device="cpu")
-            self.keys.copy_(F.normalize(rows, dim=1))
+            self.keys.copy_(unit(rows))
 
     @property
     def valid_length(self) -> Tensor | None:

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +27,8 @@ def check_ranks(file: str | Path, folder: Path) -> None:
     """Check that two processes with half the batch each train as one does with all of it.
 
     Compared after two steps, to a relative 1e-9: gradients, parameters, and all other state, the queue and its cursor
-    among it, in every process. All is float64, ``Tensor.float()`` too, by which methods leave autocast. BatchNorm's
-    statistics are the one thing that belongs to a process by design, so the methods have none.
+    among it, in every process. All is float64. BatchNorm's statistics are the one thing that belongs to a process by
+    design, so the methods have none.
 
     Args:
         file: a Python file, usually the caller's own ``__file__``. Its ``CASES`` maps names to keyword arguments of
@@ -59,7 +58,6 @@ def _results(folder: Path, rank: int) -> Path:
     return folder / f"results_of_{rank}.pt"
 
 
-@patch.object(Tensor, "float", Tensor.double)
 def _train_cases(file: str | Path, folder: Path) -> dict[str, dict[str, Tensor]]:
     """Gradients and state of each case after training on this process's share of the batches."""
     cases = runpy.run_path(str(file))
