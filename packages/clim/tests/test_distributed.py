@@ -1,7 +1,8 @@
 import pytest
 from torch import nn
 
-from ssl_clim import CLIM
+from ssl_clim import CLIM, CLIMConfig
+from ssl_core.nn import QueueConfig
 from ssl_core.testing import check_ranks
 from ssl_core.views import ViewConfig, make_view_specs
 
@@ -12,16 +13,17 @@ CASES = {
     "no mixing": {"mixing": "none"},
     "multi-resolution": {"sizes": [8, 6]},
     "moco v2": {"partners": False},
-    "empty queue": {"queue_initial": "empty"},
+    "empty queue": {"queue": QueueConfig(24, "empty")},
 }
 
 
-def make_method(sizes=8, partners=True, **options):
+def make_method(sizes=8, partners=True, **settings):
     encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
     own, partner = (ViewConfig("moco_v2", sizes, partner=partner) for partner in (False, True))
     queries = [own] if options.get("mixing") == "none" or not partners else [own, partner]
     specs = make_view_specs([*queries, own, *([partner] if partners else [])])
-    return CLIM(encoder, nn.Linear(16, 5), views=specs, dim=5, queue_length=24, **options)
+    config = CLIMConfig(**{"queue": QueueConfig(24)} | settings)
+    return CLIM(encoder, nn.Linear(16, 5), config, views=specs, dim=5)
 
 
 @pytest.mark.distributed

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssl_clim import CLIM, clim_loss
+from ssl_clim import CLIM, CLIMConfig, clim_loss
 from ssl_clim.mixing import cutmix, draw_mixtures, mixup
 from ssl_core.losses import info_nce
-from ssl_core.nn import EncoderConfig, make_encoder, mlp_head
+from ssl_core.nn import EncoderConfig, MomentumConfig, QueueConfig, make_encoder, mlp_head
 from ssl_core.testing import check_method, random_views
 from ssl_core.train import Step
 from ssl_core.views import ViewConfig, make_view_specs
@@ -30,15 +30,15 @@ MULTI_CROP = (own(), own(8), own(8), own(), partner(), partner(8), partner(8), p
 UNMIXED = (own(), own(), partner())
 
 
-def make_method(*, views=PAIR, seed=None, **options):
+def make_method(*, views=PAIR, seed=None, **settings):
     torch.manual_seed(next(SEEDS) if seed is None else seed)
     encoder = make_encoder(
         EncoderConfig("resnet18", options={"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}),
         channels=3,
         image_size=16,
     )
-    options = {"queue_length": 20} | options
-    return CLIM(encoder, mlp_head(8, 16, 8), views=make_view_specs(views), dim=8, **options)
+    config = CLIMConfig(**{"queue": QueueConfig(20)} | settings)
+    return CLIM(encoder, mlp_head(8, 16, 8), config, views=make_view_specs(views), dim=8)
 
 
 CASES = {
@@ -53,11 +53,11 @@ CASES = {
     "multi-resolution, no mixing": {"views": (own([16, 12]), own([16, 12]), partner([16, 12])), "mixing": "none"},
     "multi-crop": {"views": MULTI_CROP},
     "moco v2": {"views": (own(), own())},
-    "split BatchNorm": {"batch_norm_splits": 4},
-    "split BatchNorm on both": {"batch_norm_splits": 4, "split_online": True},
-    "empty queue": {"queue_initial": "empty"},
-    "bfloat16 queue": {"queue_dtype": "bfloat16"},
-    "no shuffle": {"shuffle": False},
+    "split BatchNorm": {"momentum": MomentumConfig(batch_norm_splits=4)},
+    "split BatchNorm on both": {"momentum": MomentumConfig(batch_norm_splits=4, split_online=True)},
+    "empty queue": {"queue": QueueConfig(20, "empty")},
+    "bfloat16 queue": {"queue": QueueConfig(20, dtype="bfloat16")},
+    "no shuffle": {"momentum": MomentumConfig(shuffle=False)},
 }
 
 
@@ -68,7 +68,7 @@ def test_the_method_contract_holds(case):
 
 def ready(**options):
     """In eval mode, and its momentum branch not the online one's copy any more."""
-    method = make_method(shuffle=False, temperature=0.3, **options).eval()
+    method = make_method(momentum=MomentumConfig(shuffle=False), temperature=0.3, **options).eval()
     for parameter in method.momentum_branch.parameters():
         parameter += 0.05 * torch.randn_like(parameter)
     return method
@@ -85,7 +85,7 @@ def key_of(method, images):
 
 
 def boxes(method, place=0, step=STEP, number=4):
-    return draw_mixtures(method.seed, step.index, torch.arange(number), alpha=method.alpha, stream=place)
+    return draw_mixtures(method.seed, step.index, torch.arange(number), alpha=method.config.alpha, stream=place)
 
 
 def test_queries_are_mixed_and_meet_the_keys_of_image_and_partner():
@@ -205,7 +205,7 @@ def test_the_keys_of_a_step_are_enqueued_once_each():
 
 
 def test_an_empty_queue_counts_the_keys_that_it_has():
-    method = ready(queue_initial="empty")
+    method = ready(queue=QueueConfig(20, "empty"))
     views = random_views(method, 4, 3)
     output = method(views, STEP)
     assert output.loss == 0
@@ -218,7 +218,7 @@ def test_an_empty_queue_counts_the_keys_that_it_has():
 
 
 def test_the_momentum_branch_follows_by_one_minus_m():
-    method = make_method(momentum=0.9)
+    method = make_method(momentum=MomentumConfig(0.9))
     before = [parameter.clone() for parameter in method.momentum_branch.parameters()]
     for parameter in (*method.encoder.parameters(), *method.projector.parameters()):
         parameter.data += 1
@@ -245,13 +245,12 @@ def test_chance_is_the_loss_of_uniform_predictions():
             {"mixing": "none"},
             r"'none' .* sizes \[\(16,\)\], as those of the image \(its key\), but `views` has \[\(16,",
         ),
-        ({"partner_only": True}, "partner_only is for queries that are not mixed; mixing is 'cutmix'"),
-        ({"mixing": "mixup", "ratio": "beta"}, "ratio 'beta' has no effect with mixing 'mixup'"),
-        ({"views": UNMIXED, "mixing": "none", "alpha": 1.0}, "alpha 1.0 and per_batch False have no effect"),
-        ({"views": UNMIXED, "mixing": "none", "per_batch": True}, "per_batch True have no effect with mixing 'none'"),
+        ({"partner_only": True}, "partner_only True has no effect with mixing cutmix; leave it at False"),
+        ({"mixing": "mixup", "ratio": "beta"}, "ratio beta has no effect with mixing mixup; leave it at area"),
+        ({"views": UNMIXED, "mixing": "none", "alpha": 1.0}, "alpha 1.0 has no effect with mixing none"),
+        ({"views": UNMIXED, "mixing": "none", "per_batch": True}, "per_batch True has no effect with mixing none"),
         ({"alpha": 0.0}, "alpha must be positive, got 0.0"),
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
-        ({"momentum": 1.5}, "momentum must be between 0 and 1, got 1.5"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, words):

@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssl_clim import CLIM, partners
+from ssl_clim import CLIM, CLIMConfig, partners
 from ssl_clim.neighbours import find_positives, load_faiss
 from ssl_clim.partners import NeighbourConfig, choose_partners, prepare_partners
 from ssl_core import distributed
+from ssl_core.backbone import BackboneCard
 from ssl_core.data import Batches, MemoryImages
 from ssl_core.evaluate import evaluating
+from ssl_core.nn import QueueConfig
 from ssl_core.pretrain import Run
 from ssl_core.testing import finished_process
 from ssl_core.views import ViewConfig, make_view_specs
@@ -35,7 +37,8 @@ def make_run(folder, *, norm=True, **options):
     source = MemoryImages("noise", images, labels, classes=("a", "b", "c", "d"))
     layers = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6) if norm else nn.Identity(), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
     specs = make_view_specs([ViewConfig("weak", SIZE, partner=partner) for partner in (False, True, False, True)])
-    method = CLIM(nn.Sequential(*layers, nn.Flatten()), nn.Linear(6, 4), views=specs, dim=4, queue_length=16)
+    settings = CLIMConfig(queue=QueueConfig(16))
+    method = CLIM(nn.Sequential(*layers, nn.Flatten()), nn.Linear(6, 4), settings, views=specs, dim=4)
     with torch.no_grad():
         for parameter in method.momentum_branch.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
@@ -49,7 +52,7 @@ def make_run(folder, *, norm=True, **options):
         data=SimpleNamespace(workers=0),
         train=SimpleNamespace(precision="float32"),
     )
-    card = SimpleNamespace(image_size=SIZE, mean=MEAN, std=STD)
+    card = BackboneCard("small", 3, SIZE, MEAN, STD, num_features=6)
     return Run(config, method, source, batches, card, CPU, Path(folder))
 
 

@@ -26,7 +26,7 @@ def test_partners_are_chosen_and_logged_between_epochs(tmp_path):
 @pytest.mark.slow
 def test_killed_at_a_random_step_and_resumed_gives_the_same_losses_to_the_last_bit(tmp_path):
     # Partners from the second epoch on: the run is killed before, at and after a search.
-    options = ["--method.queue_length=72", "--method.queue_initial=empty", "--method.momentum=0.9"]
+    options = ["--method.queue.length=72", "--method.queue.initial=empty", "--method.momentum.value=0.9"]
     check_exact_resume(train, tmp_path, [*options, "--neighbours.k=20", "--neighbours.positives=3"])
 
 
@@ -60,8 +60,8 @@ def test_bad_input_is_one_clear_error(tmp_path):
     two_views = "--views '[{augmentation: moco_v2, size: 16, count: 2}]'"
     mistakes = {
         "--method.temperature 0": "temperature must be positive, got 0",
-        "--method.queue_length 8 --train.batch_size 16": "method.queue_length 8 is less than the 16 keys",
-        "--method.batch_norm_splits 3": "method.batch_norm_splits 3 does not divide",
+        "--method.queue.length 8 --train.batch_size 16": "queue.length 8 is less than the 16 keys",
+        "--method.momentum.batch_norm_splits 3": "momentum.batch_norm_splits 3 does not divide",
         two_views: "neighbours.selection center_wise gives each image a partner, but no view of it is in `views`",
         f"{two_views} --neighbours.selection median": "neighbours.selection",
         "--method.mixing none": "with mixing 'none' the partner's views have the sizes [(16,)]",

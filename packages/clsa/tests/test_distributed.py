@@ -1,7 +1,8 @@
 import pytest
 from torch import nn
 
-from ssl_clsa import CLSA
+from ssl_clsa import CLSA, CLSAConfig
+from ssl_core.nn import QueueConfig
 from ssl_core.testing import check_ranks
 from ssl_core.views import ViewConfig, make_view_specs
 
@@ -16,13 +17,14 @@ CASES = {
     "target with gradient": {"detach_target": False},
     "symmetric": {"symmetric": True},
     "strong views in InfoNCE": {"strong_loss": "contrastive"},
-    "empty queue": {"queue_initial": "empty"},
+    "empty queue": {"queue": QueueConfig(24, "empty")},
 }
 
 
-def make_method(views=(KEY, WEAK, STRONG), **options):
+def make_method(views=(KEY, WEAK, STRONG), **settings):
     encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
-    return CLSA(encoder, nn.Linear(16, 5), views=make_view_specs(views), dim=5, queue_length=24, **options)
+    config = CLSAConfig(**{"queue": QueueConfig(24)} | settings)
+    return CLSA(encoder, nn.Linear(16, 5), config, views=make_view_specs(views), dim=5)
 
 
 @pytest.mark.distributed

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssl_clsa import CLSA, clsa_loss
-from ssl_core.nn import EncoderConfig, make_encoder, mlp_head
+from ssl_clsa import CLSA, CLSAConfig, clsa_loss
+from ssl_core.nn import EncoderConfig, MomentumConfig, QueueConfig, make_encoder, mlp_head
 from ssl_core.testing import check_method, random_views
 from ssl_core.train import Step
 from ssl_core.views import ViewConfig, make_view_specs
@@ -18,7 +18,7 @@ SEEDS = itertools.count()
 STEP = Step(0, total=2, steps_per_epoch=1)
 
 
-def make_method(*, views=SINGLE, seed=None, **options):
+def make_method(*, views=SINGLE, seed=None, **settings):
     torch.manual_seed(next(SEEDS) if seed is None else seed)
     encoder = make_encoder(
         EncoderConfig("resnet18", options={"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}),
@@ -27,9 +27,8 @@ def make_method(*, views=SINGLE, seed=None, **options):
     )
     # Long against what the contract enqueues: were most columns an image's own keys, the moving target could raise
     # the divergence for longer than the contract's 20 steps.
-    return CLSA(
-        encoder, mlp_head(8, 16, 8, norm=False), views=make_view_specs(views), dim=8, queue_length=256, **options
-    )
+    config = CLSAConfig(**{"queue": QueueConfig(256)} | settings)
+    return CLSA(encoder, mlp_head(8, 16, 8, norm=False), config, views=make_view_specs(views), dim=8)
 
 
 CASES = {
@@ -44,12 +43,12 @@ CASES = {
     "strong views in InfoNCE": {"strong_loss": "contrastive"},
     "moco v2": {"views": (WEAK, WEAK), "strong_loss": "none", "in_batch_negatives": False},
     "strong query": {"views": (WEAK, STRONG), "num_weak": 0, "strong_loss": "contrastive"},
-    "split BatchNorm": {"batch_norm_splits": 4},
-    "split BatchNorm on both": {"batch_norm_splits": 4, "split_online": True},
-    "empty queue": {"queue_initial": "empty"},
-    "empty queue, own key alone": {"queue_initial": "empty", "in_batch_negatives": False},
-    "bfloat16 queue": {"queue_dtype": "bfloat16"},
-    "no shuffle": {"shuffle": False},
+    "split BatchNorm": {"momentum": MomentumConfig(batch_norm_splits=4)},
+    "split BatchNorm on both": {"momentum": MomentumConfig(batch_norm_splits=4, split_online=True)},
+    "empty queue": {"queue": QueueConfig(256, "empty")},
+    "empty queue, own key alone": {"queue": QueueConfig(256, "empty"), "in_batch_negatives": False},
+    "bfloat16 queue": {"queue": QueueConfig(256, dtype="bfloat16")},
+    "no shuffle": {"momentum": MomentumConfig(shuffle=False)},
 }
 
 
@@ -59,7 +58,7 @@ def test_the_method_contract_holds(case):
 
 
 def test_the_momentum_branch_takes_the_stated_step():
-    method = make_method(momentum=0.75)
+    method = make_method(momentum=MomentumConfig(0.75))
     momentum = list(method.momentum_branch.parameters())
     online = [*method.encoder.parameters(), *method.projector.parameters()]
     for parameter in online:
@@ -121,7 +120,7 @@ def test_every_switch_of_the_loss_reaches_it(monkeypatch):
         return clsa_loss(*inputs, **options)
 
     monkeypatch.setattr("ssl_clsa.method.clsa_loss", record)
-    method = make_method(queue_initial="empty", in_batch_negatives=False, **switches)
+    method = make_method(queue=QueueConfig(256, "empty"), in_batch_negatives=False, **switches)
     method(random_views(method, 4, 3), STEP)
     assert switches.items() <= seen.items()
     assert seen["columns"].length is method.queue.filled
@@ -129,7 +128,7 @@ def test_every_switch_of_the_loss_reaches_it(monkeypatch):
 
 
 def test_the_queue_takes_the_keys_of_the_key_view():
-    method = make_method(shuffle=False).eval()
+    method = make_method(momentum=MomentumConfig(shuffle=False)).eval()
     views = random_views(method, 4, 3)
     output = method(views, STEP)
     torch.testing.assert_close(output.keys, method.momentum_branch(views[0], STEP))
@@ -169,11 +168,13 @@ def test_queries_that_see_all_keys_alike_have_the_chance_loss(options, monkeypat
 
 
 def test_shuffling_changes_only_which_images_share_statistics():
-    plain, shuffled = (make_method(seed=3, shuffle=shuffle) for shuffle in (False, True))
+    plain, shuffled = (make_method(seed=3, momentum=MomentumConfig(shuffle=shuffle)) for shuffle in (False, True))
     views = random_views(plain, 8, 3)
     # Without groups the statistics are those of the same eight images.
     torch.testing.assert_close(plain(views, STEP).keys, shuffled(views, STEP).keys)
-    plain, shuffled = (make_method(seed=3, shuffle=shuffle, batch_norm_splits=4) for shuffle in (False, True))
+    plain, shuffled = (
+        make_method(seed=3, momentum=MomentumConfig(shuffle=shuffle, batch_norm_splits=4)) for shuffle in (False, True)
+    )
     assert not torch.allclose(plain(views, STEP).keys, shuffled(views, STEP).keys, atol=1e-3)
 
 
@@ -183,7 +184,6 @@ def test_shuffling_changes_only_which_images_share_statistics():
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
         ({"divergence_temperature": -0.1}, "divergence_temperature must be positive, got -0.1"),
         ({"divergence_weight": -1.0}, "divergence_weight must be at least 0, got -1.0"),
-        ({"momentum": 1.5}, "momentum must be between 0 and 1, got 1.5"),
         ({"num_weak": 3}, "num_weak must be from 0 to 2, the views after the key view, got 3"),
         ({"num_weak": -1}, "got -1"),
         ({"views": (WEAK, WEAK)}, "strong_loss 'ddm' needs strong views: .* 1 weak .* and 0 strong ones; add some"),

@@ -12,15 +12,15 @@ def test_a_run_leaves_what_is_promised_and_can_be_repeated(tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_a_random_step_and_resumed_gives_the_same_losses_to_the_last_bit(tmp_path):
-    check_exact_resume(train, tmp_path, ["--method.queue_length=72", "--method.batch_norm_splits=4"])
+    check_exact_resume(train, tmp_path, ["--method.queue.length=72", "--method.momentum.batch_norm_splits=4"])
 
 
 def test_bad_input_is_one_clear_error(tmp_path):
     mistakes = {
         "--method.temperature 0": "temperature must be positive, got 0",
-        "--method.queue_length 8 --train.batch_size 16": "method.queue_length 8 is less than the 16 keys",
-        "--method.queue_length 64 --method.symmetric true": "method.queue_length 64 is less than the 128 keys",
-        "--method.batch_norm_splits 3": "method.batch_norm_splits 3 does not divide",
+        "--method.queue.length 8 --train.batch_size 16": "queue.length 8 is less than the 16 keys",
+        "--method.queue.length 64 --method.symmetric true": "queue.length 64 is less than the 128 keys",
+        "--method.momentum.batch_norm_splits 3": "momentum.batch_norm_splits 3 does not divide",
         "--method.num_weak 2": "strong_loss 'ddm' needs strong views",
         "--method.strong_loss divergence": "method.strong_loss",
         "--views '[{augmentation: moco_v2, size: 16}]'": "num_weak must be from 0 to 0",

@@ -1,10 +1,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from ssl_core.config import config_difference, parse_config, save_config, to_dict
+from ssl_core.config import config_difference, parse_config, refuse_changed, save_config, to_dict
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Settings:
     optim: Optim = field(default_factory=Optim)
     views: list[View] = field(default_factory=list)
     source: str | list[str] = "digits"
+    method: dict[str, dict[str, Any]] = field(default_factory=dict)
     out: str | None = None
 
 
@@ -72,8 +74,23 @@ def test_several_values_of_one_option_are_a_list(parse):
         (["--config", "smal"], "did you mean 'small'"),
         (["--config"], "--config needs one value"),
         (["--resume", "nowhere"], "nowhere: not a run directory"),
+        (["--method.base.rate", "1"], "--method.base.rate is too deep; give the whole node, as --method '{...}'"),
+        (["--method.queue_length", "8"], "method.queue_length is from an earlier version"),
+        (["--method.momentum", "0.9"], "recipes have momentum.value in its place"),
+        (["--method.projector.out_dim", "8"], "method.projector.out_dim is from an earlier version"),
     ],
-    ids=["unknown key", "abbreviated key", "wrong type", "misspelt recipe", "no value", "no run"],
+    ids=[
+        "unknown key",
+        "abbreviated key",
+        "wrong type",
+        "misspelt recipe",
+        "no value",
+        "no run",
+        "inside a mapping",
+        "earlier queue",
+        "earlier momentum",
+        "earlier head",
+    ],
 )
 def test_a_wrong_command_line_is_an_error_that_names_it(parse, capsys, arguments, message):
     with pytest.raises(SystemExit) as stopped:
@@ -88,6 +105,25 @@ def test_an_unknown_key_in_a_file_is_an_error_that_names_it(parse, tmp_path, cap
     with pytest.raises(SystemExit):
         parse("--config", str(file))
     assert "momentun" in capsys.readouterr().err
+
+
+def test_a_configuration_of_an_earlier_version_is_refused_in_one_sentence(parse, tmp_path, capsys):
+    file = tmp_path / "config.yaml"
+    file.write_text("method: {momentum: {value: 0.9}, queue_length: 4096}\n")
+    with pytest.raises(SystemExit):
+        parse("--config", str(file))
+    message = capsys.readouterr().err
+    assert f"{file}: method.queue_length is from an earlier version" in message
+    assert "recipes have queue.length in its place" in message
+
+
+def test_settings_without_effect_are_refused_by_name_and_nodes_by_the_number_inside():
+    names = ["optim", "out"]
+    refuse_changed(Settings(source="a"), names, "without training")
+    with pytest.raises(ValueError, match=r"^optim.lr 0.3 has no effect without training; leave it at 0.1$"):
+        refuse_changed(Settings(Optim(0.3)), names, "without training")
+    with pytest.raises(ValueError, match=r"^out there has no effect without training; leave it at null$"):
+        refuse_changed(Settings(out="there"), names, "without training")
 
 
 def test_config_list_prints_each_recipe_with_its_header(parse, capsys):

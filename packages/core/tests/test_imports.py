@@ -12,10 +12,11 @@ ROOT = Path(__file__).parents[3]
 CORE = ROOT / "packages/core/src/ssl_core"
 
 # Room -> rooms of ssl_core that it may import, besides itself; anyone may use what stands in ANYWHERE.
-ANYWHERE = {"philox", "files", "step"}
+ANYWHERE = {"philox", "files", "schedules", "step"}
 ALLOWED = {
     "philox": {"ops"},
     "files": set(),
+    "schedules": set(),
     "step": set(),
     "allocator": set(),
     "distributed": set(),

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssl_core.nn import Queue
-from ssl_dssl import BYOL, BarlowTwins, Embedded, MoCoV2, SimCLR, SimSiam
+from ssl_core.nn import MomentumConfig, Queue, QueueConfig
+from ssl_dssl import BYOL, BarlowTwins, Embedded, MoCoV2, SimCLR, SimSiam, make_base
 
 
 def embedded(rows=6, dim=8):
@@ -52,7 +52,7 @@ def test_byol_is_its_papers_loss_up_to_scale():
 
 
 def test_moco_is_the_papers_code():
-    queue = Queue(20, 8, seed=0)
+    queue = Queue(QueueConfig(20), 8)
     first, second = embedded(), embedded()
     key = F.normalize(second.target, dim=1)
     query = F.normalize(first.prediction, dim=1)
@@ -86,8 +86,8 @@ def test_barlow_twins_is_its_papers_code():
     [
         (lambda: SimCLR(0.0), r"temperature must be positive, got 0\.0"),
         (lambda: MoCoV2(-1.0), r"temperature must be positive, got -1\.0"),
-        (lambda: MoCoV2(momentum=1.5), r"momentum must be between 0 and 1, got 1\.5"),
-        (lambda: BYOL(momentum=-0.1), r"momentum must be between 0 and 1, got -0\.1"),
+        (lambda: make_base({"mocov2": {"momentum": {"value": 1.5}}}), r"momentum must be between 0 and 1, got 1\.5"),
+        (lambda: make_base({"byol": {"momentum": {"value": -0.1}}}), r"momentum must be between 0 and 1, got -0\.1"),
         (lambda: BarlowTwins(-1.0), r"off_diagonal_weight must be at least 0, got -1\.0"),
     ],
     ids=["simclr", "moco temperature", "moco momentum", "byol momentum", "barlow"],
@@ -95,3 +95,27 @@ def test_barlow_twins_is_its_papers_code():
 def test_numbers_outside_their_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_base_is_named_or_described_with_what_differs_from_its_defaults():
+    assert make_base("simsiam") == SimSiam()
+    assert make_base({"byol": {"momentum": {"value": 0.9}}}) == BYOL(MomentumConfig(0.9, shuffle=False))
+    described = {"mocov2": {"temperature": 0.1, "queue": {"length": 8, "initial": "empty"}}}
+    assert make_base(described) == MoCoV2(0.1, QueueConfig(8, "empty"))
+
+
+@pytest.mark.parametrize(
+    ("described", "message"),
+    [
+        ("byool", "base names one of simclr, simsiam, byol, mocov2, barlow, .* got byool"),
+        ({}, "base names one of"),
+        ({"byol": {}, "simclr": {}}, "base names one of .* got {'byol': {}, 'simclr': {}}"),
+        ({"simsiam": {"temperature": 0.1}}, "base: .*temperature"),
+        ({"simclr": {"temperature": "warm"}}, "base: .*temperature"),
+        ({"mocov2": {"queue": {"lenght": 8}}}, "base: .*lenght"),
+    ],
+    ids=["unknown", "none", "two", "another base's number", "no number", "unknown number"],
+)
+def test_what_describes_no_base_is_refused_in_one_sentence(described, message):
+    with pytest.raises(ValueError, match=message):
+        make_base(described)

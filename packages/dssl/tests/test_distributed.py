@@ -3,17 +3,13 @@ from torch import nn
 
 from ssl_core.testing import check_ranks
 from ssl_core.views import ViewConfig, make_ops, make_view_specs
-from ssl_dssl import BYOL, DSSL, BarlowTwins, MoCoV2, SimCLR, SimSiam
+from ssl_dssl import DSSL, DSSLConfig, make_base
 from ssl_dssl.views import partially_ordered_views
 
 STANDARD = make_view_specs([ViewConfig("dssl_cifar", 8, count=2)])
-ALONE = {"views": STANDARD, "sources": ()}
-BASES = {
-    "simclr": SimCLR(),
-    "simsiam": SimSiam(),
-    "byol": BYOL(),
-    "mocov2": MoCoV2(queue_length=24),
-    "barlow": BarlowTwins(),
+ALONE = {"views": STANDARD, "heavy": "none"}
+BASES = {name: name for name in ("simclr", "simsiam", "byol", "barlow")} | {
+    "mocov2": {"mocov2": {"queue": {"length": 24}}}
 }
 CASES = (
     {name: {"base": name} for name in BASES}
@@ -22,20 +18,12 @@ CASES = (
 )
 
 
-def make_method(base, *, views=None, sources=(0, 1), **options):
+def make_method(base, *, views=None, heavy="jigsaw_2", **weights):
     encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
-    views = views or partially_ordered_views(STANDARD, make_ops("jigsaw_2"))
-    predictor = nn.Linear(5, 5) if BASES[base].has_predictor else None
-    return DSSL(
-        encoder,
-        nn.Linear(16, 5),
-        base=BASES[base],
-        views=views,
-        dim=5,
-        predictor=predictor,
-        sources=sources,
-        **options,
-    )
+    views = views or partially_ordered_views(STANDARD, make_ops(heavy))
+    config = DSSLConfig(BASES[base], heavy, **weights)
+    predictor = nn.Linear(5, 5) if make_base(config.base).has_predictor else None
+    return DSSL(encoder, nn.Linear(16, 5), config, views=views, dim=5, predictor=predictor)
 
 
 @pytest.mark.distributed

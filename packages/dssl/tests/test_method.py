@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from ssl_core.nn import EncoderConfig, SplitBatchNorm, make_encoder, mlp_head
 from ssl_core.testing import check_method, random_views
 from ssl_core.train import Step
 from ssl_core.views import ViewConfig, make_ops, make_view_specs
-from ssl_dssl import BYOL, DSSL, BarlowTwins, Embedded, MoCoV2, SimCLR, SimSiam, directional_loss
+from ssl_dssl import DSSL, DSSLConfig, Embedded, directional_loss, make_base
 from ssl_dssl.views import partially_ordered_views
 
 STANDARD = make_view_specs([ViewConfig("dssl_cifar", 16, count=2)])
@@ -18,47 +19,48 @@ ALL = partially_ordered_views(STANDARD, make_ops(["ra_2_5", "jigsaw_2"]))
 SEEDS = itertools.count()
 STEP = Step(0, total=2, steps_per_epoch=1)
 
-BASES = {
-    "simclr": SimCLR(),
-    "simsiam": SimSiam(),
-    "byol": BYOL(),
-    "mocov2": MoCoV2(queue_length=20),
-    "barlow": BarlowTwins(),
-}
+ONE_HEAVY = {"views": ALL[:2] + ALL[3:], "heavy_per_image": 1}
+ALONE = {"views": STANDARD, "heavy": "none"}
+
+
+def moco(initial="random", **momentum):
+    return {"mocov2": {"queue": {"length": 20, "initial": initial}, "momentum": momentum}}
+
+
+BASES = {name: name for name in ("simclr", "simsiam", "byol", "barlow")} | {"mocov2": moco()}
 WITH_PREDICTOR = ("simsiam", "byol")
 WITHOUT_GRADIENT = ("simsiam", "byol", "mocov2")  # to the other view, in the base's own loss
 WEIGHTS = ("alpha", "beta", "gamma", "delta")
 
 
-def make_method(base="simsiam", *, views=ALL, sources=(0, 1), **options):
+def make_method(base="simsiam", *, views=ALL, heavy="jigsaw_2", seed=0, **settings):
     torch.manual_seed(next(SEEDS))
     encoder = make_encoder(
         EncoderConfig("resnet18", options={"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}),
         channels=3,
         image_size=16,
     )
-    base = BASES[base] if isinstance(base, str) else base
-    predictor = mlp_head(8, 4, 8) if base.has_predictor else None
-    projector = mlp_head(8, 16, 8)
-    return DSSL(encoder, projector, predictor=predictor, base=base, views=views, dim=8, sources=sources, **options)
+    config = DSSLConfig(BASES[base] if isinstance(base, str) else base, heavy, **settings)
+    predictor = mlp_head(8, 4, 8) if make_base(config.base).has_predictor else None
+    return DSSL(encoder, mlp_head(8, 16, 8), config, predictor=predictor, views=views, dim=8, seed=seed)
 
 
-def alone(base, views=STANDARD, **options):
-    return make_method(base, views=views, sources=(), **options)
+def alone(base, views=STANDARD):
+    return make_method(base, views=views, heavy="none")
 
 
 CONTRACTS = {name: {"base": name} for name in BASES} | {
     "simsiam, all terms": {"beta": 1.0, "delta": 1.0},
     "mocov2, all terms": {"base": "mocov2", "beta": 1.0, "delta": 1.0},
     "byol, delta": {"base": "byol", "gamma": 0.9, "delta": 0.1},
-    "simclr, one heavy view": {"base": "simclr", "views": ALL[:2] + ALL[3:], "sources": (1,)},
-    "mocov2, split BatchNorm": {"base": MoCoV2(queue_length=20, batch_norm_splits=4, split_online=True)},
-    "mocov2, empty queue": {"base": MoCoV2(queue_length=20, queue_initial="empty")},
+    "simclr, one heavy view": {"base": "simclr"} | ONE_HEAVY,
+    "mocov2, split BatchNorm": {"base": moco(batch_norm_splits=4, split_online=True)},
+    "mocov2, empty queue": {"base": moco("empty")},
     "simsiam, directional terms alone": {"alpha": 0.0},
-    "mocov2, one directional term alone": {"base": "mocov2", "alpha": 0.0, "views": ALL[:3], "sources": (0,)},
+    "mocov2, one directional term alone": {"base": "mocov2", "alpha": 0.0} | ONE_HEAVY,
 }
-CONTRACTS |= {f"{name} alone": {"base": name, "views": STANDARD, "sources": ()} for name in BASES}
-CONTRACTS |= {f"two pairs of {name}": {"base": name, "views": STANDARD * 2, "sources": ()} for name in WITH_PREDICTOR}
+CONTRACTS |= {f"{name} alone": {"base": name} | ALONE for name in BASES}
+CONTRACTS |= {f"two pairs of {name}": {"base": name, "views": STANDARD * 2, "heavy": "none"} for name in WITH_PREDICTOR}
 
 
 @pytest.mark.parametrize("case", CONTRACTS)
@@ -72,7 +74,7 @@ def embedded(method, images):
     for view in images:
         projection = method.projector(method.encoder(view))
         target = projection.detach()
-        if method.base.has_momentum_branch:
+        if hasattr(method, "momentum_branch"):
             branch = method.momentum_branch
             with torch.no_grad():
                 target = F.normalize(branch.projector(branch.encoder(view)), dim=1)
@@ -82,8 +84,8 @@ def embedded(method, images):
 
 def apart(method):
     """In eval mode, the momentum branch not a copy of the online one any more, and no order that matters."""
-    if method.base.has_momentum_branch:
-        method.momentum_branch.shuffle = False
+    if hasattr(method, "momentum_branch"):
+        method.momentum_branch.config = replace(method.momentum_branch.config, shuffle=False)
         for parameter in method.momentum_branch.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
     return method.eval()
@@ -154,7 +156,7 @@ def test_no_target_carries_a_gradient(base):
 
 
 def test_each_standard_view_is_shuffled_in_its_own_order():
-    method = make_method(MoCoV2(queue_length=20, batch_norm_splits=4))
+    method = make_method(moco(batch_norm_splits=4))
     view = random_views(method, 8, 3)[0]
     first, second = (method._embedded(index, view, STEP).target for index in (0, 1))
     # One order for both would put the same images into the same groups.
@@ -182,8 +184,8 @@ def forwards(method):
         )
 
     method.encoder.register_forward_pre_hook(note("online"))
-    if method.base.has_momentum_branch:
-        method.momentum_branch.shuffle = False
+    if hasattr(method, "momentum_branch"):
+        method.momentum_branch.config = replace(method.momentum_branch.config, shuffle=False)
         method.momentum_branch.encoder.register_forward_pre_hook(note("momentum"))
     method(images, STEP)
     return seen["online"], seen["momentum"]
@@ -195,8 +197,8 @@ def forwards(method):
         ({"base": "byol"}, [0, 1, 2, 3], [0, 1]),
         ({"base": "byol", "delta": 1.0}, [0, 1, 2, 3], [0, 1, 2, 3]),
         ({"base": "mocov2"}, [0, 2, 3], [0, 1]),
-        ({"base": "mocov2", "views": ALL[:2] + ALL[3:], "sources": (1,)}, [0, 2], [1]),
-        ({"base": "mocov2", "views": STANDARD, "sources": ()}, [0], [1]),
+        ({"base": "mocov2"} | ONE_HEAVY, [0, 2], [1]),
+        ({"base": "mocov2"} | ALONE, [0], [1]),
         ({"base": "mocov2", "beta": 1.0, "delta": 1.0}, [0, 1, 2, 3], [0, 1, 2, 3]),
         ({"base": "simclr", "gamma": 0.0}, [0, 1], []),
     ],
@@ -216,7 +218,7 @@ def test_two_pairs_are_the_mean_of_both():
 
 @pytest.mark.parametrize("base", ["byol", "mocov2"])
 def test_the_momentum_branch_follows_by_one_minus_m(base):
-    method = make_method(BYOL(0.9) if base == "byol" else MoCoV2(momentum=0.9, queue_length=20))
+    method = make_method({"byol": {"momentum": {"value": 0.9}}} if base == "byol" else moco(value=0.9))
     before = [parameter.clone() for parameter in method.momentum_branch.parameters()]
     for parameter in (*method.encoder.parameters(), *method.projector.parameters()):
         parameter.data += 1
@@ -227,7 +229,7 @@ def test_the_momentum_branch_follows_by_one_minus_m(base):
 
 @pytest.mark.parametrize(("split_online", "expected"), [(False, (0, 4)), (True, (4, 4))], ids=["momentum", "both"])
 def test_moco_splits_the_batch_norm_of_the_branches_it_is_told_to(split_online, expected):
-    method = make_method(MoCoV2(queue_length=20, batch_norm_splits=4, split_online=split_online))
+    method = make_method(moco(batch_norm_splits=4, split_online=split_online))
     splits = [
         max((layer.num_splits for layer in branch.modules() if isinstance(layer, SplitBatchNorm)), default=0)
         for branch in (method.encoder, method.momentum_branch.encoder)
@@ -237,8 +239,7 @@ def test_moco_splits_the_batch_norm_of_the_branches_it_is_told_to(split_online, 
 
 def test_moco_passes_on_how_its_queue_begins():
     random, again, empty = (
-        make_method(MoCoV2(queue_length=20, queue_initial=initial), seed=seed).queue
-        for initial, seed in (("random", 0), ("random", 1), ("empty", 0))
+        make_method(moco(initial), seed=seed).queue for initial, seed in (("random", 0), ("random", 1), ("empty", 0))
     )
     assert not torch.equal(random.keys, again.keys)
     assert random.valid_length is None
@@ -300,18 +301,17 @@ def test_the_chance_loss_counts_what_a_row_is_told_from(options, chances):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"views": ALL[:3], "sources": (0, 1)}, "leaves 1 standard ones"),
-        ({"views": STANDARD, "sources": (0, 1)}, "leaves 0 standard ones"),
-        ({"views": ALL[:3], "sources": ()}, "leaves 3 standard ones"),
-        ({"sources": (1, 0)}, "is drawn to view 1, but it is derived from view 0"),
-        ({"views": STANDARD * 2, "sources": (0, 2)}, "drawn to view 2, .* the standard views are 0 to 1"),
+        ({"views": ALL[:3]}, "leaves 1 standard ones"),
+        ({"views": STANDARD}, "leaves 0 standard ones"),
+        ({"views": ALL[:3], "heavy": "none"}, "leaves 3 standard ones"),
+        ({"views": (*STANDARD, ALL[3], ALL[2])}, "is attracted to view 0, but it is derived from view 1"),
         ({"gamma": -1.0}, "gamma must be at least 0, got -1.0"),
         ({"alpha": 0.0, "gamma": 0.0}, "there is no loss"),
-        ({"views": STANDARD, "sources": (), "alpha": 0.0}, "there is no loss"),
-        ({"views": STANDARD, "sources": (), "delta": 1.0}, "delta 1 is about heavy views, but there are none"),
-        ({"base": "simclr", "views": ALL[:3], "sources": (0,), "beta": 1.0}, "beta 1 is about two heavy views"),
+        (ALONE | {"alpha": 0.0}, "alpha 0.0 has no effect with heavy none; leave it at 1.0"),
+        (ALONE | {"delta": 1.0}, "delta 1.0 has no effect with heavy none; leave it at 0.0"),
+        ({"base": "simclr", "beta": 1.0} | ONE_HEAVY, "beta 1 is about two heavy views"),
     ],
-    ids=["three views", "two heavy", "odd", "parent", "source", "negative", "no weight", "no loss", "delta", "beta"],
+    ids=["three views", "two heavy", "odd", "parent", "negative", "no weight", "no loss", "delta", "beta"],
 )
 def test_impossible_values_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
@@ -322,4 +322,4 @@ def test_impossible_values_are_refused(options, message):
 def test_a_predictor_where_none_belongs_and_none_where_one_does_are_refused(base, message):
     predictor = nn.Identity() if base == "simclr" else None
     with pytest.raises(ValueError, match=message):
-        DSSL(nn.Flatten(), nn.Linear(768, 8), base=BASES[base], views=STANDARD, dim=8, predictor=predictor)
+        DSSL(nn.Flatten(), nn.Linear(768, 8), DSSLConfig(base), views=STANDARD, dim=8, predictor=predictor)

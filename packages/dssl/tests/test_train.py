@@ -1,13 +1,14 @@
 """The command ssl-dssl-train, as a person uses it: run, stop, resume, and get things wrong."""
 
+from dataclasses import replace
+
 import pytest
 
 from ssl_core.nn import make_encoder
 from ssl_core.testing import check_bad_input, check_exact_resume, check_run, recipes
 from ssl_core.train import read_metrics
 from ssl_dssl import train
-
-BASES = list(train.BASES)
+from ssl_dssl.bases import BASES
 
 
 def parse(*options):
@@ -30,8 +31,9 @@ def test_killed_at_a_random_step_and_resumed_gives_the_same_losses_to_the_last_b
 
 @pytest.mark.slow
 def test_with_a_momentum_encoder_and_a_queue_it_resumes_to_the_last_bit_too(tmp_path):
-    queue = ["--method.queue_length=72", "--method.queue_initial=empty", "--method.batch_norm_splits=4"]
-    check_exact_resume(train, tmp_path, ["--method.base=mocov2", "--method.momentum=0.9", *queue])
+    momentum = "momentum: {value: 0.9, batch_norm_splits: 4}"
+    base = f"{{mocov2: {{queue: {{length: 72, initial: empty}}, {momentum}}}}}"
+    check_exact_resume(train, tmp_path, [f"--method.base={base}"])
 
 
 def smoke(folder, *options):
@@ -41,8 +43,8 @@ def smoke(folder, *options):
 
 @pytest.mark.parametrize("base", BASES)
 def test_every_base_trains_alone(base, tmp_path):
-    queue = ["--method.queue_length=512"] if base == "mocov2" else []
-    record = smoke(tmp_path / "run", f"--method.base={base}", "--method.heavy=none", *queue)[-1]
+    described = "{mocov2: {queue: {length: 512}}}" if base == "mocov2" else base
+    record = smoke(tmp_path / "run", f"--method.base={described}", "--method.heavy=none")[-1]
     assert "heavy_similarity" not in record
     assert record["embedding_std"] > 0.05 * record["embedding_std_even"]
 
@@ -83,7 +85,7 @@ def test_all_pairs_gives_every_term_the_weight_1():
 def test_a_predictors_hidden_layer_is_the_bases_own_unless_it_is_given(base, width):
     widths = [
         make_method(parse(f"--method.base={base}", *options)).predictor[0].out_features
-        for options in ([], ["--method.predictor_dim=24"])
+        for options in ([], ["--predictor={hidden_dim: 24, out_dim: 64}"])
     ]
     assert widths == [width, 24]
 
@@ -97,8 +99,8 @@ def test_collapse_is_warned_of_and_stops_a_run_that_asks_for_it(tmp_path, capsys
             parameter.data.zero_()
         return method
 
-    monkeypatch.setattr(train, "make_method", make_collapsed)
-    options = ["--optim.lr=0", "--method.projector.last_norm=affine", "--train.log_every=5", "--train.epochs=2"]
+    monkeypatch.setattr(train, "main", replace(train.main, make_method=make_collapsed))
+    options = ["--optim.lr=0", "--projector.last_norm=affine", "--train.log_every=5", "--train.epochs=2"]
     smoke(tmp_path / "warned", *options)
     assert "WARNING: the embeddings have collapsed after step 25: std of embeddings 0.0000" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
@@ -116,28 +118,31 @@ def test_bad_input_is_one_clear_error(tmp_path):
         "--method.heavy ra_3_3": "no augmentation is called 'ra_3_3'",
         f"--method.heavy jigsaw_4 --views '[{CIFAR}, size: 18, count: 2}}]'": "18",
         f"--views '[{CIFAR}, size: 16, count: 3}}]'": "DSSL takes two standard views",
-        "--method.heavy none --method.naive views": "method.naive views has no effect with heavy none",
-        "--method.heavy none --method.gamma 0.5": "method.gamma 0.5 has no effect with heavy none; leave it at 1.0",
-        "--method.naive views --method.heavy_source image": "method.heavy_source image has no effect with naive views",
-        "--method.naive all_pairs --method.delta 0.1": "method.delta 0.1 has no effect with naive all_pairs",
-        "--method.pairs 2": "method.pairs 2 has no effect with heavy views; leave it at null",
-        "--method.heavy_per_image 1": "method.heavy_per_image 1 is for simclr, mocov2 and barlow; simsiam takes 2",
-        "--method.base simclr --method.heavy none --method.pairs 2": "method.pairs 2 is for simsiam and byol",
+        "--method.heavy none --method.naive views": "naive views has no effect with heavy none",
+        "--method.heavy none --method.gamma 0.5": "gamma 0.5 has no effect with heavy none; leave it at 1.0",
+        "--method.naive views --method.heavy_source image": "heavy_source image has no effect with naive views",
+        "--method.naive all_pairs --method.delta 0.1": "delta 0.1 has no effect with naive all_pairs",
+        "--method.pairs 2": "pairs 2 has no effect with heavy views; leave it at null",
+        "--method.heavy_per_image 1": "heavy_per_image 1 is for simclr, mocov2 and barlow; simsiam takes 2",
+        "--method.base simclr --method.heavy none --method.pairs 2": "pairs 2 is for simsiam and byol",
         "--method.gamma -1": "gamma must be at least 0, got -1",
         "--method.base simclr --method.heavy_per_image 1 --method.beta 1": "beta 1 is about two heavy views",
-        "--method.temperature 0.1 --method.momentum 0.9": "method.momentum 0.9, method.temperature 0.1 without effect",
-        "--method.base simclr --method.predictor_dim 8": "method.predictor_dim 8 without effect with base simclr",
-        "--method.predictor_dim 0": "method.predictor_dim must be at least 1, got 0",
+        "--method.base '{simsiam: {temperature: 0.1}}'": "temperature",
+        "--method.base '{simclr: {}, byol: {}}'": "base names one of simclr, simsiam, byol, mocov2, barlow",
+        "--method.base.mocov2.temperature 0.1": "give the whole node, as --method.base '{...}'",
+        "--method.base simclr --predictor.hidden_dim 8": "predictor has no effect with base SimCLR",
+        "--predictor.out_dim 8": "predictor.out_dim 8 must equal projector.out_dim 64",
+        "--method.temperature 0.1": "method.temperature",
         "--method.heavy [7]": "no augmentation is called '[7]'",
-        f"--views '[{CIFAR}, size: [16, 8]}}]'": "each of one size and with draws of its own",
-        f"--views '[{CIFAR}, size: 16}}, {{augmentation: jigsaw_2, derived_from: 0, size: 16}}]'": "draws of its own",
+        f"--views '[{CIFAR}, size: [16, 8]}}]'": "each of one size and sampled on its own",
+        f"--views '[{CIFAR}, size: 16}}, {{augmentation: jigsaw_2, derived_from: 0, size: 16}}]'": "sampled on its own",
         f"--views '[{CIFAR}, size: 16, count: 2, partner: true}}]'": "DSSL has no partners",
-        "--method.naive all_pairs --method.heavy_per_image 1": "method.heavy_per_image 1 has no effect",
-        "--method.base simclr --method.temperature 0": "temperature must be positive, got 0",
-        "--method.base simclr --train.accumulate 2": "train.accumulate 2: simclr compares the images",
-        "--method.base barlow --train.accumulate 2": "train.accumulate 2: barlow compares the images",
-        "--method.base mocov2 --method.queue_length 8": "method.queue_length 8 is less than the 64 keys",
-        "--method.base mocov2 --method.batch_norm_splits 3": "method.batch_norm_splits 3 does not divide",
+        "--method.naive all_pairs --method.heavy_per_image 1": "heavy_per_image 1 has no effect",
+        "--method.base '{simclr: {temperature: 0}}'": "temperature must be positive, got 0",
+        "--method.base simclr --train.accumulate 2": "train.accumulate 2: SimCLR compares the images",
+        "--method.base barlow --train.accumulate 2": "train.accumulate 2: BarlowTwins compares the images",
+        "--method.base '{mocov2: {queue: {length: 8}}}'": "queue.length 8 is less than the 64 keys",
+        "--method.base '{mocov2: {momentum: {batch_norm_splits: 3}}}'": "momentum.batch_norm_splits 3 does not divide",
         "--method.base byool": "byool",
     }
     check_bad_input(train, tmp_path, mistakes)

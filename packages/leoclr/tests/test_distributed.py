@@ -1,9 +1,10 @@
 import pytest
 from torch import nn
 
+from ssl_core.nn import QueueConfig
 from ssl_core.testing import check_ranks
 from ssl_core.views import ViewConfig, make_view_specs
-from ssl_leoclr import LeOCLR
+from ssl_leoclr import LeOCLR, LeOCLRConfig
 
 BASELINE = {"views": ["moco_v2"] * 2, "anchor": "random_crop"}
 CASES = {
@@ -11,17 +12,18 @@ CASES = {
     "attract all": {"attract": "all"},
     "enqueue both": {"enqueue": "both"},
     "moco v2": BASELINE,
-    "empty queue": {"queue_initial": "empty"},
+    "empty queue": {"queue": QueueConfig(24, "empty")},
     "simclr framework": {"framework": "simclr"},
     "simclr framework, attract all": {"framework": "simclr", "attract": "all"},
     "simclr": BASELINE | {"framework": "simclr"},
 }
 
 
-def make_method(views=("moco_v2_uncropped", "moco_v2", "moco_v2"), **options):
+def make_method(views=("moco_v2_uncropped", "moco_v2", "moco_v2"), **settings):
     encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
     specs = make_view_specs([ViewConfig(name, 8) for name in views])
-    return LeOCLR(encoder, nn.Linear(16, 5), views=specs, dim=5, queue_length=24, **options)
+    config = LeOCLRConfig(**{"queue": QueueConfig(24)} | settings)
+    return LeOCLR(encoder, nn.Linear(16, 5), config, views=specs, dim=5)
 
 
 @pytest.mark.distributed

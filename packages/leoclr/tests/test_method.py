@@ -1,15 +1,16 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from ssl_core.losses import nt_xent
-from ssl_core.nn import EncoderConfig, make_encoder, mlp_head
+from ssl_core.nn import EncoderConfig, MomentumConfig, QueueConfig, make_encoder, mlp_head
 from ssl_core.testing import check_method, random_views
 from ssl_core.train import Step
 from ssl_core.views import ViewConfig, make_view_specs
-from ssl_leoclr import LeOCLR, leoclr_loss
+from ssl_leoclr import LeOCLR, LeOCLRConfig, leoclr_loss
 
 CROP = ViewConfig("moco_v2", 16)
 ANCHOR_AND_CROPS = (ViewConfig("moco_v2_uncropped", 16), CROP, CROP)
@@ -17,15 +18,16 @@ SEEDS = itertools.count()
 STEP = Step(0, total=2, steps_per_epoch=1)
 
 
-def make_method(*, views=ANCHOR_AND_CROPS, seed=None, **options):
+def make_method(*, views=ANCHOR_AND_CROPS, seed=None, **settings):
     torch.manual_seed(next(SEEDS) if seed is None else seed)
     encoder = make_encoder(
         EncoderConfig("resnet18", options={"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}),
         channels=3,
         image_size=16,
     )
-    options = {"queue_length": 20} | options
-    return LeOCLR(encoder, mlp_head(8, 16, 8), views=make_view_specs(views), dim=8, **options)
+    queue = {} if settings.get("framework") == "simclr" else {"queue": QueueConfig(20)}
+    config = LeOCLRConfig(**queue | settings)
+    return LeOCLR(encoder, mlp_head(8, 16, 8), config, views=make_view_specs(views), dim=8)
 
 
 BASELINE = {"views": (CROP, CROP), "anchor": "random_crop"}
@@ -35,11 +37,11 @@ CASES = {
     "attract all": {"attract": "all"},
     "enqueue both": {"enqueue": "both"},
     "moco v2": BASELINE,
-    "split BatchNorm": {"batch_norm_splits": 4},
-    "split BatchNorm on both": {"batch_norm_splits": 4, "split_online": True},
-    "empty queue": {"queue_initial": "empty"},
-    "bfloat16 queue": {"queue_dtype": "bfloat16"},
-    "no shuffle": {"shuffle": False},
+    "split BatchNorm": {"momentum": MomentumConfig(batch_norm_splits=4)},
+    "split BatchNorm on both": {"momentum": MomentumConfig(batch_norm_splits=4, split_online=True)},
+    "empty queue": {"queue": QueueConfig(20, "empty")},
+    "bfloat16 queue": {"queue": QueueConfig(20, dtype="bfloat16")},
+    "no shuffle": {"momentum": MomentumConfig(shuffle=False)},
     "simclr framework": {"framework": "simclr"},
     "simclr framework, attract all": {"framework": "simclr", "attract": "all"},
     "simclr": BASELINE | {"framework": "simclr"},
@@ -63,7 +65,7 @@ def branches(method, views):
 @pytest.fixture
 def method():
     """In eval mode, and its momentum branch not the online one's copy any more."""
-    method = make_method(shuffle=False, temperature=0.3).eval()
+    method = make_method(momentum=MomentumConfig(shuffle=False), temperature=0.3).eval()
     for parameter in method.momentum_branch.parameters():
         parameter += 0.05 * torch.randn_like(parameter)
     return method
@@ -78,7 +80,7 @@ def test_the_anchor_is_encoded_by_the_online_branch_and_the_crops_by_the_momentu
 
 
 def test_attract_all_adds_each_crops_query_against_the_other_crops_key(method):
-    method.attract = "all"
+    method.config = replace(method.config, attract="all")
     views = random_views(method, 4, 3)
     (query, first, second), keys = branches(method, views)
     pairs = [(query, keys), (first, keys[1:]), (second, keys[:1])]
@@ -94,7 +96,7 @@ def test_only_the_anchor_receives_a_gradient(method):
 
 
 def test_enqueue_both_writes_the_keys_of_the_first_crop_and_then_of_the_second(method):
-    method.enqueue = "both"
+    method.config = replace(method.config, enqueue="both")
     views = random_views(method, 4, 3)
     _, keys = branches(method, views)
     output = method(views, STEP)
@@ -104,7 +106,7 @@ def test_enqueue_both_writes_the_keys_of_the_first_crop_and_then_of_the_second(m
 
 
 def test_an_empty_queue_counts_the_keys_that_it_has():
-    method = make_method(queue_initial="empty", shuffle=False).eval()
+    method = make_method(queue=QueueConfig(20, "empty"), momentum=MomentumConfig(shuffle=False)).eval()
     views = random_views(method, 4, 3)
     output = method(views, STEP)
     assert output.loss == 0
@@ -114,7 +116,7 @@ def test_an_empty_queue_counts_the_keys_that_it_has():
 
 
 def test_the_momentum_branch_follows_by_one_minus_m():
-    method = make_method(momentum=0.9)
+    method = make_method(momentum=MomentumConfig(0.9))
     before = [parameter.clone() for parameter in method.momentum_branch.parameters()]
     for parameter in (*method.encoder.parameters(), *method.projector.parameters()):
         parameter.data += 1
@@ -124,9 +126,9 @@ def test_the_momentum_branch_follows_by_one_minus_m():
 
 
 def test_each_crop_is_shuffled_in_its_own_order():
-    method = make_method(batch_norm_splits=4)
+    method = make_method(momentum=MomentumConfig(batch_norm_splits=4))
     view = random_views(method, 8, 3)[0]
-    method.enqueue = "both"
+    method.config = replace(method.config, enqueue="both")
     first, second = method((view, view, view), STEP).keys.split(8)
     # One order for both would put the same images into the same groups.
     assert not torch.allclose(first, second, atol=1e-3)
@@ -139,7 +141,7 @@ def test_the_simclr_framework_is_the_sum_of_the_pairs_with_the_anchor():
     parameters = list(method.parameters())
     of_anchor = nt_xent(anchor, first, 0.3) + nt_xent(anchor, second, 0.3)
     for attract, expected in (("anchor", of_anchor), ("all", of_anchor + nt_xent(first, second, 0.3))):
-        method.attract = attract
+        method.config = replace(method.config, attract=attract)
         loss = method(views, STEP).loss
         torch.testing.assert_close(loss, expected)
         # As rows and as each other's columns.
@@ -182,7 +184,6 @@ def test_the_chance_loss_counts_every_term(options, chances):
     ("options", "message"),
     [
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
-        ({"momentum": 1.5}, "momentum must be between 0 and 1, got 1.5"),
         ({"views": (CROP,)}, "`views` has 1$"),
         ({"views": (*ANCHOR_AND_CROPS, CROP)}, "`views` has 4$"),
         ({"anchor": "random_crop"}, "'random_crop', but the first of `views`, 'moco_v2_uncropped', is the whole image"),
@@ -190,7 +191,7 @@ def test_the_chance_loss_counts_every_term(options, chances):
         (BASELINE | {"attract": "all"}, "attract 'all' is about two crops, but `views` has one"),
         (BASELINE | {"enqueue": "both"}, "enqueue 'both' is about two crops, but `views` has one"),
     ],
-    ids=["temperature", "momentum", "one view", "four views", "whole", "cut", "attract", "enqueue"],
+    ids=["temperature", "one view", "four views", "whole", "cut", "attract", "enqueue"],
 )
 def test_impossible_values_are_refused(options, message):
     with pytest.raises(ValueError, match=message):

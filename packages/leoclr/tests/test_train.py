@@ -13,11 +13,14 @@ def test_a_run_leaves_what_is_promised_and_can_be_repeated(tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_a_random_step_and_resumed_gives_the_same_losses_to_the_last_bit(tmp_path):
-    queue = ["--method.queue_length=72", "--method.enqueue=both", "--method.queue_initial=empty"]
-    check_exact_resume(train, tmp_path, [*queue, "--method.batch_norm_splits=4", "--method.momentum=0.9"])
+    queue = ["--method.queue.length=72", "--method.enqueue=both", "--method.queue.initial=empty"]
+    check_exact_resume(
+        train, tmp_path, [*queue, "--method.momentum.batch_norm_splits=4", "--method.momentum.value=0.9"]
+    )
 
 
-SIMCLR = "--method.framework simclr --method.queue_length 65536 --method.momentum 0.999 --method.batch_norm_splits 1"
+MOCO = "--method.queue.length 65536 --method.momentum.value 0.999 --method.momentum.batch_norm_splits 1"  # the defaults
+SIMCLR = f"--method.framework simclr {MOCO}"
 
 
 def test_the_simclr_framework_trains_without_a_queue(tmp_path):
@@ -32,14 +35,14 @@ def test_bad_input_is_one_clear_error(tmp_path):
     two_views = "--views '[{augmentation: moco_v2, size: 16, count: 2}]'"
     mistakes = {
         "--method.temperature 0": "temperature must be positive, got 0",
-        "--method.queue_length 8 --train.batch_size 16": "method.queue_length 8 is less than the 16 keys",
-        "--method.queue_length 100 --method.enqueue both": "method.queue_length 100 is less than the 128 keys",
-        "--method.batch_norm_splits 3": "method.batch_norm_splits 3 does not divide",
+        "--method.queue.length 8 --train.batch_size 16": "queue.length 8 is less than the 16 keys",
+        "--method.queue.length 100 --method.enqueue both": "queue.length 100 is less than the 128 keys",
+        "--method.momentum.batch_norm_splits 3": "momentum.batch_norm_splits 3 does not divide",
         "--method.anchor random_crop": "'moco_v2_uncropped', is the whole image",
         two_views: "'moco_v2', is cut at random",
         f"{two_views} --method.anchor random_crop --method.attract all": "attract 'all' is about two crops",
-        "--method.framework simclr": "method.queue_length 512 has no effect with framework simclr; leave it at 65536",
-        f"{SIMCLR} --method.enqueue both": "method.enqueue both has no effect with framework simclr; leave it at first",
+        "--method.framework simclr": "queue.length 512 has no effect with framework simclr; leave it at 65536",
+        f"{SIMCLR} --method.enqueue both": "enqueue both has no effect with framework simclr; leave it at first",
         f"{SIMCLR} --train.accumulate 2": "train.accumulate 2: framework simclr takes its negatives from the images",
     }
     check_bad_input(train, tmp_path, mistakes)

@@ -1,9 +1,10 @@
 import pytest
 from torch import nn
 
+from ssl_core.nn import QueueConfig
 from ssl_core.testing import check_ranks
 from ssl_core.views import ViewConfig, make_view_specs
-from ssl_sce import SCE
+from ssl_sce import SCE, SCEConfig
 
 CASES = {
     "sce": {},
@@ -16,14 +17,15 @@ CASES = {
     "zero, in_batch_negatives": {"self_similarity": "zero", "in_batch_negatives": True},
     "multi_crop": {"symmetric": True, "num_local": 2},
     "multi_crop, in_batch_negatives": {"symmetric": True, "num_local": 2, "in_batch_negatives": True},
-    "empty queue": {"queue_initial": "empty"},
+    "empty queue": {"queue": QueueConfig(24, "empty")},
 }
 
 
-def make_method(num_local=0, **options):
+def make_method(num_local=0, **settings):
     views = make_view_specs([ViewConfig("weak", 8), ViewConfig("strong", 8)] + [ViewConfig("strong", 8)] * num_local)
     encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
-    return SCE(encoder, nn.Linear(16, 5), predictor=nn.Linear(5, 5), views=views, dim=5, queue_length=24, **options)
+    config = SCEConfig(**{"queue": QueueConfig(24)} | settings)
+    return SCE(encoder, nn.Linear(16, 5), config, predictor=nn.Linear(5, 5), views=views, dim=5)
 
 
 @pytest.mark.distributed

@@ -3,18 +3,18 @@ import itertools
 import pytest
 import torch
 
-from ssl_core.nn import EncoderConfig, make_encoder, mlp_head
+from ssl_core.nn import EncoderConfig, MomentumConfig, QueueConfig, make_encoder, mlp_head
 from ssl_core.testing import check_method, random_views
 from ssl_core.train import Step
 from ssl_core.views import ViewConfig, make_view_specs
-from ssl_sce import SCE
+from ssl_sce import SCE, SCEConfig
 
 TWO_VIEWS = (ViewConfig("weak", 16), ViewConfig("strong", 16))
 LOCAL_VIEWS = (*TWO_VIEWS, ViewConfig("strong_gamma", 8, crop_scale=(0.05, 0.2), count=2))
 SEEDS = itertools.count()
 
 
-def make_method(*, views=TWO_VIEWS, predictor=False, seed=None, **options):
+def make_method(*, views=TWO_VIEWS, predictor=False, seed=None, **settings):
     torch.manual_seed(next(SEEDS) if seed is None else seed)
     encoder = make_encoder(
         EncoderConfig("resnet18", options={"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}),
@@ -24,11 +24,10 @@ def make_method(*, views=TWO_VIEWS, predictor=False, seed=None, **options):
     return SCE(
         encoder,
         mlp_head(8, 16, 8),
+        SCEConfig(**{"queue": QueueConfig(20)} | settings),
         predictor=mlp_head(8, 16, 8) if predictor else None,
         views=make_view_specs(views),
         dim=8,
-        queue_length=20,
-        **options,
     )
 
 
@@ -42,12 +41,12 @@ CASES = {
     "multi-crop": {"symmetric": True, "views": LOCAL_VIEWS},
     "local crops, not symmetric": {"views": LOCAL_VIEWS},
     "in-batch negatives": {"in_batch_negatives": True},
-    "split BatchNorm": {"batch_norm_splits": 4},
-    "split BatchNorm on both": {"batch_norm_splits": 4, "split_online": True},
-    "empty queue": {"queue_initial": "empty", "in_batch_negatives": True},
-    "bfloat16 queue": {"queue_dtype": "bfloat16"},
-    "constant momentum": {"momentum_schedule": "constant", "momentum": 0.9},
-    "no shuffle": {"shuffle": False},
+    "split BatchNorm": {"momentum": MomentumConfig(batch_norm_splits=4)},
+    "split BatchNorm on both": {"momentum": MomentumConfig(batch_norm_splits=4, split_online=True)},
+    "empty queue": {"queue": QueueConfig(20, "empty"), "in_batch_negatives": True},
+    "bfloat16 queue": {"queue": QueueConfig(20, dtype="bfloat16")},
+    "constant momentum": {"momentum": MomentumConfig(0.9)},
+    "no shuffle": {"momentum": MomentumConfig(shuffle=False)},
 }
 
 
@@ -67,7 +66,7 @@ def test_the_momentum_branch_starts_as_a_copy():
 
 
 def test_cosine_momentum_ends_at_one_so_that_the_last_update_moves_nothing():
-    method = make_method(momentum=0.5)
+    method = make_method(momentum=MomentumConfig(0.5, "cosine"))
     for parameter in method.encoder.parameters():
         parameter.data += 1
     before = [parameter.clone() for parameter in method.momentum_branch.encoder.parameters()]
@@ -81,7 +80,7 @@ def test_cosine_momentum_ends_at_one_so_that_the_last_update_moves_nothing():
 
 
 def test_symmetric_enqueues_the_keys_of_view_0_and_then_of_view_1():
-    method = make_method(symmetric=True, shuffle=False).eval()
+    method = make_method(symmetric=True, momentum=MomentumConfig(shuffle=False)).eval()
     views = random_views(method, 4, 3)
     step = Step(0, total=2, steps_per_epoch=1)
     output = method(views, step)
@@ -96,17 +95,19 @@ def test_symmetric_enqueues_the_keys_of_view_0_and_then_of_view_1():
 
 
 def test_shuffling_changes_only_which_images_share_statistics():
-    plain, shuffled = (make_method(seed=3, shuffle=shuffle) for shuffle in (False, True))
+    plain, shuffled = (make_method(seed=3, momentum=MomentumConfig(shuffle=shuffle)) for shuffle in (False, True))
     views = random_views(plain, 8, 3)
     step = Step(0, total=2, steps_per_epoch=1)
     # Without groups the statistics are those of the same eight images.
     torch.testing.assert_close(plain(views, step).keys, shuffled(views, step).keys)
-    plain, shuffled = (make_method(seed=3, shuffle=shuffle, batch_norm_splits=4) for shuffle in (False, True))
+    plain, shuffled = (
+        make_method(seed=3, momentum=MomentumConfig(shuffle=shuffle, batch_norm_splits=4)) for shuffle in (False, True)
+    )
     assert not torch.allclose(plain(views, step).keys, shuffled(views, step).keys, atol=1e-3)
 
 
 def test_without_symmetry_view_0_reaches_only_the_momentum_branch():
-    method = make_method(shuffle=False)
+    method = make_method(momentum=MomentumConfig(shuffle=False))
     views = [view.requires_grad_() for view in random_views(method, 4, 3)]
     method(tuple(views), Step(0, total=2, steps_per_epoch=1)).loss.backward()
     assert views[0].grad is None
@@ -114,12 +115,12 @@ def test_without_symmetry_view_0_reaches_only_the_momentum_branch():
 
 
 def test_the_multi_crop_loss_is_the_mean_over_pairs_of_target_and_other_online_views():
-    method = make_method(symmetric=True, views=LOCAL_VIEWS, shuffle=False).eval()
+    method = make_method(symmetric=True, views=LOCAL_VIEWS, momentum=MomentumConfig(shuffle=False)).eval()
     views = random_views(method, 4, 3)
     step = Step(0, total=2, steps_per_epoch=1)
     pairs = []
     for target, online in [(0, 1), (0, 2), (0, 3), (1, 0), (1, 2), (1, 3)]:
-        single = make_method(shuffle=False, seed=0).eval()
+        single = make_method(momentum=MomentumConfig(shuffle=False), seed=0).eval()
         single.load_state_dict(method.state_dict())
         pairs.append(single((views[target], views[online]), step).loss)
     torch.testing.assert_close(method(views, step).loss, torch.stack(pairs).mean())
@@ -140,7 +141,7 @@ def test_schedules_warm_up_and_decay(epoch, temperature, coefficient):
         coefficient_final=0.0,
     )
     step = Step(round(epoch * 10), total=100, steps_per_epoch=10)
-    now = method._target_temperature(step), method._coefficient(step)
+    now = method.config.target_temperature_at(step), method.config.coefficient_at(step)
     if temperature is None:
         assert 0.02 < now[0] < 0.05
         assert 0.5 < now[1] < 1.0
@@ -157,17 +158,24 @@ RESSL = (0.0, 1.0, 0.0)
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
         ({"target_temperature": -0.1}, "target_temperature must be positive, got -0.1"),
         ({"coefficient": 1.5}, "coefficient must be between 0 and 1, got 1.5"),
-        ({"momentum": -1.0}, "momentum must be between 0 and 1, got -1.0"),
         ({"views": TWO_VIEWS[:1]}, "at least two views"),
-        ({"weights": RESSL, "coefficient": 0.9}, r"take the place of coefficient.*got 0.9"),
-        ({"weights": RESSL, "coefficient_warmup_epochs": 3.0}, r"take the place of coefficient.*got 3\)"),
-        ({"weights": RESSL, "coefficient_final": 0.1}, r"take the place of coefficient.*got 0.1"),
+        (
+            {"weights": RESSL, "coefficient": 0.9},
+            r"coefficient 0.9 has no effect with weights \[0.0, 1.0, 0.0\]; leave it at 0.5",
+        ),
+        (
+            {"weights": RESSL, "coefficient_warmup_epochs": 3.0},
+            "coefficient_warmup_epochs 3.0 has no effect with weights",
+        ),
+        (
+            {"weights": RESSL, "coefficient_final": 0.1},
+            "coefficient_final 0.1 has no effect with weights .* leave it at null",
+        ),
     ],
     ids=[
         "temperature",
         "target temperature",
         "coefficient",
-        "momentum",
         "one view",
         "weights and coefficient",
         "weights and warm-up",

@@ -33,23 +33,23 @@ def test_a_shrunk_recipe_takes_a_step(name):
 
 CIFAR = {
     "encoder.name": "resnet18",
-    "method.projector.num_layers": 2,
-    "method.projector.hidden_dim": 512,
-    "method.projector.out_dim": 128,
-    "method.projector.norm": True,
-    "method.projector.last_norm": "none",
-    "method.predictor": None,
-    "method.queue_length": 4096,
+    "projector.num_layers": 2,
+    "projector.hidden_dim": 512,
+    "projector.out_dim": 128,
+    "projector.norm": True,
+    "projector.last_norm": "none",
+    "predictor": None,
+    "method.queue.length": 4096,
     "method.temperature": 0.1,
     "method.target_temperature": 0.05,
     "method.coefficient": 0.5,
     "method.weights": None,
     "method.symmetric": False,
-    "method.momentum": 0.99,
-    "method.momentum_schedule": "constant",
-    "method.shuffle": True,
-    "method.batch_norm_splits": 8,
-    "method.split_online": False,
+    "method.momentum.value": 0.99,
+    "method.momentum.schedule": "constant",
+    "method.momentum.shuffle": True,
+    "method.momentum.batch_norm_splits": 8,
+    "method.momentum.split_online": False,
     "optim.name": "sgd",
     "optim.lr": 0.06,
     "optim.scale_lr": True,
@@ -62,34 +62,34 @@ CIFAR = {
     "train.batch_size": 256,
     "train.sync_batch_norm": False,
 }
-MEDIUM = CIFAR | {"method.queue_length": 16384, "method.momentum": 0.996}
+MEDIUM = CIFAR | {"method.queue.length": 16384, "method.momentum.value": 0.996}
 IMAGENET100 = CIFAR | {
     "encoder.name": "resnet50",
-    "method.projector.hidden_dim": 4096,
-    "method.projector.out_dim": 256,
-    "method.projector.norm": False,
-    "method.queue_length": 65536,
-    "method.queue_dtype": "bfloat16",
+    "projector.hidden_dim": 4096,
+    "projector.out_dim": 256,
+    "projector.norm": False,
+    "method.queue.length": 65536,
+    "method.queue.dtype": "bfloat16",
     "method.target_temperature": 0.07,
-    "method.momentum": 0.996,
-    "method.momentum_schedule": "cosine",
-    "method.batch_norm_splits": 1,
+    "method.momentum.value": 0.996,
+    "method.momentum.schedule": "cosine",
+    "method.momentum.batch_norm_splits": 1,
     "optim.lr": 0.3,
     "optim.weight_decay": 1e-4,
     "train.batch_size": 512,
 }
 IMAGENET = IMAGENET100 | {
-    "method.projector.num_layers": 3,
-    "method.projector.hidden_dim": 2048,
-    "method.projector.norm": True,
-    "method.projector.last_norm": "plain",
+    "projector.num_layers": 3,
+    "projector.hidden_dim": 2048,
+    "projector.norm": True,
+    "projector.last_norm": "plain",
     "optim.lr": 0.5,
 }
 LARGE_BATCH = IMAGENET | {
-    "method.predictor": HeadConfig(num_layers=2, hidden_dim=4096, out_dim=256, bias=False),
+    "predictor": HeadConfig(num_layers=2, hidden_dim=4096, out_dim=256, bias=False),
     "method.symmetric": True,
-    "method.momentum": 0.99,
-    "method.shuffle": False,
+    "method.momentum.value": 0.99,
+    "method.momentum.shuffle": False,
     "optim.name": "lars",
     "optim.lr": 0.6,
     "optim.weight_decay": 1e-6,
@@ -100,12 +100,12 @@ LARGE_BATCH = IMAGENET | {
     "train.batch_size": 4096,
     "train.sync_batch_norm": True,
 }
-MULTICROP = LARGE_BATCH | {"method.projector.hidden_dim": 4096, "optim.lr": 0.3, "train.epochs": 200}
+MULTICROP = LARGE_BATCH | {"projector.hidden_dim": 4096, "optim.lr": 0.3, "train.epochs": 200}
 MOCO_NOTEBOOK = CIFAR | {
-    "method.projector.num_layers": 1,
-    "method.projector.hidden_dim": HeadConfig().hidden_dim,  # of no effect
+    "projector.num_layers": 1,
+    "projector.hidden_dim": HeadConfig().hidden_dim,  # of no effect
     "method.coefficient": 1.0,
-    "method.split_online": True,
+    "method.momentum.split_online": True,
     "optim.scale_lr": False,
     "optim.schedule": "cosine_epoch",
     "optim.warmup_epochs": 0,
@@ -265,7 +265,7 @@ def test_the_baselines_of_table_5_are_overrides(name):
 
 def test_moco_v2_on_imagenet_has_the_projector_of_imagenet100():
     moco = next(config for score, config in scored("imagenet") if score == 68.8)
-    assert moco.method.projector == parse("--config", "imagenet100").method.projector
+    assert moco.projector == parse("--config", "imagenet100").projector
 
 
 def test_the_baselines_on_cifar10_are_sces_recipe_but_for_the_stated_difference():
@@ -279,7 +279,7 @@ def test_the_baselines_on_cifar10_are_sces_recipe_but_for_the_stated_difference(
 
 def test_longer_large_batch_runs_have_their_published_scores():
     def settings(score, config):
-        return score, config.train.epochs, config.optim.lr, config.optim.weight_decay, config.method.momentum
+        return score, config.train.epochs, config.optim.lr, config.optim.weight_decay, config.method.momentum.value
 
     assert [settings(score, config) for score, config in scored("imagenet_large_batch")] == [
         (72.7, 200, 0.3, 1e-6, 0.99),

@@ -13,8 +13,8 @@ def test_a_run_leaves_what_is_promised_and_can_be_repeated(tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_a_random_step_and_resumed_gives_the_same_losses_to_the_last_bit(tmp_path):
-    queue = ["--method.queue_length=72", "--method.batch_norm_splits=4", "--train.precision=bfloat16"]
-    check_exact_resume(train, tmp_path, [*queue, "--method.momentum_schedule=cosine", "--method.momentum=0.9"])
+    queue = ["--method.queue.length=72", "--method.momentum.batch_norm_splits=4", "--train.precision=bfloat16"]
+    check_exact_resume(train, tmp_path, [*queue, "--method.momentum.schedule=cosine", "--method.momentum.value=0.9"])
 
 
 @pytest.mark.parametrize(("precision", "calls"), [("bfloat16", 1), ("float32", 0)])
@@ -33,8 +33,8 @@ def test_the_momentum_branch_runs_with_bfloat16_weights_where_the_training_does(
 def test_bad_input_is_one_clear_error(tmp_path):
     mistakes = {
         "--method.temperature 0": "temperature must be positive, got 0",
-        "--method.queue_length 8 --train.batch_size 16": "method.queue_length 8 is less than the 16 keys",
-        "--method.batch_norm_splits 3": "method.batch_norm_splits 3 does not divide",
-        "--method.predictor.out_dim 7": "must equal method.projector.out_dim",
+        "--method.queue.length 8 --train.batch_size 16": "queue.length 8 is less than the 16 keys",
+        "--method.momentum.batch_norm_splits 3": "momentum.batch_norm_splits 3 does not divide",
+        "--predictor.out_dim 7": "must equal projector.out_dim",
     }
     check_bad_input(train, tmp_path, mistakes)

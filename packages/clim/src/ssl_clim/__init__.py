@@ -2,5 +2,6 @@
 
 from ssl_clim.loss import clim_loss as clim_loss
 from ssl_clim.method import CLIM as CLIM
+from ssl_clim.method import CLIMConfig as CLIMConfig
 
-__all__ = ["CLIM", "clim_loss"]
+__all__ = ["CLIM", "CLIMConfig", "clim_loss"]

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from jaxtyping import Float, Int64
 from torch import nn
 from tqdm import tqdm
 
+from ssl_clim.method import CLIM
 from ssl_clim.neighbours import (
     Clusters,
     Positives,
@@ -35,9 +36,10 @@ from ssl_clim.neighbours import (
     summary,
 )
 from ssl_core import distributed
-from ssl_core.data import ImageSource
+from ssl_core.data import DataConfig, ImageSource
 from ssl_core.evaluate import evaluation_view, iterate_features
 from ssl_core.pretrain import Run
+from ssl_core.train import TrainConfig
 
 logger = logging.getLogger(__name__)
 
@@ -81,14 +83,37 @@ class NeighbourConfig:
             raise ValueError(f"neighbours.update_every must be at least 1, got {self.update_every}")
 
 
-def prepare_partners(run: Run) -> Callable[[int], dict[str, float]]:
+class WithNeighbours(Protocol):
+    """The nodes of a run's configuration that the choice of partners reads."""
+
+    @property
+    def data(self) -> DataConfig:
+        """Where images come from."""
+
+    @property
+    def train(self) -> TrainConfig:
+        """How long and how to train."""
+
+    @property
+    def neighbours(self) -> NeighbourConfig:
+        """How partners are chosen."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+
+
+PartnerRun: TypeAlias = Run[WithNeighbours, CLIM]
+
+
+def prepare_partners(run: PartnerRun) -> Callable[[int], dict[str, float]]:
     """:func:`choose_partners` for a run, after a look at whether there are images enough for it, and one faiss.
 
     Raises:
         ValueError: if there are too few images; names the key.
         ImportError: if faiss is absent, there twice, or broken.
     """
-    config: NeighbourConfig = run.config.neighbours
+    config = run.config.neighbours
     if config.selection != "none":
         check_counts(len(run.source), **_counts(run))
     if config.selection not in ("none", "random"):
@@ -96,7 +121,7 @@ def prepare_partners(run: Run) -> Callable[[int], dict[str, float]]:
     return partial(choose_partners, run)
 
 
-def choose_partners(run: Run, epoch: int) -> dict[str, float]:
+def choose_partners(run: PartnerRun, epoch: int) -> dict[str, float]:
     """Give the batches a new table of partners, where it is time; in all processes the same.
 
     Args:
@@ -107,7 +132,7 @@ def choose_partners(run: Run, epoch: int) -> dict[str, float]:
         Numbers for the log: seconds, positives before filling, sizes of clusters, and how many of the positives have
         their image's label, where the data has labels. Empty where it is not time.
     """
-    config: NeighbourConfig = run.config.neighbours
+    config = run.config.neighbours
     since_start = epoch - config.start_epoch
     if config.selection == "none" or since_start < 0 or since_start % config.update_every:
         return {}
@@ -127,8 +152,10 @@ def choose_partners(run: Run, epoch: int) -> dict[str, float]:
     return {"partners_s": time.perf_counter() - started, "embedding_s": embedded_s, **numbers}
 
 
-def _search(run: Run, features: Float[np.ndarray, "n d"] | None, refresh: int) -> tuple[Positives, Clusters | None]:
-    config: NeighbourConfig = run.config.neighbours
+def _search(
+    run: PartnerRun, features: Float[np.ndarray, "n d"] | None, refresh: int
+) -> tuple[Positives, Clusters | None]:
+    config = run.config.neighbours
     assert config.selection != "none"
     if features is None:
         return random_positives(len(run.source), config.positives, seed=run.config.seed, refresh=refresh), None
@@ -162,13 +189,13 @@ def _threads_of_all_processes(library: ModuleType) -> Iterator[None]:
         library.omp_set_num_threads(before)
 
 
-def _counts(run: Run) -> dict[str, int]:
-    config: NeighbourConfig = run.config.neighbours
+def _counts(run: PartnerRun) -> dict[str, int]:
+    config = run.config.neighbours
     clusters = num_clusters(len(run.source)) if config.clusters is None else config.clusters
     return {"clusters": clusters, "neighbours": config.k, "positives": config.positives}
 
 
-def _embeddings(run: Run, file: BinaryIO) -> Float[np.ndarray, "n d"]:
+def _embeddings(run: PartnerRun, file: BinaryIO) -> Float[np.ndarray, "n d"]:
     """The embeddings of all training images, in the first process; in the others nothing of use.
 
     The processes share the work, a block of consecutive images each in turn.
@@ -177,7 +204,7 @@ def _embeddings(run: Run, file: BinaryIO) -> Float[np.ndarray, "n d"]:
         run: whose images.
         file: for embeddings that are larger than memory.
     """
-    config: NeighbourConfig = run.config.neighbours
+    config = run.config.neighbours
     num_images = len(run.source)
     features: Float[np.ndarray, "n d"] = np.empty((0, 0), np.float32)
     blocks = iterate_features(
@@ -225,7 +252,7 @@ def _batches(num_images: int) -> list[list[int]]:
     return [[min(start + row, num_images - 1) for row in range(_BATCH)] for start in starts]
 
 
-def _encoder(run: Run) -> nn.Module:
+def _encoder(run: PartnerRun) -> nn.Module:
     """A copy of what embeds the images, with the first process's running statistics in every process."""
     branch = run.method.momentum_branch if run.config.neighbours.encoder == "momentum" else run.method
     modules = [branch.encoder] if run.config.neighbours.features == "backbone" else [branch.encoder, branch.projector]

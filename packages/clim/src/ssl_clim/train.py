@@ -7,43 +7,15 @@ ssl-clim-train --resume runs/cifar10
 torchrun --nproc-per-node 8 -m ssl_clim.train --config imagenet --data.root data
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass, field
 
 from torch import nn
 
-from ssl_clim.method import CLIM
+from ssl_clim.method import CLIM, CLIMConfig
 from ssl_clim.partners import NeighbourConfig, prepare_partners
-from ssl_core.nn import HeadConfig, mlp_head
-from ssl_core.pretrain import PretrainConfig, check_batch, run_command
+from ssl_core.nn import mlp_head
+from ssl_core.pretrain import Command, PretrainConfig, check_batch
 from ssl_core.views import ViewSpec
-
-
-@dataclass(frozen=True)
-class CLIMConfig:
-    """What :class:`ssl_clim.CLIM` takes, with its head described; see there for each value.
-
-    Attributes:
-        projector: the head after the encoder.
-    """
-
-    projector: HeadConfig = field(default_factory=HeadConfig)
-    mixing: Literal["cutmix", "mixup", "none"] = "cutmix"
-    alpha: float = 2.0
-    per_batch: bool = False
-    ratio: Literal["area", "beta"] = "area"
-    partner_only: bool = False
-    reduction: Literal["sum", "mean"] = "sum"
-    temperature: float = 0.2
-    queue_length: int = 65536
-    queue_initial: Literal["random", "empty"] = "random"
-    queue_dtype: Literal["float32", "bfloat16"] = "float32"
-    momentum: float = 0.999
-    shuffle: bool = True
-    batch_norm_splits: int = 1
-    split_online: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,23 +31,11 @@ class Config(PretrainConfig):
 
 def make_method(config: Config, encoder: nn.Module, num_features: int, views: tuple[ViewSpec, ...]) -> CLIM:
     """The method that a configuration describes, around an encoder with ``num_features`` outputs."""
-    method = config.method
-    check_batch(
-        config.train,
-        queue_length=method.queue_length,
-        keys_per_image=1,
-        batch_norm_splits=method.batch_norm_splits,
-    )
+    method, projector = config.method, config.projector
+    check_batch(config.train, method.momentum, method.queue)
     _check_partners(config, views)
-    settings = {name: value for name, value in vars(method).items() if name != "projector"}
-    return CLIM(
-        encoder,
-        mlp_head(num_features, **asdict(method.projector)),
-        views=views,
-        dim=method.projector.out_dim,
-        seed=config.seed,
-        **settings,
-    )
+    head = mlp_head(num_features, **vars(projector))
+    return CLIM(encoder, head, method, views=views, dim=projector.out_dim, seed=config.seed)
 
 
 def _check_partners(config: Config, views: tuple[ViewSpec, ...]) -> None:
@@ -95,18 +55,13 @@ def _check_partners(config: Config, views: tuple[ViewSpec, ...]) -> None:
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command ``ssl-clim-train``."""
-    run_command(
-        Config,
-        make_method,
-        arguments,
-        prog="ssl-clim-train",
-        description="Pretrain an image encoder with CLIM, or with MoCo v2.",
-        recipes=Path(__file__).parent / "recipes",
-        prepare=prepare_partners,
-    )
-
+main = Command(
+    "ssl-clim-train",
+    Config,
+    make_method,
+    "Pretrain an image encoder with CLIM, or with MoCo v2.",
+    prepare_partners,
+)
 
 if __name__ == "__main__":
     main()

@@ -3,5 +3,6 @@
 from ssl_clsa.loss import CLSALoss as CLSALoss
 from ssl_clsa.loss import clsa_loss as clsa_loss
 from ssl_clsa.method import CLSA as CLSA
+from ssl_clsa.method import CLSAConfig as CLSAConfig
 
-__all__ = ["CLSA", "CLSALoss", "clsa_loss"]
+__all__ = ["CLSA", "CLSAConfig", "CLSALoss", "clsa_loss"]

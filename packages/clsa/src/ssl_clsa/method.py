@@ -1,9 +1,10 @@
-"""CLSA as a method: which views it takes, its loss, and how its momentum branch and its queue move.
+"""CLSA as a method: its settings, the views it takes, its loss, and how its momentum branch and its queue move.
 
 Without strong views, or with all views in InfoNCE, it is MoCo v2 and the other baselines of the paper's table 4.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from math import log
 from typing import Literal
 
@@ -12,10 +13,62 @@ from torch import Tensor, nn
 
 from ssl_clsa.loss import clsa_loss
 from ssl_core import distributed
+from ssl_core.config import refuse_changed
 from ssl_core.losses import Columns
-from ssl_core.nn import MomentumBranch, Queue, unit
+from ssl_core.nn import MomentumBranch, MomentumConfig, Queue, QueueConfig, unit
 from ssl_core.train import Step, StepOutput
 from ssl_core.views import ViewSpec
+
+
+@dataclass(frozen=True)
+class CLSAConfig:
+    """Settings of :class:`CLSA`.
+
+    Attributes:
+        num_weak: number of weak views.
+        strong_loss: loss of the strong views: ``ddm``, the divergence from the weak ones (distributional divergence
+            minimization); ``contrastive``, InfoNCE as the weak ones'; ``none``, for baselines without strong views.
+        temperature: tau, divisor of InfoNCE's similarities.
+        divergence_temperature: divisor of both sides of the divergence (``clsa_t`` in the released code).
+        divergence_weight: beta (``alpha`` in the released code).
+        in_batch_negatives: whether the other keys of the global batch are columns too, as in the released code; the
+            paper has the own key and the queue.
+        reduction: ``sum`` over views and pairs of views, as in the released code, or their ``mean``.
+        detach_target: whether the target is a constant; False lets gradient into the weak queries through it, dense,
+            for small queues.
+        symmetric: whether view 1, the first weak view, also gives keys, for which view 0 is the weak query in its
+            place; the loss is the mean of both halves, and both views' keys are enqueued.
+        queue: past keys, the negatives.
+        momentum: moving average of the online branch, which makes the keys.
+    """
+
+    num_weak: int = 1
+    strong_loss: Literal["ddm", "contrastive", "none"] = "ddm"
+    temperature: float = 0.2
+    divergence_temperature: float = 0.2
+    divergence_weight: float = 1.0
+    in_batch_negatives: bool = True
+    reduction: Literal["sum", "mean"] = "sum"
+    detach_target: bool = True
+    symmetric: bool = False
+    queue: QueueConfig = field(default_factory=QueueConfig)
+    momentum: MomentumConfig = field(default_factory=MomentumConfig)
+
+    def __post_init__(self) -> None:
+        if self.strong_loss != "ddm":
+            of_divergence = ("divergence_temperature", "divergence_weight", "detach_target")
+            refuse_changed(self, of_divergence, f"with strong_loss {self.strong_loss}")
+        if self.divergence_weight < 0:
+            raise ValueError(f"divergence_weight must be at least 0, got {self.divergence_weight}")
+        for name in ("temperature", "divergence_temperature"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.num_weak < 0:
+            raise ValueError(f"num_weak must be at least 0, got {self.num_weak}")
+        if self.num_weak == 0 and (self.strong_loss != "contrastive" or self.symmetric):
+            raise ValueError(
+                f"strong_loss {self.strong_loss!r}, symmetric {self.symmetric} needs weak views, got num_weak 0"
+            )
 
 
 class CLSA(nn.Module):
@@ -25,115 +78,50 @@ class CLSA(nn.Module):
     go to the online branch. Weak queries have InfoNCE; strong ones learn the weak ones' distribution over the keys.
 
     Args:
-        encoder: (n c h w) -> (n f); trained, and the backbone that the run exports.
+        encoder: (n c h w) -> (n f), trained; the backbone that the run exports.
         projector: (n f) -> (n d).
+        config: settings of the method.
         views: what each image becomes: key view, weak views, strong views.
-        dim: d, the width of the projector's output.
-        num_weak: weak views.
-        strong_loss: of the strong views: ``ddm``, the divergence from the weak ones (distributional divergence
-            minimisation); ``contrastive``, InfoNCE as the weak ones'; ``none``, for baselines without strong views.
-        temperature: tau, of InfoNCE.
-        divergence_temperature: of both sides of the divergence (``clsa_t`` in the released code).
-        divergence_weight: beta (``alpha`` in the released code).
-        in_batch_negatives: the other keys of the global batch are columns too, as in the released code; the paper has
-            the own key and the queue.
-        reduction: ``sum`` over views and pairs of views, as in the released code, or their ``mean``.
-        detach_target: False lets gradient into the weak queries through the target too; dense, for small queues.
-        symmetric: view 1, the first weak view, also gives keys, for which view 0 is the weak query in its place; the
-            loss is the mean of both halves, and both views' keys are enqueued.
-        queue_length: k, rows of the queue; at least what one step enqueues.
-        queue_initial: ``random`` rows that count as keys, as in the released code, or ``empty``.
-        queue_dtype: ``bfloat16`` halves the queue; on a GPU the products with it are then bfloat16 too.
-        momentum: m of the momentum branch.
-        shuffle: permute the momentum branch's batch, over all processes, so that BatchNorm statistics do not tell
-            a key's query.
-        batch_norm_splits: virtual devices of the momentum branch's 2-d BatchNorm (of both branches with
-            ``split_online``); 1 for ordinary BatchNorm.
-        split_online: see ``batch_norm_splits``.
-        seed: of the queue's first rows and of the permutations.
+        dim: d, width of the projector's output.
+        seed: seeds the queue's initial rows and the permutations.
 
     Raises:
-        ValueError: for views that do not fit the switches, switches without effect, or values outside their range.
+        ValueError: for views that do not fit the settings.
     """
 
     def __init__(
         self,
         encoder: nn.Module,
         projector: nn.Module,
+        config: CLSAConfig,
         *,
         views: Sequence[ViewSpec],
         dim: int,
-        num_weak: int = 1,
-        strong_loss: Literal["ddm", "contrastive", "none"] = "ddm",
-        temperature: float = 0.2,
-        divergence_temperature: float = 0.2,
-        divergence_weight: float = 1.0,
-        in_batch_negatives: bool = True,
-        reduction: Literal["sum", "mean"] = "sum",
-        detach_target: bool = True,
-        symmetric: bool = False,
-        queue_length: int = 65536,
-        queue_initial: Literal["random", "empty"] = "random",
-        queue_dtype: Literal["float32", "bfloat16"] = "float32",
-        momentum: float = 0.999,
-        shuffle: bool = True,
-        batch_norm_splits: int = 1,
-        split_online: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.config = config
         self.views = tuple(views)
         num_queries = sum(len(view.sizes) for view in self.views) - 1
-        num_strong = num_queries - num_weak
-        described = f"`views` has a key view, {num_weak} weak (num_weak) and {num_strong} strong ones"
-        if num_weak < 0 or num_strong < 0:
-            raise ValueError(f"num_weak must be from 0 to {num_queries}, the views after the key view, got {num_weak}")
-        if strong_loss == "none" and num_strong > 0:
+        num_strong = num_queries - config.num_weak
+        described = f"`views` has a key view, {config.num_weak} weak (num_weak) and {num_strong} strong ones"
+        if num_strong < 0:
+            raise ValueError(
+                f"num_weak must be from 0 to {num_queries}, the views after the key view, got {config.num_weak}"
+            )
+        if config.strong_loss == "none" and num_strong > 0:
             raise ValueError(f"strong_loss 'none' leaves strong views without use: {described}; remove them")
-        if strong_loss != "none" and num_strong == 0:
-            raise ValueError(f"strong_loss {strong_loss!r} needs strong views: {described}; add some, or take 'none'")
-        if num_weak == 0 and (strong_loss != "contrastive" or symmetric):
-            raise ValueError(f"strong_loss {strong_loss!r}, symmetric {symmetric} needs weak views: {described}")
-        divergence = {
-            "divergence_temperature": (divergence_temperature, 0.2),
-            "divergence_weight": (divergence_weight, 1.0),
-            "detach_target": (detach_target, True),
-        }
-        for name, (value, default) in divergence.items():
-            if strong_loss != "ddm" and value != default:
-                raise ValueError(
-                    f"{name} {value} has no effect with strong_loss {strong_loss!r}; leave it at {default}"
-                )
-        if divergence_weight < 0:
-            raise ValueError(f"divergence_weight must be at least 0, got {divergence_weight}")
-        for name, value in {"temperature": temperature, "divergence_temperature": divergence_temperature}.items():
-            if value <= 0:
-                raise ValueError(f"{name} must be positive, got {value}")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must be between 0 and 1, got {momentum}")
-
+        if config.strong_loss != "none" and num_strong == 0:
+            raise ValueError(
+                f"strong_loss {config.strong_loss!r} needs strong views: {described}; add some, or take 'none'"
+            )
         # Queries that have InfoNCE.
-        self.num_contrastive = num_queries if strong_loss == "contrastive" else num_weak
-        self.temperature = temperature
-        self.divergence_temperature = divergence_temperature
-        self.divergence_weight = divergence_weight
-        self.in_batch_negatives = in_batch_negatives
-        self.reduction = reduction
-        self.detach_target = detach_target
-        self.symmetric = symmetric
-        self.momentum = momentum
+        self.num_contrastive = num_queries if config.strong_loss == "contrastive" else config.num_weak
 
         self.encoder = encoder
         self.projector = projector
-        self.momentum_branch = MomentumBranch(
-            encoder,
-            projector,
-            shuffle=shuffle,
-            batch_norm_splits=batch_norm_splits,
-            split_online=split_online,
-            seed=seed,
-        )
-        self.queue = Queue(queue_length, dim, initial=queue_initial, seed=seed, dtype=getattr(torch, queue_dtype))
+        self.momentum_branch = MomentumBranch(encoder, projector, config.momentum, seed=seed)
+        self.queue = Queue(config.queue, dim, seed=seed)
 
     def forward(self, views: tuple[Tensor, ...], step: Step) -> StepOutput:
         """The loss of one micro-batch: line 7 of the paper's algorithm 1.
@@ -142,46 +130,43 @@ class CLSA(nn.Module):
             views: one (n c h w) tensor for each view.
             step: where the training is.
         """
-        key_views = range(2 if self.symmetric else 1)
-        queries = {view: self._query(views[view]) for view in range(0 if self.symmetric else 1, len(views))}
+        config = self.config
+        key_views = range(2 if config.symmetric else 1)
+        queries = {view: self._query(views[view]) for view in range(0 if config.symmetric else 1, len(views))}
         keys = [self.momentum_branch(views[view], step, view) for view in key_views]
         all_keys = [distributed.gather(key) for key in keys]
         losses = []
         for view, key, batch_keys in zip(key_views, keys, all_keys, strict=True):
             others = torch.stack([query for other, query in queries.items() if other != view])
+            in_batch = batch_keys if config.in_batch_negatives else None
             losses.append(
                 clsa_loss(
                     others[: self.num_contrastive],
                     others[self.num_contrastive :],
                     key,
-                    Columns(
-                        self.queue.keys,
-                        self.queue.valid_length,
-                        batch_keys if self.in_batch_negatives else None,
-                        distributed.rank() * len(key),
-                    ),
-                    temperature=self.temperature,
-                    divergence_temperature=self.divergence_temperature,
-                    divergence_weight=self.divergence_weight,
-                    reduction=self.reduction,
-                    detach_target=self.detach_target,
+                    Columns(self.queue.keys, self.queue.valid_length, in_batch, distributed.rank() * len(key)),
+                    temperature=config.temperature,
+                    divergence_temperature=config.divergence_temperature,
+                    divergence_weight=config.divergence_weight,
+                    reduction=config.reduction,
+                    detach_target=config.detach_target,
                 )
             )
         total, contrastive, divergence = (torch.stack(halves).mean() for halves in zip(*losses, strict=True))
-        to_enqueue = torch.cat(all_keys)
         metrics = {
             "contrastive": contrastive.detach(),
             "divergence": divergence.detach(),
             "positive_similarity": (queries[1].detach() * keys[0]).sum(dim=1).mean(),
             "chance_loss": total.new_full((), self._chance_loss(len(views), len(all_keys[0]))),
-            "queue_fill": total.new_full((), min(1.0, step.index * len(to_enqueue) / len(self.queue.keys))),
+            "queue_fill": self.queue.fill,
         }
-        return StepOutput(total, to_enqueue, metrics)
+        return StepOutput(total, torch.cat(all_keys), metrics)
 
     @torch.no_grad()
-    def update(self, keys: Tensor, step: Step) -> None:
+    def update(self, keys: Tensor | None, step: Step) -> None:
         """Average the online branch into the momentum branch and enqueue the keys of the step just taken."""
-        self.momentum_branch.update_(self.encoder, self.projector, self.momentum)
+        self.momentum_branch.update_(self.encoder, self.projector, step)
+        assert keys is not None, "every forward gives keys"
         self.queue.enqueue_(keys)
 
     def _query(self, images: Tensor) -> Tensor:
@@ -189,8 +174,9 @@ class CLSA(nn.Module):
 
     def _chance_loss(self, num_views: int, batch_size: int) -> float:
         """Loss of queries that see all keys alike."""
+        config = self.config
         pairs = self.num_contrastive * (num_views - 1 - self.num_contrastive)
-        terms = self.num_contrastive + self.divergence_weight * pairs
-        if self.reduction == "mean":
-            terms = 1 + self.divergence_weight * (pairs > 0)
-        return terms * log(len(self.queue.keys) + (batch_size if self.in_batch_negatives else 1))
+        terms = self.num_contrastive + config.divergence_weight * pairs
+        if config.reduction == "mean":
+            terms = 1 + config.divergence_weight * (pairs > 0)
+        return terms * log(len(self.queue.keys) + (batch_size if config.in_batch_negatives else 1))

@@ -41,6 +41,12 @@ FREE_ON_RESUME = (
     "evaluate",
 )
 
+# Keys before checkpoints of format 3, and what recipes have in their place.
+_EARLIER = {f"method.queue_{name}": f"queue.{name}" for name in ("length", "initial", "dtype")}
+_EARLIER |= {f"method.{name}": f"momentum.{name}" for name in ("shuffle", "batch_norm_splits", "split_online")}
+_EARLIER |= {"method.momentum": "momentum.value", "method.momentum_schedule": "momentum.schedule"}
+_EARLIER |= {"method.projector": "projector", "method.predictor": "predictor", "method.predictor_dim": "predictor"}
+
 
 def parse_config(
     config_class: type[Config], arguments: Sequence[str] | None, *, prog: str, description: str, recipes: Path
@@ -65,7 +71,9 @@ def parse_config(
     parser.add_class_arguments(config_class)
     try:
         arguments = _expand(arguments, recipes)
-    except ValueError as error:
+        _refuse_earlier(arguments, parser)
+        _refuse_deep(arguments, parser)
+    except (ValueError, yaml.YAMLError) as error:
         parser.error(str(error))
     if "--config=list" in arguments:
         print("\n".join(f"{name:24} {line}" for name, line in recipe_headers(recipes)))
@@ -133,6 +141,36 @@ def _expand(arguments: list[str], recipes: Path) -> list[str]:
     return expanded
 
 
+def _refuse_earlier(arguments: list[str], parser: ArgumentParser) -> None:
+    """Refuse what a configuration of an earlier version says: nothing converts it."""
+    known = {key for key, _ in flatten(parser.get_defaults().as_dict())}
+    for argument in arguments:
+        option, _, value = argument.partition("=")
+        keys = [option.removeprefix("--")] if not value.startswith("{") else []
+        where = ""
+        if option == "--config" and value != "list":
+            content = yaml.safe_load(Path(value).read_text())
+            keys = [key for key, _ in flatten(content)] if isinstance(content, Mapping) else []
+            where = f"{value}: "
+        for key in keys:
+            old = ".".join(key.split(".")[:2])
+            if old in _EARLIER and not {key, old} & known and (key == old or old != "method.momentum"):
+                raise ValueError(
+                    f"{where}{key} is from an earlier version, whose configurations and checkpoints this one does not "
+                    f"read; recipes have {_EARLIER[old]} in its place"
+                )
+
+
+def _refuse_deep(arguments: list[str], parser: ArgumentParser) -> None:
+    """Refuse an option deep inside a free mapping: it would silently replace all that stands beside it."""
+    mappings = [action.dest for action in parser._actions if hasattr(action, "_typehint")]
+    for argument in arguments:
+        name = argument.partition("=")[0].removeprefix("--")
+        for mapping in mappings:
+            if name.startswith(f"{mapping}.") and name.count(".") > mapping.count(".") + 1:
+                raise ValueError(f"--{name} is too deep; give the whole node, as --{mapping} '{{...}}'")
+
+
 def _resume_arguments(run: Path) -> list[str]:
     missing = [name for name in ("config.yaml", "checkpoints/last.pt") if not (run / name).is_file()]
     if missing:
@@ -140,17 +178,49 @@ def _resume_arguments(run: Path) -> list[str]:
     return [f"--config={run / 'config.yaml'}", f"--out={run}"]
 
 
+def refuse_changed(settings: Any, names: Sequence[str], when: str) -> None:
+    """Refuse settings that have no effect: those named must have their default values.
+
+    Args:
+        settings: a dataclass, whose nodes may be dataclasses too.
+        names: fields without effect.
+        when: what takes their effect, such as "with framework simclr".
+
+    Raises:
+        ValueError: at the first that was changed, with its value and its default.
+
+    Example:
+        >>> @dataclasses.dataclass
+        ... class Settings:
+        ...     rate: float = 0.1
+        >>> refuse_changed(Settings(0.2), ["rate"], "without training")
+        Traceback (most recent call last):
+        ValueError: rate 0.2 has no effect without training; leave it at 0.1
+    """
+    for field in dataclasses.fields(settings):
+        if field.name not in names:
+            continue
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        values, defaults = (flatten({field.name: _plain(value)}) for value in (getattr(settings, field.name), default))
+        for (key, value), (_, expected) in zip(values, defaults, strict=True):
+            if value != expected:
+                expected = "null" if expected is None else expected
+                raise ValueError(f"{key} {value} has no effect {when}; leave it at {expected}")
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as nested plain values: what ``config.yaml`` and checkpoints hold."""
+    return {name: _plain(value) for name, value in vars(config).items()}
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(key): plain(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        return value
 
-    return {key: plain(value) for key, value in dataclasses.asdict(config).items()}
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_dict(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
 
 
 def save_config(config: Any, path: Path) -> None:
@@ -165,7 +235,7 @@ def config_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
         >>> config_difference({"optim": {"lr": 0.1}, "out": "a"}, {"optim": {"lr": 0.2}, "out": "b"})
         ['optim.lr: 0.1 -> 0.2']
     """
-    flat_old, flat_new = dict(_flatten(old)), dict(_flatten(new))
+    flat_old, flat_new = dict(flatten(old)), dict(flatten(new))
     absent = "(absent)"
     return [
         f"{key}: {flat_old.get(key, absent)} -> {flat_new.get(key, absent)}"
@@ -175,9 +245,10 @@ def config_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
     ]
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of each leaf of nested mappings."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

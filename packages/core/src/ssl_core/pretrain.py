@@ -4,6 +4,7 @@ Order: everything that can be refused is refused first (folder, device, data, vi
 starts; afterwards the backbone is exported and, where the data has labels, a kNN says what it is worth.
 """
 
+import inspect
 import logging
 import os
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Generic, Literal, TypeAlias, TypeVar, cast
 
 import torch
 from torch import nn
@@ -33,9 +34,19 @@ from ssl_core.evaluate import (
     intra_class_similarity,
     knn_accuracy,
 )
-from ssl_core.nn import EncoderConfig, MomentumBranch, make_encoder, stem_for, sync_batch_norm
+from ssl_core.nn import (
+    EncoderConfig,
+    HeadConfig,
+    MomentumBranch,
+    MomentumConfig,
+    QueueConfig,
+    make_encoder,
+    stem_for,
+    sync_batch_norm,
+)
 from ssl_core.train import (
     CollapseError,
+    Method,
     OptimConfig,
     TrainConfig,
     learning_rate,
@@ -73,13 +84,15 @@ class PretrainConfig:
 
     Attributes:
         views: what each image becomes, in the order in which the method takes them.
-        out: the run directory; null makes a new one in ``runs/``.
-        seed: of weights, queue, order of images and views.
+        projector: head after the encoder.
+        out: run directory; null makes a new one in ``runs/``.
+        seed: seeds weights, queue, order of images and views.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
     views: list[ViewConfig] = field(default_factory=list)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    projector: HeadConfig = field(default_factory=HeadConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -96,24 +109,27 @@ class PretrainConfig:
 
 
 Config = TypeVar("Config", bound=PretrainConfig)
-MakeMethod = Callable[[Config, nn.Module, int, tuple[ViewSpec, ...]], Any]
+TrainedMethod = TypeVar("TrainedMethod", bound=Method)
+Config_co = TypeVar("Config_co", covariant=True)
+Method_co = TypeVar("Method_co", covariant=True)
 
 
-class Run(NamedTuple):
+@dataclass(frozen=True)
+class Run(Generic[Config_co, Method_co]):
     """A run under way, for what a method does between its epochs.
 
     Attributes:
-        config: the method's configuration.
+        config: configuration of the run.
         method: what ``make_method`` made, on its device.
-        source: the training images.
-        batches: of them.
-        card: of the backbone, which says how images are normalised and how large they are.
+        source: training images.
+        batches: batches of them.
+        card: description of the backbone: how images are normalised and how large they are, among others.
         device: where the method is.
-        folder: the run directory.
+        folder: run directory.
     """
 
-    config: Any
-    method: Any
+    config: Config_co
+    method: Method_co
     source: ImageSource
     batches: Batches
     card: BackboneCard
@@ -121,34 +137,40 @@ class Run(NamedTuple):
     folder: Path
 
 
+MakeMethod: TypeAlias = Callable[[Config, nn.Module, int, tuple[ViewSpec, ...]], TrainedMethod]
 # (run) -> (epochs done) -> numbers for the log.
-Prepare: TypeAlias = Callable[[Run], Callable[[int], dict[str, float]]]
+Prepare: TypeAlias = Callable[[Run[Config, TrainedMethod]], Callable[[int], dict[str, float]]]
 
 
-def run_command(
-    config_class: type[Config],
-    make_method: MakeMethod[Config],
-    arguments: Sequence[str] | None,
-    *,
-    prog: str,
-    description: str,
-    recipes: Path,
-    prepare: Prepare | None = None,
-) -> None:
+@dataclass(frozen=True)
+class Command(Generic[Config, TrainedMethod]):
     """A method's command: read the configuration, train, export, evaluate.
 
-    Args:
-        config_class: the method's configuration.
+    Called with the command line without the program's name, or with nothing, which reads ``sys.argv``. The recipes
+    that it ships are in the folder ``recipes`` beside the module that defines the configuration.
+
+    Attributes:
+        prog: name of the command.
+        config_class: class of the method's configuration.
         make_method: (config, encoder, features of the encoder, views) -> method, on the CPU.
-        arguments: the command line without the program's name; None reads ``sys.argv``.
-        prog: the command's name.
-        description: its help text.
-        recipes: the folder of its shipped recipes.
-        prepare: as in :func:`pretrain`.
+        description: help text.
+        prepare: work between epochs, as in :func:`pretrain`.
     """
-    config = parse_config(config_class, arguments, prog=prog, description=description, recipes=recipes)
-    with errors_in_one_line(prog):
-        pretrain(config, make_method, name=prog.removesuffix("-train"), prepare=prepare)
+
+    prog: str
+    config_class: type[Config]
+    make_method: MakeMethod[Config, TrainedMethod]
+    description: str
+    prepare: Prepare[Config, TrainedMethod] | None = None
+
+    def __call__(self, arguments: Sequence[str] | None = None) -> None:
+        """Run the command."""
+        recipes = Path(inspect.getfile(self.config_class)).parent / "recipes"
+        config = parse_config(
+            self.config_class, arguments, prog=self.prog, description=self.description, recipes=recipes
+        )
+        with errors_in_one_line(self.prog):
+            pretrain(config, self.make_method, name=self.prog.removesuffix("-train"), prepare=self.prepare)
 
 
 @contextmanager
@@ -171,11 +193,17 @@ def errors_in_one_line(prog: str) -> Iterator[None]:
         distributed.teardown()
 
 
-def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str, prepare: Prepare | None = None) -> Path:
+def pretrain(
+    config: Config,
+    make_method: MakeMethod[Config, TrainedMethod],
+    *,
+    name: str,
+    prepare: Prepare[Config, TrainedMethod] | None = None,
+) -> Path:
     """Train a method as a configuration says, continuing its run directory if there is a checkpoint in it.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         make_method: (config, encoder, features of the encoder, views) -> method, on the CPU.
         name: what a new run directory's name starts with.
         prepare: called once in every process, before anything is written, to refuse what it cannot serve; what it
@@ -205,16 +233,17 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str, prep
     encoder = make_encoder(config.encoder, channels=len(mean), image_size=image_size)
     num_features = cast(int, encoder.num_features)
     method = make_method(config, encoder, num_features, specs)
+    module = cast(nn.Module, method)  # changed in place from here on
     if config.train.sync_batch_norm:
-        method = sync_batch_norm(method, device)
-    method = method.to(
-        device, memory_format=torch.channels_last if config.train.channels_last else torch.preserve_format
-    )
+        sync_batch_norm(module, device)
+    module.to(device)
+    if config.train.channels_last:
+        module.to(memory_format=torch.channels_last)
     if config.train.precision == "bfloat16":
-        for module in method.modules():
-            if isinstance(module, MomentumBranch):
-                module.use_bfloat16_weights_()
-    optimizer = make_optimizer(method, config.optim, batch_size=config.train.batch_size)
+        for part in module.modules():
+            if isinstance(part, MomentumBranch):
+                part.use_bfloat16_weights_()
+    optimizer = make_optimizer(module, config.optim, batch_size=config.train.batch_size)
     batches = Batches(
         source,
         specs,
@@ -238,7 +267,7 @@ def pretrain(config: Config, make_method: MakeMethod[Config], *, name: str, prep
         mean=mean,
         std=std,
         num_features=num_features,
-        stem=cast(Any, stem),
+        stem=stem,
         options=config.encoder.options,
         recipe=name,
         projector=head_layers(method.projector),
@@ -324,7 +353,7 @@ def _knn_sources(
 @torch.no_grad()
 def _knn(
     config: EvaluateConfig,
-    method: Any,
+    method: Method,
     card: BackboneCard,
     bank: ImageSource,
     test: ImageSource,
@@ -396,28 +425,30 @@ def _renderer_text(batches: Batches, workers: int) -> str:
     return batches.renderer
 
 
-def check_batch(train: TrainConfig, *, queue_length: int, keys_per_image: int, batch_norm_splits: int) -> None:
+def check_batch(
+    train: TrainConfig, momentum: MomentumConfig, queue: QueueConfig | None, *, keys_per_image: int = 1
+) -> None:
     """Check that a method's queue holds the keys of a step and that its split BatchNorm divides a forward's images.
 
     Args:
-        train: the batch, over processes and micro-batches.
-        queue_length: rows of the queue.
-        keys_per_image: how many keys of an image a step enqueues.
-        batch_norm_splits: equal parts of the images that a process forwards at once.
+        train: batch, over processes and micro-batches.
+        momentum: momentum branch, whose BatchNorm may be split.
+        queue: queue of the method; None without one.
+        keys_per_image: number of keys of an image that a step enqueues.
 
     Raises:
         ValueError: if not.
     """
     keys_per_step = train.batch_size * keys_per_image
-    if queue_length < keys_per_step:
+    if queue is not None and queue.length < keys_per_step:
         raise ValueError(
-            f"method.queue_length {queue_length} is less than the {keys_per_step} keys of one step; "
+            f"queue.length {queue.length} is less than the {keys_per_step} keys of one step; "
             "use a longer queue or a smaller train.batch_size"
         )
     rows = train.batch_size // (train.accumulate * distributed.world_size())
-    if rows % batch_norm_splits:
+    if rows % momentum.batch_norm_splits:
         raise ValueError(
-            f"method.batch_norm_splits {batch_norm_splits} does not divide the {rows} images that a "
+            f"momentum.batch_norm_splits {momentum.batch_norm_splits} does not divide the {rows} images that a "
             "process forwards at once (train.batch_size over train.accumulate and processes)"
         )
 

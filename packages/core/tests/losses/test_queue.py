@@ -10,7 +10,6 @@ from ssl_core.losses import (
     Columns,
     info_nce,
     key_softmax,
-    relational_cross_entropy,
     soft_target_cross_entropy,
     soft_target_terms,
 )
@@ -42,7 +41,7 @@ def soft(query, positive, target_query, queue, *, coefficient=0.4, **options):
 
 
 def relational(query, positive, target_query, queue, **options):
-    return relational_cross_entropy(query, target_query, **TEMPERATURES | loss_options(queue, options))
+    return soft_target_terms(query, positive, target_query, **TEMPERATURES | loss_options(queue, options)).relational
 
 
 def contrastive(query, positive, target_query, queue, *, temperature=0.1, **options):
@@ -73,9 +72,9 @@ def test_info_nce_by_hand():
     assert_close(info_nce(QUERY, POSITIVE, QUEUE, 0.5), [1.213143, 1.031637])
 
 
-def test_relational_cross_entropy_by_hand():
+def test_the_relational_term_by_hand():
     # 2.460373 - 0.980424, 2.590924 - 1.161901
-    loss = relational_cross_entropy(QUERY, TARGET_QUERY, QUEUE, temperature=0.5, target_temperature=0.4)
+    loss = relational(QUERY, POSITIVE, TARGET_QUERY, QUEUE, temperature=0.5, target_temperature=0.4)
     assert_close(loss, [1.479949, 1.429023])
 
 
@@ -149,7 +148,7 @@ def test_the_loss_is_at_least_the_entropy_of_the_target(inputs):
 def test_the_relational_loss_is_the_entropy_where_student_and_target_agree(inputs):
     query, _, _, queue = (tensor.double() for tensor in inputs)
     log_prob = (query @ queue.T / 0.07).log_softmax(dim=1)
-    loss = relational_cross_entropy(query, query, queue, temperature=0.07, target_temperature=0.07)
+    loss = relational(query, query, query, queue, temperature=0.07, target_temperature=0.07)
     torch.testing.assert_close(loss, -(log_prob.exp() * log_prob).sum(dim=1))
 
 

@@ -5,7 +5,7 @@ import ssl_tiny.train
 
 from ssl_core.testing import check_bad_input, check_exact_resume, check_run, error_of
 
-SHORT_QUEUE = ["--method.queue_length=72"]
+SHORT_QUEUE = ["--method.queue.length=72"]
 
 
 def test_a_run_keeps_the_promises(tmp_path):
@@ -14,8 +14,8 @@ def test_a_run_keeps_the_promises(tmp_path):
 
 RUNS = {
     "weights that are not drawn from the seed": (
-        "    head = config.method.projector\n",
-        "    head = config.method.projector\n    torch.seed()\n",
+        "    head = config.projector\n",
+        "    head = config.projector\n    torch.seed()\n",
         "the saved configuration gives other losses",
     ),
     "another encoder than the exported one": (
@@ -25,8 +25,9 @@ RUNS = {
     ),
     "an unlogged metric": ('"chance_loss"', '"chance"', r"the log has no \['chance_loss'\]"),
     "a setting in the command": (
-        "    run_command(Config, make_method, arguments,",
-        "    run_command(Config, make_method, [*arguments, '--seed=1'],",
+        'main = Command("ssl-tiny-train", Config, make_method, "Train Tiny.")',
+        'command = Command("ssl-tiny-train", Config, make_method, "Train Tiny.")\n\n\n'
+        "def main(arguments):\n    command([*arguments, '--seed=1'])",
         "config.yaml is not the complete configuration",
     ),
 }
@@ -48,7 +49,7 @@ def test_a_killed_run_resumes_to_the_last_bit(tmp_path, renderer):
 @pytest.mark.slow
 def test_state_that_no_checkpoint_holds_is_found(changed, tmp_path):
     forgets = 'self.queue.register_buffer("cursor", self.queue.cursor, persistent=False)'
-    train = changed("self.queue = Queue(queue_length, dim)", f"self.queue = Queue(queue_length, dim); {forgets}")
+    train = changed("self.queue = Queue(config.queue, dim)", f"self.queue = Queue(config.queue, dim); {forgets}")
     with pytest.raises(AssertionError, match="resumed after step"):
         check_exact_resume(train, tmp_path, SHORT_QUEUE)
 
@@ -57,7 +58,7 @@ def test_state_that_no_checkpoint_holds_is_found(changed, tmp_path):
 @pytest.mark.parametrize("rows", [128, 48], ids=["not wrapped", "at its start at the third step"])
 def test_a_queue_whose_cursor_is_where_a_new_one_has_it_proves_too_little(tmp_path, rows):
     with pytest.raises(AssertionError, match=f"a queue of {rows} rows has not wrapped at the kill, or its cursor is 0"):
-        check_exact_resume(ssl_tiny.train, tmp_path, [f"--method.queue_length={rows}"])
+        check_exact_resume(ssl_tiny.train, tmp_path, [f"--method.queue.length={rows}"])
 
 
 def test_mistakes_are_refused_in_clear_words(tmp_path):

@@ -58,6 +58,13 @@ class NoKeys(Tiny):
         return super().forward(views, step)._replace(keys=None)
 
 
+class CountsTheFillInSteps(Tiny):
+    def forward(self, views, step):
+        output = super().forward(views, step)
+        fill = torch.tensor(step.index * len(output.keys) / len(self.queue.keys))
+        return output._replace(metrics=output.metrics | {"queue_fill": fill})
+
+
 class MetricWithGradient(Tiny):
     def forward(self, views, step):
         output = super().forward(views, step)
@@ -132,6 +139,7 @@ class LearnsNothing(Tiny):
         (TrainsTheMomentumBranch, "momentum parameters ask for gradient"),
         (LongKeys, "not l2-normalised"),
         (NoKeys, "there is a queue, but forward gives no keys"),
+        (CountsTheFillInSteps, "queue_fill is 0.400, of the queue 0.800 is"),
         (MetricWithGradient, "metric positive_similarity carries gradient"),
         (MetricPerImage, r"metric similarity has shape \(8,\)"),
         (LossPerImage, r"the loss has shape \(8,\)"),

@@ -76,9 +76,17 @@ def test_an_override_without_effect_may_repeat_the_score_of_the_recipe(changed):
 
 
 SIZES = {
-    "a queue too short for a step": ("method:\n", "method:\n  queue_length: 60\n", r"64 keys do not fit .*\(60, 8\)"),
+    "a queue too short for a step": (
+        "optim:",
+        "method:\n  queue: {length: 60}\noptim:",
+        r"64 keys do not fit .*\(60, 8\)",
+    ),
     "a queue of another width": ("dim=head.out_dim", "dim=7", r"the queue is \(256, 7\), not \(256, 8\)"),
-    "a queue of another length": ("Queue(queue_length,", "Queue(128,", r"the queue is \(128, 8\), not \(256, 8\)"),
+    "a queue of another length": (
+        "Queue(config.queue,",
+        "Queue(QueueConfig(128),",
+        r"the queue is \(128, 8\), not \(256, 8\)",
+    ),
     "no queue": ("self.queue = ", "self.keys = ", "keys_per_image is 1, has_queue False"),
     "a predictor of another width": (
         "            self.queue = ",

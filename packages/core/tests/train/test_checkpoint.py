@@ -42,8 +42,14 @@ def test_a_truncated_checkpoint_is_a_clear_error(tmp_path, state, fraction):
 
 def test_another_file_of_torch_is_not_a_checkpoint(tmp_path):
     torch.save({"weights": torch.ones(1)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="not a checkpoint of format"):
+    with pytest.raises(ValueError, match=r"other.pt is not a checkpoint of a run"):
         load_checkpoint(tmp_path / "other.pt")
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_sentence(tmp_path):
+    torch.save({"format": 2, "method": {}}, tmp_path / "earlier.pt")
+    with pytest.raises(ValueError, match=r"earlier.pt is of format 2, from another version .* reads format 3"):
+        load_checkpoint(tmp_path / "earlier.pt")
 
 
 def test_a_file_that_would_run_code_is_not_loaded(tmp_path):

@@ -32,7 +32,7 @@ class Toy(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.encoder = nn.Linear(4, 4)
+        self.encoder, self.projector = nn.Linear(4, 4), nn.Identity()
         self.register_buffer("key_sum", torch.zeros(4))
         self.seen = []
 

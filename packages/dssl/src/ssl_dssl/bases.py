@@ -1,18 +1,19 @@
 """The five base methods under DSSL: what a view is compared with, and the loss of two views.
 
 Each is numbers and a loss; :class:`ssl_dssl.DSSL` has the networks. With two standard views and no heavy ones it
-trains the base itself.
+trains the base itself. A configuration names one as ``simsiam`` or, with numbers, ``{mocov2: {temperature: 0.1}}``.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from jaxtyping import Float
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
 from ssl_core import distributed
 from ssl_core.losses import Columns, barlow_twins, info_nce, negative_cosine, nt_xent
-from ssl_core.nn import Queue, unit
+from ssl_core.nn import MomentumConfig, Queue, QueueConfig, unit
 from ssl_dssl.loss import Embedded, given
 
 
@@ -22,14 +23,13 @@ class SimCLR:
 
     Paper: Chen et al., 2020, 2002.05709. z = projection; the loss is ``ssl_core.losses.nt_xent``.
 
-    Args:
-        temperature: tau, > 0.
+    Attributes:
+        temperature: tau, divisor of the similarities.
     """
 
     temperature: float = 0.5
 
     has_predictor: ClassVar[bool] = False
-    has_momentum_branch: ClassVar[bool] = False
     is_symmetric: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -53,7 +53,6 @@ class SimSiam:
     """
 
     has_predictor: ClassVar[bool] = True
-    has_momentum_branch: ClassVar[bool] = False
     is_symmetric: ClassVar[bool] = True
 
     def loss(self, first: Embedded, second: Embedded) -> Float[Tensor, ""]:
@@ -68,18 +67,14 @@ class BYOL:
     Paper: Grill et al., 2020, 2006.07733, whose loss 2 - 2 cos, summed over both views, is 4 + 4 L_S. DSSL's released
     code has the 1/2 of SimSiam, and a constant momentum.
 
-    Args:
-        momentum: m of the momentum branch, in [0, 1].
+    Attributes:
+        momentum: moving average of the online branch, which makes the targets.
     """
 
-    momentum: float = 0.99
+    momentum: MomentumConfig = field(default_factory=lambda: MomentumConfig(0.99, shuffle=False))
 
     has_predictor: ClassVar[bool] = True
-    has_momentum_branch: ClassVar[bool] = True
     is_symmetric: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        _check_momentum(self.momentum)
 
     def loss(self, first: Embedded, second: Embedded) -> Float[Tensor, ""]:
         """Negative cosine of each view's prediction and the other's target, in [-1, 1]."""
@@ -92,35 +87,21 @@ class MoCoV2:
 
     Paper: He et al., 2020, eq. (1), 1911.05722; Chen et al., 2020, 2003.04297. z = projection, y = key.
 
-    Args:
-        temperature: tau, > 0.
-        momentum: m of the momentum branch, in [0, 1].
-        queue_length: k, rows of the queue; at least the batch.
-        queue_initial: ``random`` rows that count as keys, as in MoCo's code, or ``empty``.
-        queue_dtype: of the queue's rows.
-        shuffle: permute the momentum branch's batch, over all processes, so that BatchNorm statistics do not tell a
-            key's query.
-        batch_norm_splits: virtual devices of the momentum branch's 2-d BatchNorm (of both branches with
-            ``split_online``); 1 for ordinary BatchNorm.
-        split_online: see ``batch_norm_splits``.
+    Attributes:
+        temperature: tau, divisor of the similarities.
+        queue: past keys, the negatives.
+        momentum: moving average of the online branch, which makes the keys.
     """
 
     temperature: float = 0.2
-    momentum: float = 0.999
-    queue_length: int = 65536
-    queue_initial: Literal["random", "empty"] = "random"
-    queue_dtype: Literal["float32", "bfloat16"] = "float32"
-    shuffle: bool = True
-    batch_norm_splits: int = 1
-    split_online: bool = False
+    queue: QueueConfig = field(default_factory=QueueConfig)
+    momentum: MomentumConfig = field(default_factory=MomentumConfig)
 
     has_predictor: ClassVar[bool] = False
-    has_momentum_branch: ClassVar[bool] = True
     is_symmetric: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_positive("temperature", self.temperature)
-        _check_momentum(self.momentum)
 
     def loss(self, first: Embedded, second: Embedded, queue: Queue) -> Float[Tensor, ""]:
         """InfoNCE of the first view's query, nats."""
@@ -134,14 +115,13 @@ class BarlowTwins:
 
     Paper: Zbontar et al., 2021, eq. (1), 2103.03230. z = projection; the loss is ``ssl_core.losses.barlow_twins``.
 
-    Args:
-        off_diagonal_weight: lambda, >= 0.
+    Attributes:
+        off_diagonal_weight: lambda, weight of the correlations of different dimensions.
     """
 
     off_diagonal_weight: float = 0.0051
 
     has_predictor: ClassVar[bool] = False
-    has_momentum_branch: ClassVar[bool] = False
     is_symmetric: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -155,6 +135,40 @@ class BarlowTwins:
 
 
 Base = SimCLR | SimSiam | BYOL | MoCoV2 | BarlowTwins
+BASES: dict[str, type[Base]] = {
+    "simclr": SimCLR,
+    "simsiam": SimSiam,
+    "byol": BYOL,
+    "mocov2": MoCoV2,
+    "barlow": BarlowTwins,
+}
+
+
+def make_base(described: str | dict[str, Any]) -> Base:
+    """The base that a configuration describes.
+
+    Args:
+        described: a name in `BASES`, or ``{name: {setting: value}}``.
+
+    Raises:
+        ValueError: for an unknown base or setting, more than one base, or a number outside its range.
+
+    Example:
+        >>> make_base({"simclr": {"temperature": 0.1}})
+        SimCLR(temperature=0.1)
+    """
+    named = {described: {}} if isinstance(described, str) else described
+    name, settings = next(iter(named.items()), ("", None))
+    if len(named) != 1 or name not in BASES:
+        raise ValueError(f"base names one of {', '.join(BASES)}, or is {{name: {{setting: value}}}}, got {described}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(BASES[name], name)
+    try:
+        parsed = parser.instantiate(parser.parse_object({name: settings or {}}))
+    except ArgumentError as error:
+        raise ValueError(f"base: {error}") from error
+    base: Base = parsed[name]
+    return base
 
 
 def _symmetric_cosine(first: Embedded, second: Embedded) -> Tensor:
@@ -166,8 +180,3 @@ def _symmetric_cosine(first: Embedded, second: Embedded) -> Tensor:
 def _check_positive(name: str, value: float) -> None:
     if value <= 0:
         raise ValueError(f"{name} must be positive, got {value}")
-
-
-def _check_momentum(momentum: float) -> None:
-    if not 0 <= momentum <= 1:
-        raise ValueError(f"momentum must be between 0 and 1, got {momentum}")

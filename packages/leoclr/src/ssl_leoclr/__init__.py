@@ -2,5 +2,6 @@
 
 from ssl_leoclr.loss import leoclr_loss as leoclr_loss
 from ssl_leoclr.method import LeOCLR as LeOCLR
+from ssl_leoclr.method import LeOCLRConfig as LeOCLRConfig
 
-__all__ = ["LeOCLR", "leoclr_loss"]
+__all__ = ["LeOCLR", "LeOCLRConfig", "leoclr_loss"]

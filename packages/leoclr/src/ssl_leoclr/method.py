@@ -1,9 +1,10 @@
-"""LeOCLR as a method: which views it takes, its loss, and how its momentum branch and its queue move.
+"""LeOCLR as a method: its settings, the views it takes, its loss, and how its momentum branch and its queue move.
 
 With two views it is its baseline: MoCo v2, or SimCLR end to end.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from math import log
 from typing import Literal
 
@@ -11,11 +12,43 @@ import torch
 from torch import Tensor, nn
 
 from ssl_core import distributed
+from ssl_core.config import refuse_changed
 from ssl_core.losses import Columns, nt_xent
-from ssl_core.nn import MomentumBranch, Queue, unit
+from ssl_core.nn import MomentumBranch, MomentumConfig, Queue, QueueConfig, unit
 from ssl_core.train import Step, StepOutput
 from ssl_core.views import RandomCrop, RandomResizedCrop, ViewSpec
 from ssl_leoclr.loss import leoclr_loss
+
+
+@dataclass(frozen=True)
+class LeOCLRConfig:
+    """Settings of :class:`LeOCLR`.
+
+    Attributes:
+        framework: ``moco``, with a momentum branch for the crops and a queue of negatives; or ``simclr``, where all
+            views go through the one trained encoder and each pair of views has SimCLR's loss over the batch.
+        anchor: ``full`` if view 0 is the whole image, ``random_crop`` if it is cut at random as the others are;
+            checked against the views.
+        attract: ``anchor`` attracts the crops to the anchor alone, ``all`` to each other as well.
+        temperature: tau, divisor of the similarities.
+        enqueue: crops whose keys enter the queue, ``first`` or ``both``; of ``moco`` alone.
+        queue: past keys, the negatives; of ``moco`` alone.
+        momentum: moving average of the online branch, which makes the keys; of ``moco`` alone.
+    """
+
+    framework: Literal["moco", "simclr"] = "moco"
+    anchor: Literal["full", "random_crop"] = "full"
+    attract: Literal["anchor", "all"] = "anchor"
+    temperature: float = 0.2
+    enqueue: Literal["first", "both"] = "first"
+    queue: QueueConfig = field(default_factory=QueueConfig)
+    momentum: MomentumConfig = field(default_factory=MomentumConfig)
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if self.framework == "simclr":
+            refuse_changed(self, ("enqueue", "queue", "momentum"), "with framework simclr")
 
 
 class LeOCLR(nn.Module):
@@ -25,55 +58,29 @@ class LeOCLR(nn.Module):
     two views the second is attracted to the first, which is MoCo v2 or SimCLR if both are crops.
 
     Args:
-        encoder: (n c h w) -> (n f); trained, and the backbone that the run exports.
+        encoder: (n c h w) -> (n f), trained; the backbone that the run exports.
         projector: (n f) -> (n d).
+        config: settings of the method.
         views: what each image becomes: the anchor and two crops, or two views for a baseline.
-        dim: d, the width of the projector's output.
-        framework: ``moco``, with a momentum branch for the crops and a queue of negatives; or ``simclr``, where all
-            views go through the one trained encoder and each pair of views has SimCLR's loss over the batch.
-        anchor: ``full`` if view 0 is the whole image, ``random_crop`` if it is cut at random as the others are;
-            checked against ``views``.
-        attract: ``anchor`` attracts the crops to the anchor alone, ``all`` to each other as well.
-        temperature: tau.
-        queue_length: k, rows of the queue; at least what one step enqueues. This and what follows but ``seed`` is of
-            ``moco`` alone.
-        queue_initial: ``random`` rows that count as keys, as in MoCo's code, or ``empty``.
-        queue_dtype: of the queue's rows.
-        enqueue: the keys of the ``first`` crop, or those of ``both``.
-        momentum: m of the momentum branch.
-        shuffle: permute the momentum branch's batch, over all processes, each crop's in its own order, so that
-            BatchNorm statistics do not tell a key's query.
-        batch_norm_splits: virtual devices of the momentum branch's 2-d BatchNorm (of both branches with
-            ``split_online``); 1 for ordinary BatchNorm.
-        split_online: see ``batch_norm_splits``.
-        seed: of the queue's first rows and of the permutations.
+        dim: d, width of the projector's output.
+        seed: seeds the queue's initial rows and the permutations.
 
     Raises:
-        ValueError: for views that do not fit the switches, or values outside their range.
+        ValueError: for views that do not fit the settings.
     """
 
     def __init__(
         self,
         encoder: nn.Module,
         projector: nn.Module,
+        config: LeOCLRConfig,
         *,
         views: Sequence[ViewSpec],
         dim: int,
-        framework: Literal["moco", "simclr"] = "moco",
-        anchor: Literal["full", "random_crop"] = "full",
-        attract: Literal["anchor", "all"] = "anchor",
-        temperature: float = 0.2,
-        queue_length: int = 65536,
-        queue_initial: Literal["random", "empty"] = "random",
-        queue_dtype: Literal["float32", "bfloat16"] = "float32",
-        enqueue: Literal["first", "both"] = "first",
-        momentum: float = 0.999,
-        shuffle: bool = True,
-        batch_norm_splits: int = 1,
-        split_online: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.config = config
         self.views = tuple(views)
         self.num_crops = sum(len(view.sizes) for view in self.views) - 1
         if self.num_crops not in (1, 2):
@@ -82,36 +89,22 @@ class LeOCLR(nn.Module):
                 f"`views` has {self.num_crops + 1}"
             )
         is_cut = any(isinstance(op, RandomResizedCrop | RandomCrop) for op in self.views[0].ops)
-        if is_cut != (anchor == "random_crop"):
+        if is_cut != (config.anchor == "random_crop"):
             raise ValueError(
-                f"anchor {anchor!r}, but the first of `views`, {self.views[0].name!r}, "
+                f"anchor {config.anchor!r}, but the first of `views`, {self.views[0].name!r}, "
                 f"is {'cut at random' if is_cut else 'the whole image'}: change one of the two"
             )
-        for name, value in {"attract": attract, "enqueue": enqueue}.items():
-            if self.num_crops == 1 and value in ("all", "both"):
-                raise ValueError(f"{name} {value!r} is about two crops, but `views` has one beside the anchor")
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must be between 0 and 1, got {momentum}")
-        self.framework = framework
-        self.attract = attract
-        self.temperature = temperature
-        self.enqueue = enqueue
-        self.momentum = momentum
+        for name in ("attract", "enqueue"):
+            if self.num_crops == 1 and getattr(config, name) in ("all", "both"):
+                raise ValueError(
+                    f"{name} {getattr(config, name)!r} is about two crops, but `views` has one beside the anchor"
+                )
 
         self.encoder = encoder
         self.projector = projector
-        if framework == "moco":
-            self.momentum_branch = MomentumBranch(
-                encoder,
-                projector,
-                shuffle=shuffle,
-                batch_norm_splits=batch_norm_splits,
-                split_online=split_online,
-                seed=seed,
-            )
-            self.queue = Queue(queue_length, dim, initial=queue_initial, seed=seed, dtype=getattr(torch, queue_dtype))
+        if config.framework == "moco":
+            self.momentum_branch = MomentumBranch(encoder, projector, config.momentum, seed=seed)
+            self.queue = Queue(config.queue, dim, seed=seed)
 
     def forward(self, views: tuple[Tensor, ...], step: Step) -> StepOutput:
         """The loss of one micro-batch: equation (3) of the paper.
@@ -120,13 +113,13 @@ class LeOCLR(nn.Module):
             views: one (n c h w) tensor for each view.
             step: where the training is.
         """
-        return self._against_queue(views, step) if self.framework == "moco" else self._against_batch(views)
+        return self._against_queue(views, step) if self.config.framework == "moco" else self._against_batch(views)
 
     @torch.no_grad()
     def update(self, keys: Tensor | None, step: Step) -> None:
         """Average the online branch into the momentum branch and enqueue the keys of the step just taken."""
         if keys is not None:
-            self.momentum_branch.update_(self.encoder, self.projector, self.momentum)
+            self.momentum_branch.update_(self.encoder, self.projector, step)
             self.queue.enqueue_(keys)
 
     def _against_queue(self, views: tuple[Tensor, ...], step: Step) -> StepOutput:
@@ -134,17 +127,18 @@ class LeOCLR(nn.Module):
         anchor, *crops = views
         query = self._query(anchor)
         keys = torch.stack([self.momentum_branch(crop, step, view) for view, crop in enumerate(crops)])
-        loss = leoclr_loss(query, keys, columns, temperature=self.temperature)
-        if self.attract == "all":
+        loss = leoclr_loss(query, keys, columns, temperature=self.config.temperature)
+        if self.config.attract == "all":
             for crop, key in zip(crops, keys.flip(0), strict=True):
-                loss = loss + leoclr_loss(self._query(crop), key[None], columns, temperature=self.temperature)
-        to_enqueue = torch.cat([distributed.gather(key) for key in (keys if self.enqueue == "both" else keys[:1])])
-        num_terms = self.num_crops * (2 if self.attract == "all" else 1)
-        queue_length = len(self.queue.keys)
+                loss = loss + leoclr_loss(self._query(crop), key[None], columns, temperature=self.config.temperature)
+        to_enqueue = torch.cat(
+            [distributed.gather(key) for key in (keys if self.config.enqueue == "both" else keys[:1])]
+        )
+        num_terms = self.num_crops * (2 if self.config.attract == "all" else 1)
         metrics = {
             "positive_similarity": (query.detach() * keys).sum(dim=-1).mean(),
-            "chance_loss": query.new_full((), num_terms * log(queue_length + 1)),
-            "queue_fill": query.new_full((), min(1.0, step.index * len(to_enqueue) / queue_length)),
+            "chance_loss": query.new_full((), num_terms * log(len(self.queue.keys) + 1)),
+            "queue_fill": self.queue.fill,
         }
         return StepOutput(loss, to_enqueue, metrics)
 
@@ -154,14 +148,14 @@ class LeOCLR(nn.Module):
         gathered = [query if is_alone else distributed.gather_with_grad(query) for query in queries]
         row_offset = distributed.rank() * len(queries[0])
         pairs = [(0, crop) for crop in range(1, len(views))]
-        if self.attract == "all":
+        if self.config.attract == "all":
             pairs.append((1, 2))
         # A pair sees the rows of its own two views alone, so that no crop is a negative of its image's other crop.
         losses = [
             nt_xent(
                 queries[a],
                 queries[b],
-                self.temperature,
+                self.config.temperature,
                 batch=None if is_alone else (gathered[a], gathered[b]),
                 row_offset=row_offset,
             )

@@ -2,5 +2,6 @@
 
 from ssl_sce.loss import sce_loss as sce_loss
 from ssl_sce.method import SCE as SCE
+from ssl_sce.method import SCEConfig as SCEConfig
 
-__all__ = ["SCE", "sce_loss"]
+__all__ = ["SCE", "SCEConfig", "sce_loss"]

@@ -1,9 +1,10 @@
-"""SCE as a method: which views it takes, its loss, and how its momentum branch and its queue move.
+"""SCE as a method: its settings, the views it takes, its loss, and how its momentum branch and its queue move.
 
 With ``coefficient`` 1 it is MoCo v2; with ``weights`` (0, 1, 0) it is ReSSL.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from math import log
 from typing import Literal
 
@@ -11,11 +12,82 @@ import torch
 from torch import Tensor, nn
 
 from ssl_core import distributed
+from ssl_core.config import refuse_changed
 from ssl_core.losses import Columns
-from ssl_core.nn import MomentumBranch, Queue, unit
-from ssl_core.train import Step, StepOutput, cosine_schedule, scalar_schedule
+from ssl_core.nn import MomentumBranch, MomentumConfig, Queue, QueueConfig, unit
+from ssl_core.train import Step, StepOutput, scalar_schedule
 from ssl_core.views import ViewSpec
 from ssl_sce.loss import sce_loss
+
+
+@dataclass(frozen=True)
+class SCEConfig:
+    """Settings of :class:`SCE`.
+
+    Attributes:
+        temperature: tau, divisor of the online similarities.
+        target_temperature: tau_m, divisor of the target's similarities.
+        target_temperature_start: value at which the cosine warm-up of ``target_temperature`` starts.
+        target_temperature_warmup_epochs: length of that warm-up; 0 for none.
+        coefficient: lambda, weight of the one-hot in the target.
+        coefficient_start: value at which the linear warm-up of ``coefficient`` starts.
+        coefficient_warmup_epochs: length of that warm-up; 0 for none.
+        coefficient_final: value that ``coefficient`` reaches at the last step, linearly; None to keep it.
+        weights: (lambda, mu, eta) of InfoNCE, ReSSL and Ceil (the paper's Proposition 1), in place of
+            ``coefficient``.
+        self_similarity: how the positive enters the target's softmax: ``mask`` (paper) or ``zero`` (released code).
+        in_batch_negatives: whether the other keys of the global batch are columns too.
+        symmetric: whether both global views give targets and are enqueued.
+        queue: past keys, the negatives.
+        momentum: moving average of the online branch, which makes the keys.
+    """
+
+    temperature: float = 0.1
+    target_temperature: float = 0.05
+    target_temperature_start: float = 0.05
+    target_temperature_warmup_epochs: float = 0.0
+    coefficient: float = 0.5
+    coefficient_start: float = 1.0
+    coefficient_warmup_epochs: float = 0.0
+    coefficient_final: float | None = None
+    weights: tuple[float, float, float] | None = None
+    self_similarity: Literal["mask", "zero"] = "mask"
+    in_batch_negatives: bool = False
+    symmetric: bool = False
+    queue: QueueConfig = field(default_factory=QueueConfig)
+    momentum: MomentumConfig = field(default_factory=lambda: MomentumConfig(0.996, "cosine"))
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "target_temperature", "target_temperature_start"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.coefficient <= 1:
+            raise ValueError(f"coefficient must be between 0 and 1, got {self.coefficient}")
+        if self.weights is not None:
+            of_coefficient = ("coefficient", "coefficient_start", "coefficient_warmup_epochs", "coefficient_final")
+            refuse_changed(self, of_coefficient, f"with weights {list(self.weights)}")
+
+    def coefficient_at(self, step: Step) -> float:
+        """Lambda at a step."""
+        return scalar_schedule(
+            self.coefficient,
+            step.index,
+            step.total,
+            start=self.coefficient_start,
+            warmup_steps=round(self.coefficient_warmup_epochs * step.steps_per_epoch),
+            final=self.coefficient_final,
+        )
+
+    def target_temperature_at(self, step: Step) -> float:
+        """tau_m at a step."""
+        return scalar_schedule(
+            self.target_temperature,
+            step.index,
+            step.total,
+            start=self.target_temperature_start,
+            warmup_steps=round(self.target_temperature_warmup_epochs * step.steps_per_epoch),
+            warmup_shape="cosine",
+        )
 
 
 class SCE(nn.Module):
@@ -26,121 +98,43 @@ class SCE(nn.Module):
     branch only. The loss is the mean over all pairs of a target view and another online view.
 
     Args:
-        encoder: (n c h w) -> (n f); trained, and the backbone that the run exports.
+        encoder: (n c h w) -> (n f), trained; the backbone that the run exports.
         projector: (n f) -> (n d).
-        predictor: (n d) -> (n d) on the online branch only; None for none.
+        config: settings of the method.
         views: what each image becomes; at least two.
-        dim: d, the width of the projector's output.
-        queue_length: k, rows of the queue; at least what one step enqueues.
-        queue_initial: ``random`` rows that count as keys, as in the released code, or ``empty``.
-        queue_dtype: ``bfloat16`` halves the queue; on a GPU the products with it are then bfloat16 too.
-        temperature: tau, of the online similarities.
-        target_temperature: tau_m, of the target's similarities.
-        target_temperature_start: where its cosine warm-up starts.
-        target_temperature_warmup_epochs: how long that takes; 0 for none.
-        coefficient: lambda, the weight of the one-hot in the target.
-        coefficient_start: where its linear warm-up starts.
-        coefficient_warmup_epochs: how long that takes; 0 for none.
-        coefficient_final: where a linear decay until the last step ends; None for none.
-        weights: (lambda, mu, eta) of InfoNCE, ReSSL and Ceil (the paper's Proposition 1), in place of
-            ``coefficient``.
-        self_similarity: how the positive enters the target's softmax: ``mask`` (paper) or ``zero`` (released code).
-        in_batch_negatives: the other keys of the global batch are columns too.
-        symmetric: both global views give targets, and both are enqueued.
-        momentum: m of the momentum branch at the start.
-        momentum_schedule: ``constant``, or ``cosine`` from ``momentum`` to 1.
-        shuffle: permute the momentum branch's batch, over all processes, so that BatchNorm statistics do not tell
-            a key's query.
-        batch_norm_splits: virtual devices of the momentum branch's 2-d BatchNorm (of both branches with
-            ``split_online``); 1 for ordinary BatchNorm.
-        split_online: see ``batch_norm_splits``.
-        seed: of the queue's first rows and of the permutations.
+        dim: d, width of the projector's output.
+        predictor: (n d) -> (n d) on the online branch only; None for none.
+        seed: seeds the queue's initial rows and the permutations.
 
     Raises:
-        ValueError: for fewer views than needed or values outside their range.
+        ValueError: for fewer than two views.
     """
 
     def __init__(
         self,
         encoder: nn.Module,
         projector: nn.Module,
+        config: SCEConfig,
         *,
         views: Sequence[ViewSpec],
         dim: int,
         predictor: nn.Module | None = None,
-        queue_length: int = 65536,
-        queue_initial: Literal["random", "empty"] = "random",
-        queue_dtype: Literal["float32", "bfloat16"] = "float32",
-        temperature: float = 0.1,
-        target_temperature: float = 0.05,
-        target_temperature_start: float = 0.05,
-        target_temperature_warmup_epochs: float = 0.0,
-        coefficient: float = 0.5,
-        coefficient_start: float = 1.0,
-        coefficient_warmup_epochs: float = 0.0,
-        coefficient_final: float | None = None,
-        weights: tuple[float, float, float] | None = None,
-        self_similarity: Literal["mask", "zero"] = "mask",
-        in_batch_negatives: bool = False,
-        symmetric: bool = False,
-        momentum: float = 0.996,
-        momentum_schedule: Literal["constant", "cosine"] = "cosine",
-        shuffle: bool = True,
-        batch_norm_splits: int = 1,
-        split_online: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.config = config
         self.views = tuple(views)
         num_views = sum(len(view.sizes) for view in self.views)
         if num_views < 2:
             raise ValueError(f"SCE needs at least two views of an image, got {num_views}: add one to `views`")
-        for name, value in {
-            "temperature": temperature,
-            "target_temperature": target_temperature,
-            "target_temperature_start": target_temperature_start,
-        }.items():
-            if value <= 0:
-                raise ValueError(f"{name} must be positive, got {value}")
-        if weights is not None and (coefficient != 0.5 or coefficient_warmup_epochs or coefficient_final is not None):
-            raise ValueError(
-                f"weights {weights} take the place of coefficient and its schedule; leave coefficient at 0.5 "
-                f"(got {coefficient}), coefficient_warmup_epochs at 0 (got {coefficient_warmup_epochs:g}) and "
-                f"coefficient_final at null (got {coefficient_final})"
-            )
-        for name, value in {"coefficient": coefficient, "momentum": momentum}.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {value}")
-
-        self.temperature = temperature
-        self.target_temperature = target_temperature
-        self.target_temperature_start = target_temperature_start
-        self.target_temperature_warmup_epochs = target_temperature_warmup_epochs
-        self.coefficient = coefficient
-        self.coefficient_start = coefficient_start
-        self.coefficient_warmup_epochs = coefficient_warmup_epochs
-        self.coefficient_final = coefficient_final
-        self.weights = weights
-        self.self_similarity = self_similarity
-        self.in_batch_negatives = in_batch_negatives
-        self.momentum = momentum
-        self.momentum_schedule = momentum_schedule
-
-        self.num_targets = 2 if symmetric else 1
-        self.online_views = range(0 if symmetric else 1, num_views)
+        self.num_targets = 2 if config.symmetric else 1
+        self.online_views = range(0 if config.symmetric else 1, num_views)
 
         self.encoder = encoder
         self.projector = projector
         self.predictor = predictor if predictor is not None else nn.Identity()
-        self.momentum_branch = MomentumBranch(
-            encoder,
-            projector,
-            shuffle=shuffle,
-            batch_norm_splits=batch_norm_splits,
-            split_online=split_online,
-            seed=seed,
-        )
-        self.queue = Queue(queue_length, dim, initial=queue_initial, seed=seed, dtype=getattr(torch, queue_dtype))
+        self.momentum_branch = MomentumBranch(encoder, projector, config.momentum, seed=seed)
+        self.queue = Queue(config.queue, dim, seed=seed)
 
     def forward(self, views: tuple[Tensor, ...], step: Step) -> StepOutput:
         """The loss of one micro-batch: equation (8) of the paper, averaged over pairs of views.
@@ -149,78 +143,48 @@ class SCE(nn.Module):
             views: one (n c h w) tensor for each view.
             step: where the training is.
         """
+        config = self.config
         queries = {view: self._query(views[view]) for view in self.online_views}
         keys = [self.momentum_branch(views[view], step, view) for view in range(self.num_targets)]
         all_keys = [distributed.gather(key) for key in keys]
         losses = []
         for target, (key, batch_keys) in enumerate(zip(keys, all_keys, strict=True)):
-            others = torch.stack([queries[view] for view in self.online_views if view != target])
+            in_batch = batch_keys if config.in_batch_negatives else None
             losses.append(
                 sce_loss(
-                    others,
+                    torch.stack([queries[view] for view in self.online_views if view != target]),
                     key,
-                    Columns(
-                        self.queue.keys,
-                        self.queue.valid_length,
-                        batch_keys if self.in_batch_negatives else None,
-                        distributed.rank() * len(key),
-                    ),
-                    temperature=self.temperature,
-                    target_temperature=self._target_temperature(step),
-                    coefficient=self._coefficient(step),
-                    weights=self.weights,
-                    self_similarity=self.self_similarity,
+                    Columns(self.queue.keys, self.queue.valid_length, in_batch, distributed.rank() * len(key)),
+                    temperature=config.temperature,
+                    target_temperature=config.target_temperature_at(step),
+                    coefficient=config.coefficient_at(step),
+                    weights=config.weights,
+                    self_similarity=config.self_similarity,
                 )
             )
         loss = torch.stack(losses).mean()  # each over as many pairs
-        to_enqueue = torch.cat(all_keys)
-        return StepOutput(loss, to_enqueue, self._metrics(queries, keys, len(to_enqueue), step))
+        metrics = {
+            "positive_similarity": (queries[1].detach() * keys[0]).sum(dim=1).mean(),
+            "chance_loss": loss.new_full((), self._chance_loss(len(all_keys[0]))),
+            "queue_fill": self.queue.fill,
+        }
+        return StepOutput(loss, torch.cat(all_keys), metrics)
 
     @torch.no_grad()
-    def update(self, keys: Tensor, step: Step) -> None:
+    def update(self, keys: Tensor | None, step: Step) -> None:
         """Average the online branch into the momentum branch and enqueue the keys of the step just taken."""
-        momentum = self.momentum
-        if self.momentum_schedule == "cosine":
-            momentum = cosine_schedule(self.momentum, 1.0, step.progress)
-        self.momentum_branch.update_(self.encoder, self.projector, momentum)
+        self.momentum_branch.update_(self.encoder, self.projector, step)
+        assert keys is not None, "every forward gives keys"
         self.queue.enqueue_(keys)
 
     def _query(self, images: Tensor) -> Tensor:
         return unit(self.predictor(self.projector(self.encoder(images))))
 
-    def _target_temperature(self, step: Step) -> float:
-        return scalar_schedule(
-            self.target_temperature,
-            step.index,
-            step.total,
-            start=self.target_temperature_start,
-            warmup_steps=round(self.target_temperature_warmup_epochs * step.steps_per_epoch),
-            warmup_shape="cosine",
-        )
-
-    def _coefficient(self, step: Step) -> float:
-        return scalar_schedule(
-            self.coefficient,
-            step.index,
-            step.total,
-            start=self.coefficient_start,
-            warmup_steps=round(self.coefficient_warmup_epochs * step.steps_per_epoch),
-            final=self.coefficient_final,
-        )
-
-    @torch.no_grad()
-    def _metrics(self, queries: dict[int, Tensor], keys: list[Tensor], enqueued: int, step: Step) -> dict[str, Tensor]:
-        query = queries[self.num_targets - 1 if self.num_targets == 2 else 1]
-        negatives = self.queue.keys.shape[0]
-        if self.in_batch_negatives:
-            negatives += len(keys[0]) * distributed.world_size() - 1
-        infonce, ressl, ceil = self.weights or (0.0, 0.0, 0.0)
-        chance = log(negatives + 1)
-        if self.weights is not None:
-            chance = infonce * chance + ressl * log(negatives) + ceil * (chance - log(negatives))
-        fill = min(1.0, step.index * enqueued / self.queue.keys.shape[0])
-        return {
-            "positive_similarity": (query * keys[0]).sum(dim=1).mean(),
-            "chance_loss": torch.full((), chance, device=query.device),
-            "queue_fill": torch.full((), fill, device=query.device),
-        }
+    def _chance_loss(self, batch_size: int) -> float:
+        """Loss of queries that see all keys alike."""
+        negatives = len(self.queue.keys) + (batch_size - 1 if self.config.in_batch_negatives else 0)
+        info_nce, ressl = log(negatives + 1), log(negatives)
+        if self.config.weights is None:
+            return info_nce
+        contrastive, relational, ceiling = self.config.weights
+        return contrastive * info_nce + relational * ressl + ceiling * (info_nce - ressl)

@@ -16,22 +16,3 @@ from ssl_core.data.source import MemoryImages as MemoryImages
 from ssl_core.data.source import hold_in_memory as hold_in_memory
 from ssl_core.data.statistics import channel_statistics as channel_statistics
 from ssl_core.data.statistics import normalization as normalization
-
-__all__ = [
-    "Batch",
-    "Batches",
-    "BrokenImageError",
-    "DataConfig",
-    "DataReport",
-    "ImageSource",
-    "LazyImages",
-    "MemoryImages",
-    "channel_statistics",
-    "dataset_source",
-    "decode_image",
-    "has_test_split",
-    "hold_in_memory",
-    "inspect",
-    "normalization",
-    "open_source",
-]

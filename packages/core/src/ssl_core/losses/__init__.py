@@ -8,20 +8,5 @@ from ssl_core.losses.queue import KeySoftmax as KeySoftmax
 from ssl_core.losses.queue import SoftTargetTerms as SoftTargetTerms
 from ssl_core.losses.queue import info_nce as info_nce
 from ssl_core.losses.queue import key_softmax as key_softmax
-from ssl_core.losses.queue import relational_cross_entropy as relational_cross_entropy
 from ssl_core.losses.queue import soft_target_cross_entropy as soft_target_cross_entropy
 from ssl_core.losses.queue import soft_target_terms as soft_target_terms
-
-__all__ = [
-    "Columns",
-    "KeySoftmax",
-    "SoftTargetTerms",
-    "barlow_twins",
-    "info_nce",
-    "key_softmax",
-    "negative_cosine",
-    "nt_xent",
-    "relational_cross_entropy",
-    "soft_target_cross_entropy",
-    "soft_target_terms",
-]

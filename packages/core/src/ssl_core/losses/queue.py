@@ -84,53 +84,6 @@ def info_nce(
     return -F.logsigmoid(_logit(query, positive, temperature) - lse)
 
 
-def relational_cross_entropy(
-    query: Float[Tensor, "n d"],
-    target_query: Float[Tensor, "n d"],
-    columns: Float[Tensor, "k d"] | Columns,
-    *,
-    temperature: float | Float[Tensor, ""],
-    target_temperature: float | Float[Tensor, ""],
-    backend: str | None = None,
-) -> Float[Tensor, " n"]:
-    """ReSSL's loss of each query: cross-entropy of its similarities with those of its target query.
-
-    L_i = -sum_j s2_ij log s1_ij over columns j, s1 = softmax_j(q_i.k_j / tau), s2 = softmax_j(t_i.k_j / tau_m).
-    Paper: Zheng et al., 2021, 2107.09282; in Denize et al., 2023, 2111.14585, eq. (2) to (4).
-    tau = temperature, tau_m = target_temperature, t = target_query.
-    The own key is masked on both sides. With no column the loss is 0.
-
-    Args:
-        query: (n d) l2-normalised; gradient flows.
-        target_query: (n d) l2-normalised, no gradient.
-        columns: keys that the queries are compared with; a (k d) tensor is a queue alone.
-        temperature: > 0, of the query's similarities.
-        target_temperature: > 0, of the target query's similarities.
-        backend: implementation of ``queue_attention``; None lets it choose.
-
-    Returns:
-        (n) loss per row, nats; at least the entropy of the target.
-
-    Raises:
-        ValueError: if sizes disagree or a temperature is <= 0.
-
-    Example:
-        >>> query, queue = torch.tensor([[1.0, 0.0]]), torch.eye(2)
-        >>> relational_cross_entropy(query, query, queue, temperature=1.0, target_temperature=1.0)
-        tensor([0.5822])
-    """
-    # The positive plays no part in this term.
-    return soft_target_terms(
-        query,
-        target_query,
-        target_query,
-        columns,
-        temperature=temperature,
-        target_temperature=target_temperature,
-        backend=backend,
-    ).relational
-
-
 class SoftTargetTerms(NamedTuple):
     """What cross-entropy with a soft target is a weighted sum of; nats, 0 where there is no column.
 
@@ -138,7 +91,8 @@ class SoftTargetTerms(NamedTuple):
 
     Attributes:
         contrastive: -log p_ii, InfoNCE.
-        relational: cross-entropy over the columns alone, ReSSL.
+        relational: cross-entropy over the columns alone, ReSSL: -sum_j s2_ij log s1_ij, s1 and s2 the softmaxes of the
+            query's and the target query's similarities (Zheng et al., 2021, 2107.09282); at least the target's entropy.
         ceiling: -log(1 - p_ii), of the mass that the student gives to the columns.
         self_prob: what the target's softmax gives to the positive if its similarity there is 0; (n), no gradient.
     """

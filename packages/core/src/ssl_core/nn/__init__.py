@@ -7,23 +7,10 @@ from ssl_core.nn.encoder import EncoderConfig as EncoderConfig
 from ssl_core.nn.encoder import make_encoder as make_encoder
 from ssl_core.nn.encoder import stem_for as stem_for
 from ssl_core.nn.heads import HeadConfig as HeadConfig
+from ssl_core.nn.heads import make_predictor as make_predictor
 from ssl_core.nn.heads import mlp_head as mlp_head
 from ssl_core.nn.momentum import MomentumBranch as MomentumBranch
-from ssl_core.nn.momentum import momentum_copy as momentum_copy
+from ssl_core.nn.momentum import MomentumConfig as MomentumConfig
 from ssl_core.nn.queue import Queue as Queue
+from ssl_core.nn.queue import QueueConfig as QueueConfig
 from ssl_core.nn.unit import unit as unit
-
-__all__ = [
-    "EncoderConfig",
-    "HeadConfig",
-    "MomentumBranch",
-    "Queue",
-    "SplitBatchNorm",
-    "make_encoder",
-    "mlp_head",
-    "momentum_copy",
-    "split_batch_norm",
-    "stem_for",
-    "sync_batch_norm",
-    "unit",
-]

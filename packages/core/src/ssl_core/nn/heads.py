@@ -81,3 +81,21 @@ def mlp_head(
     if last_norm != "none":
         layers.append(nn.BatchNorm1d(out_dim, affine=last_norm == "affine"))
     return nn.Sequential(*layers)
+
+
+def make_predictor(predictor: HeadConfig, projector: HeadConfig) -> nn.Sequential:
+    """A head after a projector, whose output is compared with projections.
+
+    Args:
+        predictor: layers of the head.
+        projector: layers of the projector before it.
+
+    Raises:
+        ValueError: if the two outputs differ in width.
+    """
+    if predictor.out_dim != projector.out_dim:
+        raise ValueError(
+            f"predictor.out_dim {predictor.out_dim} must equal projector.out_dim {projector.out_dim}: "
+            "its output is compared with projections"
+        )
+    return mlp_head(projector.out_dim, **vars(predictor))

@@ -6,7 +6,8 @@ Paper: He et al., 2020, 1911.05722; its section 3.3 is shuffle-BN.
 """
 
 import copy
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -17,9 +18,8 @@ from ssl_core.nn.batch_norm import split_batch_norm
 from ssl_core.nn.unit import unit
 from ssl_core.ops import momentum_update_
 from ssl_core.philox import permutation
+from ssl_core.schedules import cosine_schedule
 from ssl_core.step import Step
-
-_Module = TypeVar("_Module", bound=nn.Module)
 
 # Keeps the permutations of shuffle-BN apart from everything else that is drawn from the run's seed.
 _SHUFFLE_STREAM = 0x5F5F
@@ -28,61 +28,67 @@ _SHUFFLE_STREAM = 0x5F5F
 _ROUNDED = (nn.Linear, nn.modules.conv._ConvNd)
 
 
-def momentum_copy(module: _Module) -> _Module:
-    """A copy of a module with the same parameters and buffers, none of which asks for gradient.
+@dataclass(frozen=True)
+class MomentumConfig:
+    """Settings of a :class:`MomentumBranch`.
 
-    It is an ordinary submodule: ``train()`` and ``eval()`` of its owner reach it, and its BatchNorm layers
-    keep running statistics of their own.
-
-    Example:
-        >>> online = nn.Linear(2, 2)
-        >>> momentum = momentum_copy(online)
-        >>> bool((momentum.weight == online.weight).all()), momentum.weight.requires_grad
-        (True, False)
+    Attributes:
+        value: m, in [0, 1]; at the start, with a schedule.
+        schedule: ``constant``, or ``cosine`` from ``value`` to 1 at the last step.
+        shuffle: whether the branch's batch is permuted, over all processes and each view in its own order, so that
+            BatchNorm statistics do not tell a key's query.
+        batch_norm_splits: number of virtual devices of the momentum encoder's 2-d BatchNorm; 1 for ordinary BatchNorm.
+        split_online: whether the online encoder's BatchNorm is split too, as MoCo's CIFAR-10 notebook does.
     """
-    return copy.deepcopy(module).requires_grad_(False)
+
+    value: float = 0.999
+    schedule: Literal["constant", "cosine"] = "constant"
+    shuffle: bool = True
+    batch_norm_splits: int = 1
+    split_online: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.value <= 1:
+            raise ValueError(f"momentum must be between 0 and 1, got {self.value}")
+        if self.batch_norm_splits < 1:
+            raise ValueError(f"momentum.batch_norm_splits must be at least 1, got {self.batch_norm_splits}")
+
+    def at(self, step: Step) -> float:
+        """M of the update after a step."""
+        return self.value if self.schedule == "constant" else cosine_schedule(self.value, 1.0, step.progress)
 
 
 class MomentumBranch(nn.Module):
     """Momentum encoder and projector, from images to keys.
 
+    Copies of the online ones, none of whose parameters asks for gradient. They are ordinary submodules: ``train()`` and
+    ``eval()`` of their owner reach them.
     Only parameters are averaged; BatchNorm's running statistics are the branch's own.
 
     Args:
         encoder: the online encoder, (n c h w) -> (n f); copied.
         projector: the online projector, (n f) -> (n d); copied.
-        shuffle: permute the batch, over all processes, so that BatchNorm statistics do not tell a key's query.
-        batch_norm_splits: virtual devices of the encoder's 2-d BatchNorm; 1 leaves it as the online one's.
-        split_online: split that of the online encoder too, in place, as MoCo's CIFAR-10 notebook does.
-        seed: of the permutations.
+        config: m, and what is done about BatchNorm; ``split_online`` splits that of the online encoder in place.
+        seed: seeds the permutations.
 
     Example:
         >>> online = nn.Flatten(), nn.Linear(12, 2)
-        >>> branch = MomentumBranch(*online)
-        >>> keys = branch(torch.ones(5, 3, 2, 2), Step(index=0, total=10, steps_per_epoch=10))
+        >>> branch, step = MomentumBranch(*online, MomentumConfig(0.99)), Step(index=0, total=10, steps_per_epoch=10)
+        >>> keys = branch(torch.ones(5, 3, 2, 2), step)
         >>> keys.shape, keys.requires_grad
         (torch.Size([5, 2]), False)
-        >>> branch.update_(*online, momentum=0.99)
+        >>> branch.update_(*online, step)
     """
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        projector: nn.Module,
-        *,
-        shuffle: bool = True,
-        batch_norm_splits: int = 1,
-        split_online: bool = False,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, encoder: nn.Module, projector: nn.Module, config: MomentumConfig, *, seed: int = 0) -> None:
         super().__init__()
-        if split_online:
-            split_batch_norm(encoder, batch_norm_splits)
-            self.encoder = momentum_copy(encoder)
-        else:
-            self.encoder = split_batch_norm(momentum_copy(encoder), batch_norm_splits)
-        self.projector = momentum_copy(projector)
-        self.shuffle = shuffle
+        if config.split_online:
+            split_batch_norm(encoder, config.batch_norm_splits)
+        self.encoder, self.projector = copy.deepcopy(encoder), copy.deepcopy(projector)
+        self.requires_grad_(False)
+        if not config.split_online:
+            split_batch_norm(self.encoder, config.batch_norm_splits)
+        self.config = config
         self.seed = seed
         # Not submodules: they hold no state of their own. Empty until `use_bfloat16_weights_`.
         self._twins: tuple[nn.Module, ...] = ()
@@ -94,11 +100,11 @@ class MomentumBranch(nn.Module):
         """Keys of a batch: l2-normalised projections (see :func:`unit`), without gradient.
 
         Args:
-            images: (n c h w), of this process.
+            images: (n c h w) images of this process.
             step: where the training is; the permutation depends on it.
             view: tells the permutations of one step apart, in [0, 16).
         """
-        if not self.shuffle:
+        if not self.config.shuffle:
             return self._keys(images)
         # Beyond 16 micro-batches the next step's permutations come again, which does no harm.
         counter = (step.index << 8 | step.micro << 4 | view) & 0xFFFFFFFF
@@ -107,22 +113,22 @@ class MomentumBranch(nn.Module):
         return distributed.unshuffle(self._keys(distributed.shuffle(images, order)), order)
 
     @torch.no_grad()
-    def update_(self, encoder: nn.Module, projector: nn.Module, momentum: float | Float[Tensor, ""]) -> None:
-        """Move towards the online modules.
+    def update_(self, encoder: nn.Module, projector: nn.Module, step: Step) -> None:
+        """Move towards the online modules, by the m of the step just taken.
 
         Args:
             encoder: the online encoder.
             projector: the online projector.
-            momentum: m, in [0, 1].
+            step: step just taken.
 
         Raises:
-            ValueError: if a parameter's shape differs or momentum is outside [0, 1].
+            ValueError: if a parameter's shape differs.
         """
         # In one call: on a GPU one launch, whose table of addresses stays valid from step to step.
         momentum_update_(
             list(self.parameters()),
             [*encoder.parameters(), *projector.parameters()],
-            momentum,
+            self.config.at(step),
             shadow_params=self._shadows or None,
         )
 

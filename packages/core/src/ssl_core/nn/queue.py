@@ -1,5 +1,6 @@
 """The queue: past keys as negatives, in a ring buffer that is part of the method's state."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,57 +11,69 @@ from ssl_core.nn.unit import unit
 from ssl_core.ops import enqueue_
 
 
+@dataclass(frozen=True)
+class QueueConfig:
+    """Settings of a :class:`Queue`.
+
+    Attributes:
+        length: number of rows k; at least the keys of one step.
+        initial: ``random`` starts with directions that are even on the sphere, as MoCo and SCE do, all of which count
+            as negatives; ``empty`` starts with none, and ``Queue.valid_length`` says how many count.
+        dtype: number format of the rows; ``bfloat16`` halves the queue, and on a GPU the products with it are then
+            bfloat16 too.
+    """
+
+    length: int = 65536
+    initial: Literal["random", "empty"] = "random"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError(f"queue.length must be at least 1, got {self.length}")
+
+
 class Queue(nn.Module):
-    """The last ``length`` keys, oldest replaced first.
+    """The last keys, oldest replaced first.
 
     Three buffers, saved with the method: ``keys`` (k d), ``cursor`` () the next row to write, and ``filled``
     () the number of rows that hold keys so far.
 
     Args:
-        length: rows k; at least the keys of one step.
+        config: length, start and number format.
         dim: embedding size d.
-        initial: ``random`` starts with directions drawn evenly from the sphere, as MoCo and SCE do, all of
-            which count as negatives; ``empty`` starts with none, and ``valid_length`` says how many count.
-        seed: of the random rows; they are the same on every device and in every process.
-        dtype: of ``keys``.
+        seed: seeds the random rows; they are the same on every device and in every process.
 
     Example:
-        >>> queue = Queue(4, 2, initial="empty")
+        >>> queue = Queue(QueueConfig(4, "empty"), 2)
         >>> queue.enqueue_(torch.eye(2))
-        >>> queue.valid_length
-        tensor(2)
+        >>> queue.valid_length, queue.fill
+        (tensor(2), tensor(0.5000))
     """
 
     keys: Tensor
     cursor: Tensor
     filled: Tensor
 
-    def __init__(
-        self,
-        length: int,
-        dim: int,
-        *,
-        initial: Literal["random", "empty"] = "random",
-        seed: int = 0,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def __init__(self, config: QueueConfig, dim: int, *, seed: int = 0) -> None:
         super().__init__()
-        if length < 1:
-            raise ValueError(f"queue length must be at least 1, got {length}")
-        self.initial = initial
-        self.register_buffer("keys", torch.zeros(length, dim, dtype=dtype))
+        self.initial = config.initial
+        self.register_buffer("keys", torch.zeros(config.length, dim, dtype=getattr(torch, config.dtype)))
         self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
-        if initial == "random":
+        if config.initial == "random":
             # A generator of its own, on the CPU: the rows depend on neither the device nor what ran before.
             generator = torch.Generator("cpu").manual_seed(seed)
-            rows = torch.randn(length, dim, generator=generator, device="cpu")
-            self.keys.copy_(unit(rows))
+            self.keys.copy_(unit(torch.randn(config.length, dim, generator=generator, device="cpu")))
 
     @property
     def valid_length(self) -> Tensor | None:
         """Rows that count as negatives, as a scalar tensor; None when all do."""
         return self.filled if self.initial == "empty" else None
+
+    @property
+    def fill(self) -> Tensor:
+        """Fraction of the rows that hold keys by now, as a scalar tensor; the rows of a random start hold none."""
+        return self.filled / len(self.keys)
 
     @torch.no_grad()
     def enqueue_(self, keys: Float[Tensor, "n d"]) -> None:

@@ -5,11 +5,3 @@ from ssl_core.ops.implementations import implementations as implementations
 from ssl_core.ops.momentum_update import momentum_update_ as momentum_update_
 from ssl_core.ops.queue_attention import queue_attention as queue_attention
 from ssl_core.ops.queue_attention import queue_attention_reference as queue_attention_reference
-
-__all__ = [
-    "enqueue_",
-    "implementations",
-    "momentum_update_",
-    "queue_attention",
-    "queue_attention_reference",
-]

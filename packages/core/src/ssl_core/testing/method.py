@@ -1,5 +1,6 @@
 """What every method promises, whatever it computes."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -66,14 +67,21 @@ def check_method(make_method: Callable[[], Any], *, batch_size: int = 8, channel
     assert not unmoved, f"update leaves {sorted(unmoved)} as they were"
     assert "queue.keys" in changed or not has_queue, "update enqueues nothing"
 
+    if has_queue:
+        copied = copy.deepcopy(method)
+        copied.update(output.keys, step)  # as much again, as with two micro-batches
+        fill = copied(views, step._replace(index=1)).metrics["queue_fill"]
+        expected = min(1.0, 2 * len(output.keys) / len(method.queue.keys))
+        assert torch.isclose(fill, torch.tensor(expected)), f"queue_fill is {fill:.3f}, of the queue {expected:.3f} is"
+
     other = make_method()
     assert not torch.equal(other(views, step).loss, method(views, step).loss), "make_method repeats its weights"
     other.load_state_dict(method.state_dict())
     _check_alike(method, other, views, step)
     # The next update writes where the last one stopped.
     step = step._replace(index=1)
-    for copy in (method, other):
-        copy.update(output.keys, step)
+    for each in (method, other):
+        each.update(output.keys, step)
     _check_alike(method, other, views, step)
 
     losses = []

@@ -16,8 +16,8 @@ The header is the comment at the top of a recipe, for people and for these check
 
 import re
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass, replace
 from functools import cache, wraps
 from pathlib import Path
 from types import ModuleType
@@ -28,15 +28,16 @@ import torch
 from torch import Tensor
 
 from ssl_core import cli
-from ssl_core.config import parse_config, recipe_headers
+from ssl_core.config import flatten, parse_config, recipe_headers, to_dict
 from ssl_core.evaluate.protocol import PROTOCOLS
-from ssl_core.nn import HeadConfig, make_encoder
+from ssl_core.nn import make_encoder
 from ssl_core.testing.method import random_views
 from ssl_core.train import Step, make_optimizer
 
 _OVERRIDE = re.compile(r"#\s+(\d+\.\d+|-)\s+(--.+)")
 _EVALUATION = re.compile(r"ssl-core (eval .+)")
 
+_NODES = ("method", "projector", "predictor")  # of a configuration, with sizes of the method
 _BATCH = 8  # images of a shrunk recipe's step
 
 
@@ -148,7 +149,8 @@ class Recipes:
         assert not elsewhere, f"not made where torch.device says: {elsewhere}"
         enqueued = self._enqueued(method, config, config.train.batch_size)
         if enqueued:
-            shape = (config.method.queue_length, projections.shape[1])
+            [length] = [value for key, value in flatten(to_dict(config.method)) if key.endswith("queue.length")]
+            shape = (length, projections.shape[1])
             assert method.queue.keys.shape == shape, f"the queue is {tuple(method.queue.keys.shape)}, not {shape}"
             assert enqueued <= len(method.queue.keys), f"a step's {enqueued} keys do not fit a queue of {shape}"
 
@@ -228,22 +230,17 @@ class Recipes:
 
     def _shrunk(self, config: Any) -> Any:
         largest = max(size for view in config.views for size in view.sizes)
-        changes: dict[str, Any] = {
-            field.name: replace(value, hidden_dim=16, out_dim=8)
-            for field in fields(config.method)
-            if isinstance(value := getattr(config.method, field.name), HeadConfig)
-        }
+        sizes = {"hidden_dim": 16, "out_dim": 8, "batch_norm_splits": 2}
         if keys_per_image := self.keys_per_image(config.method):
-            changes["queue_length"] = _BATCH * (1 + keys_per_image)
-        if hasattr(config.method, "batch_norm_splits"):
-            changes["batch_norm_splits"] = config.method.batch_norm_splits and min(2, config.method.batch_norm_splits)
+            sizes["length"] = _BATCH * (1 + keys_per_image)
+        nodes = {name: _small(node, sizes) for name, node in vars(config).items() if name in _NODES}
         options = config.encoder.options | {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
         return replace(
             config,
             train=replace(config.train, batch_size=_BATCH, accumulate=1),
             views=[replace(view, size=[max(8, size * 16 // largest) for size in view.sizes]) for view in config.views],
             encoder=replace(config.encoder, options=options),
-            method=replace(config.method, **changes),
+            **nodes,
         )
 
 
@@ -256,6 +253,15 @@ def parse(train: ModuleType, *arguments: str) -> Any:
 def _folder(train: ModuleType) -> Path:
     assert train.__file__ is not None
     return Path(train.__file__).parent / "recipes"
+
+
+def _small(node: Any, sizes: Mapping[str, int]) -> Any:
+    """A node of a configuration with no number above that of ``sizes`` for its name."""
+    if is_dataclass(node) and not isinstance(node, type):
+        return replace(node, **_small(vars(node), sizes))
+    if isinstance(node, Mapping):
+        return {key: min(old, sizes[key]) if key in sizes else _small(old, sizes) for key, old in node.items()}
+    return node
 
 
 def _channels(config: Any) -> int:

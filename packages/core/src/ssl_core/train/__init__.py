@@ -1,8 +1,11 @@
 """Training: the loop, what it asks of a method, optimisers, schedules, checkpoints and the log."""
 
+from ssl_core.schedules import cosine_schedule as cosine_schedule
+from ssl_core.schedules import scalar_schedule as scalar_schedule
 from ssl_core.step import Step as Step
 from ssl_core.train.checkpoint import load_checkpoint as load_checkpoint
 from ssl_core.train.checkpoint import save_checkpoint as save_checkpoint
+from ssl_core.train.learning_rate import learning_rate as learning_rate
 from ssl_core.train.log import read_metrics as read_metrics
 from ssl_core.train.loop import CollapseError as CollapseError
 from ssl_core.train.loop import Speed as Speed
@@ -13,25 +16,3 @@ from ssl_core.train.method import StepOutput as StepOutput
 from ssl_core.train.optim import OptimConfig as OptimConfig
 from ssl_core.train.optim import make_optimizer as make_optimizer
 from ssl_core.train.optim import scaled_learning_rate as scaled_learning_rate
-from ssl_core.train.schedules import cosine_schedule as cosine_schedule
-from ssl_core.train.schedules import learning_rate as learning_rate
-from ssl_core.train.schedules import scalar_schedule as scalar_schedule
-
-__all__ = [
-    "CollapseError",
-    "Method",
-    "OptimConfig",
-    "Speed",
-    "Step",
-    "StepOutput",
-    "TrainConfig",
-    "cosine_schedule",
-    "learning_rate",
-    "load_checkpoint",
-    "make_optimizer",
-    "read_metrics",
-    "save_checkpoint",
-    "scalar_schedule",
-    "scaled_learning_rate",
-    "train",
-]

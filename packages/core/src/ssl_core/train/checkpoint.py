@@ -11,7 +11,7 @@ from torch import nn
 from ssl_core import distributed
 from ssl_core.files import write_atomically
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 def save_checkpoint(
@@ -63,7 +63,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read what :func:`save_checkpoint` wrote, on the CPU, executing nothing from the file.
 
     Raises:
-        ValueError: if the file is truncated, not a checkpoint or of another format.
+        ValueError: if the file is truncated, not a checkpoint, or of another version.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -74,9 +74,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is not a readable checkpoint: it is truncated or of another kind. "
             "Resume from an earlier one in the same folder, or choose another --out."
         ) from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+    if not isinstance(content, dict) or "format" not in content:
+        raise ValueError(f"{path} is not a checkpoint of a run")
+    if content["format"] != _FORMAT:
         raise ValueError(
-            f"{path} is not a checkpoint of format {_FORMAT}; it was not written by this version of ssl-core"
+            f"{path} is of format {content['format']}, from another version of ssl-core, and this one reads format "
+            f"{_FORMAT} alone: resume with the version that wrote it, or choose another --out"
         )
     return content
 

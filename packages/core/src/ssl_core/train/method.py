@@ -1,11 +1,11 @@
-"""What the loop asks of a method: the views it wants, a pure forward, and an update.
+"""What a run asks of a method: the views it wants, the networks that are kept, a pure forward, and an update.
 
 A method is an ``nn.Module`` that satisfies :class:`Method`; it inherits nothing of ours.
 """
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_core.step import Step
 from ssl_core.views import ViewSpec
@@ -31,11 +31,19 @@ class StepOutput(NamedTuple):
 
 @runtime_checkable
 class Method(Protocol):
-    """A method of self-supervised learning, as the loop sees it."""
+    """A method of self-supervised learning, as a run sees it."""
 
     @property
     def views(self) -> tuple[ViewSpec, ...]:
         """What each image becomes, in the order in which ``forward`` receives it."""
+
+    @property
+    def encoder(self) -> nn.Module:
+        """(n c h w) -> (n f): the backbone that a run exports and evaluates."""
+
+    @property
+    def projector(self) -> nn.Module:
+        """(n f) -> (n d): the head after it."""
 
     def forward(self, views: tuple[Tensor, ...], step: Step) -> StepOutput:
         """The loss of one micro-batch; changes no parameter, queue or momentum parameter.
