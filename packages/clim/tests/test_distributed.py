@@ -20,7 +20,7 @@ CASES = {
 def make_method(sizes=8, partners=True, **settings):
     encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
     own, partner = (ViewConfig("moco_v2", sizes, partner=partner) for partner in (False, True))
-    queries = [own] if options.get("mixing") == "none" or not partners else [own, partner]
+    queries = [own] if settings.get("mixing") == "none" or not partners else [own, partner]
     specs = make_view_specs([*queries, own, *([partner] if partners else [])])
     config = CLIMConfig(**{"queue": QueueConfig(24)} | settings)
     return CLIM(encoder, nn.Linear(16, 5), config, views=specs, dim=5)

@@ -22,7 +22,8 @@ CASES = {
 def make_method(views=("moco_v2_uncropped", "moco_v2", "moco_v2"), **settings):
     encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
     specs = make_view_specs([ViewConfig(name, 8) for name in views])
-    config = LeOCLRConfig(**{"queue": QueueConfig(24)} | settings)
+    queue = {} if settings.get("framework") == "simclr" else {"queue": QueueConfig(24)}
+    config = LeOCLRConfig(**queue | settings)
     return LeOCLR(encoder, nn.Linear(16, 5), config, views=specs, dim=5)
 
 
