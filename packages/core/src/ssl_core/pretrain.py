@@ -219,13 +219,13 @@ def pretrain(
         OSError: if the run directory cannot be written.
     """
     device = distributed.setup(choose_device(config.train.device))
-    renderer = choose_renderer(config.data.renderer, device)  # refuses before anything is read
+    specs = config.view_specs()
+    renderer = choose_renderer(config.data.renderer, device, specs)  # refuses before anything is read
     if device.type == "cpu":
         keep_freed_memory()
     # Every process starts from the same weights; views and order have generators of their own.
     torch.manual_seed(config.seed)
     folder = prepare_folder(config, name)
-    specs = config.view_specs()
     image_size = max(size for spec in specs for size in spec.sizes)
     at_least = decoded_side(specs)
     source = open_source(config.data, split="train", at_least=at_least)

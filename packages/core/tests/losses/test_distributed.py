@@ -29,6 +29,7 @@ class TwoViews(nn.Module):
         super().__init__()
         self.loss = loss
         self.encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, dim))
+        self.projector = nn.Identity()
 
     def forward(self, views, step):
         return StepOutput(self.loss(*map(self.encoder, views)), None, {})
