@@ -101,8 +101,8 @@ def tests_oldest(session: nox.Session, package: str) -> None:
 
 
 @nox.session(default=False)
-def tests_instruction_sets(session: nox.Session) -> None:
-    """Run the op tests on every instruction set of the processor, not just on the widest."""
+def tests_nightly(session: nox.Session) -> None:
+    """Run the tests marked nightly: ops on narrower instruction sets, Triton's kernels compiled for GPUs."""
     install(session, "core")
     session.run("pytest", *PARALLEL, "packages/core", "--nightly", "-m", "nightly", *session.posargs)
 
@@ -204,7 +204,7 @@ def nightly(session: nox.Session) -> None:
         for package in PACKAGES:
             session.notify(f"{name}({package})")
     for name in (
-        "tests_instruction_sets",
+        "tests_nightly",
         "fuzz",
         "tests_interpret",
         "tests_without_compiler",

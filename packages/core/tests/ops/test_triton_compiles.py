@@ -17,6 +17,7 @@ from ssl_core.views import HEAVY, PRESETS, ViewSpec, derive
 from ssl_core.views.program import make_programs
 
 pytestmark = [
+    pytest.mark.nightly,
     pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed"),
     pytest.mark.skipif(_triton.is_interpreted(), reason="TRITON_INTERPRET=1 forbids to compile"),
 ]
