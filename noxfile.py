@@ -95,7 +95,7 @@ def tests_oldest(session: nox.Session, package: str) -> None:
     builds = Path(session.create_tmp()) / "builds.txt"
     required = {part for name in PACKAGES for part in settings_of(name)["build-system"]["requires"]}
     builds.write_text("".join(f"{part.replace('>=', '==')}.*\n" for part in sorted(required)))
-    lowest = ["--resolution", "lowest-direct", "--build-constraint", str(builds.relative_to(ROOT))]
+    lowest = ["--resolution", "lowest-direct", "--build-constraint", str(builds)]
     install(session, package, versions=lowest)
     session.run("pytest", *PARALLEL, f"packages/{package}", *session.posargs)
 
