@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from ssl_core.files import write_atomically
 
-# Seconds of steps, the first left out, after which the log says how long the rest will take.
-_FORECAST_AFTER_S = 3.0
-
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+# Seconds of steps, the first left out, after which the log says how long the rest will take.
+_FORECAST_AFTER_S = 3.0
 
 
 class Log:
@@ -45,7 +45,6 @@ class Log:
     ) -> None:
         self.active = active
         self._images_per_step = images_per_step
-        self._images_to_go = total_images - start * images_per_step
         self._first_step_at: float | None = None
         self._steps_since = 0
         self._has_forecast = False
@@ -72,7 +71,6 @@ class Log:
     def advance(self) -> None:
         """Move the bar by one optimiser step; once, soon after the first, say how long training will take."""
         self._bar.update(self._images_per_step)
-        self._images_to_go -= self._images_per_step
         if self._has_forecast:
             return
         now = time.perf_counter()
@@ -81,10 +79,10 @@ class Log:
             return
         self._steps_since += 1
         elapsed_s = now - self._first_step_at
-        if elapsed_s >= _FORECAST_AFTER_S and self._images_to_go > 0:
+        images_to_go = self._bar.total - self._bar.n
+        if elapsed_s >= _FORECAST_AFTER_S and images_to_go > 0:
             images_per_s = self._steps_since * self._images_per_step / elapsed_s
-            left_s = self._images_to_go / images_per_s
-            to_go = f"about {_duration(left_s)} of training to go ({self._images_to_go:,} images)"
+            to_go = f"about {_duration(images_to_go / images_per_s)} of training to go ({images_to_go:,} images)"
             self.say(f"{images_per_s:,.0f} images/s so far: {to_go}")
             self._has_forecast = True
 
