@@ -1,6 +1,7 @@
 """How accurate is accurate enough: the one tolerance law of all kernels."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +62,7 @@ def assert_attention_is_accurate(
     temperature: float | Tensor,
     *,
     are_components_alike: bool = False,
-    **options: object,
+    **options: Any,
 ) -> None:
     """Check lse and E of a back-end of :func:`~ssl_core.ops.queue_attention` by the law, on whatever device they are.
 
@@ -90,14 +91,16 @@ def assert_attention_is_accurate(
     Raises:
         AssertionError: with the excess over the allowed error.
     """
-    actual = queue_attention(query, queue, temperature, backend=backend, **options)  # type: ignore[arg-type]
-    eager = queue_attention(query, queue, temperature, backend="reference", **options)  # type: ignore[arg-type]
+    actual = queue_attention(query, queue, temperature, backend=backend, **options)
+    eager = queue_attention(query, queue, temperature, backend="reference", **options)
     # Zeros beside the query and |k| beside the keys change no logit, and E holds sum_j p_j |k_j| as well.
-    doubles = {n: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for n, v in options.items()}
+    doubles: dict[str, Any] = {
+        n: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for n, v in options.items()
+    }
     dim = query.shape[1]
     wide_query = F.pad(query.double(), (0, dim))
     wide_queue = torch.cat([queue.double(), queue.double().abs()], dim=1)
-    lse, wide = queue_attention(wide_query, wide_queue, temperature, backend="reference", **doubles)  # type: ignore[arg-type]
+    lse, wide = queue_attention(wide_query, wide_queue, temperature, backend="reference", **doubles)
     expectation, sizes = wide.chunk(2, dim=1)
 
     num_keys = len(queue)

@@ -44,7 +44,7 @@ class Log:
         active: bool = True,
     ) -> None:
         self.active = active
-        self._images_per_step = images_per_step
+        self._total_images, self._images_per_step = total_images, images_per_step
         self._first_step_at: float | None = None
         self._steps_since = 0
         self._has_forecast = False
@@ -79,7 +79,7 @@ class Log:
             return
         self._steps_since += 1
         elapsed_s = now - self._first_step_at
-        images_to_go = self._bar.total - self._bar.n
+        images_to_go = self._total_images - int(self._bar.n)
         if elapsed_s >= _FORECAST_AFTER_S and images_to_go > 0:
             images_per_s = self._steps_since * self._images_per_step / elapsed_s
             to_go = f"about {_duration(images_to_go / images_per_s)} of training to go ({images_to_go:,} images)"
