@@ -259,12 +259,6 @@ def test_kernels_that_are_older_than_an_opcode_refuse_it(monkeypatch, caplog):
         render_views(images, sampled(specs, images), specs, renderer="cpu", **PLAIN)
 
 
-def test_before_views_are_known_auto_stays_and_what_cannot_run_is_refused():
-    assert choose_renderer("auto", CPU) == "auto"
-    with pytest.raises(ValueError, match=r"data.renderer device: it runs on CUDA devices"):
-        choose_renderer("device", torch.device("cpu"))
-
-
 @pytest.mark.skipif(not cpp.has_kernels(CPU), reason="needs the compiled kernels")
 def test_an_opcode_that_the_kernels_do_not_know_is_an_error_of_theirs():
     # What the op that calls them refuses before: a library that is older than its check.

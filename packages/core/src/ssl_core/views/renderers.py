@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 RENDERERS = {"device": "triton", "cpu": "cpp", "reference": "reference"}
 
 
-def choose_renderer(name: str, device: torch.device, specs: Sequence[ViewSpec] | None = None) -> str:
+def choose_renderer(name: str, device: torch.device, specs: Sequence[ViewSpec] = ()) -> str:
     """The renderer of a method's views on this device.
 
     Args:
@@ -30,19 +30,19 @@ def choose_renderer(name: str, device: torch.device, specs: Sequence[ViewSpec] |
             compiled kernels of the CPU, and with the reference where there are none, or none for an op of the views,
             which is logged.
         device: where the method is.
-        specs: the views. None, before they are known: what cannot render any is refused, and ``auto`` stays ``auto``.
+        specs: the views; without them, a renderer of any views.
 
     Raises:
         ValueError: if it cannot render these views here, or there is no renderer of that name.
     """
-    cpu, backends = torch.device("cpu"), _backends_for(specs or ())
+    cpu, backends = torch.device("cpu"), _backends_for(specs)
     if name == "auto":
         able, ideal = _automatic(device, backends), _automatic(device, BACKENDS)
         if able != ideal:
             place = cpu if ideal == "cpu" else device
             reason = backends[RENDERERS[ideal]](place, torch.uint8)
             logger.info("views are rendered by %s, and not by %s: %s", able, ideal, reason)
-        return name if specs is None else able
+        return able
     reasons = {
         renderer: backends[backend](cpu if renderer == "cpu" else device, torch.uint8)
         for renderer, backend in RENDERERS.items()
