@@ -200,6 +200,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--seconds", type=float, default=570.0, help="for all parts together (four times that if dry)")
+    parser.add_argument(
+        "--parts", nargs="+", default=[part.name for part in parts(Path(), dry=False)], help="only these"
+    )
     parser.add_argument("--dry", action="store_true", help="tiny sizes on the CPU: nothing that it prints is a result")
     parser.add_argument("--title", default="Kernels on a GPU", help="of OUT/gpu.md")
     arguments = parser.parse_args()
@@ -216,7 +219,8 @@ def main() -> None:
         environment |= {"TRITON_INTERPRET": "1", "SSL_CORE_TRITON_CONFIG": "128,64,4,1,1"}
 
     end = time.monotonic() + arguments.seconds * (4 if arguments.dry else 1)
-    planned = [part._replace(limit_s=part.limit_s * (4 if arguments.dry else 1)) for part in parts(out, arguments.dry)]
+    planned = [part for part in parts(out, arguments.dry) if part.name in arguments.parts]
+    planned = [part._replace(limit_s=part.limit_s * (4 if arguments.dry else 1)) for part in planned]
     done: list[tuple[Part, str, str]] = []
     for index, part in enumerate(planned):
         left_s = end - time.monotonic()

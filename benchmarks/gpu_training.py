@@ -5,6 +5,7 @@ python benchmarks/gpu_training.py --data FOLDER --run RUN --out OUT
 FOLDER holds CIFAR-10 as parquet shards, train-*.parquet and test-*.parquet. The first call measures epochs at batch 256
 and 512; every call then trains recipe `cifar10` in RUN from where the one before stopped, until its seconds or the 200
 epochs are over; then kNN and the linear probe follow. RUN must outlive the call. OUT/training.md says what was found.
+The packages must be installed: a run directory names their versions.
 
     --seconds 570      of one call
     --dry              tiny, on the CPU: nothing that it prints is a result

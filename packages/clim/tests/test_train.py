@@ -5,8 +5,12 @@ import importlib.metadata
 import pytest
 
 from ssl_clim import neighbours, train
-from ssl_core.testing import check_bad_input, check_exact_resume, check_run, error_of
+from ssl_core.testing import check_bad_input, check_exact_resume, check_imports, check_run, error_of
 from ssl_core.train import load_checkpoint, read_metrics
+
+
+def test_importing_costs_little_and_listing_recipes_nothing():
+    check_imports("ssl_clim")
 
 
 def test_a_run_leaves_what_is_promised_and_can_be_repeated(tmp_path):

@@ -126,16 +126,6 @@ def test_settings_without_effect_are_refused_by_name_and_nodes_by_the_number_ins
         refuse_changed(Settings(out="there"), names, "without training")
 
 
-def test_config_list_prints_each_recipe_with_its_header(parse, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        parse("--config", "list")
-    assert stopped.value.code == 0
-    assert capsys.readouterr().out.split("\n")[:2] == [
-        "large                    A large recipe.",
-        "small                    A small recipe.",
-    ]
-
-
 def test_a_saved_configuration_reads_back_the_same(parse, tmp_path):
     settings = parse("--config", "small", "--source", "a", "b")
     save_config(settings, tmp_path / "config.yaml")

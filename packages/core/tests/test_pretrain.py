@@ -40,7 +40,7 @@ def smoke_run(tmp_path_factory):
 def test_terminating_saves_and_the_message_says_how_to_go_on(tmp_path):
     run = tmp_path / "run"
     options = ["--data.source", str(make_images(tmp_path / "images")), "--data.workers=2", "--train.epochs=500"]
-    command = [sys.executable, "-m", "ssl_tiny.train", *SMOKE, *options, "--train.log_every=1", "--out", str(run)]
+    command = [sys.executable, "-m", "ssl_tiny", *SMOKE, *options, "--train.log_every=1", "--out", str(run)]
     with started_process(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
             assert process.poll() is None

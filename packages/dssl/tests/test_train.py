@@ -5,10 +5,14 @@ from dataclasses import replace
 import pytest
 
 from ssl_core.nn import make_encoder
-from ssl_core.testing import check_bad_input, check_exact_resume, check_run, recipes
+from ssl_core.testing import check_bad_input, check_exact_resume, check_imports, check_run, recipes
 from ssl_core.train import read_metrics
 from ssl_dssl import train
 from ssl_dssl.bases import BASES
+
+
+def test_importing_costs_little_and_listing_recipes_nothing():
+    check_imports("ssl_dssl")
 
 
 def parse(*options):

@@ -2,9 +2,13 @@
 
 import pytest
 
-from ssl_core.testing import check_bad_input, check_exact_resume, check_run
+from ssl_core.testing import check_bad_input, check_exact_resume, check_imports, check_run
 from ssl_core.train import read_metrics
 from ssl_leoclr import train
+
+
+def test_importing_costs_little_and_listing_recipes_nothing():
+    check_imports("ssl_leoclr")
 
 
 def test_a_run_leaves_what_is_promised_and_can_be_repeated(tmp_path):

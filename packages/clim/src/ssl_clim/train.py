@@ -4,7 +4,7 @@ ssl-clim-train --config list
 ssl-clim-train --config cifar10 --data.root data --out runs/cifar10
 ssl-clim-train --config imagenet --data.source images/train --train.epochs 800
 ssl-clim-train --resume runs/cifar10
-torchrun --nproc-per-node 8 -m ssl_clim.train --config imagenet --data.root data
+torchrun --nproc-per-node 8 -m ssl_clim --config imagenet --data.root data
 """
 
 from dataclasses import dataclass, field
@@ -62,6 +62,3 @@ main = Command(
     "Pretrain an image encoder with CLIM, or with MoCo v2.",
     prepare_partners,
 )
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,7 @@ ssl-clsa-train --config list
 ssl-clsa-train --config cifar10 --data.root data --out runs/cifar10
 ssl-clsa-train --config imagenet_single --data.source images/train --train.batch_size 512
 ssl-clsa-train --resume runs/cifar10
-torchrun --nproc-per-node 8 -m ssl_clsa.train --config imagenet_multi --data.root data
+torchrun --nproc-per-node 8 -m ssl_clsa --config imagenet_multi --data.root data
 """
 
 from dataclasses import dataclass, field
@@ -33,6 +33,3 @@ def make_method(config: Config, encoder: nn.Module, num_features: int, views: tu
 
 
 main = Command("ssl-clsa-train", Config, make_method, "Pretrain an image encoder with CLSA.")
-
-if __name__ == "__main__":
-    main()

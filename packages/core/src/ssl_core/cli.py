@@ -5,13 +5,10 @@ Options are read from the signatures of the functions that do the work. Of a con
 """
 
 import importlib.util
-import platform
-import shutil
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import distributions, version
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +17,10 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from ssl_core import ops
 from ssl_core.allocator import keep_freed_memory
 from ssl_core.backbone import load_card
-from ssl_core.config import recipe_path
 from ssl_core.data import DataConfig, inspect, open_source
+from ssl_core.doctor import doctor
 from ssl_core.evaluate import (
     draw_neighbours,
     draw_tsne,
@@ -36,6 +32,7 @@ from ssl_core.evaluate import (
     shared_data,
 )
 from ssl_core.pretrain import EvaluateConfig, choose_device, decoded_side, errors_in_one_line
+from ssl_core.recipes import recipe_path
 from ssl_core.views import ViewConfig, make_view_specs, save_view_gallery
 
 
@@ -161,29 +158,6 @@ log        {Path(run) / "metrics.jsonl"}
 next       ssl-core eval linear {run} --protocol cached
            {command} --config list
            {command} --config NAME --data.source FOLDER --out runs/mine""")
-
-
-def doctor() -> None:
-    """Print versions, devices, and which implementation each op uses on each device."""
-    rows = {"python": f"{platform.python_version()} on {platform.platform()}"}
-    installed = {str(found.metadata["Name"]) for found in distributions()}
-    ours = sorted(name for name in installed if name.startswith("ssl-"))
-    for name in (*ours, "torch", "torchvision", "timm", "triton"):
-        rows[name] = version(name) if name in installed else "not installed"
-    rows["cpu"] = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    for index in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(index)
-        rows[f"cuda:{index}"] = f"{device.name}, {device.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
-    if not torch.cuda.is_available():
-        rows["cuda"] = f"none that torch can use (built for CUDA {torch.version.cuda})"
-    rows["mps"] = "available" if torch.backends.mps.is_available() else "none"
-    rows["compiler"] = next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), "none")
-    rows["compiled core"] = ops.cpp.description()
-    rows["cuda library"] = ops.cuda.description()
-    for op, where in ops.implementations().items():
-        rows[op] = ", ".join(f"{device}: {implementation}" for device, implementation in where.items())
-    for name, value in rows.items():
-        print(f"{name:16} {value}")
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,10 @@
 """Configuration: frozen dataclasses read from a recipe or a YAML file, with overrides on the command line.
 
 ``--config NAME_OR_FILE`` reads a shipped recipe or a file, ``--node.key value`` overrides, ``--print_config`` shows
-the result, ``--resume RUN`` continues a run directory, ``--config list`` prints the shipped recipes, ``--device`` is
-short for ``--train.device``.
+the result, ``--resume RUN`` continues a run directory, ``--device`` is short for ``--train.device``.
 """
 
 import dataclasses
-import difflib
 import json
 import re
 import sys
@@ -16,6 +14,8 @@ from typing import Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser
+
+from ssl_core.recipes import recipe_path
 
 Config = TypeVar("Config")
 
@@ -61,8 +61,8 @@ def parse_config(
         recipes: the folder of the shipped recipes, which ``--config NAME`` looks up.
 
     Raises:
-        SystemExit: on unknown keys or wrong types (the message names the key), and after ``--help``,
-            ``--print_config`` and ``--config list``.
+        SystemExit: on unknown keys or wrong types (the message names the key), and after ``--help`` and
+            ``--print_config``.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = ArgumentParser(prog=prog, description=description, allow_abbrev=False)
@@ -75,38 +75,12 @@ def parse_config(
         _refuse_deep(arguments, parser)
     except (ValueError, yaml.YAMLError) as error:
         parser.error(str(error))
-    if "--config=list" in arguments:
-        print("\n".join(f"{name:24} {line}" for name, line in recipe_headers(recipes)))
-        raise SystemExit(0)
     namespace = parser.parse_args(arguments)
     del namespace["config"], namespace["resume"]
     try:
         return config_class(**vars(parser.instantiate(namespace)))
     except ValueError as error:  # a dataclass refused a value
         parser.error(str(error))
-
-
-def recipe_headers(recipes: Path) -> Iterator[tuple[str, str]]:
-    """Name and first header line of each recipe in a folder, by name."""
-    for file in sorted(recipes.glob("*.yaml")):
-        yield file.stem, file.read_text().partition("\n")[0].lstrip("# ")
-
-
-def recipe_path(name: str, recipes: Path) -> Path:
-    """The file of a shipped recipe, or of a path given in its place.
-
-    Raises:
-        ValueError: if there is neither a recipe nor a file of this name.
-    """
-    shipped = recipes / f"{name}.yaml"
-    if shipped.is_file():
-        return shipped
-    if Path(name).is_file():
-        return Path(name)
-    names = [known for known, _ in recipe_headers(recipes)]
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ValueError(f"--config {name!r} is neither a file nor a shipped recipe; {hint}shipped: {', '.join(names)}")
 
 
 def _expand(arguments: list[str], recipes: Path) -> list[str]:
@@ -133,7 +107,7 @@ def _expand(arguments: list[str], recipes: Path) -> list[str]:
             if option == "--resume":
                 expanded += _resume_arguments(Path(values[0]))
             else:
-                expanded.append(f"--config={values[0] if values[0] == 'list' else recipe_path(values[0], recipes)}")
+                expanded.append(f"--config={recipe_path(values[0], recipes)}")
         elif len(values) > 1:
             expanded.append(f"{option}={json.dumps(values)}")
         else:
@@ -148,7 +122,7 @@ def _refuse_earlier(arguments: list[str], parser: ArgumentParser) -> None:
         option, _, value = argument.partition("=")
         keys = [option.removeprefix("--")] if not value.startswith("{") else []
         where = ""
-        if option == "--config" and value != "list":
+        if option == "--config":
             content = yaml.safe_load(Path(value).read_text())
             keys = [key for key, _ in flatten(content)] if isinstance(content, Mapping) else []
             where = f"{value}: "

@@ -72,6 +72,3 @@ def make_method(config, encoder, num_features, views):
 
 
 main = Command("ssl-tiny-train", Config, make_method, "Train Tiny.")
-
-if __name__ == "__main__":
-    main()

@@ -27,7 +27,7 @@ def test_scores_and_options_of_overrides_are_read(changed):
 
 
 def test_commands_are_read_in_both_forms(changed):
-    recipes = recipes_of(changed("Score:  ", "torchrun --nproc-per-node 8 -m ssl_tiny.train --config x\n# Score:  "))
+    recipes = recipes_of(changed("Score:  ", "torchrun --nproc-per-node 8 -m ssl_tiny --config x\n# Score:  "))
     assert recipes.commands("smoke") == [["--config", "smoke", "--out", "runs/smoke"], ["--config", "x"]]
 
 

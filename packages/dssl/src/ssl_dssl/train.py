@@ -5,7 +5,7 @@ ssl-dssl-train --config cifar10 --data.root data --out runs/cifar10
 ssl-dssl-train --config cifar10 --data.root data --method.heavy none
 ssl-dssl-train --config imagenet --data.source images/train --method.heavy '[ra_2_5, jigsaw_4]'
 ssl-dssl-train --resume runs/cifar10
-torchrun --nproc-per-node 8 -m ssl_dssl.train --config imagenet --data.root data
+torchrun --nproc-per-node 8 -m ssl_dssl --config imagenet --data.root data
 """
 
 from dataclasses import dataclass, field
@@ -84,6 +84,3 @@ main = Command(
     make_method,
     "Pretrain an image encoder with DSSL over SimCLR, SimSiam, BYOL, MoCo v2 or Barlow Twins.",
 )
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,7 @@ ssl-leoclr-train --config list
 ssl-leoclr-train --config cifar10 --data.root data --out runs/cifar10
 ssl-leoclr-train --config imagenet --data.source images/train --optim.lr 0.06
 ssl-leoclr-train --resume runs/cifar10
-torchrun --nproc-per-node 8 -m ssl_leoclr.train --config imagenet --data.root data
+torchrun --nproc-per-node 8 -m ssl_leoclr --config imagenet --data.root data
 """
 
 from dataclasses import dataclass, field
@@ -39,6 +39,3 @@ def make_method(config: Config, encoder: nn.Module, num_features: int, views: tu
 
 
 main = Command("ssl-leoclr-train", Config, make_method, "Pretrain an image encoder with LeOCLR, MoCo v2 or SimCLR.")
-
-if __name__ == "__main__":
-    main()

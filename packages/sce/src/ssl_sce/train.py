@@ -4,7 +4,7 @@ ssl-sce-train --config list
 ssl-sce-train --config cifar10 --data.root data --out runs/cifar10
 ssl-sce-train --config imagenet100 --data.source images/train --optim.lr 0.5
 ssl-sce-train --resume runs/cifar10
-torchrun --nproc-per-node 8 -m ssl_sce.train --config imagenet --data.root data
+torchrun --nproc-per-node 8 -m ssl_sce --config imagenet --data.root data
 """
 
 from dataclasses import dataclass, field
@@ -45,6 +45,3 @@ def make_method(config: Config, encoder: nn.Module, num_features: int, views: tu
 
 
 main = Command("ssl-sce-train", Config, make_method, "Pretrain an image encoder with SCE, MoCo v2 or ReSSL.")
-
-if __name__ == "__main__":
-    main()

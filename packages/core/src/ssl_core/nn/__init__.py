@@ -1,11 +1,11 @@
 """Modules of a method: encoder, heads, momentum branch, queue, and BatchNorm across or within devices."""
 
+from typing import TYPE_CHECKING
+
+from ssl_core.lazy import on_first_use
 from ssl_core.nn.batch_norm import SplitBatchNorm as SplitBatchNorm
 from ssl_core.nn.batch_norm import split_batch_norm as split_batch_norm
 from ssl_core.nn.batch_norm import sync_batch_norm as sync_batch_norm
-from ssl_core.nn.encoder import EncoderConfig as EncoderConfig
-from ssl_core.nn.encoder import make_encoder as make_encoder
-from ssl_core.nn.encoder import stem_for as stem_for
 from ssl_core.nn.heads import HeadConfig as HeadConfig
 from ssl_core.nn.heads import make_predictor as make_predictor
 from ssl_core.nn.heads import mlp_head as mlp_head
@@ -14,3 +14,11 @@ from ssl_core.nn.momentum import MomentumConfig as MomentumConfig
 from ssl_core.nn.queue import Queue as Queue
 from ssl_core.nn.queue import QueueConfig as QueueConfig
 from ssl_core.nn.unit import unit as unit
+
+if TYPE_CHECKING:
+    from ssl_core.nn.encoder import EncoderConfig as EncoderConfig
+    from ssl_core.nn.encoder import make_encoder as make_encoder
+    from ssl_core.nn.encoder import stem_for as stem_for
+
+# timm, which comes with torchvision, takes as long to import as PyTorch.
+__getattr__ = on_first_use(__name__, encoder="EncoderConfig make_encoder stem_for")

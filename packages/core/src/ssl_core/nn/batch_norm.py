@@ -5,7 +5,6 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -149,6 +148,8 @@ def sync_batch_norm(module: _Module, device: torch.device) -> _Module:
         raise ValueError(f"SyncBatchNorm exists on CUDA only, not on {device.type}: switch sync_batch_norm off")
     if any(isinstance(layer, SplitBatchNorm) for layer in module.modules()):
         raise ValueError("BatchNorm is either split or synchronised: switch one of the two off")
+    from timm.layers.norm_act import convert_sync_batchnorm  # importing timm takes seconds
+
     # timm's, because torch's drops the activation inside timm's BatchNormAct2d.
     converted: _Module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]  # torch's is untyped
     return converted

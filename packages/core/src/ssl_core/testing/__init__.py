@@ -5,7 +5,14 @@ depend on it; folders to work in are arguments, as pytest's ``tmp_path`` gives t
 """
 
 from ssl_core.testing.accuracy import assert_as_accurate, assert_attention_is_accurate
-from ssl_core.testing.command import check_bad_input, check_exact_resume, check_run, error_of, make_images
+from ssl_core.testing.command import (
+    check_bad_input,
+    check_exact_resume,
+    check_imports,
+    check_run,
+    error_of,
+    make_images,
+)
 from ssl_core.testing.method import check_method, random_views
 from ssl_core.testing.process import finished_process, started_process
 from ssl_core.testing.ranks import check_ranks
@@ -17,6 +24,7 @@ __all__ = [
     "assert_attention_is_accurate",
     "check_bad_input",
     "check_exact_resume",
+    "check_imports",
     "check_method",
     "check_ranks",
     "check_run",

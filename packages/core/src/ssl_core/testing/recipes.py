@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 
 from ssl_core import cli
-from ssl_core.config import flatten, parse_config, recipe_headers, to_dict
+from ssl_core.config import flatten, parse_config, to_dict
 from ssl_core.evaluate.protocol import PROTOCOLS
 from ssl_core.nn import make_encoder
+from ssl_core.recipes import recipe_headers
 from ssl_core.testing.method import random_views
 from ssl_core.train import Step, make_optimizer
 
@@ -70,7 +71,7 @@ class Recipes:
         self.keys_per_image = keys_per_image
         self.names = [name for name, _ in recipe_headers(_folder(train))]
         package = train.__name__.partition(".")[0]
-        self._command = re.compile(rf"(?:{package.replace('_', '-')}-train|-m {package}\.train) (--config .+)")
+        self._command = re.compile(rf"(?:{package.replace('_', '-')}-train|-m {package}) (--config .+)")
 
     def parse(self, *arguments: str) -> Any:
         """The configuration that the package's command reads from a command line; SystemExit on a wrong one."""

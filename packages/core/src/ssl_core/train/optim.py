@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from timm.optim.lars import Lars
 from torch import nn
 
 
@@ -123,6 +122,8 @@ def make_optimizer(module: nn.Module, config: OptimConfig, *, batch_size: int) -
         return torch.optim.AdamW(groups, lr, betas=(config.momentum, 0.999))
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr, config.momentum, nesterov=config.nesterov)
+    from timm.optim.lars import Lars  # importing timm takes seconds
+
     return Lars(groups, lr, config.momentum, nesterov=config.nesterov, trust_coeff=config.trust_coefficient)
 
 

@@ -1,0 +1,12 @@
+"""The command ``ssl-clim-train``, which is also ``python -m ssl_clim``."""
+
+from ssl_core.recipes import run_command
+
+
+def main() -> None:
+    """Train as the command line asks, or list the recipes."""
+    run_command("ssl_clim")
+
+
+if __name__ == "__main__":
+    main()

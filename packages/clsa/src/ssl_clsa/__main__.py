@@ -1,0 +1,12 @@
+"""The command ``ssl-clsa-train``, which is also ``python -m ssl_clsa``."""
+
+from ssl_core.recipes import run_command
+
+
+def main() -> None:
+    """Train as the command line asks, or list the recipes."""
+    run_command("ssl_clsa")
+
+
+if __name__ == "__main__":
+    main()

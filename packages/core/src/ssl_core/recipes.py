@@ -1,0 +1,45 @@
+"""Recipes that a package ships, and its command, which lists them without importing PyTorch."""
+
+import difflib
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+
+
+def run_command(package: str) -> None:
+    """The command of a method package: ``main`` of its module ``train``, or after ``--config list`` its recipes.
+
+    Args:
+        package: the package's import name, such as ``ssl_sce``; its recipes are in the folder ``recipes`` inside it.
+    """
+    arguments = sys.argv[1:]
+    if "--config=list" in arguments or ("--config", "list") in pairwise(arguments):
+        recipes = Path(import_module(package).__file__ or "").parent / "recipes"
+        print("\n".join(f"{name:24} {line}" for name, line in recipe_headers(recipes)))
+    else:
+        import_module(f"{package}.train").main(arguments)
+
+
+def recipe_headers(recipes: Path) -> Iterator[tuple[str, str]]:
+    """Name and first header line of each recipe in a folder, by name."""
+    for file in sorted(recipes.glob("*.yaml")):
+        yield file.stem, file.read_text().partition("\n")[0].lstrip("# ")
+
+
+def recipe_path(name: str, recipes: Path) -> Path:
+    """The file of a shipped recipe, or of a path given in its place.
+
+    Raises:
+        ValueError: if there is neither a recipe nor a file of this name.
+    """
+    shipped = recipes / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped
+    if Path(name).is_file():
+        return Path(name)
+    names = [known for known, _ in recipe_headers(recipes)]
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ValueError(f"--config {name!r} is neither a file nor a shipped recipe; {hint}shipped: {', '.join(names)}")

@@ -1,0 +1,12 @@
+"""The command ``ssl-dssl-train``, which is also ``python -m ssl_dssl``."""
+
+from ssl_core.recipes import run_command
+
+
+def main() -> None:
+    """Train as the command line asks, or list the recipes."""
+    run_command("ssl_dssl")
+
+
+if __name__ == "__main__":
+    main()
