@@ -272,20 +272,21 @@ def pretrain(
         recipe=name,
         projector=head_layers(method.projector),
     )
-    knn = _knn_sources(config, source, at_least)
-    before_epoch = prepare and prepare(Run(config, method, source, batches, card, device, folder))
+    knn = knn_sources(config.data, config.evaluate, source, at_least)
+    run = Run(config, method, source, batches, card, device, folder)
+    before_epoch = prepare and prepare(run)
     if distributed.is_main():
         save_config(config, folder / "config.yaml")
         save_card(folder / "backbone.json", card)
         if not (pictures := folder / "views.png").exists():
             save_view_gallery(source, specs, pictures, seed=config.seed)
-        print(_summary(config, source, specs, batches, card, encoder, device, folder), flush=True)
+        print(summary(run), flush=True)
 
     def on_epoch(epoch: int) -> dict[str, float]:
         every = config.evaluate.knn_every
         if every is None or epoch % every or knn is None:
             return {}
-        return distributed.broadcast_object(_knn(config.evaluate, method, card, *knn, device))
+        return distributed.broadcast_object(knn_of_method(config.evaluate, method, card, *knn, device))
 
     started = time.perf_counter()
     speed = train(
@@ -329,29 +330,29 @@ def decoded_side(specs: Sequence[ViewSpec]) -> int | None:
     return shortest_side((*specs, evaluation_view(max(size for spec in specs for size in spec.sizes))))
 
 
-def _knn_sources(
-    config: PretrainConfig, train: ImageSource, at_least: int | None
+def knn_sources(
+    data: DataConfig, config: EvaluateConfig, train: ImageSource, at_least: int | None
 ) -> tuple[ImageSource, ImageSource] | None:
     """The labelled images of the kNN, bank and queries; None, said aloud, where there are none."""
     reason = ""
-    if not has_test_split(config.data):
+    if not has_test_split(data):
         reason = "the data has no test split (data.test_source or data.holdout give it one)"
-    elif train.classes is None and config.data.source != "stl10":
+    elif train.classes is None and data.source != "stl10":
         reason = "the data has no labels"
     if reason:
-        if config.evaluate.knn_every is not None:
-            raise ValueError(f"evaluate.knn_every {config.evaluate.knn_every}: {reason}")
+        if config.knn_every is not None:
+            raise ValueError(f"evaluate.knn_every {config.knn_every}: {reason}")
         logger.info("no kNN at the end: %s", reason)
         return None
-    bank = open_source(config.data, split="labelled") if config.data.source == "stl10" else train
-    test = open_source(config.data, split="test", at_least=at_least)
-    if config.evaluate.k > len(bank):
-        raise ValueError(f"evaluate.k {config.evaluate.k} is more than the {len(bank)} labelled images of {bank.name}")
+    bank = open_source(data, split="labelled") if data.source == "stl10" else train
+    test = open_source(data, split="test", at_least=at_least)
+    if config.k > len(bank):
+        raise ValueError(f"evaluate.k {config.k} is more than the {len(bank)} labelled images of {bank.name}")
     return bank, test
 
 
 @torch.no_grad()
-def _knn(
+def knn_of_method(
     config: EvaluateConfig,
     method: Method,
     card: BackboneCard,
@@ -377,39 +378,32 @@ def _knn(
     return measured
 
 
-def _summary(
-    config: PretrainConfig,
-    source: ImageSource,
-    specs: tuple[ViewSpec, ...],
-    batches: Batches,
-    card: BackboneCard,
-    encoder: nn.Module,
-    device: torch.device,
-    folder: Path,
-) -> str:
+def summary(run: Run[PretrainConfig, Method]) -> str:
     """What is about to happen, with everything that was chosen automatically."""
+    config, card, batches = run.config, run.card, run.batches
     optim, training = config.optim, config.train
     rate = scaled_learning_rate(optim, training.batch_size)
     scaling = f" = {optim.lr:g} x {training.batch_size} / 256" if optim.scale_lr else ""
     of_1d = "" if optim.lr_1d is None else f", of one-dimensional parameters {rate * optim.lr_1d / optim.lr:g}"
     constant = f", constant in {', '.join(optim.constant_lr)}" if optim.constant_lr else ""
-    parameters = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
+    parameters = sum(parameter.numel() for parameter in run.method.encoder.parameters()) / 1e6
     stems = {"imagenet": "its own stem", "small": "3x3 stem, no max-pool", "small_pool": "3x3 stem, max-pool"}
     numbers = [", ".join(f"{value:.3f}" for value in values) for values in (card.mean, card.std)]
     views = ", ".join(
-        f"{spec.name} {'/'.join(map(str, spec.sizes))} px{' (partner)' if spec.partner else ''}" for spec in specs
+        f"{spec.name} {'/'.join(map(str, spec.sizes))} px{' (partner)' if spec.partner else ''}"
+        for spec in run.method.views
     )
-    backends = ", ".join(f"{op} {where[device.type]}" for op, where in ops.implementations().items())
+    backends = ", ".join(f"{op} {where[run.device.type]}" for op, where in ops.implementations().items())
     lines = {
-        "run": f"{folder}",
-        "data": f"{source.name}: {len(source):,} images, {card.channels} channels, "
+        "run": f"{run.folder}",
+        "data": f"{run.source.name}: {len(run.source):,} images, {card.channels} channels, "
         f"mean ({numbers[0]}), std ({numbers[1]})",
         "views": f"{views} (rendered by {_renderer_text(batches, config.data.workers)})",
         "encoder": f"{card.architecture}, {stems[card.stem]}, {parameters:.1f} M parameters, "
         f"{card.num_features} features",
         "training": f"{training.epochs} epochs of {batches.batches_per_epoch} steps, batch {training.batch_size} over "
         f"{distributed.world_size()} process(es), {optim.name}, learning rate {rate:g}{scaling}{of_1d}{constant}",
-        "device": f"{device}, {training.precision}; {backends}",
+        "device": f"{run.device}, {training.precision}; {backends}",
     }
     return "\n".join(f"{name:9} {value}" for name, value in lines.items())
 
