@@ -19,7 +19,7 @@ from ssl_core.backbone import BackboneCard
 from ssl_core.data import Batches, MemoryImages
 from ssl_core.evaluate import evaluating
 from ssl_core.nn import QueueConfig
-from ssl_core.pretrain import Run
+from ssl_core.run import Run
 from ssl_core.testing import finished_process
 from ssl_core.views import ViewConfig, make_view_specs
 

@@ -38,7 +38,7 @@ from ssl_clim.neighbours import (
 from ssl_core import distributed
 from ssl_core.data import DataConfig, ImageSource
 from ssl_core.evaluate import evaluation_view, iterate_features
-from ssl_core.pretrain import Run
+from ssl_core.run import Run
 from ssl_core.train import TrainConfig
 
 logger = logging.getLogger(__name__)

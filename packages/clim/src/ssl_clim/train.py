@@ -13,8 +13,9 @@ from torch import nn
 
 from ssl_clim.method import CLIM, CLIMConfig
 from ssl_clim.partners import NeighbourConfig, prepare_partners
+from ssl_core.command import Command
 from ssl_core.nn import mlp_head
-from ssl_core.pretrain import Command, PretrainConfig, check_batch
+from ssl_core.run import PretrainConfig, check_batch
 from ssl_core.views import ViewSpec
 
 

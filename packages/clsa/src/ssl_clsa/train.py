@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ssl_clsa.method import CLSA, CLSAConfig
+from ssl_core.command import Command
 from ssl_core.nn import mlp_head
-from ssl_core.pretrain import Command, PretrainConfig, check_batch
+from ssl_core.run import PretrainConfig, check_batch
 from ssl_core.views import ViewSpec
 
 

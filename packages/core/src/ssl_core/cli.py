@@ -19,9 +19,12 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ssl_core.allocator import keep_freed_memory
 from ssl_core.backbone import load_card
+from ssl_core.command import errors_in_one_line
 from ssl_core.data import DataConfig, inspect, open_source
 from ssl_core.doctor import doctor
 from ssl_core.evaluate import (
+    EvaluateConfig,
+    decoded_side,
     draw_neighbours,
     draw_tsne,
     embed,
@@ -31,8 +34,8 @@ from ssl_core.evaluate import (
     export,
     shared_data,
 )
-from ssl_core.pretrain import EvaluateConfig, choose_device, decoded_side, errors_in_one_line
 from ssl_core.recipes import recipe_path
+from ssl_core.run import choose_device
 from ssl_core.views import ViewConfig, make_view_specs, save_view_gallery
 
 

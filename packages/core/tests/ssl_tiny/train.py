@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssl_core import distributed
+from ssl_core.command import Command
 from ssl_core.config import refuse_changed
 from ssl_core.losses import info_nce
 from ssl_core.nn import Queue, QueueConfig, mlp_head
-from ssl_core.pretrain import Command, PretrainConfig
+from ssl_core.run import PretrainConfig
 from ssl_core.train import StepOutput
 
 

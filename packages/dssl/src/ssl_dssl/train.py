@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from ssl_core.command import Command
 from ssl_core.nn import HeadConfig, make_predictor, mlp_head
-from ssl_core.pretrain import Command, PretrainConfig, check_batch
+from ssl_core.run import PretrainConfig, check_batch
 from ssl_core.views import ViewSpec, make_ops, make_view_specs
 from ssl_dssl.bases import BYOL, BarlowTwins, MoCoV2, SimCLR, make_base
 from ssl_dssl.method import DSSL, DSSLConfig

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from ssl_core.command import Command
 from ssl_core.nn import mlp_head
-from ssl_core.pretrain import Command, PretrainConfig, check_batch
+from ssl_core.run import PretrainConfig, check_batch
 from ssl_core.views import ViewSpec
 from ssl_leoclr.method import LeOCLR, LeOCLRConfig
 

@@ -1,0 +1,68 @@
+"""A method's command, and how every command says what went wrong."""
+
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic
+
+from ssl_core import distributed
+from ssl_core.config import parse_config
+from ssl_core.pretrain import pretrain
+from ssl_core.run import Config, MakeMethod, Prepare, TrainedMethod
+from ssl_core.train import CollapseError
+
+
+@dataclass(frozen=True)
+class Command(Generic[Config, TrainedMethod]):
+    """A method's command: read the configuration, train, export, evaluate.
+
+    Called with the command line without the program's name, or with nothing, which reads ``sys.argv``. The recipes
+    that it ships are in the folder ``recipes`` beside the module that defines the configuration.
+
+    Attributes:
+        prog: name of the command.
+        config_class: class of the method's configuration.
+        make_method: (config, encoder, features of the encoder, views) -> method, on the CPU.
+        description: help text.
+        prepare: work between epochs, as in :func:`pretrain`.
+    """
+
+    prog: str
+    config_class: type[Config]
+    make_method: MakeMethod[Config, TrainedMethod]
+    description: str
+    prepare: Prepare[Config, TrainedMethod] | None = None
+
+    def __call__(self, arguments: Sequence[str] | None = None) -> None:
+        """Run the command."""
+        recipes = Path(inspect.getfile(self.config_class)).parent / "recipes"
+        config = parse_config(
+            self.config_class, arguments, prog=self.prog, description=self.description, recipes=recipes
+        )
+        with errors_in_one_line(self.prog):
+            pretrain(config, self.make_method, name=self.prog.removesuffix("-train"), prepare=self.prepare)
+
+
+@contextmanager
+def errors_in_one_line(prog: str) -> Iterator[None]:
+    """Print what a user can cause as one message instead of a traceback, and exit with status 1.
+
+    ``SSL_CORE_TRACEBACK=1`` shows the traceback.
+    """
+    # torchrun's processes would all say the same.
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(format="%(message)s", level=level, stream=sys.stderr)
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError, CollapseError, ImportError) as error:
+        if os.environ.get("SSL_CORE_TRACEBACK"):
+            raise
+        sys.stderr.write(f"{prog}: error: {error}\n")
+        raise SystemExit(1) from error
+    finally:
+        distributed.teardown()

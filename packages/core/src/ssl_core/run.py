@@ -1,0 +1,145 @@
+"""A run: its configuration, its device and its folder, and the run under way."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, TypeAlias, TypeVar
+
+import torch
+from torch import nn
+
+from ssl_core import distributed
+from ssl_core.backbone import BackboneCard
+from ssl_core.data import Batches, DataConfig, ImageSource
+from ssl_core.evaluate import EvaluateConfig
+from ssl_core.nn import EncoderConfig, HeadConfig, MomentumConfig, QueueConfig
+from ssl_core.train import Method, OptimConfig, TrainConfig
+from ssl_core.views import ViewConfig, ViewSpec, make_view_specs
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """The nodes of every method's configuration; a method adds its own ``method``.
+
+    Attributes:
+        views: what each image becomes, in the order in which the method takes them.
+        projector: head after the encoder.
+        out: run directory; null makes a new one in ``runs/``.
+        seed: seeds weights, queue, order of images and views.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    views: list[ViewConfig] = field(default_factory=list)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    projector: HeadConfig = field(default_factory=HeadConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    out: str | None = None
+    seed: int = 0
+
+    def view_specs(self) -> tuple[ViewSpec, ...]:
+        """What each image becomes: those of ``views``, unless a method makes more of them.
+
+        Raises:
+            ValueError: for views that do not make sense.
+        """
+        return make_view_specs(self.views)
+
+
+Config = TypeVar("Config", bound=PretrainConfig)
+TrainedMethod = TypeVar("TrainedMethod", bound=Method)
+Config_co = TypeVar("Config_co", covariant=True)
+Method_co = TypeVar("Method_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Run(Generic[Config_co, Method_co]):
+    """A run under way, for what a method does between its epochs.
+
+    Attributes:
+        config: configuration of the run.
+        method: what ``make_method`` made, on its device.
+        source: training images.
+        batches: batches of them.
+        card: description of the backbone: how images are normalised and how large they are, among others.
+        device: where the method is.
+        folder: run directory.
+    """
+
+    config: Config_co
+    method: Method_co
+    source: ImageSource
+    batches: Batches
+    card: BackboneCard
+    device: torch.device
+    folder: Path
+
+
+MakeMethod: TypeAlias = Callable[[Config, nn.Module, int, tuple[ViewSpec, ...]], TrainedMethod]
+# (run) -> (epochs done) -> numbers for the log.
+Prepare: TypeAlias = Callable[[Run[Config, TrainedMethod]], Callable[[int], dict[str, float]]]
+
+
+def check_batch(
+    train: TrainConfig, momentum: MomentumConfig, queue: QueueConfig | None, *, keys_per_image: int = 1
+) -> None:
+    """Check that a method's queue holds the keys of a step and that its split BatchNorm divides a forward's images.
+
+    Args:
+        train: batch, over processes and micro-batches.
+        momentum: momentum branch, whose BatchNorm may be split.
+        queue: queue of the method; None without one.
+        keys_per_image: number of keys of an image that a step enqueues.
+
+    Raises:
+        ValueError: if not.
+    """
+    keys_per_step = train.batch_size * keys_per_image
+    if queue is not None and queue.length < keys_per_step:
+        raise ValueError(
+            f"queue.length {queue.length} is less than the {keys_per_step} keys of one step; "
+            "use a longer queue or a smaller train.batch_size"
+        )
+    rows = train.batch_size // (train.accumulate * distributed.world_size())
+    if rows % momentum.batch_norm_splits:
+        raise ValueError(
+            f"momentum.batch_norm_splits {momentum.batch_norm_splits} does not divide the {rows} images that a "
+            "process forwards at once (train.batch_size over train.accumulate and processes)"
+        )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of ``train.device``; ``auto`` takes cuda, then mps, then cpu.
+
+    Raises:
+        ValueError: if the device is not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, there in available.items() if there)
+    if not available[name]:
+        there = ", ".join(device for device, there in available.items() if there)
+        raise ValueError(f"train.device {name}: torch {torch.__version__} sees no such device; there is {there}")
+    return torch.device(name)
+
+
+def prepare_folder(config: PretrainConfig, name: str) -> Path:
+    """Make the run directory, or find that it cannot be written before any work is done.
+
+    Raises:
+        OSError: if it cannot be made or written.
+        ValueError: for a name that evaluation takes for another encoder.
+    """
+    if config.out in ("random", "pixels") or (config.out or "").startswith("timm:"):
+        raise ValueError(f"out {config.out}: ssl-core eval takes this name for another encoder; take runs/{config.out}")
+    folder = Path(distributed.broadcast_object(config.out or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"))
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write to the run directory {folder} ({error}); choose another --out") from error
+    return folder
