@@ -196,7 +196,7 @@ def train(
             active=distributed.is_main(),
         ) as log,
     ):
-        window = _Window(last, batches, health, config.batch_size // config.accumulate)
+        window = _Window(last, batches.identifier, health, config.batch_size // config.accumulate)
         latest: dict[str, float] = {}
         has_collapsed = False
 
@@ -342,13 +342,13 @@ class _Window:
     def __init__(
         self,
         last_checkpoint: Path,
-        batches: BatchSource,
+        identifier: Callable[[int], str],
         health: Callable[[Tensor], dict[str, float]] | None,
         micro_batch_size: int,
     ) -> None:
         self._micro_batch_size = micro_batch_size
         self._last_checkpoint = last_checkpoint
-        self._batches = batches
+        self._identifier = identifier
         self._health = health
         self._unchecked: list[tuple[Step, Tensor, Tensor]] = []
         self._losses: list[Tensor] = []
@@ -385,7 +385,7 @@ class _Window:
             return
         step, _, index = self._unchecked[bad[0]]
         images = distributed.gather(index.to(losses.device)).tolist()
-        names = ", ".join(self._batches.identifier(image) for image in images[:8])
+        names = ", ".join(self._identifier(image) for image in images[:8])
         survivor = str(self._last_checkpoint) if self._last_checkpoint.exists() else "none yet"
         raise FloatingPointError(
             f"the loss is {gathered[:, bad[0]].tolist()} at step {step.index} (epoch {step.epoch:.2f}); "
