@@ -6,13 +6,10 @@ Extension is by argument: a method, batches, a learning rate and callables; ther
 import contextlib
 import inspect
 import shutil
-import signal
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +21,8 @@ from ssl_core.step import Step
 from ssl_core.train.checkpoint import load_checkpoint, restore_, save_checkpoint
 from ssl_core.train.log import Log
 from ssl_core.train.method import Method, StepOutput
+from ssl_core.train.stop import StopSignal
+from ssl_core.train.window import Speed, Window
 
 
 @dataclass(frozen=True)
@@ -115,19 +114,6 @@ class CollapseError(ArithmeticError):
     """All images are mapped to the same embedding, or nearly, and the run was told to stop there."""
 
 
-class Speed(NamedTuple):
-    """How fast a run was, evaluations left out.
-
-    Attributes:
-        images_per_s: images of all processes that a second of training took in.
-        data_wait: fraction of the time in which this process waited for a batch. What a GPU does before a batch is
-            there, such as rendering its views beside the last step, is no wait of the process.
-    """
-
-    images_per_s: float
-    data_wait: float
-
-
 def train(
     method: Method,
     batches: BatchSource,
@@ -186,7 +172,7 @@ def train(
     module.train()
 
     with (
-        _StopSignal() as stop,
+        StopSignal() as stop,
         Log(
             folder,
             start=done,
@@ -196,7 +182,7 @@ def train(
             active=distributed.is_main(),
         ) as log,
     ):
-        window = _Window(last, batches.identifier, health, config.batch_size // config.accumulate)
+        window = Window(last, batches.identifier, health, config.batch_size // config.accumulate)
         latest: dict[str, float] = {}
         has_collapsed = False
 
@@ -292,7 +278,7 @@ def _take_step(
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
     step: Step,
-    window: "_Window",
+    window: Window,
 ) -> StepOutput:
     """One optimiser step; the keys of all its micro-batches come back concatenated."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -334,129 +320,3 @@ def _shown(values: Mapping[str, float]) -> str:
     if values.get("queue_fill", 1.0) < 1.0:
         text += f" queue still filling ({100 * values['queue_fill']:.0f}%)"
     return text
-
-
-class _Window:
-    """What happened since the last record: losses and their images, time, time spent waiting for data."""
-
-    def __init__(
-        self,
-        last_checkpoint: Path,
-        identifier: Callable[[int], str],
-        health: Callable[[Tensor], dict[str, float]] | None,
-        micro_batch_size: int,
-    ) -> None:
-        self._micro_batch_size = micro_batch_size
-        self._last_checkpoint = last_checkpoint
-        self._identifier = identifier
-        self._health = health
-        self._unchecked: list[tuple[Step, Tensor, Tensor]] = []
-        self._losses: list[Tensor] = []
-        self._waited_s = 0.0
-        self._since = time.perf_counter()
-        # Of all records.
-        self._num_images, self._total_s, self._total_waited_s = 0, 0.0, 0.0
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        before = time.perf_counter()
-        yield
-        self._waited_s += time.perf_counter() - before
-
-    def add(self, step: Step, loss: Tensor, index: Tensor) -> None:
-        self._unchecked.append((step, loss, index))
-        self._losses.append(loss)
-
-    def restart_clock(self) -> None:
-        """Leave what was done since the last record, an evaluation say, out of the throughput."""
-        self._losses.clear()
-        self._waited_s = 0.0
-        self._since = time.perf_counter()
-
-    def check(self) -> None:
-        """Raise at the first loss since the last check that is not finite, in any process."""
-        if not self._unchecked:
-            return
-        losses = torch.stack([loss for _, loss, _ in self._unchecked])
-        gathered = distributed.gather(losses[None])
-        bad = (~gathered.isfinite()).any(dim=0).nonzero().flatten().tolist()
-        if not bad:
-            self._unchecked.clear()
-            return
-        step, _, index = self._unchecked[bad[0]]
-        images = distributed.gather(index.to(losses.device)).tolist()
-        names = ", ".join(self._identifier(image) for image in images[:8])
-        survivor = str(self._last_checkpoint) if self._last_checkpoint.exists() else "none yet"
-        raise FloatingPointError(
-            f"the loss is {gathered[:, bad[0]].tolist()} at step {step.index} (epoch {step.epoch:.2f}); "
-            f"its {len(images)} images are {images} ({names}{', ...' if len(images) > 8 else ''}); "
-            f"last good checkpoint: {survivor}. A lower --optim.lr, --train.clip_grad_norm or "
-            "--train.precision float32 usually helps."
-        )
-
-    def summary(self, output: StepOutput) -> dict[str, float]:
-        """The numbers of a record; starts the next window."""
-        self.check()
-        losses = distributed.gather(torch.stack(self._losses)[None])
-        elapsed_s = time.perf_counter() - self._since
-        num_images = len(self._losses) * self._micro_batch_size
-        self._num_images += num_images
-        self._total_s += elapsed_s
-        self._total_waited_s += self._waited_s
-        values = {
-            "loss": losses.mean().item(),
-            "images_per_s": num_images / elapsed_s,
-            "data_wait": min(1.0, self._waited_s / elapsed_s),
-        }
-        values |= {name: value.item() for name, value in output.metrics.items()}
-        # Of all processes, so that all come to the same judgement; keys are that already.
-        embeddings = output.keys if output.embeddings is None else distributed.gather(output.embeddings)
-        if self._health is not None and embeddings is not None:
-            values |= self._health(embeddings)
-        self.restart_clock()
-        return values
-
-    def speed(self) -> Speed | None:
-        """Of all records; None without any."""
-        if not self._num_images:
-            return None
-        return Speed(self._num_images / self._total_s, min(1.0, self._total_waited_s / self._total_s))
-
-
-class _StopSignal:
-    """Remembers SIGINT or SIGTERM until the current step is done; a second one acts at once."""
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    @property
-    def name(self) -> str:
-        return signal.Signals(self.number).name
-
-    def asked(self, may_communicate: bool) -> bool:
-        """True when any process was told to stop.
-
-        Args:
-            may_communicate: True at steps where all processes may exchange what they know (it is a device
-                sync); with one process it does not matter.
-        """
-        if distributed.world_size() == 1:
-            return self.number != 0
-        if not may_communicate:
-            return False
-        self.number = max(distributed.gather_objects(self.number))
-        return self.number != 0
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        signal.signal(number, self._previous[signal.Signals(number)])
-
-    def __enter__(self) -> "_StopSignal":
-        self._previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for number in self._previous:
-            signal.signal(number, self._remember)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
