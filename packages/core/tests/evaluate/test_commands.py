@@ -27,7 +27,7 @@ from ssl_core.evaluate import (
     knn_accuracy,
     run_data,
 )
-from ssl_core.evaluate.commands import _random_images
+from ssl_core.evaluate.tsne import _random_images
 
 QUIET = {"progress": False}
 
@@ -319,7 +319,7 @@ def test_tsne_refuses_what_it_cannot_draw_before_the_work(options, message, tmp_
 
 @pytest.mark.parametrize("perplexity", [0.0, 9.0, 30.0])
 def test_tsne_refuses_a_perplexity_that_the_images_do_not_allow_before_the_work(run, tmp_path, monkeypatch, perplexity):
-    monkeypatch.setattr("ssl_core.evaluate.commands.extract_features", None)
+    monkeypatch.setattr("ssl_core.evaluate.subject.extract_features", None)
     with pytest.raises(ValueError, match=f"positive and below the 9 images shown, got {perplexity:g}"):
         draw_tsne([str(run)], out=str(tmp_path / "x.png"), perplexity=perplexity, **QUIET)
 

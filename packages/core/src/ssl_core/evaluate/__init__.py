@@ -2,17 +2,12 @@
 
 from ssl_core.evaluate.accuracy import count_classes as count_classes
 from ssl_core.evaluate.accuracy import label_ranks as label_ranks
-from ssl_core.evaluate.commands import draw_neighbours as draw_neighbours
-from ssl_core.evaluate.commands import draw_tsne as draw_tsne
-from ssl_core.evaluate.commands import embed as embed
-from ssl_core.evaluate.commands import evaluate_knn as evaluate_knn
-from ssl_core.evaluate.commands import evaluate_linear as evaluate_linear
-from ssl_core.evaluate.commands import evaluate_similarity as evaluate_similarity
-from ssl_core.evaluate.commands import export as export
+from ssl_core.evaluate.embed import embed as embed
 from ssl_core.evaluate.encoder import find_card as find_card
 from ssl_core.evaluate.encoder import load_encoder as load_encoder
 from ssl_core.evaluate.encoder import run_data as run_data
 from ssl_core.evaluate.encoder import shared_data as shared_data
+from ssl_core.evaluate.export import export as export
 from ssl_core.evaluate.features import Features as Features
 from ssl_core.evaluate.features import evaluating as evaluating
 from ssl_core.evaluate.features import evaluation_view as evaluation_view
@@ -22,13 +17,16 @@ from ssl_core.evaluate.health import collapse as collapse
 from ssl_core.evaluate.health import effective_rank as effective_rank
 from ssl_core.evaluate.health import embedding_std as embedding_std
 from ssl_core.evaluate.health import health as health
+from ssl_core.evaluate.knn import evaluate_knn as evaluate_knn
 from ssl_core.evaluate.knn import knn_accuracy as knn_accuracy
 from ssl_core.evaluate.knn import knn_ranks as knn_ranks
 from ssl_core.evaluate.knn import knn_votes as knn_votes
 from ssl_core.evaluate.knn import nearest as nearest
 from ssl_core.evaluate.linear import LinearResult as LinearResult
+from ssl_core.evaluate.linear import evaluate_linear as evaluate_linear
 from ssl_core.evaluate.linear import linear_probe as linear_probe
 from ssl_core.evaluate.neighbours import choose_queries as choose_queries
+from ssl_core.evaluate.neighbours import draw_neighbours as draw_neighbours
 from ssl_core.evaluate.neighbours import neighbour_picture as neighbour_picture
 from ssl_core.evaluate.online import EvaluateConfig as EvaluateConfig
 from ssl_core.evaluate.online import decoded_side as decoded_side
@@ -38,8 +36,10 @@ from ssl_core.evaluate.protocol import PROTOCOLS as PROTOCOLS
 from ssl_core.evaluate.protocol import Protocol as Protocol
 from ssl_core.evaluate.protocol import find_protocol as find_protocol
 from ssl_core.evaluate.protocol import protocol_text as protocol_text
+from ssl_core.evaluate.similarity import evaluate_similarity as evaluate_similarity
 from ssl_core.evaluate.similarity import inter_class_similarity as inter_class_similarity
 from ssl_core.evaluate.similarity import intra_class_similarity as intra_class_similarity
 from ssl_core.evaluate.tsne import choose_images as choose_images
+from ssl_core.evaluate.tsne import draw_tsne as draw_tsne
 from ssl_core.evaluate.tsne import tsne_picture as tsne_picture
 from ssl_core.evaluate.tsne import tsne_points as tsne_points

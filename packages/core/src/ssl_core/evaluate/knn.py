@@ -5,12 +5,17 @@ Paper: Wu et al., 2018, section 3.4, arXiv 1805.01978.
 Legend: m images of the bank (the training images), n test images, f features.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from ssl_core.evaluate.accuracy import check_labels, label_ranks
+from ssl_core.data import DataConfig, ImageSource, open_source
+from ssl_core.evaluate.accuracy import check_labels, count_classes, label_ranks
+from ssl_core.evaluate.encoder import Layer
+from ssl_core.evaluate.subject import load_subject, save_result, settings
 
 _ROWS, _COLUMNS = 1024, 8192  # a block of similarities and its ordering keys: 100 MiB
 
@@ -169,3 +174,63 @@ def knn_accuracy(
     """
     ranks = knn_ranks(train, train_labels, test, test_labels, k=k, temperature=temperature, num_classes=num_classes)
     return (ranks < 1).double().mean().item()
+
+
+def evaluate_knn(
+    encoder: str,
+    *,
+    data: DataConfig | None = None,
+    like: str | None = None,
+    features: Layer = "backbone",
+    k: int = 200,
+    temperature: float = 0.1,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    out: str | None = None,
+    progress: bool = True,
+    sources: tuple[ImageSource, ImageSource] | None = None,
+) -> dict[str, Any]:
+    """Classify test images by their nearest training images; prints ``knn top1 47.31 (k=200, ...)``.
+
+    Args:
+        encoder: which, as :func:`load_encoder` takes it.
+        data: labelled images; None is the data of the run that ``encoder``, or else ``like``, names.
+        like: for ``random`` and ``pixels``.
+        features: of the backbone, or of the projector after it.
+        k: neighbours.
+        temperature: of their weights exp(cosine / temperature).
+        device: where to compute.
+        seed: of ``random``.
+        out: folder for ``knn.json``; None is the folder of ``encoder``, and none if that has no folder.
+        progress: show bars.
+        sources: labelled and test images, if the caller has them open; otherwise they are read from ``data``.
+
+    Returns:
+        What ``knn.json`` says: ``top1``, with ten classes or more ``top5``, and every setting.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist.
+        ValueError: for missing labels, k beyond the training images, and what does not fit together.
+    """
+    subject = load_subject(encoder, data, like, features, device, seed)
+    train, test = sources or (open_source(subject.data, split=split) for split in ("labelled", "test"))
+    bank = subject.extract(train, "training features" if progress else "")
+    queries = subject.extract(test, "test features" if progress else "")
+    num_classes = count_classes(train)
+    ranks = knn_ranks(
+        bank.features.to(device),
+        bank.labels,
+        queries.features.to(device),
+        queries.labels,
+        k=k,
+        temperature=temperature,
+        num_classes=num_classes,
+    )
+    result: dict[str, Any] = {"top1": (ranks < 1).double().mean().item()}
+    if num_classes >= 10:
+        result["top5"] = (ranks < 5).double().mean().item()
+    result |= {"k": k, "temperature": temperature, "features": features, "view": subject.view_text()}
+    result |= settings(encoder, subject, train=train, test=test)
+    print(f"knn top1 {100 * result['top1']:.2f} (k={k}, T={temperature:g}, {len(test)} images)")
+    save_result(result, "knn.json", out, encoder)
+    return result

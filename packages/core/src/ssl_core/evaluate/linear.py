@@ -4,9 +4,11 @@
 ``linear top1 last 83.10 best 83.20 (protocol moco, 100 epochs, 10000 images)``.
 """
 
+import dataclasses
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +16,22 @@ from timm.optim.lars import Lars
 from torch import Tensor, nn
 from tqdm import trange
 
-from ssl_core.data import Batches, ImageSource
-from ssl_core.evaluate.accuracy import check_labels, label_ranks
+from ssl_core.data import Batches, DataConfig, ImageSource, open_source
+from ssl_core.evaluate.accuracy import check_labels, count_classes, label_ranks
+from ssl_core.evaluate.encoder import Layer
 from ssl_core.evaluate.features import Features, evaluating, extract_features
-from ssl_core.evaluate.protocol import Protocol, learning_rate, view_for_testing, view_for_training
+from ssl_core.evaluate.protocol import (
+    Protocol,
+    TestCrop,
+    find_protocol,
+    learning_rate,
+    protocol_text,
+    random_crops_text,
+    view_for_random_crops,
+    view_for_testing,
+    view_for_training,
+)
+from ssl_core.evaluate.subject import load_subject, save_result, settings
 from ssl_core.philox import permutation
 from ssl_core.views import ViewSpec
 
@@ -188,3 +202,95 @@ def _optimizer(parameters: list[Tensor], protocol: Protocol) -> torch.optim.Opti
     # Without weight decay timm's LARS is plain SGD unless told to adapt always.
     lars: torch.optim.Optimizer = Lars(parameters, lr=protocol.lr, momentum=0.9, trust_coeff=0.001, always_adapt=True)
     return lars
+
+
+def evaluate_linear(
+    encoder: str,
+    *,
+    protocol: str = "moco",
+    data: DataConfig | None = None,
+    like: str | None = None,
+    features: Layer = "backbone",
+    epochs: int | None = None,
+    lr: float | None = None,
+    batch_size: int | None = None,
+    crop: TestCrop = "center",
+    crop_seeds: int | None = None,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    out: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train a linear classifier on frozen features; prints the protocol, then ``linear top1 last 83.10 ...``.
+
+    Args:
+        encoder: which, as :func:`load_encoder` takes it.
+        protocol: a name in ``PROTOCOLS``.
+        data: labelled images; None is the data of the run that ``encoder``, or else ``like``, names.
+        like: for ``random`` and ``pixels``.
+        features: of the backbone, or of the projector after it.
+        epochs: in place of the protocol's; milestones move along.
+        lr: in place of the protocol's, before it is scaled by the batch size where the protocol does so.
+        batch_size: in place of the protocol's.
+        crop: of test images: ``center`` as the protocol says; ``random`` and ``random_window`` test the same
+            classifier on random crops as well, see :func:`view_for_random_crops`, and print a line of their own.
+        crop_seeds: how many seeds, from ``seed`` on, the random crops are drawn with, at least 3; null is 3.
+        device: where to compute.
+        seed: of the classifier, the order, the crops, and of ``random``.
+        out: folder for ``linear.json``; None is the folder of ``encoder``, and none if that has no folder.
+        progress: show bars.
+
+    Returns:
+        What ``linear.json`` says: ``last``, ``best``, ``best_epoch``, ``random_crops``, and every setting.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist.
+        ValueError: for an unknown protocol, missing labels, and what does not fit together.
+    """
+    if crop == "center" and crop_seeds is not None:
+        raise ValueError(f"crop_seeds {crop_seeds} are of random crops: give crop random or random_window too")
+    if crop_seeds is not None and crop_seeds < 3:
+        raise ValueError(f"crop_seeds must be at least 3 for a mean and its spread, got {crop_seeds}")
+    asked: dict[str, Any] = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
+    changes = {name: value for name, value in asked.items() if value is not None}
+    chosen = dataclasses.replace(find_protocol(protocol), **changes)
+    subject = load_subject(encoder, data, like, features, device, seed)
+    train, test = (open_source(subject.data, split=split) for split in ("labelled", "test"))
+    print(protocol_text(protocol, chosen, subject.card.image_size))
+    random_view = None if crop == "center" else view_for_random_crops(chosen, crop, subject.card.image_size)
+    seeds = [seed + draw for draw in range(crop_seeds or 3)]
+    accuracy = linear_probe(
+        subject.encoder,
+        train,
+        test,
+        chosen,
+        num_classes=count_classes(train),
+        image_size=subject.card.image_size,
+        mean=subject.card.mean,
+        std=subject.card.std,
+        seed=seed,
+        device=device,
+        workers=subject.data.workers,
+        random_view=random_view,
+        crop_seeds=seeds,
+        progress=progress,
+    )
+    result = {
+        **accuracy._asdict(),
+        "protocol": {"name": protocol, **dataclasses.asdict(chosen)},
+        "changed": sorted(changes),
+        "features": features,
+        "seed": seed,
+        **settings(encoder, subject, train=train, test=test),
+    }
+    print(
+        f"linear top1 last {100 * accuracy.last:.2f} best {100 * accuracy.best:.2f} "
+        f"(protocol {protocol}, {chosen.epochs} epochs, {len(test)} images)"
+    )
+    if random_view is not None:
+        mean, std = statistics.mean(accuracy.random_crops), statistics.stdev(accuracy.random_crops)
+        crops = random_crops_text(random_view)
+        result |= {"crop": crops, "crop_seeds": seeds, "random_crops_mean": mean, "random_crops_std": std}
+        print(f"linear top1 random crops {100 * mean:.2f} std {100 * std:.2f} ({len(seeds)} seeds; {crops})")
+    save_result(result, "linear.json", out, encoder)
+    return result

@@ -5,15 +5,19 @@ query's label, a red one where it has not, a gray one where labels are missing.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int64
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ssl_core.data import ImageSource
+from ssl_core.data import DataConfig, ImageSource, open_source
+from ssl_core.evaluate.encoder import run_data
 from ssl_core.evaluate.features import evaluation_view
 from ssl_core.evaluate.knn import nearest
+from ssl_core.evaluate.subject import load_subject
+from ssl_core.files import write_atomically
 from ssl_core.views import render, sample_parameters
 
 _SIDE, _FRAME, _GAP, _BLOCK_GAP, _LINE = 64, 4, 4, 20, 20  # pixels
@@ -124,3 +128,51 @@ def _framed(source: ImageSource, index: int, image_size: int, colour: str | tupl
     framed = Image.new("RGB", (_SIDE + 2 * _FRAME,) * 2, colour)
     framed.paste(shown, (_FRAME, _FRAME))
     return framed
+
+
+def draw_neighbours(
+    encoder: str,
+    out: str,
+    *,
+    data: DataConfig | None = None,
+    rows: int = 10,
+    k: int = 6,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Write a PNG of the nearest training images of some test images: by the encoder, a random one, and pixels.
+
+    Args:
+        encoder: a run directory or an exported backbone.
+        out: the PNG; its folder exists.
+        data: the images; None is the run's.
+        rows: queries, chosen by :func:`choose_queries`.
+        k: neighbours.
+        device: where to compute.
+        seed: of the random encoder.
+        progress: show bars.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist.
+        ValueError: for what does not fit together.
+    """
+    path = Path(out)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+    data = data or run_data(encoder)
+    train, test = (open_source(data, split=split) for split in ("labelled", "test"))
+    queries = choose_queries(torch.tensor([test.label(index) for index in range(len(test))]), rows)
+    blocks = {}
+    for title, spec, like in (("trained", encoder, None), ("random", "random", encoder), ("pixels", "pixels", encoder)):
+        subject = load_subject(spec, data, like, "backbone", device, seed)
+        bank, tested = (subject.extract(source, title if progress else "").features for source in (train, test))
+        blocks[f"{title} encoder" if title != "pixels" else title] = (bank, tested[queries])
+    caption = f"{encoder}: nearest of {len(train)} training images to {len(queries)} test images of {test.name}"
+    picture = neighbour_picture(train, test, queries, blocks, image_size=subject.card.image_size, k=k, caption=caption)
+    write_atomically(path, lambda part: picture.save(part, format="PNG"))
+    print(f"wrote {path}")
+    return path

@@ -7,12 +7,17 @@ It does not say of which layer; the command takes the backbone's, the only one t
 Features that gather in a narrow cone are alike whatever their class: the first number says little without the second.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from ssl_core.evaluate.accuracy import check_labels
+from ssl_core.data import DataConfig, open_source
+from ssl_core.evaluate.accuracy import check_labels, count_classes
+from ssl_core.evaluate.encoder import Layer
+from ssl_core.evaluate.subject import load_subject, save_result, settings
 
 _ROWS = 8192  # of 2048 features in float64: 128 MiB
 
@@ -88,3 +93,55 @@ def _class_sums(
         sums.index_add_(0, block_labels, unit)
         squares.index_add_(0, block_labels, unit.square().sum(dim=1))  # 1 each, but for zero rows
     return labels.bincount(minlength=num_classes), sums, squares
+
+
+def evaluate_similarity(
+    encoder: str,
+    *,
+    data: DataConfig | None = None,
+    like: str | None = None,
+    features: Layer = "backbone",
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    out: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Compare test images within and between classes; prints ``similarity intra-class 0.612 inter-class ...``.
+
+    The mean cosine of two test images of one class, and of two classes, see :func:`intra_class_similarity`.
+
+    Args:
+        encoder: which, as :func:`load_encoder` takes it.
+        data: labelled images; None is the data of the run that ``encoder``, or else ``like``, names.
+        like: for ``random`` and ``pixels``.
+        features: of the backbone, or of the projector after it.
+        device: where to compute.
+        seed: of ``random``.
+        out: folder for ``similarity.json``; None is the folder of ``encoder``, and none if that has no folder.
+        progress: show a bar.
+
+    Returns:
+        What ``similarity.json`` says: ``intra_class``, ``inter_class``, ``num_classes`` that have two images or more,
+        and every setting.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist.
+        ValueError: for missing labels, images of one class or of no two of any, and what does not fit together.
+    """
+    subject = load_subject(encoder, data, like, features, device, seed)
+    test = open_source(subject.data, split="test")
+    found = subject.extract(test, "test features" if progress else "")
+    result: dict[str, Any] = {
+        "intra_class": intra_class_similarity(*found, count_classes(test)),
+        "inter_class": inter_class_similarity(*found, count_classes(test)),
+        "num_classes": int((found.labels.bincount() >= 2).sum()),
+        "features": features,
+        "view": subject.view_text(),
+        **settings(encoder, subject, test=test),
+    }
+    print(
+        f"similarity intra-class {result['intra_class']:.3f} inter-class {result['inter_class']:.3f} "
+        f"({len(test)} test images, {result['num_classes']} classes, {features})"
+    )
+    save_result(result, "similarity.json", out, encoder)
+    return result

@@ -9,6 +9,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from ssl_core.data import DataConfig, ImageSource, MemoryImages, open_source
+from ssl_core.evaluate.accuracy import check_labels, count_classes
+from ssl_core.evaluate.encoder import BASELINES, Layer, load_encoder, shared_data
+from ssl_core.evaluate.similarity import inter_class_similarity, intra_class_similarity
+from ssl_core.evaluate.subject import Subject
+from ssl_core.files import write_atomically
 from ssl_core.philox import permutation
 
 if TYPE_CHECKING:
@@ -166,3 +173,102 @@ def tsne_picture(
 
 def _shortened(name: str) -> str:
     return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 3]}..."
+
+
+def draw_tsne(
+    encoders: Sequence[str],
+    *,
+    out: str = "tsne.png",
+    classes: int = 10,
+    images_per_class: int = 100,
+    perplexity: float = 30.0,
+    data: DataConfig | None = None,
+    like: str | None = None,
+    features: Layer = "backbone",
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Draw t-SNE of the same test images by one or more encoders, side by side, as a PNG.
+
+    Features are l2-normalised, so near means of large cosine; above each panel stands the mean cosine within and
+    between classes of the images shown.
+
+    Args:
+        encoders: which, each as :func:`load_encoder` takes it.
+        out: the PNG; its folder exists.
+        classes: random classes to show, 2 to 10; all where there are no more.
+        images_per_class: random test images of each; all where there are no more.
+        perplexity: of t-SNE: neighbours that each image is to keep close, about.
+        data: labelled images; None is the data of the runs among ``encoders`` and ``like``, if they agree.
+        like: for ``random`` and ``pixels``.
+        features: of the backbone, or of the projector after it.
+        device: where to compute features.
+        seed: of classes, images, t-SNE, and ``random``.
+        progress: show bars.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist, the folder of ``out`` among them.
+        ImportError: if matplotlib is not installed.
+        ValueError: for another suffix, settings out of range, runs on different data, missing labels, and what does
+            not fit together.
+    """
+    path = Path(out)
+    check_plot()
+    if path.suffix != ".png":
+        raise ValueError(f"the picture is written as .png, not {out!r}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+    if not 2 <= classes <= MOST_CLASSES:
+        raise ValueError(f"classes must be 2 to {MOST_CLASSES}, as many as colours can tell apart, got {classes}")
+    if images_per_class < 2:
+        raise ValueError(f"images_per_class must be at least 2, got {images_per_class}")
+    if like is not None and not BASELINES & set(encoders):
+        raise ValueError(f"like {like!r} is for random and pixels; {', '.join(encoders)} say themselves what they are")
+    loaded = [
+        load_encoder(encoder, like=like if encoder in BASELINES else None, features=features, seed=seed)
+        for encoder in encoders
+    ]
+    channels = {card.channels: encoder for encoder, (_, card) in zip(encoders, loaded, strict=True)}
+    if len(channels) > 1:
+        takes = " and ".join(f"{encoder} takes {count}" for count, encoder in channels.items())
+        raise ValueError(f"images have one number of channels, but {takes}; draw these encoders one by one")
+    data = data or shared_data(encoders, like)
+    test = open_source(data, split="test")
+    shown = _random_images(test, classes, images_per_class, seed)
+    if not 0 < perplexity < len(shown):
+        raise ValueError(f"perplexity must be positive and below the {len(shown)} images shown, got {perplexity:g}")
+
+    panels = []
+    for encoder, (module, card) in zip(encoders, loaded, strict=True):
+        name = Path(encoder).resolve().name if Path(encoder).exists() else encoder
+        found = Subject(module.to(device), card, data, device).extract(shown, name if progress else "")
+        intra, inter = (mean(*found, count_classes(test)) for mean in (intra_class_similarity, inter_class_similarity))
+        print(f"{encoder}: similarity intra-class {intra:.3f} inter-class {inter:.3f}")
+        title = f"{textwrap.fill(name, 40)}\nintra-class {intra:.2f}, inter-class {inter:.2f}"
+        panels.append((title, tsne_points(found.features, perplexity=perplexity, seed=seed)))
+    num_classes = int((shown.labels.bincount() > 0).sum())
+    of = f"{len(shown)} test images, {num_classes} classes"
+    how = f"t-SNE of l2-normalised {features} features, perplexity {perplexity:g}, seed {seed}"
+    source = "/".join(Path(test.name).parts[-2:])  # a picture travels farther than a path
+    names = test.classes or [str(label) for label in range(count_classes(test))]
+    caption = f"{source}, {of}; {how}; above: mean cosine of pairs"
+    figure = tsne_picture(panels, shown.labels, names, caption=caption)
+    write_atomically(path, lambda part: figure.savefig(part, format="png"))
+    print(f"wrote {path}: {how}; {of} of {test.name}")
+    return path
+
+
+def _random_images(test: ImageSource, classes: int, images_per_class: int, seed: int) -> MemoryImages:
+    """What :func:`choose_images` chooses, read once for all encoders."""
+    labels = torch.tensor([test.label(index) for index in range(len(test))])
+    check_labels(labels, count_classes(test), "test")
+    chosen = choose_images(labels, classes=classes, images_per_class=images_per_class, seed=seed)
+    images = {index: test.image(index) for index in chosen.tolist()}
+    # In place of a broken image stands the next one, which may be of another class.
+    kept = [index for index in images if test.label(index) == labels[index]]
+    identifiers = [test.identifier(index) for index in kept]
+    return MemoryImages(test.name, [images[index] for index in kept], labels[kept], test.classes, identifiers)

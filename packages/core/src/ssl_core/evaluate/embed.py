@@ -1,0 +1,73 @@
+"""Features of a source in a file, for whatever else reads them: ``ssl-core embed``."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from pyarrow.lib import FixedSizeListArray, array, table
+from pyarrow.parquet import write_table
+
+from ssl_core.data import DataConfig, open_source
+from ssl_core.evaluate.encoder import Layer
+from ssl_core.evaluate.features import Features
+from ssl_core.evaluate.subject import load_subject
+from ssl_core.files import write_atomically
+
+
+def embed(
+    encoder: str,
+    out: str,
+    *,
+    data: DataConfig | None = None,
+    split: str = "train",
+    like: str | None = None,
+    features: Layer = "backbone",
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Write the features of a source, with identifiers and labels (-1 where unknown), in its order.
+
+    Args:
+        encoder: which, as :func:`load_encoder` takes it.
+        out: ends in ``.npz`` (arrays ``features``, ``labels``, ``identifiers``) or ``.parquet`` (columns
+            ``identifier``, ``label``, ``features``).
+        data: the images; None is the data of the run that ``encoder``, or else ``like``, names.
+        split: of the data: ``train``, ``test`` or ``labelled``.
+        like: for ``random`` and ``pixels``.
+        features: of the backbone, or of the projector after it.
+        device: where to compute.
+        seed: of ``random``.
+        progress: show a bar.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist, the folder of ``out`` among them.
+        ValueError: for another suffix, and for what does not fit together.
+    """
+    path = Path(out)
+    # Before the work, which may take hours.
+    if path.suffix not in (".npz", ".parquet"):
+        raise ValueError(f"features are written as .npz or .parquet, not {out!r}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+    subject = load_subject(encoder, data, like, features, device, seed)
+    source = open_source(subject.data, split=split)
+    found = subject.extract(source, "features" if progress else "")
+    identifiers = [source.identifier(index) for index in range(len(source))]
+    write_atomically(path, lambda part: _write_features(part, path.suffix, found, identifiers))
+    print(f"wrote {len(source)} features of length {found.features.shape[1]} to {path}")
+    return path
+
+
+def _write_features(part: Path, suffix: str, found: Features, identifiers: list[str]) -> None:
+    features, labels = found.features.numpy(), found.labels.numpy()
+    if suffix == ".npz":
+        with part.open("wb") as file:  # given a name, numpy would append a suffix
+            np.savez(file, features=features, labels=labels, identifiers=np.array(identifiers))
+    else:
+        rows = FixedSizeListArray.from_arrays(array(features.ravel()), features.shape[1])
+        rows_table = table({"identifier": identifiers, "label": labels, "features": rows})
+        write_table(rows_table, part)  # type: ignore[no-untyped-call]  # pyarrow's is untyped
