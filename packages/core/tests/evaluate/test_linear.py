@@ -4,14 +4,19 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_core.backbone import make_card_encoder
-from ssl_core.data import MemoryImages
-from ssl_core.evaluate import PROTOCOLS, extract_features, linear_probe
+from ssl_core.backbone import BackboneCard, make_card_encoder
+from ssl_core.data import DataConfig, MemoryImages
+from ssl_core.evaluate import PROTOCOLS, Subject, extract_features, linear_probe
 from ssl_core.evaluate import linear as linear_module
 from ssl_core.evaluate.linear import _optimizer
 from ssl_core.views import RandomResizedCrop, Resize, ViewSpec
 
-SETTINGS = {"num_classes": 3, "image_size": 16, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.1)}
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.1)
+CARD = BackboneCard("toy", channels=3, image_size=16, mean=MEAN, std=STD, num_features=3)
+
+
+def probe(encoder, *arguments, **options):
+    return linear_probe(Subject("toy", encoder, CARD, DataConfig(workers=0), "cpu"), *arguments, **options)
 
 
 def short(name, **changes):
@@ -34,7 +39,7 @@ class MeanColour(nn.Module):
 def test_the_probe_learns_what_is_separable(toy_source, name):
     train, test = toy_source([0, 1, 2] * 8), toy_source([0, 1, 2] * 4, seed=1)
     protocol = short(name, epochs=20, lr=1000.0 if name == "simsiam" else 1.0, scale_lr=False)
-    result = linear_probe(MeanColour(), train, test, protocol, **SETTINGS)
+    result = probe(MeanColour(), train, test, protocol)
     assert result.last == 1
     assert result.best == 1
 
@@ -43,20 +48,20 @@ def test_augmented_images_are_encoded_in_every_epoch_and_cached_ones_once(toy_so
     train, test = toy_source([0, 1, 2] * 8), toy_source([0, 1, 2])
     for name, forwards in (("moco", 1 + 5 * 3), ("cached", 1 + 1)):
         encoder = MeanColour()
-        linear_probe(encoder, train, test, short(name), **SETTINGS)
+        probe(encoder, train, test, short(name))
         assert encoder.forwards == forwards
 
 
 def test_last_and_best_are_both_reported(toy_source, monkeypatch):
     monkeypatch.setattr(linear_module, "_train_classifier", lambda *arguments: ([0.5, 0.8, 0.8, 0.6], None))
-    result = linear_probe(MeanColour(), toy_source([0] * 8), toy_source([0]), short("moco"), **SETTINGS)
+    result = probe(MeanColour(), toy_source([0] * 8), toy_source([0]), short("moco"))
     assert result == (0.6, 0.8, 2, ())
 
 
 def test_the_trunk_stays_frozen_in_eval_mode(toy_source, card):
     encoder = make_card_encoder(card).train()
     state = {name: value.clone() for name, value in encoder.state_dict().items()}
-    linear_probe(encoder, toy_source([0, 1, 2] * 4), toy_source([0, 1, 2]), short("moco", epochs=2), **SETTINGS)
+    probe(encoder, toy_source([0, 1, 2] * 4), toy_source([0, 1, 2]), short("moco", epochs=2))
     assert all(torch.equal(value, state[name]) for name, value in encoder.state_dict().items())
     assert all(parameter.grad is None for parameter in encoder.parameters())
     assert encoder.training
@@ -66,7 +71,7 @@ def test_the_seed_decides_everything(toy_source):
     train, test = toy_source([0, 1, 2] * 8), toy_source([0, 1, 2] * 9, seed=1)
     torch_generator = torch.get_rng_state()
     scores = {
-        seed: [linear_probe(nn.Flatten(), train, test, short("moco", lr=1e-4), seed=seed, **SETTINGS) for _ in range(2)]
+        seed: [probe(nn.Flatten(), train, test, short("moco", lr=1e-4), seed=seed) for _ in range(2)]
         for seed in (0, 1, 2)
     }
     assert all(first == second for first, second in scores.values())
@@ -77,7 +82,7 @@ def test_the_seed_decides_everything(toy_source):
 def test_the_seed_decides_the_initial_weights(toy_source):
     train, test = toy_source([0, 1, 2] * 8), toy_source([0, 1, 2] * 9, seed=1)
     one_batch = short("cached", epochs=1, batch_size=24, lr=1e-12)
-    results = {linear_probe(nn.Flatten(), train, test, one_batch, seed=seed, **SETTINGS) for seed in range(5)}
+    results = {probe(nn.Flatten(), train, test, one_batch, seed=seed) for seed in range(5)}
     assert len(results) > 1
 
 
@@ -100,7 +105,7 @@ def test_two_steps_are_the_hand_worked_ones(toy_source, monkeypatch):
         linear_module, "label_ranks", lambda scores, labels: seen.append(scores) or ranks(scores, labels)
     )
     protocol = short("cached", epochs=2, batch_size=4, lr=0.6, milestones=())
-    linear_probe(Nothing(), toy_source([0, 0, 1, 0]), toy_source([0]), protocol, **SETTINGS)
+    probe(Nothing(), toy_source([0, 0, 1, 0]), toy_source([0]), protocol)
     torch.testing.assert_close(torch.cat(seen), torch.stack(expected))
 
 
@@ -128,24 +133,20 @@ def test_random_crops_are_classified_by_the_one_classifier_that_was_trained(halv
         "_train_classifier",
         lambda *arguments: trained.append(train_classifier(*arguments)) or trained[0],
     )
-    protocol, settings = short("cached", lr=3.0), SETTINGS | {"num_classes": 2}
+    protocol = short("cached", lr=3.0)
     seeds = (4, 5, 6)
-    result = linear_probe(
-        MeanColour(), halves, halves, protocol, random_view=RANDOM_CROPS, crop_seeds=seeds, **settings
-    )
+    result = probe(MeanColour(), halves, halves, protocol, random_view=RANDOM_CROPS, crop_seeds=seeds)
     assert len(trained) == 1
     ((_, classifier),) = trained
     for seed, accuracy in zip(seeds, result.random_crops, strict=True):
-        cut = extract_features(
-            MeanColour(), halves, RANDOM_CROPS, mean=SETTINGS["mean"], std=SETTINGS["std"], seed=seed
-        )
+        cut = extract_features(MeanColour(), halves, RANDOM_CROPS, mean=MEAN, std=STD, seed=seed)
         assert accuracy == (classifier(cut.features).argmax(dim=1) == cut.labels).double().mean()
 
 
 def test_random_crops_change_with_their_seed_and_nothing_else_does(halves):
-    protocol, settings = short("cached", lr=3.0), SETTINGS | {"num_classes": 2}
+    protocol = short("cached", lr=3.0)
     results = [
-        linear_probe(MeanColour(), halves, halves, protocol, random_view=RANDOM_CROPS, crop_seeds=seeds, **settings)
+        probe(MeanColour(), halves, halves, protocol, random_view=RANDOM_CROPS, crop_seeds=seeds)
         for seeds in ((0, 1, 2), (2, 1, 0), ())
     ]
     assert results[0].random_crops == results[1].random_crops[::-1]
@@ -168,17 +169,17 @@ def test_lars_moves_a_tensor_by_a_fixed_fraction_of_its_norm():
 def test_a_classifier_that_diverges_is_reported(toy_source):
     protocol = short("cached", lr=1e38)
     with pytest.raises(ValueError, match=r"diverged in epoch 1 at learning rate 1e\+38; give a smaller lr"):
-        linear_probe(MeanColour(), toy_source([0, 1, 2] * 8), toy_source([0, 1]), protocol, **SETTINGS)
+        probe(MeanColour(), toy_source([0, 1, 2] * 8), toy_source([0, 1]), protocol)
 
 
 def test_less_than_one_batch_is_refused(toy_source):
     with pytest.raises(ValueError, match="3 training images are less than one batch of 8; give a smaller batch_size"):
-        linear_probe(MeanColour(), toy_source([0, 1, 2]), toy_source([0, 1]), short("moco"), **SETTINGS)
+        probe(MeanColour(), toy_source([0, 1, 2]), toy_source([0, 1]), short("moco"))
 
 
 @pytest.mark.parametrize("name", ["moco", "cached"])
 def test_missing_labels_are_refused(toy_source, name):
     with pytest.raises(ValueError, match="1 of 9 training images have no label"):
-        linear_probe(MeanColour(), toy_source([0] * 8 + [-1]), toy_source([0]), short(name), **SETTINGS)
+        probe(MeanColour(), toy_source([0] * 8 + [-1]), toy_source([0]), short(name))
     with pytest.raises(ValueError, match="1 of 1 test images have no label"):
-        linear_probe(MeanColour(), toy_source([0] * 8), toy_source([-1]), short(name), **SETTINGS)
+        probe(MeanColour(), toy_source([0] * 8), toy_source([-1]), short(name))

@@ -39,6 +39,8 @@ from ssl_core.evaluate.protocol import protocol_text as protocol_text
 from ssl_core.evaluate.similarity import evaluate_similarity as evaluate_similarity
 from ssl_core.evaluate.similarity import inter_class_similarity as inter_class_similarity
 from ssl_core.evaluate.similarity import intra_class_similarity as intra_class_similarity
+from ssl_core.evaluate.subject import Subject as Subject
+from ssl_core.evaluate.subject import load_subject as load_subject
 from ssl_core.evaluate.tsne import choose_images as choose_images
 from ssl_core.evaluate.tsne import draw_tsne as draw_tsne
 from ssl_core.evaluate.tsne import tsne_picture as tsne_picture

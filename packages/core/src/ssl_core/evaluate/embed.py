@@ -29,16 +29,16 @@ def embed(
     """Write the features of a source, with identifiers and labels (-1 where unknown), in its order.
 
     Args:
-        encoder: which, as :func:`load_encoder` takes it.
-        out: ends in ``.npz`` (arrays ``features``, ``labels``, ``identifiers``) or ``.parquet`` (columns
+        encoder: a run directory, a ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
+        out: file that ends in ``.npz`` (arrays ``features``, ``labels``, ``identifiers``) or ``.parquet`` (columns
             ``identifier``, ``label``, ``features``).
-        data: the images; None is the data of the run that ``encoder``, or else ``like``, names.
-        split: of the data: ``train``, ``test`` or ``labelled``.
-        like: for ``random`` and ``pixels``.
-        features: of the backbone, or of the projector after it.
-        device: where to compute.
-        seed: of ``random``.
-        progress: show a bar.
+        data: images; None takes those of the run that ``encoder``, or else ``like``, names.
+        split: part of the data: ``train``, ``test`` or ``labelled``.
+        like: run directory or exported backbone whose input ``random`` and ``pixels`` take.
+        features: layer to evaluate: ``backbone``, or ``projection``, the projector after it.
+        device: device that computes the features.
+        seed: seeds the weights of ``random``.
+        progress: whether a bar is shown.
 
     Returns:
         The file.
@@ -53,7 +53,7 @@ def embed(
         raise ValueError(f"features are written as .npz or .parquet, not {out!r}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
-    subject = load_subject(encoder, data, like, features, device, seed)
+    subject = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed)
     source = open_source(subject.data, split=split)
     found = subject.extract(source, "features" if progress else "")
     identifiers = [source.identifier(index) for index in range(len(source))]

@@ -11,7 +11,7 @@ def export(encoder: str, out: str) -> Path:
 
     Args:
         encoder: a run directory, whose last checkpoint is taken, or another that :func:`load_encoder` takes.
-        out: ends in ``.safetensors``; its folder exists.
+        out: file that ends in ``.safetensors``, in a folder that exists.
 
     Returns:
         The file.

@@ -15,7 +15,7 @@ from torch import Tensor
 from ssl_core.data import DataConfig, ImageSource, open_source
 from ssl_core.evaluate.accuracy import check_labels, count_classes, label_ranks
 from ssl_core.evaluate.encoder import Layer
-from ssl_core.evaluate.subject import load_subject, save_result, settings
+from ssl_core.evaluate.subject import load_subject
 
 _ROWS, _COLUMNS = 1024, 8192  # a block of similarities and its ordering keys: 100 MiB
 
@@ -193,17 +193,17 @@ def evaluate_knn(
     """Classify test images by their nearest training images; prints ``knn top1 47.31 (k=200, ...)``.
 
     Args:
-        encoder: which, as :func:`load_encoder` takes it.
-        data: labelled images; None is the data of the run that ``encoder``, or else ``like``, names.
-        like: for ``random`` and ``pixels``.
-        features: of the backbone, or of the projector after it.
-        k: neighbours.
-        temperature: of their weights exp(cosine / temperature).
-        device: where to compute.
-        seed: of ``random``.
-        out: folder for ``knn.json``; None is the folder of ``encoder``, and none if that has no folder.
-        progress: show bars.
-        sources: labelled and test images, if the caller has them open; otherwise they are read from ``data``.
+        encoder: a run directory, a ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
+        data: labelled images; None takes those of the run that ``encoder``, or else ``like``, names.
+        like: run directory or exported backbone whose input ``random`` and ``pixels`` take.
+        features: layer to evaluate: ``backbone``, or ``projection``, the projector after it.
+        k: number of neighbours that vote.
+        temperature: divisor in the weight of a vote, exp(cosine / temperature).
+        device: device that computes the features.
+        seed: seeds the weights of ``random``.
+        out: folder of ``knn.json``; None is the folder of ``encoder``, or nowhere if that has none.
+        progress: whether bars are shown.
+        sources: labelled and test images that the caller has open; None opens those of ``data``.
 
     Returns:
         What ``knn.json`` says: ``top1``, with ten classes or more ``top5``, and every setting.
@@ -212,7 +212,7 @@ def evaluate_knn(
         FileNotFoundError: for a path that does not exist.
         ValueError: for missing labels, k beyond the training images, and what does not fit together.
     """
-    subject = load_subject(encoder, data, like, features, device, seed)
+    subject = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed)
     train, test = sources or (open_source(subject.data, split=split) for split in ("labelled", "test"))
     bank = subject.extract(train, "training features" if progress else "")
     queries = subject.extract(test, "test features" if progress else "")
@@ -230,7 +230,7 @@ def evaluate_knn(
     if num_classes >= 10:
         result["top5"] = (ranks < 5).double().mean().item()
     result |= {"k": k, "temperature": temperature, "features": features, "view": subject.view_text()}
-    result |= settings(encoder, subject, train=train, test=test)
+    result |= subject.settings(train=train, test=test)
     print(f"knn top1 {100 * result['top1']:.2f} (k={k}, T={temperature:g}, {len(test)} images)")
-    save_result(result, "knn.json", out, encoder)
+    subject.save(result, "knn.json", out)
     return result

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 import torch.nn.functional as F
 from timm.optim.lars import Lars
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import trange
 
 from ssl_core.data import Batches, DataConfig, ImageSource, open_source
 from ssl_core.evaluate.accuracy import check_labels, count_classes, label_ranks
 from ssl_core.evaluate.encoder import Layer
-from ssl_core.evaluate.features import Features, evaluating, extract_features
+from ssl_core.evaluate.features import Features, evaluating
 from ssl_core.evaluate.protocol import (
     Protocol,
     TestCrop,
@@ -31,7 +31,7 @@ from ssl_core.evaluate.protocol import (
     view_for_testing,
     view_for_training,
 )
-from ssl_core.evaluate.subject import load_subject, save_result, settings
+from ssl_core.evaluate.subject import Subject, load_subject
 from ssl_core.philox import permutation
 from ssl_core.views import ViewSpec
 
@@ -45,10 +45,10 @@ class LinearResult(NamedTuple):
     """Accuracy of a linear probe on the test images, in [0, 1].
 
     Attributes:
-        last: after the last epoch: the number to compare.
-        best: after the best epoch, which the test images chose: some papers report it.
-        best_epoch: which that was, counted from 1.
-        random_crops: after the last epoch, on random crops of the test images, for each seed of the crops.
+        last: accuracy after the last epoch: the number to compare.
+        best: accuracy after the best epoch, which the test images chose: some papers report it.
+        best_epoch: number of that epoch, counted from 1.
+        random_crops: accuracy after the last epoch on random crops of the test images, for each seed of the crops.
     """
 
     last: float
@@ -58,18 +58,12 @@ class LinearResult(NamedTuple):
 
 
 def linear_probe(
-    encoder: nn.Module,
+    subject: Subject,
     train: ImageSource,
     test: ImageSource,
     protocol: Protocol,
     *,
-    num_classes: int,
-    image_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
     seed: int = 0,
-    device: torch.device | str = "cpu",
-    workers: int = 0,
     random_view: ViewSpec | None = None,
     crop_seeds: Sequence[int] = (),
     progress: bool = False,
@@ -77,56 +71,49 @@ def linear_probe(
     """Train a linear classifier on a frozen encoder, and test it after every epoch.
 
     Args:
-        encoder: (n c s s) -> (n f), on ``device``; works in eval mode and does not change.
+        subject: encoder, which works in eval mode and does not change, and what it is fed.
         train: labelled images.
         test: labelled images, all of which are tested.
-        protocol: how.
-        num_classes: outputs of the classifier.
-        image_size: side of the encoder's input, pixels.
-        mean: per channel, of pixels in [0, 1].
-        std: per channel.
-        seed: of the initial weights, the order of the images and their crops.
-        device: where the encoder is.
-        workers: processes that read images, and render them if the CPU does that.
-        random_view: in which the last classifier is tested too, once for each of ``crop_seeds``.
-        crop_seeds: of that view's draws.
-        progress: show bars.
+        protocol: length, rate and crops of the training.
+        seed: seeds the initial weights, the order of the images and their crops.
+        random_view: view in which the last classifier is tested too, once for each of ``crop_seeds``.
+        crop_seeds: seeds of that view's crops.
+        progress: whether bars are shown.
 
     Raises:
         ValueError: if a label is missing, there is less than one batch of images, or the classifier diverges.
     """
+    num_classes, card, device = count_classes(train), subject.card, subject.device
     check_labels(_labels(train, range(len(train))), num_classes, "training")
     if len(train) < protocol.batch_size:
         raise ValueError(
             f"{len(train)} training images are less than one batch of {protocol.batch_size}; give a smaller batch_size"
         )
-    view = view_for_testing(protocol, image_size)
-    extract = partial(extract_features, encoder, mean=mean, std=std, device=device, workers=workers)
-    tested = extract(test, view, progress="test features" if progress else "")
+    view = view_for_testing(protocol, card.image_size)
+    tested = subject.extract(test, "test features" if progress else "", view=view)
     check_labels(tested.labels, num_classes, "test")
 
     batches: _Batches
     if protocol.crop == "none":
-        stored = extract(train, view, progress="training features" if progress else "")
+        stored = subject.extract(train, "training features" if progress else "", view=view)
         batches = partial(_stored_batches, stored, protocol.batch_size, seed)
     else:
-        views = (view_for_training(protocol, image_size),)
         source = Batches(
             train,
-            views,
+            (view_for_training(protocol, card.image_size),),
             batch_size=protocol.batch_size,
             seed=seed,
-            mean=mean,
-            std=std,
-            workers=workers,
+            mean=card.mean,
+            std=card.std,
+            workers=subject.data.workers,
             device=device,
         )
-        batches = partial(_encoded_batches, encoder, source, train, device)
+        batches = partial(_encoded_batches, subject, source, train)
     accuracy, classifier = _train_classifier(batches, tested, protocol, num_classes, seed, device, progress)
     random_crops = []
     if random_view is not None:
         for crop_seed in crop_seeds:
-            cut = extract(test, random_view, seed=crop_seed, progress="random crops" if progress else "")
+            cut = subject.extract(test, "random crops" if progress else "", view=random_view, seed=crop_seed)
             random_crops.append(_accuracy(classifier(cut.features), cut.labels))
     best = max(accuracy)
     return LinearResult(accuracy[-1], best, accuracy.index(best) + 1, tuple(random_crops))
@@ -139,11 +126,11 @@ def _stored_batches(stored: Features, batch_size: int, seed: int, epoch: int) ->
 
 
 def _encoded_batches(
-    encoder: nn.Module, batches: Batches, source: ImageSource, device: torch.device | str, epoch: int
+    subject: Subject, batches: Batches, source: ImageSource, epoch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     for batch in batches.epoch(epoch):
-        with evaluating(encoder):
-            features = encoder(batch.views[0].to(device)).float()
+        with evaluating(subject.encoder):
+            features = subject.encoder(batch.views[0].to(subject.device)).float()
         # Asked for after the image: one that replaces a broken image brings its own label.
         yield features, _labels(source, batch.index.tolist())
 
@@ -224,21 +211,21 @@ def evaluate_linear(
     """Train a linear classifier on frozen features; prints the protocol, then ``linear top1 last 83.10 ...``.
 
     Args:
-        encoder: which, as :func:`load_encoder` takes it.
-        protocol: a name in ``PROTOCOLS``.
-        data: labelled images; None is the data of the run that ``encoder``, or else ``like``, names.
-        like: for ``random`` and ``pixels``.
-        features: of the backbone, or of the projector after it.
-        epochs: in place of the protocol's; milestones move along.
-        lr: in place of the protocol's, before it is scaled by the batch size where the protocol does so.
-        batch_size: in place of the protocol's.
-        crop: of test images: ``center`` as the protocol says; ``random`` and ``random_window`` test the same
+        encoder: a run directory, a ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
+        protocol: name in ``PROTOCOLS``.
+        data: labelled images; None takes those of the run that ``encoder``, or else ``like``, names.
+        like: run directory or exported backbone whose input ``random`` and ``pixels`` take.
+        features: layer to evaluate: ``backbone``, or ``projection``, the projector after it.
+        epochs: number of epochs in place of the protocol's; milestones move along.
+        lr: learning rate in place of the protocol's, which the protocol may scale by the batch size.
+        batch_size: batch size in place of the protocol's.
+        crop: crop of test images: ``center`` as the protocol says; ``random`` and ``random_window`` test the same
             classifier on random crops as well, see :func:`view_for_random_crops`, and print a line of their own.
-        crop_seeds: how many seeds, from ``seed`` on, the random crops are drawn with, at least 3; null is 3.
-        device: where to compute.
-        seed: of the classifier, the order, the crops, and of ``random``.
-        out: folder for ``linear.json``; None is the folder of ``encoder``, and none if that has no folder.
-        progress: show bars.
+        crop_seeds: number of seeds of the random crops, from ``seed`` on, at least 3; null is 3.
+        device: device that computes the features.
+        seed: seeds the classifier, the order, the crops, and the weights of ``random``.
+        out: folder of ``linear.json``; None is the folder of ``encoder``, or nowhere if that has none.
+        progress: whether bars are shown.
 
     Returns:
         What ``linear.json`` says: ``last``, ``best``, ``best_epoch``, ``random_crops``, and every setting.
@@ -254,26 +241,13 @@ def evaluate_linear(
     asked: dict[str, Any] = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
     changes = {name: value for name, value in asked.items() if value is not None}
     chosen = dataclasses.replace(find_protocol(protocol), **changes)
-    subject = load_subject(encoder, data, like, features, device, seed)
+    subject = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed)
     train, test = (open_source(subject.data, split=split) for split in ("labelled", "test"))
     print(protocol_text(protocol, chosen, subject.card.image_size))
     random_view = None if crop == "center" else view_for_random_crops(chosen, crop, subject.card.image_size)
     seeds = [seed + draw for draw in range(crop_seeds or 3)]
     accuracy = linear_probe(
-        subject.encoder,
-        train,
-        test,
-        chosen,
-        num_classes=count_classes(train),
-        image_size=subject.card.image_size,
-        mean=subject.card.mean,
-        std=subject.card.std,
-        seed=seed,
-        device=device,
-        workers=subject.data.workers,
-        random_view=random_view,
-        crop_seeds=seeds,
-        progress=progress,
+        subject, train, test, chosen, seed=seed, random_view=random_view, crop_seeds=seeds, progress=progress
     )
     result = {
         **accuracy._asdict(),
@@ -281,7 +255,7 @@ def evaluate_linear(
         "changed": sorted(changes),
         "features": features,
         "seed": seed,
-        **settings(encoder, subject, train=train, test=test),
+        **subject.settings(train=train, test=test),
     }
     print(
         f"linear top1 last {100 * accuracy.last:.2f} best {100 * accuracy.best:.2f} "
@@ -292,5 +266,5 @@ def evaluate_linear(
         crops = random_crops_text(random_view)
         result |= {"crop": crops, "crop_seeds": seeds, "random_crops_mean": mean, "random_crops_std": std}
         print(f"linear top1 random crops {100 * mean:.2f} std {100 * std:.2f} ({len(seeds)} seeds; {crops})")
-    save_result(result, "linear.json", out, encoder)
+    subject.save(result, "linear.json", out)
     return result

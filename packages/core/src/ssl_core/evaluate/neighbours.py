@@ -56,13 +56,13 @@ def neighbour_picture(
     """Draw the nearest training images of some test images.
 
     Args:
-        train: the m images to choose from.
-        test: holds the queries.
+        train: m images to choose from.
+        test: images that hold the queries.
         queries: n indices into ``test``, a row each.
-        blocks: by title, features of ``train`` and of the queries.
+        blocks: features of ``train`` and of the queries, by title.
         image_size: side of the encoder's input, pixels; images are shown as the encoder sees them.
-        k: neighbours in a block.
-        caption: a line above.
+        k: number of neighbours in a block.
+        caption: line above the picture.
 
     Raises:
         ValueError: if k is beyond the training images.
@@ -145,13 +145,13 @@ def draw_neighbours(
 
     Args:
         encoder: a run directory or an exported backbone.
-        out: the PNG; its folder exists.
-        data: the images; None is the run's.
-        rows: queries, chosen by :func:`choose_queries`.
-        k: neighbours.
-        device: where to compute.
-        seed: of the random encoder.
-        progress: show bars.
+        out: PNG in a folder that exists.
+        data: images; None takes the run's.
+        rows: number of queries, chosen by :func:`choose_queries`.
+        k: number of neighbours of each.
+        device: device that computes the features.
+        seed: seeds the weights of the random encoder.
+        progress: whether bars are shown.
 
     Returns:
         The file.
@@ -168,7 +168,7 @@ def draw_neighbours(
     queries = choose_queries(torch.tensor([test.label(index) for index in range(len(test))]), rows)
     blocks = {}
     for title, spec, like in (("trained", encoder, None), ("random", "random", encoder), ("pixels", "pixels", encoder)):
-        subject = load_subject(spec, data, like, "backbone", device, seed)
+        subject = load_subject(spec, data=data, like=like, device=device, seed=seed)
         bank, tested = (subject.extract(source, title if progress else "").features for source in (train, test))
         blocks[f"{title} encoder" if title != "pixels" else title] = (bank, tested[queries])
     caption = f"{encoder}: nearest of {len(train)} training images to {len(queries)} test images of {test.name}"

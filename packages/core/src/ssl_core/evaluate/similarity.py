@@ -17,7 +17,7 @@ from torch import Tensor
 from ssl_core.data import DataConfig, open_source
 from ssl_core.evaluate.accuracy import check_labels, count_classes
 from ssl_core.evaluate.encoder import Layer
-from ssl_core.evaluate.subject import load_subject, save_result, settings
+from ssl_core.evaluate.subject import load_subject
 
 _ROWS = 8192  # of 2048 features in float64: 128 MiB
 
@@ -111,14 +111,14 @@ def evaluate_similarity(
     The mean cosine of two test images of one class, and of two classes, see :func:`intra_class_similarity`.
 
     Args:
-        encoder: which, as :func:`load_encoder` takes it.
-        data: labelled images; None is the data of the run that ``encoder``, or else ``like``, names.
-        like: for ``random`` and ``pixels``.
-        features: of the backbone, or of the projector after it.
-        device: where to compute.
-        seed: of ``random``.
-        out: folder for ``similarity.json``; None is the folder of ``encoder``, and none if that has no folder.
-        progress: show a bar.
+        encoder: a run directory, a ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
+        data: labelled images; None takes those of the run that ``encoder``, or else ``like``, names.
+        like: run directory or exported backbone whose input ``random`` and ``pixels`` take.
+        features: layer to evaluate: ``backbone``, or ``projection``, the projector after it.
+        device: device that computes the features.
+        seed: seeds the weights of ``random``.
+        out: folder of ``similarity.json``; None is the folder of ``encoder``, or nowhere if that has none.
+        progress: whether a bar is shown.
 
     Returns:
         What ``similarity.json`` says: ``intra_class``, ``inter_class``, ``num_classes`` that have two images or more,
@@ -128,7 +128,7 @@ def evaluate_similarity(
         FileNotFoundError: for a path that does not exist.
         ValueError: for missing labels, images of one class or of no two of any, and what does not fit together.
     """
-    subject = load_subject(encoder, data, like, features, device, seed)
+    subject = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed)
     test = open_source(subject.data, split="test")
     found = subject.extract(test, "test features" if progress else "")
     result: dict[str, Any] = {
@@ -137,11 +137,11 @@ def evaluate_similarity(
         "num_classes": int((found.labels.bincount() >= 2).sum()),
         "features": features,
         "view": subject.view_text(),
-        **settings(encoder, subject, test=test),
+        **subject.settings(test=test),
     }
     print(
         f"similarity intra-class {result['intra_class']:.3f} inter-class {result['inter_class']:.3f} "
         f"({len(test)} test images, {result['num_classes']} classes, {features})"
     )
-    save_result(result, "similarity.json", out, encoder)
+    subject.save(result, "similarity.json", out)
     return result

@@ -12,26 +12,39 @@ from ssl_core.data import DataConfig, ImageSource
 from ssl_core.evaluate.encoder import Layer, load_encoder, run_data
 from ssl_core.evaluate.features import Features, evaluation_view, extract_features
 from ssl_core.files import write_atomically
+from ssl_core.views import ViewSpec
 
 
 class Subject(NamedTuple):
-    """An encoder, and the data that it is evaluated on."""
+    """An encoder, and the data that it is evaluated on.
 
+    Attributes:
+        name: the encoder, as :func:`load_encoder` takes it.
+        encoder: (n c s s) -> (n f), on ``device``.
+        card: description of the encoder and of its input.
+        data: configuration of the images.
+        device: device of the encoder.
+    """
+
+    name: str
     encoder: nn.Module
     card: BackboneCard
     data: DataConfig
     device: torch.device | str
 
-    def extract(self, source: ImageSource, progress: str) -> Features:
-        """Features of a source in the evaluation view."""
+    def extract(
+        self, source: ImageSource, progress: str = "", *, view: ViewSpec | None = None, seed: int = 0
+    ) -> Features:
+        """Features of a source, by default in the evaluation view; see :func:`extract_features`."""
         return extract_features(
             self.encoder,
             source,
-            evaluation_view(self.card.image_size),
+            view or evaluation_view(self.card.image_size),
             mean=self.card.mean,
             std=self.card.std,
             device=self.device,
             workers=self.data.workers,
+            seed=seed,
             progress=progress,
         )
 
@@ -40,40 +53,46 @@ class Subject(NamedTuple):
         view = evaluation_view(self.card.image_size)
         return f"{view.ops[0]}, size {view.sizes[0]}"
 
+    def settings(self, **sources: ImageSource) -> dict[str, Any]:
+        """What every result says of the encoder and of the images, by split."""
+        counted: dict[str, Any] = {}
+        for split, source in sources.items():
+            counted |= {split: source.name, f"num_{split}": len(source)}
+        card = self.card
+        named = {"encoder": self.name, "architecture": card.architecture, "recipe": card.recipe}
+        return {**named, **counted, "holdout": self.data.holdout, "versions": card.versions}
 
-def load_subject(
-    encoder: str, data: DataConfig | None, like: str | None, features: Layer, device: torch.device | str, seed: int
-) -> Subject:
-    """The encoder, and the data of the run that it or ``like`` names where none is given."""
-    module, card = load_encoder(encoder, like=like, features=features, seed=seed)
-    return Subject(module.to(device), card, data or run_data(like or encoder), device)
-
-
-def settings(encoder: str, subject: Subject, **sources: ImageSource) -> dict[str, Any]:
-    """What every result says of the encoder and of the images, by split."""
-    counted: dict[str, Any] = {}
-    for split, source in sources.items():
-        counted |= {split: source.name, f"num_{split}": len(source)}
-    return {
-        "encoder": encoder,
-        "architecture": subject.card.architecture,
-        "recipe": subject.card.recipe,
-        **counted,
-        "holdout": subject.data.holdout,
-        "versions": subject.card.versions,
-    }
-
-
-def save_result(result: dict[str, Any], name: str, out: str | None, encoder: str) -> None:
-    """Write a result to the folder ``out``, or else to the encoder's, if it has one."""
-    folder = _folder(encoder) if out is None else Path(out)
-    if folder is not None:
+    def save(self, result: dict[str, Any], name: str, out: str | None) -> None:
+        """Write a result as JSON to a folder; None is the encoder's own, and none where it has no folder."""
+        path = Path(self.name)
+        if out is None and not path.exists():
+            return
+        folder = Path(out) if out is not None else path if path.is_dir() else path.parent
         write_atomically(folder / name, lambda part: part.write_text(json.dumps(result, indent=2) + "\n"))
 
 
-def _folder(encoder: str) -> Path | None:
-    """The run directory, or the folder of an exported backbone; None for other encoders."""
-    path = Path(encoder)
-    if not path.exists():
-        return None
-    return path if path.is_dir() else path.parent
+def load_subject(
+    encoder: str,
+    *,
+    data: DataConfig | None = None,
+    like: str | None = None,
+    features: Layer = "backbone",
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> Subject:
+    """What a command evaluates, from the arguments that all commands have in common.
+
+    Args:
+        encoder: a run directory, a ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
+        data: images; None takes those of the run that ``encoder``, or else ``like``, names.
+        like: run directory or exported backbone whose architecture and input ``random`` and ``pixels`` take.
+        features: layer to evaluate: ``backbone``, or ``projection``, the projector after it.
+        device: device that computes the features.
+        seed: seeds the weights of ``random``.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist.
+        ValueError: for what does not fit together.
+    """
+    module, card = load_encoder(encoder, like=like, features=features, seed=seed)
+    return Subject(encoder, module.to(device), card, data or run_data(like or encoder), device)

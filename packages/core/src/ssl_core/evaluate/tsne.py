@@ -67,9 +67,9 @@ def choose_images(
 
     Args:
         labels: (n), -1 where unknown.
-        classes: to choose among those of two images or more.
-        images_per_class: at most.
-        seed: of both choices.
+        classes: number of classes to choose among those of two images or more.
+        images_per_class: largest number of images of one class.
+        seed: seeds both choices.
 
     Returns:
         (m) indices, ascending.
@@ -96,8 +96,8 @@ def tsne_points(features: Float[Tensor, "n f"], *, perplexity: float, seed: int)
 
     Args:
         features: (n f), on the CPU; normalised here, so that near means of large cosine.
-        perplexity: neighbours that each image is to keep close, about; > 0 and < n.
-        seed: of the principal components, which are found by chance where there is much data.
+        perplexity: number of neighbours that each image is to keep close, about; > 0 and < n.
+        seed: seeds the principal components, which are found by chance where there is much data.
 
     Returns:
         (n 2) points, on one machine always the same.
@@ -131,7 +131,7 @@ def tsne_picture(
         panels: titles, and points of the same images.
         labels: (n) of the images, of at most ten classes.
         names: of all classes, by label.
-        caption: a line below.
+        caption: line below the picture.
 
     Returns:
         A figure, to be saved with its ``savefig``.
@@ -195,17 +195,17 @@ def draw_tsne(
     between classes of the images shown.
 
     Args:
-        encoders: which, each as :func:`load_encoder` takes it.
-        out: the PNG; its folder exists.
-        classes: random classes to show, 2 to 10; all where there are no more.
-        images_per_class: random test images of each; all where there are no more.
-        perplexity: of t-SNE: neighbours that each image is to keep close, about.
-        data: labelled images; None is the data of the runs among ``encoders`` and ``like``, if they agree.
-        like: for ``random`` and ``pixels``.
-        features: of the backbone, or of the projector after it.
-        device: where to compute features.
-        seed: of classes, images, t-SNE, and ``random``.
-        progress: show bars.
+        encoders: each of them a run directory, a ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
+        out: PNG in a folder that exists.
+        classes: number of random classes, 2 to 10; all where there are no more.
+        images_per_class: number of random test images of each; all where there are no more.
+        perplexity: number of neighbours that each image is to keep close, about.
+        data: labelled images; None takes those of the runs among ``encoders`` and ``like``, if they agree.
+        like: run directory or exported backbone whose input ``random`` and ``pixels`` take.
+        features: layer to evaluate: ``backbone``, or ``projection``, the projector after it.
+        device: device that computes the features.
+        seed: seeds the choice of classes and images, t-SNE, and the weights of ``random``.
+        progress: whether bars are shown.
 
     Returns:
         The file.
@@ -245,7 +245,7 @@ def draw_tsne(
     panels = []
     for encoder, (module, card) in zip(encoders, loaded, strict=True):
         name = Path(encoder).resolve().name if Path(encoder).exists() else encoder
-        found = Subject(module.to(device), card, data, device).extract(shown, name if progress else "")
+        found = Subject(encoder, module.to(device), card, data, device).extract(shown, name if progress else "")
         intra, inter = (mean(*found, count_classes(test)) for mean in (intra_class_similarity, inter_class_similarity))
         print(f"{encoder}: similarity intra-class {intra:.3f} inter-class {inter:.3f}")
         title = f"{textwrap.fill(name, 40)}\nintra-class {intra:.2f}, inter-class {inter:.2f}"
