@@ -39,7 +39,7 @@ def expected_features(run, encoder, card, split):
 
 def test_knn_of_a_run_prints_its_line_and_writes_it(run, method, card, capsys):
     train, test = (expected_features(run, method["encoder"], card, split) for split in ("train", "test"))
-    accuracy = knn_accuracy(train.features, train.labels, test.features, test.labels, k=5, num_classes=3)
+    accuracy = knn_accuracy(train, test, k=5, num_classes=3)
     result = evaluate_knn(str(run), k=5, **QUIET)
     assert result["top1"] == accuracy
     assert capsys.readouterr().out == f"knn top1 {100 * accuracy:.2f} (k=5, T=0.1, 9 images)\n"

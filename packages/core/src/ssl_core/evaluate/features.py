@@ -29,6 +29,10 @@ class Features(NamedTuple):
     features: Float32[Tensor, "n f"]
     labels: Int64[Tensor, " n"]
 
+    def to(self, device: torch.device | str) -> "Features":
+        """The same features on a device; the labels stay where they are."""
+        return self._replace(features=self.features.to(device))
+
 
 def evaluation_view(size: int) -> ViewSpec:
     """The view that features are extracted from, by the side of the encoder's input.
@@ -63,14 +67,14 @@ def extract_features(
 
     Args:
         encoder: (n c s s) -> (n f), on ``device``; ``nn.Flatten()`` gives raw pixels.
-        source: the images.
-        view: of one size.
-        mean: per channel, of pixels in [0, 1].
-        std: per channel.
-        device: where the encoder is.
-        batch_size: images in one forward; changes memory and speed only.
-        workers: processes that read images, and render them if the CPU does that; 0 does it in this one.
-        seed: of the view's draws, if it has any.
+        source: images.
+        view: view of one size.
+        mean: mean of each channel, of pixels in [0, 1].
+        std: standard deviation of each channel.
+        device: device of the encoder.
+        batch_size: number of images in one forward; changes memory and speed only.
+        workers: number of processes that read images, and render them if the CPU does that; 0 does it in this one.
+        seed: seeds the view's draws, if it has any.
         progress: text before a progress bar; empty shows none.
 
     Returns:
@@ -105,18 +109,8 @@ def iterate_features(
 ) -> Iterator[Float32[Tensor, "n f"]]:
     """Features of each batch of images, for sets whose features do not fit in memory together.
 
-    Between two batches the encoder is in the mode that it was in. Errors as :func:`extract_features`.
-
-    Args:
-        encoder: (n c s s) -> (n f), on ``device``.
-        source: the images.
-        view: of one size.
-        batches: numbers of the images of each forward.
-        mean: per channel, of pixels in [0, 1].
-        std: per channel.
-        device: where the encoder is.
-        workers: processes that read images, and render them if the CPU does that; 0 does it in this one.
-        seed: of the view's draws, if it has any.
+    ``batches`` are numbers of images, those of each forward; other arguments and errors as :func:`extract_features`.
+    Between two batches the encoder is in the mode that it was in.
 
     Yields:
         (n f) float32 on ``device``, for each batch.

@@ -15,6 +15,7 @@ from torch import Tensor
 from ssl_core.data import DataConfig, ImageSource, open_source
 from ssl_core.evaluate.accuracy import check_labels, count_classes, label_ranks
 from ssl_core.evaluate.encoder import Layer
+from ssl_core.evaluate.features import Features
 from ssl_core.evaluate.subject import load_subject
 
 _ROWS, _COLUMNS = 1024, 8192  # a block of similarities and its ordering keys: 100 MiB
@@ -36,9 +37,9 @@ def nearest(
     Args:
         bank: (m f), floating.
         queries: (n f), on the bank's device.
-        k: in [1, m].
-        rows: queries in a block.
-        columns: bank rows in a block.
+        k: number of neighbours, in [1, m].
+        rows: number of queries in a block.
+        columns: number of bank rows in a block.
 
     Returns:
         (n k) similarities in [-1, 1], and (n k) indices into the bank.
@@ -88,13 +89,7 @@ def _similarity(keys: Tensor) -> Tensor:
 
 
 def knn_votes(
-    train: Float[Tensor, "m f"],
-    train_labels: Int64[Tensor, " m"],
-    test: Float[Tensor, "n f"],
-    *,
-    k: int = 200,
-    temperature: float = 0.1,
-    num_classes: int,
+    train: Features, test: Float[Tensor, "n f"], *, k: int = 200, temperature: float = 0.1, num_classes: int
 ) -> Float64[Tensor, "n classes"]:
     """Share of the votes that each class receives from the k nearest training images.
 
@@ -102,12 +97,11 @@ def knn_votes(
     Paper: Wu et al., 2018, section 3.4, arXiv 1805.01978.  T = temperature.
 
     Args:
-        train: (m f) features of the training images.
-        train_labels: (m), each in [0, num_classes).
-        test: (n f) features, on the same device.
+        train: (m f) features of the training images, and their labels in [0, num_classes).
+        test: (n f) features of the test images, on the same device.
         k: number of neighbours, in [1, m].
-        temperature: > 0, dimensionless.
-        num_classes: columns of the result.
+        temperature: T > 0, dimensionless.
+        num_classes: number of columns of the result.
 
     Returns:
         (n classes) votes, rows sum to 1, on the CPU.
@@ -116,63 +110,47 @@ def knn_votes(
         ValueError: if k is not in [1, m], temperature <= 0, or a label is missing or out of range.
 
     Example:
-        >>> bank, labels = torch.eye(2), torch.tensor([0, 1])
-        >>> knn_votes(bank, labels, torch.tensor([[1.0, 0.0]]), k=1, num_classes=2)
+        >>> bank = Features(torch.eye(2), torch.tensor([0, 1]))
+        >>> knn_votes(bank, torch.tensor([[1.0, 0.0]]), k=1, num_classes=2)
         tensor([[1., 0.]], dtype=torch.float64)
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
-    check_labels(train_labels, num_classes, "training")
-    similarity, index = nearest(train, test, k)
+    check_labels(train.labels, num_classes, "training")
+    similarity, index = nearest(train.features, test, k)
     # On the CPU, where scatter_add_ adds in a fixed order.
     weights = (similarity.cpu().double() / temperature).softmax(dim=1)
     votes = torch.zeros(len(test), num_classes, dtype=torch.float64)
-    return votes.scatter_add_(1, train_labels.cpu()[index.cpu()], weights)
+    return votes.scatter_add_(1, train.labels.cpu()[index.cpu()], weights)
 
 
 def knn_ranks(
-    train: Float[Tensor, "m f"],
-    train_labels: Int64[Tensor, " m"],
-    test: Float[Tensor, "n f"],
-    test_labels: Int64[Tensor, " n"],
-    *,
-    k: int = 200,
-    temperature: float = 0.1,
-    num_classes: int,
+    train: Features, test: Features, *, k: int = 200, temperature: float = 0.1, num_classes: int
 ) -> Int64[Tensor, " n"]:
     """Rank of each test image's true class in the vote, 0 for first; a class without votes ranks last.
 
-    Arguments and errors as :func:`knn_votes`; ``test_labels`` (n) in [0, num_classes).
+    Arguments and errors as :func:`knn_votes`; labels of ``test`` are in [0, num_classes) too.
     """
-    check_labels(test_labels, num_classes, "test")
+    check_labels(test.labels, num_classes, "test")
     ranks = []
-    for block, labels in zip(torch.split(test, _ROWS), torch.split(test_labels.cpu(), _ROWS), strict=True):
-        votes = knn_votes(train, train_labels, block, k=k, temperature=temperature, num_classes=num_classes)
+    for block, labels in zip(torch.split(test.features, _ROWS), torch.split(test.labels.cpu(), _ROWS), strict=True):
+        votes = knn_votes(train, block, k=k, temperature=temperature, num_classes=num_classes)
         without_votes = votes.gather(1, labels[:, None]).squeeze(1) == 0
         ranks.append(label_ranks(votes, labels).masked_fill(without_votes, num_classes))
     return torch.cat(ranks)
 
 
-def knn_accuracy(
-    train: Float[Tensor, "m f"],
-    train_labels: Int64[Tensor, " m"],
-    test: Float[Tensor, "n f"],
-    test_labels: Int64[Tensor, " n"],
-    *,
-    k: int = 200,
-    temperature: float = 0.1,
-    num_classes: int,
-) -> float:
+def knn_accuracy(train: Features, test: Features, *, k: int = 200, temperature: float = 0.1, num_classes: int) -> float:
     """Fraction of the test images whose class wins the vote, in [0, 1].
 
     Arguments and errors as :func:`knn_ranks`.
 
     Example:
-        >>> bank, labels = torch.eye(2), torch.tensor([0, 1])
-        >>> knn_accuracy(bank, labels, bank, labels, k=1, num_classes=2)
+        >>> bank = Features(torch.eye(2), torch.tensor([0, 1]))
+        >>> knn_accuracy(bank, bank, k=1, num_classes=2)
         1.0
     """
-    ranks = knn_ranks(train, train_labels, test, test_labels, k=k, temperature=temperature, num_classes=num_classes)
+    ranks = knn_ranks(train, test, k=k, temperature=temperature, num_classes=num_classes)
     return (ranks < 1).double().mean().item()
 
 
@@ -214,18 +192,10 @@ def evaluate_knn(
     """
     subject = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed)
     train, test = sources or (open_source(subject.data, split=split) for split in ("labelled", "test"))
-    bank = subject.extract(train, "training features" if progress else "")
-    queries = subject.extract(test, "test features" if progress else "")
+    bank = subject.extract(train, "training features" if progress else "").to(device)
+    queries = subject.extract(test, "test features" if progress else "").to(device)
     num_classes = count_classes(train)
-    ranks = knn_ranks(
-        bank.features.to(device),
-        bank.labels,
-        queries.features.to(device),
-        queries.labels,
-        k=k,
-        temperature=temperature,
-        num_classes=num_classes,
-    )
+    ranks = knn_ranks(bank, queries, k=k, temperature=temperature, num_classes=num_classes)
     result: dict[str, Any] = {"top1": (ranks < 1).double().mean().item()}
     if num_classes >= 10:
         result["top5"] = (ranks < 5).double().mean().item()

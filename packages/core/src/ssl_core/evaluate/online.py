@@ -85,7 +85,7 @@ def knn_of_method(
     )
     num_classes = count_classes(bank)
     accuracy = knn_accuracy(
-        *train_features, *test_features, k=config.k, temperature=config.temperature, num_classes=num_classes
+        train_features, test_features, k=config.k, temperature=config.temperature, num_classes=num_classes
     )
     measured = {"knn_top1": accuracy}
     if test_features.labels.bincount().max() >= 2:  # or no two images have a class in common
