@@ -24,7 +24,6 @@ from ssl_core.data import DataConfig, inspect, open_source
 from ssl_core.doctor import doctor
 from ssl_core.evaluate import (
     EvaluateConfig,
-    decoded_side,
     draw_neighbours,
     draw_tsne,
     embed,
@@ -34,6 +33,7 @@ from ssl_core.evaluate import (
     export,
     shared_data,
 )
+from ssl_core.evaluate.online import decoded_side
 from ssl_core.recipes import recipe_path
 from ssl_core.run import choose_device
 from ssl_core.views import ViewConfig, make_view_specs, save_view_gallery

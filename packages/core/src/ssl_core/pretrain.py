@@ -17,7 +17,8 @@ from ssl_core.allocator import keep_freed_memory
 from ssl_core.backbone import BackboneCard, head_layers, save_backbone, save_card
 from ssl_core.config import save_config, to_dict
 from ssl_core.data import Batches, normalization, open_source
-from ssl_core.evaluate import collapse, decoded_side, evaluate_knn, health, knn_of_method, knn_sources
+from ssl_core.evaluate import collapse, evaluate_knn, health
+from ssl_core.evaluate.online import decoded_side, knn_of_method, knn_sources
 from ssl_core.nn import MomentumBranch, make_encoder, stem_for, sync_batch_norm
 from ssl_core.run import Config, MakeMethod, Prepare, Run, TrainedMethod, choose_device, prepare_folder
 from ssl_core.summary import summary

@@ -29,9 +29,6 @@ from ssl_core.evaluate.neighbours import choose_queries as choose_queries
 from ssl_core.evaluate.neighbours import draw_neighbours as draw_neighbours
 from ssl_core.evaluate.neighbours import neighbour_picture as neighbour_picture
 from ssl_core.evaluate.online import EvaluateConfig as EvaluateConfig
-from ssl_core.evaluate.online import decoded_side as decoded_side
-from ssl_core.evaluate.online import knn_of_method as knn_of_method
-from ssl_core.evaluate.online import knn_sources as knn_sources
 from ssl_core.evaluate.protocol import PROTOCOLS as PROTOCOLS
 from ssl_core.evaluate.protocol import Protocol as Protocol
 from ssl_core.evaluate.protocol import find_protocol as find_protocol

@@ -1,7 +1,5 @@
 """Details taken away."""
 
-# ruff: noqa: D102  # `ssl_core.views.op` says what each method of an op is
-
 import functools
 import math
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Geometry is bilinear or bicubic with antialias and reads only the part of the image that it needs.
 """
 
-# ruff: noqa: D102  # `ssl_core.views.op` says what each method of an op is
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

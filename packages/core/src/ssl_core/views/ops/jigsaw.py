@@ -1,7 +1,5 @@
 """Cells of the image in another order."""
 
-# ruff: noqa: D102  # `ssl_core.views.op` says what each method of an op is
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """Colors changed at random."""
 
-# ruff: noqa: D102  # `ssl_core.views.op` says what each method of an op is
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Distortions from a pool, as RandAugment and its relatives apply them."""
 
-# ruff: noqa: D102  # `ssl_core.views.op` says what each method of an op is
-
 import functools
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A rectangle of the image overwritten."""
 
-# ruff: noqa: D102  # `ssl_core.views.op` says what each method of an op is
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
