@@ -11,8 +11,8 @@ from collections.abc import Collection, Sequence
 import torch  # before _C: torch brings the OpenMP runtime that both share
 from torch import Tensor
 
-from ssl_core.ops.gpu import contiguous_rows
 from ssl_core.ops.instructions import Opcode, PackedImages, View, beyond
+from ssl_core.ops.rows import contiguous_rows
 
 try:
     from ssl_core import _C

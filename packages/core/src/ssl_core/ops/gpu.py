@@ -68,8 +68,3 @@ def address_table(targets: Sequence[Tensor], onlines: Sequence[Tensor], shadows:
 def scalar_on(device: torch.device, scalar: Tensor) -> Tensor:
     """A 0-dim tensor on a device; one from the host gets there without a wait."""
     return torch.full((), scalar.item(), dtype=scalar.dtype, device=device) if scalar.device.type == "cpu" else scalar
-
-
-def contiguous_rows(tensor: Tensor) -> Tensor:
-    """The tensor with each row contiguous, itself where it is so already."""
-    return tensor if tensor.shape[1] <= 1 or tensor.stride(1) == 1 else tensor.contiguous()

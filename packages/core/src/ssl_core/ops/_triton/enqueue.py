@@ -8,7 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ssl_core.ops._triton.launch import on_device_of, round_to_bfloat16
-from ssl_core.ops.gpu import contiguous_rows, tickets
+from ssl_core.ops.gpu import tickets
+from ssl_core.ops.rows import contiguous_rows
 
 
 @triton.jit

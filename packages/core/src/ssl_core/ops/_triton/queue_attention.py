@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ssl_core.ops._triton import is_interpreted
 from ssl_core.ops._triton.launch import on_device_of
-from ssl_core.ops.gpu import choose_splits, contiguous_rows, processors_of
+from ssl_core.ops.gpu import choose_splits, processors_of
+from ssl_core.ops.rows import contiguous_rows
 
 _LOG2E = math.log2(math.e)
 # 2 log2(e) / tau < 126, so that the smallest weight of unit rows is a normal number.
