@@ -27,9 +27,9 @@ class Command(Generic[Config, TrainedMethod]):
     Attributes:
         prog: name of the command.
         config_class: class of the method's configuration.
-        make_method: (config, encoder, features of the encoder, views) -> method, on the CPU.
+        make_method: (config, encoder, number of its features, views) -> method, on the CPU.
         description: help text.
-        prepare: work between epochs, as in :func:`pretrain`.
+        prepare: work between epochs, as :func:`pretrain` takes it.
     """
 
     prog: str

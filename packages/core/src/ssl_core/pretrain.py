@@ -37,14 +37,14 @@ def pretrain(
 
     Args:
         config: configuration of the run.
-        make_method: (config, encoder, features of the encoder, views) -> method, on the CPU.
-        name: what a new run directory's name starts with.
-        prepare: called once in every process, before anything is written, to refuse what it cannot serve; what it
-            returns is called before the first step of each epoch with the number of epochs done, and returns numbers
-            for the log.
+        make_method: (config, encoder, number of its features, views) -> method, on the CPU.
+        name: beginning of a new run directory's name.
+        prepare: function of the run that is called once in every process, before anything is written, to refuse what
+            it cannot serve; the function that it returns is called before the first step of each epoch with the number
+            of epochs done, and returns numbers for the log.
 
     Returns:
-        the run directory: ``config.yaml``, ``views.png``, ``metrics.jsonl``, ``checkpoints/``, ``backbone.safetensors``
+        The run directory: ``config.yaml``, ``views.png``, ``metrics.jsonl``, ``checkpoints/``, ``backbone.safetensors``
         and card.
 
     Raises:
@@ -92,7 +92,6 @@ def pretrain(
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-    stem = stem_for(config.encoder, image_size)
     card = BackboneCard(
         architecture=config.encoder.name,
         channels=len(mean),
@@ -100,7 +99,7 @@ def pretrain(
         mean=mean,
         std=std,
         num_features=num_features,
-        stem=stem,
+        stem=stem_for(config.encoder, image_size),
         options=config.encoder.options,
         recipe=name,
         projector=head_layers(method.projector),

@@ -1,4 +1,4 @@
-"""A run: its configuration, its device and its folder, and the run under way."""
+"""A run: its configuration, its device and its folder, and what a method sees of it between epochs."""
 
 import tempfile
 import time
@@ -27,7 +27,7 @@ class PretrainConfig:
         views: what each image becomes, in the order in which the method takes them.
         projector: head after the encoder.
         out: run directory; null makes a new one in ``runs/``.
-        seed: seeds weights, queue, order of images and views.
+        seed: seeds the weights, the queue, the order of the images and their views.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -41,7 +41,7 @@ class PretrainConfig:
     seed: int = 0
 
     def view_specs(self) -> tuple[ViewSpec, ...]:
-        """What each image becomes: those of ``views``, unless a method makes more of them.
+        """The views of each image: those of ``views``, unless a method makes more of them.
 
         Raises:
             ValueError: for views that do not make sense.
@@ -61,11 +61,11 @@ class Run(Generic[Config_co, Method_co]):
 
     Attributes:
         config: configuration of the run.
-        method: what ``make_method`` made, on its device.
+        method: method in training, on ``device``.
         source: training images.
-        batches: batches of them.
-        card: description of the backbone: how images are normalised and how large they are, among others.
-        device: where the method is.
+        batches: batches of the training images.
+        card: description of the backbone: normalization and size of its input, among others.
+        device: device of the method.
         folder: run directory.
     """
 
@@ -89,13 +89,13 @@ def check_batch(
     """Check that a method's queue holds the keys of a step and that its split BatchNorm divides a forward's images.
 
     Args:
-        train: batch, over processes and micro-batches.
-        momentum: momentum branch, whose BatchNorm may be split.
-        queue: queue of the method; None without one.
+        train: size of the batch, and its micro-batches.
+        momentum: settings of the momentum branch, whose BatchNorm may be split.
+        queue: settings of the queue; None without one.
         keys_per_image: number of keys of an image that a step enqueues.
 
     Raises:
-        ValueError: if not.
+        ValueError: if one of them does not.
     """
     keys_per_step = train.batch_size * keys_per_image
     if queue is not None and queue.length < keys_per_step:
@@ -112,7 +112,7 @@ def check_batch(
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of ``train.device``; ``auto`` takes cuda, then mps, then cpu.
+    """The device that ``train.device`` names; ``auto`` takes cuda, then mps, then cpu.
 
     Raises:
         ValueError: if the device is not there.

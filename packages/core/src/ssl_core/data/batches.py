@@ -95,12 +95,7 @@ class Batches:
         self.batches_per_epoch = len(source) // batch_size
         self._source = source
         self._seed = seed
-        self._layout = (
-            self.batches_per_epoch,
-            accumulate,
-            world_size,
-            batch_size // (accumulate * world_size),
-        )
+        self._layout = (self.batches_per_epoch, accumulate, world_size, batch_size // (accumulate * world_size))
         self._rank = rank
         self._partners: Int32[Tensor, "n p"] | None = None
         self._requests: list[Request] = []  # of the current epoch; the pipeline reads this list

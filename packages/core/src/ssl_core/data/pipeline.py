@@ -51,24 +51,12 @@ class Batch(NamedTuple):
 class Pipeline:
     """The batches of some requests, in their order; every pass reads the requests anew.
 
-    Args:
-        source: the images.
-        specs: the views of each image.
-        requests: what is asked for.
-        seed: of the views.
-        mean: of each channel, subtracted from views in [0, 1].
-        std: of each channel, divided by.
-        workers: processes that decode images and render their views if the CPU does that; 0 does all of it here. Images
-            that live on the device need none.
-        renderer: as `ssl_core.views.choose_renderer` takes it.
-        device: where the views are used.
-        channels_last: whether views have their channels last in memory.
-        persistent: keep the workers between passes.
-        hold: whether the images may live on the device; not worth it for a few of them.
+    Arguments and attributes that are not named here are those of :class:`ssl_core.data.Batches`.
 
-    Attributes:
-        renderer: the one that was chosen.
-        held_bytes: of the images that live on the device; 0 if they do not.
+    Args:
+        requests: numbers of the images of each batch.
+        persistent: whether the workers are kept between passes.
+        hold: whether the images may live on the device, where they need no workers; not worth it for a few of them.
 
     Raises:
         ValueError: if the renderer cannot render these views on the device, or workers is negative.

@@ -82,18 +82,18 @@ def neighbour_picture(
     for block, (title, (bank, query_features)) in enumerate(blocks.items()):
         left = _GAP + cell + _BLOCK_GAP + block * (block_width + _BLOCK_GAP)
         index = nearest(bank, query_features, k)[1].tolist()
-        colours = [
-            [_colour(label, train.label(neighbour)) for neighbour in neighbours]
+        colors = [
+            [_color(label, train.label(neighbour)) for neighbour in neighbours]
             for label, neighbours in zip(label_query, index, strict=True)
         ]
-        same = sum(colour == _SAME for row_colours in colours for colour in row_colours)
-        known = sum(colour != _UNKNOWN for row_colours in colours for colour in row_colours)
+        same = sum(color == _SAME for row_colors in colors for color in row_colors)
+        known = sum(color != _UNKNOWN for row_colors in colors for color in row_colors)
         draw.text(
             (left, _GAP + _LINE), f"{title}: {same} of {known} of the same class" if known else title, "black", font
         )
         for row, neighbours in enumerate(index):
             for column, neighbour in enumerate(neighbours):
-                tile = _framed(train, neighbour, image_size, colours[row][column])
+                tile = _framed(train, neighbour, image_size, colors[row][column])
                 picture.paste(tile, (left + column * (cell + _GAP), top + row * (cell + _GAP)))
     legend = (
         "green frame: same class as the query, red: another class, gray: unknown; nearest first, cosine of features"
@@ -102,14 +102,14 @@ def neighbour_picture(
     return picture
 
 
-def _colour(query_label: int, label: int) -> tuple[int, int, int]:
+def _color(query_label: int, label: int) -> tuple[int, int, int]:
     if query_label < 0 or label < 0:
         return _UNKNOWN
     return _SAME if query_label == label else _OTHER
 
 
-def _framed(source: ImageSource, index: int, image_size: int, colour: str | tuple[int, int, int]) -> Image.Image:
-    """What an encoder sees of an image, in a coloured frame."""
+def _framed(source: ImageSource, index: int, image_size: int, color: str | tuple[int, int, int]) -> Image.Image:
+    """What an encoder sees of an image, in a colored frame."""
     image = source.image(index)
     view = evaluation_view(min(image_size, _SIDE))
     parameters = sample_parameters(
@@ -125,7 +125,7 @@ def _framed(source: ImageSource, index: int, image_size: int, colour: str | tupl
     pixels = pixels[:3] if len(pixels) >= 3 else pixels.mean(dim=0, keepdim=True).expand(3, -1, -1)
     levels = (pixels * 255).round().byte().permute(1, 2, 0).contiguous()
     shown = Image.fromarray(levels.numpy()).resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
-    framed = Image.new("RGB", (_SIDE + 2 * _FRAME,) * 2, colour)
+    framed = Image.new("RGB", (_SIDE + 2 * _FRAME,) * 2, color)
     framed.paste(shown, (_FRAME, _FRAME))
     return framed
 

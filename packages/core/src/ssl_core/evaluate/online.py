@@ -28,10 +28,10 @@ class EvaluateConfig:
     During training the intra-class similarity of the test features is logged beside it.
 
     Attributes:
-        knn_every: epochs between two evaluations; None evaluates once, at the end.
-        k: neighbours.
-        temperature: of the neighbours' weights exp(cosine / temperature).
-        features: ``backbone`` or ``projection``.
+        knn_every: number of epochs between two evaluations; None evaluates once, at the end.
+        k: number of neighbours that vote.
+        temperature: divisor in the weight of a vote, exp(cosine / temperature).
+        features: layer to evaluate, ``backbone`` or ``projection``.
     """
 
     knn_every: int | None = None
@@ -41,14 +41,18 @@ class EvaluateConfig:
 
 
 def decoded_side(specs: Sequence[ViewSpec]) -> int | None:
-    """Pixels that each side of an image must keep when it is decoded, for its views and for the kNN's."""
+    """Pixels that each side of an image must keep when it is decoded, for these views and for the kNN's."""
     return shortest_side((*specs, evaluation_view(max(size for spec in specs for size in spec.sizes))))
 
 
 def knn_sources(
     data: DataConfig, config: EvaluateConfig, train: ImageSource, at_least: int | None
 ) -> tuple[ImageSource, ImageSource] | None:
-    """The labelled images of the kNN, bank and queries; None, said aloud, where there are none."""
+    """The labelled images of the kNN, bank and queries; None, with a line in the log, where there are none.
+
+    Raises:
+        ValueError: if there are none and ``config`` asks for them during training, or fewer than ``k``.
+    """
     reason = ""
     if not has_test_split(data):
         reason = "the data has no test split (data.test_source or data.holdout give it one)"
@@ -75,7 +79,7 @@ def knn_of_method(
     test: ImageSource,
     device: torch.device,
 ) -> dict[str, float]:
-    """What the method's features are worth as it is now, by name; computed by the first process alone."""
+    """Accuracy of the kNN, and the similarity within classes, by name; empty in all processes but the first."""
     if not distributed.is_main():
         return {}
     features = method.encoder if config.features == "backbone" else nn.Sequential(method.encoder, method.projector)

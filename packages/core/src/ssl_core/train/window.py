@@ -19,7 +19,7 @@ class Speed(NamedTuple):
 
     Attributes:
         images_per_s: images of all processes that a second of training took in.
-        data_wait: fraction of the time in which this process waited for a batch. What a GPU does before a batch is
+        data_wait: fraction of the time in which this process waited for a batch. The work of a GPU before a batch is
             there, such as rendering its views beside the last step, is no wait of the process.
     """
 
@@ -28,7 +28,14 @@ class Speed(NamedTuple):
 
 
 class Window:
-    """What happened since the last record: losses and their images, time, time spent waiting for data."""
+    """What happened since the last record: losses and their images, time, time spent waiting for data.
+
+    Args:
+        last_checkpoint: file that is named where a loss is not finite.
+        identifier: what a person calls an image, by its index.
+        health: measures of a batch of embeddings (n d), for the log.
+        micro_batch_size: number of images of a loss, over all processes.
+    """
 
     def __init__(
         self,
@@ -43,8 +50,7 @@ class Window:
         self._health = health
         self._unchecked: list[tuple[Step, Tensor, Tensor]] = []
         self._losses: list[Tensor] = []
-        self._waited_s = 0.0
-        self._since = time.perf_counter()
+        self.restart_clock()
         # Of all records.
         self._num_images, self._total_s, self._total_waited_s = 0, 0.0, 0.0
 
@@ -110,7 +116,7 @@ class Window:
         return values
 
     def speed(self) -> Speed | None:
-        """Of all records; None without any."""
+        """Speed over all records; None without any."""
         if not self._num_images:
             return None
         return Speed(self._num_images / self._total_s, min(1.0, self._total_waited_s / self._total_s))

@@ -573,22 +573,12 @@ def distort(
         move(picture, spare, height, width, a, b, c, d, e, f, CHANNELS, C, BLOCK)
         picture, spare = spare, picture
     elif (index >= _BRIGHTNESS) & (index <= _CONTRAST):
-        one = magnitude * 0.0 + 1.0
+        none = magnitude * 0.0
+        one = none + 1.0
         brightness = tl.where(index == _BRIGHTNESS, magnitude, one)
         saturation = tl.where(index == _COLOR, magnitude, one)
         contrast = tl.where(index == _CONTRAST, magnitude, one)
-        jitter(
-            picture,
-            num_pixels,
-            brightness,
-            contrast,
-            saturation,
-            one - one,
-            (one - one).to(tl.int64),
-            CHANNELS,
-            C,
-            BLOCK,
-        )
+        jitter(picture, num_pixels, brightness, contrast, saturation, none, none.to(tl.int64), CHANNELS, C, BLOCK)
     elif (index == _INVERT) | (index == _SOLARIZE) | (index == _SOLARIZE_ADD):
         # Half a level below, so that the rounding of what came before does not decide.
         threshold = tl.where(index == _SOLARIZE, (tl.ceil(magnitude) - 0.5) / 255.0, 127.5 / 255.0)
