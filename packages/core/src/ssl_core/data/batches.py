@@ -27,25 +27,26 @@ class Batches:
     """The batches of a source, epoch by epoch; one epoch is read at a time.
 
     Args:
-        source: the images.
-        specs: the views of each image.
-        batch_size: images of an optimiser step over all ranks and micro-batches.
-        seed: of the run.
-        mean: of each channel, subtracted from views in [0, 1].
-        std: of each channel, divided by.
-        workers: processes that decode images and make views, kept from one epoch to the next; 0 does both here.
+        source: images.
+        specs: views of each image.
+        batch_size: number of images of an optimizer step over all ranks and micro-batches.
+        seed: seeds the order of the images, their partners and their views.
+        mean: mean of each channel, subtracted from views in [0, 1].
+        std: standard deviation of each channel, by which views are divided.
+        workers: number of processes that decode images and make views, kept from one epoch to the next; 0 does both
+            in this one.
         renderer: auto, device, cpu or reference, see `ssl_core.views.choose_renderer`.
-        device: where the views are used, and rendered by the renderer ``device``; batches for a GPU that come from
-            workers are in page-locked memory.
+        device: device that uses the views, and renders them with the renderer ``device``; batches for a GPU that come
+            from workers are in page-locked memory.
         channels_last: whether views have their channels last in memory.
-        accumulate: micro-batches of an optimiser step.
-        rank: of this process.
+        accumulate: number of micro-batches of an optimizer step.
+        rank: index of this process.
         world_size: number of processes.
 
     Attributes:
-        batches_per_epoch: optimiser steps of an epoch.
-        renderer: the one that was chosen.
-        held_bytes: of the images that live on the device, so that no workers are needed; 0 if they do not.
+        batches_per_epoch: number of optimizer steps of an epoch.
+        renderer: renderer that was chosen.
+        held_bytes: size of the images that live on the device, which need no workers; 0 if they do not.
 
     Raises:
         ValueError: if there are fewer images than a batch has, the batch cannot be divided, mean and std are not one

@@ -40,10 +40,10 @@ def load_encoder(
     """An encoder in eval mode on the CPU, (n c s s) -> (n f), and the card that says what it is fed.
 
     Args:
-        spec: which, see the table above.
-        like: a run directory or an exported backbone, whose architecture and input ``random`` and ``pixels`` take.
+        spec: name or path, as in the table above.
+        like: run directory or exported backbone whose architecture and input ``random`` and ``pixels`` take.
         features: ``projection`` appends the projector, which only a run directory has.
-        seed: of the weights of ``random``.
+        seed: seeds the weights of ``random``.
 
     Raises:
         FileNotFoundError: if a path, or a file in it, does not exist.

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
@@ -12,6 +11,7 @@ from ssl_core import distributed
 from ssl_core.backbone import BackboneCard
 from ssl_core.data import DataConfig, ImageSource, has_test_split, open_source
 from ssl_core.evaluate.accuracy import count_classes
+from ssl_core.evaluate.encoder import Layer
 from ssl_core.evaluate.features import evaluation_view, extract_features
 from ssl_core.evaluate.knn import knn_accuracy
 from ssl_core.evaluate.similarity import intra_class_similarity
@@ -37,7 +37,7 @@ class EvaluateConfig:
     knn_every: int | None = None
     k: int = 200
     temperature: float = 0.1
-    features: Literal["backbone", "projection"] = "backbone"
+    features: Layer = "backbone"
 
 
 def decoded_side(specs: Sequence[ViewSpec]) -> int | None:
@@ -84,14 +84,12 @@ def knn_of_method(
         return {}
     features = method.encoder if config.features == "backbone" else nn.Sequential(method.encoder, method.projector)
     view = evaluation_view(card.image_size)
-    train_features, test_features = (
+    known, tested = (
         extract_features(features, source, view, mean=card.mean, std=card.std, device=device) for source in (bank, test)
     )
     num_classes = count_classes(bank)
-    accuracy = knn_accuracy(
-        train_features, test_features, k=config.k, temperature=config.temperature, num_classes=num_classes
-    )
+    accuracy = knn_accuracy(known, tested, k=config.k, temperature=config.temperature, num_classes=num_classes)
     measured = {"knn_top1": accuracy}
-    if test_features.labels.bincount().max() >= 2:  # or no two images have a class in common
-        measured["intra_class_similarity"] = intra_class_similarity(*test_features, num_classes)
+    if tested.labels.bincount().max() >= 2:  # or no two images have a class in common
+        measured["intra_class_similarity"] = intra_class_similarity(*tested, num_classes)
     return measured

@@ -35,7 +35,7 @@ def intra_class_similarity(features: Float[Tensor, "n f"], labels: Int64[Tensor,
     Args:
         features: (n f), floating.
         labels: (n), each in [0, num_classes).
-        num_classes: classes there may be.
+        num_classes: number of classes there may be.
 
     Returns:
         Similarity in [-1, 1].
