@@ -1,4 +1,4 @@
-"""Sessions of the whole repository: ``nox -l`` lists them, ``nox -s tests`` runs every package's tests."""
+"""Sessions of the whole repository: ``nox -l`` lists them, ``nox -s tests`` runs all packages' tests."""
 
 import shutil
 from collections.abc import Sequence
@@ -65,25 +65,24 @@ def quickstart(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("package", [nox.param(name, id=name) for name in PACKAGES])
-def tests(session: nox.Session, package: str) -> None:
-    """Run the tests and the documented examples of each package, or of one: nox -s "tests(sce)"."""
-    install(session, package)
-    session.run("pytest", *PARALLEL, f"packages/{package}", *session.posargs)
+def tests(session: nox.Session) -> None:
+    """Run the tests and the documented examples of all packages, or of one: nox -s tests -- packages/sce."""
+    install(session, *PACKAGES)
+    session.run("pytest", *PARALLEL, *session.posargs)
 
 
 @nox.session(default=False)
 def quick(session: nox.Session) -> None:
-    """Run the tests of all packages that take no more than seconds, in one environment."""
+    """Run the tests that take no more than seconds and one process."""
     install(session, *PACKAGES)
-    chosen = ["-m", "not slow and not distributed"]
-    session.run("pytest", *PARALLEL, *chosen, *(f"packages/{name}" for name in PACKAGES), *session.posargs)
+    session.run("pytest", *PARALLEL, "-m", "not slow and not distributed", *session.posargs)
 
 
+# Alone, so that a package's tests see what it asks for and nothing else.
 @nox.session(default=False, reuse_venv=False)
 @nox.parametrize("package", [nox.param(name, id=name) for name in PACKAGES])
 def tests_newest(session: nox.Session, package: str) -> None:
-    """Run the tests with the newest version of everything, instead of those of constraints.txt."""
+    """Run each package's tests with the newest version of everything, instead of those of constraints.txt."""
     install(session, package, versions=["--upgrade"])
     session.run("pytest", *PARALLEL, f"packages/{package}", *session.posargs)
 
@@ -91,7 +90,7 @@ def tests_newest(session: nox.Session, package: str) -> None:
 @nox.session(default=False, reuse_venv=False, venv_backend="uv")
 @nox.parametrize("package", [nox.param(name, id=name) for name in PACKAGES])
 def tests_oldest(session: nox.Session, package: str) -> None:
-    """Run the tests with the lowest version of everything that a pyproject.toml allows."""
+    """Run each package's tests with the lowest version of everything that its pyproject.toml allows."""
     builds = Path(session.create_tmp()) / "builds.txt"
     required = {part for name in PACKAGES for part in settings_of(name)["build-system"]["requires"]}
     builds.write_text("".join(f"{part.replace('>=', '==')}.*\n" for part in sorted(required)))
@@ -102,17 +101,16 @@ def tests_oldest(session: nox.Session, package: str) -> None:
 
 @nox.session(default=False)
 def tests_nightly(session: nox.Session) -> None:
-    """Run the tests marked nightly: ops on narrower instruction sets, Triton's kernels compiled for GPUs."""
-    install(session, "core")
-    session.run("pytest", *PARALLEL, "packages/core", "--nightly", "-m", "nightly", *session.posargs)
+    """Run the tests marked nightly: narrower instruction sets, kernels compiled for GPUs, what takes long."""
+    install(session, *PACKAGES)
+    session.run("pytest", *PARALLEL, "--nightly", "-m", "nightly", *session.posargs)
 
 
 @nox.session(default=False)
 def fuzz(session: nox.Session) -> None:
     """Run the tests whose examples hypothesis draws on 300 others: nox -s fuzz -- --hypothesis-seed 3."""
     install(session, *PACKAGES)
-    files = [f"packages/{name}" for name in PACKAGES]
-    session.run("pytest", *PARALLEL, *files, "-m", "hypothesis", "--hypothesis-profile", "random", *session.posargs)
+    session.run("pytest", *PARALLEL, "-m", "hypothesis", "--hypothesis-profile", "random", *session.posargs)
 
 
 @nox.session(default=False)

@@ -1,7 +1,9 @@
 """Who may import whom: fails on an arrow that the architecture does not have."""
 
 import ast
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -91,3 +93,23 @@ def test_doctor_imports_little_more_than_torch():
     *_, modules = done.stdout.splitlines()
     assert not {"timm", "torchvision", "sklearn", "pyarrow", "jsonargparse", "torch._dynamo"} & set(modules.split())
     assert len(modules.split()) < 300
+
+
+# What a package is imported as, where that is not its name.
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "faiss": "faiss-cpu"}
+
+
+@pytest.mark.parametrize("package", sorted(ROOT.glob("packages/*")), ids=lambda package: package.name)
+def test_a_package_asks_for_all_that_it_imports(package):
+    core, own = (
+        tomllib.loads((folder / "pyproject.toml").read_text())["project"] for folder in (CORE.parents[1], package)
+    )
+    asked = {re.split(r"[\s\[<>=;]", part)[0] for project in (core, own) for part in asked_for(project)}
+    used = {name.split(".")[0] for file in package.glob("src/**/*.py") for name in imported_modules(file)}
+    used = {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in used - sys.stdlib_module_names}
+    # PyTorch brings triton, where there is one.
+    assert used - {f"ssl-{package.name}", "ssl-core", "triton"} <= asked
+
+
+def asked_for(project):
+    return [*project["dependencies"], *(part for extra in project["optional-dependencies"].values() for part in extra)]

@@ -33,6 +33,7 @@ RUNS = {
 }
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("wrong", RUNS)
 def test_what_is_wrong_in_a_run_is_named(changed, tmp_path, wrong):
     old, new, message = RUNS[wrong]
@@ -41,12 +42,12 @@ def test_what_is_wrong_in_a_run_is_named(changed, tmp_path, wrong):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("renderer", ["auto", "reference"])
+@pytest.mark.parametrize("renderer", ["auto", pytest.param("reference", marks=pytest.mark.nightly)])
 def test_a_killed_run_resumes_to_the_last_bit(tmp_path, renderer):
     check_exact_resume(ssl_tiny.train, tmp_path, [*SHORT_QUEUE, f"--data.renderer={renderer}"])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_state_that_no_checkpoint_holds_is_found(changed, tmp_path):
     forgets = 'self.queue.register_buffer("cursor", self.queue.cursor, persistent=False)'
     train = changed("self.queue = Queue(config.queue, dim)", f"self.queue = Queue(config.queue, dim); {forgets}")

@@ -5,7 +5,7 @@ import pytest
 from ssl_core.testing import check_ranks
 
 
-@pytest.mark.distributed
+@pytest.mark.nightly
 def test_the_cases_that_train_otherwise_in_two_processes_are_named_and_no_others(tmp_path):
     with pytest.raises(AssertionError, match="do not train as one") as failed:
         check_ranks(Path(__file__).with_name("broken_ranks.py"), tmp_path)
