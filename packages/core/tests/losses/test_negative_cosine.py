@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ssl_core.losses import negative_cosine
+from ssl_core.testing import SINGLE
 
 # Lengths 5 and 13: cosines (3 * 5 + 4 * 12) / 65 = 63 / 65, and 0.
 PREDICTION = torch.tensor([[3.0, 4.0], [3.0, 4.0]])
@@ -57,7 +58,7 @@ def test_autocast_changes_nothing_and_the_loss_is_float32_or_float64(dtype):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = negative_cosine(prediction, target)
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    torch.testing.assert_close(loss.double(), exact, atol=1e-6, rtol=0)
+    torch.testing.assert_close(loss.double(), exact, atol=SINGLE, rtol=0)
 
 
 def test_shapes_that_differ_are_refused():

@@ -13,15 +13,15 @@ from ssl_core.losses import (
     soft_target_cross_entropy,
     soft_target_terms,
 )
-from ssl_core.testing import assert_as_accurate
+from ssl_core.testing import ROUNDING, SIX_DIGITS, assert_as_accurate, loss_rounding
 
 TEMPERATURES = {"temperature": 0.1, "target_temperature": 0.05}
 
 # The example of all values worked by hand: two queries, three queue rows.
-QUERY = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-POSITIVE = torch.tensor([[0.8, 0.6], [0.0, 1.0]])
-TARGET_QUERY = torch.tensor([[0.6, 0.8], [0.8, 0.6]])
-QUEUE = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+QUERY = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+POSITIVE = torch.tensor([[0.8, 0.6], [0.0, 1.0]], dtype=torch.float64)
+TARGET_QUERY = torch.tensor([[0.6, 0.8], [0.8, 0.6]], dtype=torch.float64)
+QUEUE = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]], dtype=torch.float64)
 
 
 def unit_rows(*shape, dtype=torch.float32):
@@ -52,7 +52,7 @@ ALL = pytest.mark.parametrize("loss", [contrastive, relational, soft], ids=lambd
 
 
 def assert_close(actual, expected):
-    torch.testing.assert_close(actual, torch.tensor(expected), atol=3e-6, rtol=0)
+    torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), atol=SIX_DIGITS, rtol=0)
 
 
 # (1) Values worked by hand. With tau = 0.5 and tau_m = 0.4:
@@ -258,7 +258,7 @@ def test_tiled_losses_are_as_accurate_as_those_of_the_reference(loss, inputs):
     actual = loss(*inputs, backend="tiled")
     eager = loss(*inputs, backend="reference")
     assert actual.dtype == torch.float32
-    assert_as_accurate(actual, eager, loss(*(tensor.double() for tensor in inputs)), floor=1e-5)
+    assert_as_accurate(actual, eager, loss(*(tensor.double() for tensor in inputs)))
 
 
 @ALL
@@ -297,8 +297,9 @@ def test_bfloat16_embeddings_give_a_float32_loss(loss, inputs):
     halves = [tensor.bfloat16() for tensor in inputs]
     actual = loss(*halves, batch_keys=halves[1])
     assert actual.dtype == torch.float32
-    exact = [tensor.double() for tensor in halves]
-    torch.testing.assert_close(actual.double(), loss(*exact, batch_keys=exact[1]), atol=2e-5, rtol=0)
+    doubles = [tensor.double() for tensor in halves]
+    exact = loss(*doubles, batch_keys=doubles[1])
+    torch.testing.assert_close(actual.double(), exact, atol=loss_rounding(0.1, 8, 46), rtol=0)
 
 
 # (4) Gradients.
@@ -333,6 +334,9 @@ def test_only_the_query_receives_a_gradient(loss, inputs):
     assert [leaf.grad is not None for leaf in leaves] == [True, False, False, False, False]
 
 
+SATURATED = 2 * 16 * ROUNDING  # of e^-16: two roundings of the exponent
+
+
 def test_a_saturated_info_nce_keeps_its_value_and_gradient():
     # s+ = 1 / 0.1 = 10, lse = -0.6 / 0.1 = -6: loss log(1 + e^-16) = 1.12535e-7, and the gradient is
     # w (E - k+) / tau with w = sigmoid(-16) = 1.12535e-7 and E - k+ = (-0.6, 0.8) - (1, 0) = (-1.6, 0.8).
@@ -340,8 +344,8 @@ def test_a_saturated_info_nce_keeps_its_value_and_gradient():
     loss = info_nce(query, torch.tensor([[1.0, 0.0]]), torch.tensor([[-0.6, 0.8]]), 0.1)
     loss.sum().backward()
     weight = 1 / (1 + math.exp(16))
-    torch.testing.assert_close(loss, torch.tensor([math.log1p(math.exp(-16))]), rtol=2e-6, atol=0)
-    torch.testing.assert_close(query.grad, weight * torch.tensor([[-16.0, 8.0]]), rtol=2e-6, atol=0)
+    torch.testing.assert_close(loss, torch.tensor([math.log1p(math.exp(-16))]), rtol=SATURATED, atol=0)
+    torch.testing.assert_close(query.grad, weight * torch.tensor([[-16.0, 8.0]]), rtol=SATURATED, atol=0)
 
 
 def test_a_saturated_negative_keeps_the_gradient_of_the_ceiling():
@@ -351,8 +355,8 @@ def test_a_saturated_negative_keeps_the_gradient_of_the_ceiling():
     ceiling = soft_target_terms(query, positive, positive, queue, **TEMPERATURES).ceiling
     ceiling.sum().backward()
     prob = 1 / (1 + math.exp(16))
-    torch.testing.assert_close(ceiling, torch.tensor([math.log1p(math.exp(-16))]), rtol=2e-6, atol=0)
-    torch.testing.assert_close(query.grad, prob * torch.tensor([[-16.0, 8.0]]), rtol=2e-6, atol=0)
+    torch.testing.assert_close(ceiling, torch.tensor([math.log1p(math.exp(-16))]), rtol=SATURATED, atol=0)
+    torch.testing.assert_close(query.grad, prob * torch.tensor([[-16.0, 8.0]]), rtol=SATURATED, atol=0)
 
 
 # The softmax over positive and columns.
@@ -398,7 +402,7 @@ def test_a_saturated_softmax_keeps_the_log_probability_of_its_positive():
     # s+ = 10, lse = -6 of the columns: -log(1 + e^-16), where the difference of the two sums is 0.
     query, queue = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[-0.6, 0.8]])
     log_prob = key_softmax(query, query[0], queue, [0.1]).log_prob
-    torch.testing.assert_close(log_prob, torch.tensor([[-math.log1p(math.exp(-16))]]), rtol=2e-6, atol=0)
+    torch.testing.assert_close(log_prob, torch.tensor([[-math.log1p(math.exp(-16))]]), rtol=SATURATED, atol=0)
 
 
 @pytest.mark.parametrize("backend", ["tiled", "reference"])

@@ -55,7 +55,7 @@ def test_the_average_is_as_accurate_as_eager_whatever_the_online_dtype(online_dt
     eager = momentum * target + (1 - momentum) * online.float()
     exact = momentum * target.double() + (1 - momentum) * online.double()
     momentum_update_([target], [online], momentum)
-    assert_as_accurate(target, eager, exact, floor=1e-7)
+    assert_as_accurate(target, eager, exact, floor=0.0)  # of a thousand numbers eager rounds some
 
 
 def test_small_steps_add_up():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ssl_core.testing import assert_as_accurate
+from ssl_core.testing import ROUNDING, assert_as_accurate
 
 EXACT = torch.tensor([1.0, -torch.inf], dtype=torch.float64)
 
@@ -25,6 +25,12 @@ def test_the_floor_is_added():
     assert_as_accurate(with_error(0.009), with_error(0.0), EXACT, floor=0.01)
     with pytest.raises(AssertionError, match="excess"):
         assert_as_accurate(with_error(0.011), with_error(0.0), EXACT, floor=0.01)
+
+
+def test_the_floor_is_eight_roundings_of_the_largest_value_by_default():
+    assert_as_accurate(with_error(7.9 * ROUNDING), EXACT, EXACT)
+    with pytest.raises(AssertionError, match="excess"):
+        assert_as_accurate(with_error(8.1 * ROUNDING), EXACT, EXACT)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,16 @@ A failed check is an AssertionError that names the broken promise. Nothing here 
 depend on it; folders to work in are arguments, as pytest's ``tmp_path`` gives them.
 """
 
-from ssl_core.testing.accuracy import assert_as_accurate, assert_attention_is_accurate
+from ssl_core.testing.accuracy import (
+    APART,
+    DOUBLE,
+    ROUNDING,
+    SINGLE,
+    SIX_DIGITS,
+    assert_as_accurate,
+    assert_attention_is_accurate,
+    loss_rounding,
+)
 from ssl_core.testing.command import (
     check_bad_input,
     check_exact_resume,
@@ -19,6 +28,11 @@ from ssl_core.testing.ranks import check_ranks
 from ssl_core.testing.recipes import Recipes
 
 __all__ = [
+    "APART",
+    "DOUBLE",
+    "ROUNDING",
+    "SINGLE",
+    "SIX_DIGITS",
     "Recipes",
     "assert_as_accurate",
     "assert_attention_is_accurate",
@@ -30,6 +44,7 @@ __all__ = [
     "check_run",
     "error_of",
     "finished_process",
+    "loss_rounding",
     "make_images",
     "random_views",
     "started_process",

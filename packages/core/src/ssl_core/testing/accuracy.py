@@ -1,4 +1,7 @@
-"""How accurate is accurate enough: the one tolerance law of all kernels."""
+"""How accurate is accurate enough: the one tolerance law of all kernels, and the reasons of all other tolerances.
+
+Where a test may choose the dtype it is float64, in which hardly any error is left to explain.
+"""
 
 import math
 from typing import Any
@@ -10,13 +13,20 @@ from torch import Tensor
 from ssl_core.ops import queue_attention
 
 # Half the distance from 1 to the next float32: the relative error of one rounding.
-_ROUNDING = 2.0**-24
+ROUNDING = 2.0**-24
+# Numbers around 1 after a few operations, in whatever order: 16 roundings to float32, 900 to float64.
+SINGLE = 16 * ROUNDING
+DOUBLE = 1e-13
+# Values worked by hand are written to six digits and compared in float64.
+SIX_DIGITS = 5e-7
+# What differs by more than this is not equal but for rounding, however long the computation.
+APART = 1e-3
 # Keys whose weights are added up one after another before they join the sum of the queue: kKeys of
 # csrc/cpu/queue_attention.cpp.
 _CHAIN = 192
 
 
-def assert_as_accurate(actual: Tensor, eager: Tensor, exact: Tensor, floor: float | Tensor = 1e-5) -> None:
+def assert_as_accurate(actual: Tensor, eager: Tensor, exact: Tensor, floor: float | Tensor | None = None) -> None:
     """Check that a kernel is about as accurate as plain PyTorch in the same dtype: the one tolerance law.
 
     |actual - exact| <= 2 max |eager - exact| + floor, over finite entries; infinite entries must agree.
@@ -26,7 +36,7 @@ def assert_as_accurate(actual: Tensor, eager: Tensor, exact: Tensor, floor: floa
         eager: the same formula in plain PyTorch, in the kernel's dtype, on the same inputs.
         exact: the same formula in float64, on the same inputs.
         floor: absolute error that is allowed where eager happens to be exact, in the unit of the values; one number, or
-            one for each entry.
+            one for each entry; by default eight roundings to float32 of the largest value, or of 1.
 
     Raises:
         AssertionError: with the excess over the allowed error.
@@ -44,7 +54,8 @@ def assert_as_accurate(actual: Tensor, eager: Tensor, exact: Tensor, floor: floa
     is_finite = exact.isfinite()
     assert (actual[~is_finite] == exact[~is_finite]).all(), "infinite entries disagree"
     error = (actual - exact)[is_finite].abs()
-    eager_error = float((eager - exact)[is_finite].abs().max()) if error.numel() else 0.0
+    eager_error, largest = (float(F.pad(of[is_finite].abs(), (0, 1)).max()) for of in (eager - exact, exact))
+    floor = 8 * ROUNDING * max(1.0, largest) if floor is None else floor
     allowed = 2 * eager_error + torch.as_tensor(floor, dtype=torch.float64).cpu().expand_as(exact)[is_finite]
     # Written so that a NaN fails.
     if not (error <= allowed).all():
@@ -53,6 +64,27 @@ def assert_as_accurate(actual: Tensor, eager: Tensor, exact: Tensor, floor: floa
             f"excess {error[worst] - allowed[worst]:.3e}: error {error[worst]:.3e}, eager's {eager_error:.3e}, "
             f"allowed {allowed[worst]:.3e}"
         )
+
+
+def loss_rounding(temperature: float, dim: int, num_keys: int) -> float:
+    """Bound of the rounding of a float32 loss of unit rows: a log-sum-exp of their logits minus one, or a mean of them.
+
+    As :func:`assert_attention_is_accurate` has it with L = 1 / temperature: (4 + sqrt d) L u + (4 + k) u of the sum,
+    (1 + sqrt d) L u of the logit, and L u of their difference.
+
+    Args:
+        temperature: > 0, the smallest one.
+        dim: d, of the rows.
+        num_keys: k, of the sum.
+
+    Returns:
+        absolute error of one term, in nats.
+
+    Example:
+        >>> round(loss_rounding(0.1, 64, 4096) * 1e6)
+        257
+    """
+    return ((6 + 2 * math.sqrt(dim)) / temperature + 4 + num_keys) * ROUNDING
 
 
 def assert_attention_is_accurate(
@@ -116,9 +148,9 @@ def assert_attention_is_accurate(
     is_ours = backend == "cpp"
     products = dim if are_components_alike else math.sqrt(dim)
     chain = min(num_keys, _CHAIN) + math.ceil(num_keys / _CHAIN) if is_ours else num_keys
-    factor = ((4 + products) * largest_logit + (2 if is_ours else 4) + chain) * _ROUNDING
+    factor = ((4 + products) * largest_logit + (2 if is_ours else 4) + chain) * ROUNDING
     factor = factor + (half * largest_logit if rounds_query else 0.0)
-    lse_floor = factor + (largest_logit + math.log(num_keys + 1)) * _ROUNDING
+    lse_floor = factor + (largest_logit + math.log(num_keys + 1)) * ROUNDING
     factor = factor + (half if rounds_weights or rounds_result else 0.0)
     floors = lse_floor, factor[:, None] * (sizes + expectation.abs())
     for value, plain, truth, floor in zip(actual, eager, (lse, expectation), floors, strict=True):
