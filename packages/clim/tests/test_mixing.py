@@ -9,20 +9,21 @@ from scipy.stats import beta, kstest
 from ssl_clim.mixing import Mixture, cutmix, draw_mixtures, mixup
 
 ROWS = torch.arange(4000)
+UNLIKELY = 1e-3  # one seed of a thousand would fail, and the seed is fixed
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 2.0, 2.5])
 def test_ratios_follow_the_beta_distribution(alpha):
     ratio = draw_mixtures(0, 3, ROWS, alpha=alpha).ratio
-    assert kstest(ratio.numpy(), beta(alpha, alpha).cdf).pvalue > 1e-3
+    assert kstest(ratio.numpy(), beta(alpha, alpha).cdf).pvalue > UNLIKELY
 
 
 def test_centers_are_uniform_over_the_image_and_independent_of_the_ratio():
     mixture = draw_mixtures(0, 3, ROWS, alpha=2.0)
     for axis in range(2):
-        assert kstest(mixture.center[:, axis].numpy(), "uniform").pvalue > 1e-3
+        assert kstest(mixture.center[:, axis].numpy(), "uniform").pvalue > UNLIKELY
     correlation = torch.corrcoef(torch.cat([mixture.ratio[:, None], mixture.center], dim=1).T)
-    assert (correlation - torch.eye(3)).abs().max() < 0.06
+    assert (correlation - torch.eye(3)).abs().max() < 4 / len(ROWS) ** 0.5  # four standard errors
 
 
 def test_a_row_has_the_same_mixture_in_any_batch_and_others_in_other_rows_steps_streams_and_seeds():
@@ -34,7 +35,7 @@ def test_a_row_has_the_same_mixture_in_any_batch_and_others_in_other_rows_steps_
     assert torch.equal(torch.cat([drawn(part) for part in ROWS.split(1000)]), whole)
     assert len(whole.unique(dim=0)) == len(whole)
     for other in (drawn(seed=1), drawn(step=4), drawn(stream=1)):
-        assert (other != whole).all(dim=1).float().mean() > 0.99
+        assert (other != whole).all()
 
 
 def test_per_batch_all_rows_have_one_mixture():
@@ -95,9 +96,9 @@ def test_the_same_mixture_at_another_size_is_the_same_box_at_that_resolution():
     small, _ = pasted(0.6, (0.4, 0.55), 20, 20)
     large, _ = pasted(0.6, (0.4, 0.55), 200, 200)
     scaled = torch.nn.functional.interpolate(large[None, None].float(), size=20, mode="area")[0, 0]
-    # Edges fall within half a pixel of the smaller one.
+    # Edges fall within half a pixel of the smaller one, so that a corner is a quarter of a pixel at least.
     assert (scaled - small.float()).abs().max() <= 0.75
-    assert ((scaled > 0.5) == small).float().mean() > 0.95
+    assert torch.equal(scaled > 0.5, small)
 
 
 def test_each_row_has_its_own_box_and_shows_its_own_images():

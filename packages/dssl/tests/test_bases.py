@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ssl_core.nn import MomentumConfig, Queue, QueueConfig
+from ssl_core.testing import DOUBLE
 from ssl_dssl import BYOL, BarlowTwins, Embedded, MoCoV2, SimCLR, SimSiam, make_base
 
 
@@ -63,13 +64,13 @@ def test_moco_is_the_papers_code():
 
 
 def test_barlow_twins_by_hand():
-    # Two dimensions, four images; columns already of mean 0 and variance 1 (the eps of 1e-5 aside):
+    # Two dimensions, four images; columns already of mean 0 and variance 1, to which 1e-5 is added: c = 1 / (1 + 1e-5).
     # first (1, 1, -1, -1) and (1, -1, 1, -1); second the same with the columns exchanged, and the second one negated.
-    # C = first^T second / 4 = [[0, -1], [1, 0]]: (1 - 0)^2 + (1 - 0)^2 + lambda (1 + 1).
-    a, b = torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.tensor([1.0, -1.0, 1.0, -1.0])
+    # C = first^T second / 4 = [[0, -c], [c, 0]]: (1 - 0)^2 + (1 - 0)^2 + lambda (c^2 + c^2).
+    a, b = torch.tensor([[1.0, 1.0, -1.0, -1.0], [1.0, -1.0, 1.0, -1.0]]).double()
     first, second = Embedded(torch.stack([a, b], dim=1), None), Embedded(torch.stack([b, -a], dim=1), None)
     loss = BarlowTwins(off_diagonal_weight=0.25).loss(first, second)
-    torch.testing.assert_close(loss, torch.tensor(2 + 0.25 * 2), atol=1e-4, rtol=0)
+    assert loss.item() == pytest.approx(2 + 0.25 * 2 / (1 + 1e-5) ** 2, abs=DOUBLE)
 
 
 def test_barlow_twins_is_its_papers_code():
