@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ssl_core import distributed
-from ssl_core.testing import finished_process
+from ssl_core.testing import DOUBLE, finished_process
 
 ROWS = 3  # of each process
 
@@ -96,7 +96,7 @@ class TestTwoProcesses:
         pairwise_loss(everyone, everyone, torch.arange(2 * ROWS)).backward()
         # DistributedDataParallel averages over processes.
         average = (results[0]["grad"] + results[1]["grad"]) / 2
-        torch.testing.assert_close(average, parameter.grad, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(average, parameter.grad, rtol=DOUBLE, atol=DOUBLE)
 
     def test_shuffle_follows_the_order_across_processes(self, results):
         everyone = torch.cat([rows_of(0), rows_of(1)])

@@ -19,7 +19,7 @@ from ssl_core import pretrain
 from ssl_core.data import Batches
 from ssl_core.evaluate import evaluate_similarity
 from ssl_core.ops import _triton, cpp
-from ssl_core.testing import error_of, make_images, started_process
+from ssl_core.testing import SINGLE, error_of, make_images, started_process
 from ssl_core.testing.process import TIMEOUT_S
 from ssl_core.train import load_checkpoint, read_metrics
 
@@ -184,7 +184,7 @@ def test_the_similarity_of_test_images_is_logged_with_the_knn(tmp_path):
     main([*SMOKE, "--evaluate.knn_every=1", "--out", str(run)])
     (record,) = evaluated(run)
     expected = evaluate_similarity(str(run), out=str(tmp_path), progress=False)["intra_class"]
-    assert record["intra_class_similarity"] == pytest.approx(expected, abs=1e-6)
+    assert record["intra_class_similarity"] == pytest.approx(expected, abs=SINGLE)
 
 
 def test_the_knn_is_logged_without_similarity_where_no_class_has_two_test_images(tmp_path):

@@ -3,6 +3,7 @@ import math
 import pytest
 
 from ssl_core.schedules import cosine_schedule, linear_schedule, scalar_schedule
+from ssl_core.testing import DOUBLE
 
 
 def test_cosine_and_linear_run_from_start_to_end():
@@ -16,7 +17,7 @@ def test_cosine_momentum_is_the_papers_formula():
     total, start = 11, 0.99
     for step in range(total):
         paper = 1 - (1 - start) * (math.cos(math.pi * step / (total - 1)) + 1) / 2
-        assert cosine_schedule(start, 1.0, step / (total - 1)) == pytest.approx(paper, rel=1e-15)
+        assert cosine_schedule(start, 1.0, step / (total - 1)) == pytest.approx(paper, rel=DOUBLE)
 
 
 def test_scalar_stays_without_warm_up_and_decay():

@@ -10,6 +10,7 @@ from ssl_core.evaluate.protocol import (
     view_for_testing,
     view_for_training,
 )
+from ssl_core.testing import DOUBLE
 from ssl_core.views import CenterCrop, HorizontalFlip, RandomCrop, RandomResizedCrop, Resize
 
 # epochs, batch, lr at the start and the end, drops (epochs, factor 0.1), input side, training crop, short side,
@@ -38,7 +39,7 @@ def test_protocol_has_the_published_numbers(name):
     assert (protocol.epochs, protocol.batch_size) == (epochs, batch_size)
     rates = [learning_rate(protocol, epoch) for epoch in range(epochs + 1)]
     assert rates[0] == pytest.approx(first)
-    assert rates[epochs] == pytest.approx(last, abs=1e-9)
+    assert rates[epochs] == pytest.approx(last, abs=DOUBLE)
     if drops:
         assert tuple(epoch for epoch in range(1, epochs) if rates[epoch] < rates[epoch - 1]) == drops
     else:

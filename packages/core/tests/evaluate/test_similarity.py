@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssl_core.evaluate import inter_class_similarity, intra_class_similarity
+from ssl_core.testing import DOUBLE
 
 
 def brute_force(features, labels):
@@ -35,13 +36,13 @@ LABELS = torch.tensor([0, 0, 0, 1, 1])
 def test_intra_class_similarity_is_the_hand_worked_value():
     # Class 0: (0.6 + 0 + 0.8) / 3; class 1: -1; each class counts the same.
     expected = (1.4 / 3 - 1) / 2
-    assert intra_class_similarity(FEATURES, LABELS, 2) == pytest.approx(expected, rel=1e-12)
+    assert intra_class_similarity(FEATURES, LABELS, 2) == pytest.approx(expected, abs=DOUBLE)
 
 
 def test_inter_class_similarity_is_the_hand_worked_value():
     # The rows of class 0 with (0, 1): 0, 0.8, 1; with (0, -1) their negatives. Without the last row: 1.8 / 3.
-    assert inter_class_similarity(FEATURES, LABELS, 2) == pytest.approx(0, abs=1e-12)
-    assert inter_class_similarity(FEATURES[:4], LABELS[:4], 2) == pytest.approx(0.6, rel=1e-12)
+    assert inter_class_similarity(FEATURES, LABELS, 2) == pytest.approx(0, abs=DOUBLE)
+    assert inter_class_similarity(FEATURES[:4], LABELS[:4], 2) == pytest.approx(0.6, abs=DOUBLE)
 
 
 @given(
@@ -62,7 +63,7 @@ def test_both_equal_brute_force_over_all_pairs(num_images, num_classes, length, 
             with pytest.raises(ValueError, match="test images"):
                 similarity(features, labels, num_classes)
         else:
-            assert similarity(features, labels, num_classes) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+            assert similarity(features, labels, num_classes) == pytest.approx(expected, abs=DOUBLE)
 
 
 def test_more_rows_than_a_block_change_nothing(monkeypatch):
@@ -70,7 +71,7 @@ def test_more_rows_than_a_block_change_nothing(monkeypatch):
     whole = intra_class_similarity(features, labels, 4), inter_class_similarity(features, labels, 4)
     monkeypatch.setattr("ssl_core.evaluate.similarity._ROWS", 7)
     blocks = intra_class_similarity(features, labels, 4), inter_class_similarity(features, labels, 4)
-    assert blocks == pytest.approx(whole, rel=1e-12)
+    assert blocks == pytest.approx(whole, abs=DOUBLE)
 
 
 def test_a_class_of_one_image_and_an_empty_one_do_not_count():
@@ -81,14 +82,14 @@ def test_a_class_of_one_image_and_an_empty_one_do_not_count():
 def test_duplicates_have_similarity_one():
     features = torch.tensor([[1.0, 2.0, 3.0]]).repeat(4, 1)
     labels = torch.tensor([0, 0, 1, 1])
-    assert intra_class_similarity(features, labels, 2) == pytest.approx(1, abs=1e-15)
-    assert inter_class_similarity(features, labels, 2) == pytest.approx(1, abs=1e-15)
+    assert intra_class_similarity(features, labels, 2) == pytest.approx(1, abs=DOUBLE)
+    assert inter_class_similarity(features, labels, 2) == pytest.approx(1, abs=DOUBLE)
 
 
 def test_a_zero_row_has_similarity_zero_with_everything():
     # Of three pairs one is alike.
     features = torch.tensor([[1.0, 1.0], [0.0, 0.0], [2.0, 2.0]])
-    assert intra_class_similarity(features, torch.tensor([0, 0, 0]), 1) == pytest.approx(1 / 3, rel=1e-12)
+    assert intra_class_similarity(features, torch.tensor([0, 0, 0]), 1) == pytest.approx(1 / 3, abs=DOUBLE)
     assert intra_class_similarity(torch.zeros(3, 2), torch.tensor([0, 0, 0]), 1) == 0
 
 

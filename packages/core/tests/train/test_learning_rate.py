@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from ssl_core.testing import DOUBLE
 from ssl_core.train.learning_rate import learning_rate, step_decay, warmup_cosine
 from ssl_core.train.optim import OptimConfig
 
@@ -26,7 +27,7 @@ def test_moco_cifar_learning_rate_counts_epochs_from_one_and_ends_at_zero():
     # 0.03 (1 + cos(pi e / 4)) for e = 1..4, the same for both steps of an epoch.
     half = math.sqrt(0.5)
     epochs = [0.03 * (1 + half), 0.03, 0.03 * (1 - half), 0.0]
-    assert values == pytest.approx([value for value in epochs for _ in range(2)], abs=1e-17)
+    assert values == pytest.approx([value for value in epochs for _ in range(2)], rel=DOUBLE, abs=0)
     assert values[-1] == 0.0
 
 
