@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ssl_core.testing import DOUBLE
 from ssl_core.views import DISTORTIONS, POOLS, Magnitude, RandAugment, Resize, ViewSpec, sample_parameters
 
 NO_MAGNITUDE = [0.0] * 9
@@ -97,7 +98,7 @@ def test_magnitudes_are_those_of_dssls_code(column, level):
         found = drawn[:, 1::4][drawn[:, ::4] == DISTORTIONS.index(name)]
         assert len(found) > 0
         expected = torch.tensor(magnitudes[column], dtype=torch.float64)
-        torch.testing.assert_close(found.abs(), expected.expand_as(found), rtol=1e-12, atol=0)
+        torch.testing.assert_close(found.abs(), expected.expand_as(found), rtol=DOUBLE, atol=0)
         assert bool((found < 0).any()) == (name in SIGNED)
 
 

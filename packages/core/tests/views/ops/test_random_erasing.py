@@ -8,6 +8,7 @@ from torchvision.transforms.v2 import functional as oracle
 from ssl_core.data import Batches, MemoryImages
 from ssl_core.ops import cpp
 from ssl_core.philox import uniform
+from ssl_core.testing import DOUBLE
 from ssl_core.views import (
     Choice,
     RandomErasing,
@@ -37,7 +38,7 @@ def boxes(op, size):
     parameters = sample(op, size)
     height, width = size
     found = parameters[parameters[:, 2] > 0, :4] * torch.tensor([height, width, height, width])
-    torch.testing.assert_close(found, found.round(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(found, found.round(), rtol=DOUBLE, atol=0)
     return found.round()
 
 
@@ -60,7 +61,7 @@ def test_a_rectangle_of_known_draws_by_hand():
         [0] * 5,
         [int(0.5 * 17) / 20, int(0.99 * 14) / 30, 4 / 20, 17 / 30, 3],
     ]
-    torch.testing.assert_close(parameters, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(parameters, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=DOUBLE)
 
 
 @pytest.mark.parametrize("prob", [0.0, 0.3, 1.0])
