@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from ssl_core.ops import cuda, enqueue_, momentum_update_, queue_attention
 from ssl_core.ops.backends import choose_backend
 from ssl_core.ops.queue_attention import BACKENDS
-from ssl_core.testing import assert_attention_is_accurate
+from ssl_core.testing import ROUNDING, assert_attention_is_accurate
 from ssl_core.views import HEAVY, PRESETS, ViewSpec, derive, pack_images, render_views, sample_parameters
 
 pytestmark = pytest.mark.gpu
@@ -219,8 +219,8 @@ def test_views_are_those_of_the_reference_and_cut_to_other_levels_at_most(name, 
     expected = render_views(images, on_cpu, SPECS[name], renderer="reference", **NORMALISATION)
     for one, other in zip(actual, expected, strict=True):
         error = (one.cpu() - other).abs() * 0.25
-        assert error.mean() < 1e-3
-        assert (error > 1e-5).double().mean() <= (0.0 if name in ("padded_crop", "large") else 0.1)
+        assert error.mean() < 1e-3  # a quarter of a level
+        assert (error > 160 * ROUNDING).double().mean() <= (0.0 if name in ("padded_crop", "large") else 0.1)
 
 
 @pytest.mark.parametrize("name", ["strong_gamma", "clsa_strong", "heavy"])

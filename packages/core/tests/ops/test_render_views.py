@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ssl_core.ops import _triton, cpp
 from ssl_core.ops.instructions import PackedImages
+from ssl_core.testing import ROUNDING, SINGLE
 from ssl_core.views import (
     DISTORTIONS,
     HEAVY,
@@ -65,30 +66,36 @@ class Tolerance(NamedTuple):
     outliers: float = 0.0
 
 
-# The same level: level / 255 to one unit in the last place.
-EXACT = Tolerance(1e-7, 1e-7)
+def roundings(number):
+    """As many to float32, of values below 1, at most; they fall either way: a tenth of that, or a half, in the mean."""
+    return Tolerance(number * ROUNDING, max(0.5, number / 10) * ROUNDING)
+
+
+EXACT = roundings(1)  # the same level: level / 255 to one unit in the last place
+RESIZED = roundings(32)  # places between pixels are rounded, by half the distance of two numbers from 32 to 64
+BLENDED = roundings(8)
 # Of single ops on 8-bit images.
 TOLERANCE = {
-    "random_resized_crop": Tolerance(2e-6, 2e-7),
+    "random_resized_crop": RESIZED,
     "random_crop": EXACT,
-    "center_crop": Tolerance(2e-6, 2e-7),
-    "resize": Tolerance(2e-6, 2e-7),
+    "center_crop": RESIZED,
+    "resize": RESIZED,
     "horizontal_flip": EXACT,
-    "color_jitter": Tolerance(5e-6, 5e-7),
-    "grayscale": Tolerance(2e-7, 5e-8),
-    "gaussian_blur": Tolerance(1e-6, 2e-7),
+    "color_jitter": roundings(32),  # factors of 1.6, 1.5 and 1.7 magnify the 8 of blends
+    "grayscale": roundings(3),
+    "gaussian_blur": roundings(16),
     "solarize": EXACT,
     "jigsaw": EXACT,
     "identity": EXACT,
     "autocontrast": EXACT,
     "brightness": EXACT,
-    "color": Tolerance(5e-7, 1e-7),
-    "contrast": Tolerance(5e-7, 1e-7),
+    "color": BLENDED,
+    "contrast": BLENDED,
     "equalize": EXACT,
     "invert": EXACT,
     "posterize": EXACT,
     "rotate": EXACT,
-    "sharpness": Tolerance(5e-7, 1e-7),
+    "sharpness": BLENDED,
     "shear_x": EXACT,
     "shear_y": EXACT,
     "translate_x": EXACT,
@@ -100,8 +107,8 @@ TOLERANCE = {
 }
 # Of whole views. Where levels are cut, an error of 1e-7 before makes one of a level or, if inverted, more; equalize
 # and autocontrast make one of a level in all pixels of some levels, which others may amplify.
-SMOOTH = Tolerance(1e-5, 1e-6)
-CUT = Tolerance(1e-5, 1e-6, outliers=0.05)
+SMOOTH = roundings(160)  # those of resizing, magnified by several jitters' factors
+CUT = SMOOTH._replace(outliers=0.05)
 CUT_AT_RANDOM = Tolerance(8 / 255, 1 / 255, outliers=0.05)
 
 
@@ -147,11 +154,31 @@ def assert_drawn(renderer, images, parameters, specs, tolerance):
     """The renderer's pictures are the reference's; images are a list, or packed."""
     packed = images if isinstance(images, PackedImages) else pack_images(images)
     numbers = {"mean": [0.0] * packed.channels, "std": [1.0] * packed.channels}
-    actual = render_views(packed, parameters, specs, renderer=renderer, **numbers)
-    expected = render_views(packed, parameters, specs, renderer="reference", **numbers)
+
+    def drawn(packed, renderer):
+        return render_views(packed, parameters, specs, renderer=renderer, **numbers)
+
+    actual, expected = drawn(packed, renderer), drawn(packed, "reference")
     assert len(actual) == len(expected)
     for one, other in zip(actual, expected, strict=True):
         assert_within(one, other, tolerance)
+    if tolerance is CUT and not all(map(torch.allclose, actual, expected)):
+        # An outlier is near a cut: there the reference draws both sides, of pixels as far off as roundings may be. It
+        # lies between them, or as far beyond as a mean over pixels of which more change sides. All but a thousandth
+        # do: of exact levels an op may make a tie that the next one cuts, whatever the last bits of the pixels.
+        nudged = [drawn(images, "reference") for images in nudges(packed)]
+        for one, others in zip(actual, zip(expected, *nudged, strict=True), strict=True):
+            low, high = torch.stack(others).aminmax(dim=0)
+            assert_within(one.clamp(2 * low - high, 2 * high - low), one, CUT._replace(outliers=1e-3))
+
+
+def nudges(packed, num_pairs=8):
+    """The images with every pixel a little brighter or darker, at random, and the other way round."""
+    levels = {torch.uint8: 255, torch.uint16: 65535, torch.float32: 1}[packed.pixels.dtype]
+    pixels, generator = packed.pixels / levels, torch.Generator().manual_seed(0)
+    for _ in range(num_pairs):
+        noise = SMOOTH.largest * torch.randint(0, 2, pixels.shape, generator=generator).sub(0.5).sign()
+        yield from (packed._replace(pixels=(pixels + nudge).clamp(0, 1)) for nudge in (noise, -noise))
 
 
 def assert_op_is_drawn(renderer, op, rows, shape, *, channels=3, tolerance=None):
@@ -269,7 +296,7 @@ def test_parameters_that_are_no_numbers_of_an_op_are_survived(renderer):
     rows = torch.tensor([[0, 0, -3, 1, 1, 1, 0, 99, 0, 0, 0, 0]] * 4, dtype=torch.float64)
     rows[1, 0], rows[2, 1], rows[3, 8:10] = float("nan"), 1e300, torch.tensor([16, -1e300], dtype=torch.float64)
     (view,) = render_views(pack_images(images), [rows], [spec], renderer=renderer, mean=(0.0,) * 3, std=(1.0,) * 3)
-    torch.testing.assert_close(view[0], images[0] / 255, rtol=0, atol=1e-6)
+    assert_within(view[0], images[0] / 255, EXACT)
 
 
 @EVERY
@@ -339,7 +366,7 @@ def test_jitter_of_extreme_amounts_and_of_none(renderer, side):
         (1.0, 1.0, 1.0, 1 / 3, 2.0),
         (1.0, 1.0, 1.0, 1e-9, 2.0),
     ]
-    assert_op_is_drawn(renderer, ColorJitter(), rows, (side, side), tolerance=Tolerance(1e-4, 1e-6))
+    assert_op_is_drawn(renderer, ColorJitter(), rows, (side, side), tolerance=Tolerance(9**3 * 2 * ROUNDING, SINGLE))
 
 
 @EVERY
@@ -528,7 +555,8 @@ def test_views_are_normalised_and_rounded_once_into_the_memory_format(renderer, 
     assert actual.is_contiguous(memory_format=memory_format)
     spacing = torch.finfo(dtype).eps
     # Half a unit in the last place, as from rounding the exact view, and the error of float32 before.
-    torch.testing.assert_close(actual.float(), exact, rtol=0.51 * spacing, atol=1e-5)
+    atol = TOLERANCE["center_crop"].largest / min(numbers["std"])
+    torch.testing.assert_close(actual.float(), exact, rtol=spacing / 2, atol=atol)
 
 
 @EVERY
@@ -632,6 +660,6 @@ def test_any_smooth_program_draws_every_pixel_of_the_reference(renderer):
         expected = render_views(packed, parameters, specs, renderer="reference", **numbers)
         found = render_views(packed, parameters, specs, renderer=renderer, **numbers)
         for one, other in zip(expected, found, strict=True):
-            assert (one - other).abs().max() < 2e-4
+            assert (one - other).abs().max() < 2e-4  # up to five jitters, of factors of up to 1.8 each
 
     check()
