@@ -215,7 +215,7 @@ def test_times_that_cannot_be_are_refused(option, value):
         NeighbourConfig(**{option: value})
 
 
-@pytest.mark.distributed
+@pytest.mark.nightly
 def test_two_processes_share_the_work_and_have_the_table_of_one(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
     finished = finished_process([*command, str(tmp_path)])

@@ -13,10 +13,12 @@ def test_importing_costs_little_and_listing_recipes_nothing():
     check_imports("ssl_clim")
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_is_promised_and_can_be_repeated(tmp_path):
     check_run(train, tmp_path)
 
 
+@pytest.mark.slow
 def test_partners_are_chosen_and_logged_between_epochs(tmp_path):
     train.main(["--config", "smoke", "--device", "cpu", "--out", str(tmp_path / "run"), "--train.log_every", "1"])
     records = read_metrics(tmp_path / "run")
@@ -27,7 +29,7 @@ def test_partners_are_chosen_and_logged_between_epochs(tmp_path):
     assert partners.shape == (1397, 10)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_at_a_random_step_and_resumed_gives_the_same_losses_to_the_last_bit(tmp_path):
     # Partners from the second epoch on: the run is killed before, at and after a search.
     options = ["--method.queue.length=72", "--method.queue.initial=empty", "--method.momentum.value=0.9"]
@@ -42,6 +44,7 @@ KEYS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -25,6 +25,7 @@ def page_faults(how):
     return int(finished_process([sys.executable, "-c", STEPS, how]).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the options")
 def test_memory_that_is_kept_is_not_paid_for_again():
     # The heap grows for the first few of the forty tensors, since a freed one does not always fit the next.

@@ -37,6 +37,7 @@ def smoke_run(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_terminating_saves_and_the_message_says_how_to_go_on(tmp_path):
     run = tmp_path / "run"
     options = ["--data.source", str(make_images(tmp_path / "images")), "--data.workers=2", "--train.epochs=500"]
@@ -60,6 +61,7 @@ def test_a_device_that_is_not_there_is_refused(tmp_path):
     assert "sees no such device" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("renderer", "text"),
     [
@@ -179,6 +181,7 @@ def evaluated(run):
     return [record for record in read_metrics(run) if "knn_top1" in record]
 
 
+@pytest.mark.slow
 def test_the_similarity_of_test_images_is_logged_with_the_knn(tmp_path):
     run = tmp_path / "run"
     main([*SMOKE, "--evaluate.knn_every=1", "--out", str(run)])

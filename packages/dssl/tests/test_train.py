@@ -24,16 +24,17 @@ def make_method(config):
     return train.make_method(config, encoder, encoder.num_features, config.view_specs())
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_is_promised_and_can_be_repeated(tmp_path):
     check_run(train, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_at_a_random_step_and_resumed_gives_the_same_losses_to_the_last_bit(tmp_path):
     check_exact_resume(train, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_with_a_momentum_encoder_and_a_queue_it_resumes_to_the_last_bit_too(tmp_path):
     momentum = "momentum: {value: 0.9, batch_norm_splits: 4}"
     base = f"{{mocov2: {{queue: {{length: 72, initial: empty}}, {momentum}}}}}"
@@ -45,6 +46,7 @@ def smoke(folder, *options):
     return read_metrics(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", BASES)
 def test_every_base_trains_alone(base, tmp_path):
     described = "{mocov2: {queue: {length: 512}}}" if base == "mocov2" else base
@@ -94,6 +96,7 @@ def test_a_predictors_hidden_layer_is_the_bases_own_unless_it_is_given(base, wid
     assert widths == [width, 24]
 
 
+@pytest.mark.nightly
 def test_collapse_is_warned_of_and_stops_a_run_that_asks_for_it(tmp_path, capsys, monkeypatch):
     make = train.make_method
 

@@ -11,11 +11,12 @@ def test_importing_costs_little_and_listing_recipes_nothing():
     check_imports("ssl_leoclr")
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_is_promised_and_can_be_repeated(tmp_path):
     check_run(train, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_at_a_random_step_and_resumed_gives_the_same_losses_to_the_last_bit(tmp_path):
     queue = ["--method.queue.length=72", "--method.enqueue=both", "--method.queue.initial=empty"]
     check_exact_resume(
@@ -27,6 +28,7 @@ MOCO = "--method.queue.length 65536 --method.momentum.value 0.999 --method.momen
 SIMCLR = f"--method.framework simclr {MOCO}"
 
 
+@pytest.mark.slow
 def test_the_simclr_framework_trains_without_a_queue(tmp_path):
     train.main(["--config", "smoke", "--device", "cpu", "--out", str(tmp_path / "run"), *SIMCLR.split()])
     record = read_metrics(tmp_path / "run")[-1]

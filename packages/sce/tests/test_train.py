@@ -11,16 +11,18 @@ def test_importing_costs_little_and_listing_recipes_nothing():
     check_imports("ssl_sce")
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_is_promised_and_can_be_repeated(tmp_path):
     check_run(train, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_at_a_random_step_and_resumed_gives_the_same_losses_to_the_last_bit(tmp_path):
     queue = ["--method.queue.length=72", "--method.momentum.batch_norm_splits=4", "--train.precision=bfloat16"]
     check_exact_resume(train, tmp_path, [*queue, "--method.momentum.schedule=cosine", "--method.momentum.value=0.9"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "calls"), [("bfloat16", 1), ("float32", 0)])
 def test_the_momentum_branch_runs_with_bfloat16_weights_where_the_training_does(
     precision, calls, tmp_path, monkeypatch

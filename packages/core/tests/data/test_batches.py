@@ -218,6 +218,7 @@ def run(script, signal_number):
     return process.returncode, output, errors
 
 
+@pytest.mark.slow
 def test_workers_do_not_each_say_what_renders_the_views():
     script = "import logging; logging.basicConfig(level=logging.INFO)" + SETUP
     done = finished_process([sys.executable, "-c", script])
@@ -225,6 +226,7 @@ def test_workers_do_not_each_say_what_renders_the_views():
     assert "runs as" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only on Linux do workers ignore a SIGTERM of others")
 def test_workers_outlive_a_sigterm_to_the_whole_job_so_that_the_main_process_can_save():
     script = """
@@ -242,6 +244,7 @@ next(left_unfinished)
     assert run(script, signal.SIGTERM) == (0, "98\n", "")
 
 
+@pytest.mark.slow
 def test_ctrl_c_raises_in_the_main_process_alone_and_ends_everything():
     # A process that a shell starts in the background ignores SIGINT, and so would this one that it starts.
     script = """

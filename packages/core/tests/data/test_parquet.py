@@ -135,6 +135,7 @@ def test_mixed_kinds_are_refused(tmp_path, make, pngs):
         open_source(mixed)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CIFAR.is_dir(), reason=f"{CIFAR} is not there")
 def test_cifar10_in_parquet_is_read():
     test = open_source(config(CIFAR), split="test")

@@ -8,7 +8,7 @@ import pytest
 from ssl_core.testing import finished_process
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_ops_and_losses_compile_without_graph_breaks_and_agree_with_eager():
     script = Path(__file__).with_name("compiled_ops.py")
     done = finished_process([sys.executable, str(script)])

@@ -8,6 +8,7 @@ from ssl_core.testing import check_bad_input, check_exact_resume, check_run, err
 SHORT_QUEUE = ["--method.queue.length=72"]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_promises(tmp_path):
     check_run(ssl_tiny.train, tmp_path)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_core import distributed
+from ssl_core.testing.accuracy import DOUBLE
 from ssl_core.testing.process import finished_process
 from ssl_core.train import TrainConfig, train
 
@@ -26,7 +27,7 @@ _STEPS = 2  # the second sees the queue and the momentum branch that the first h
 def check_ranks(file: str | Path, folder: Path) -> None:
     """Check that two processes with half the batch each train as one does with all of it.
 
-    Compared after two steps, to a relative 1e-9: gradients, parameters, and all other state, the queue and its cursor
+    Compared after two steps, to a relative 1e-13: gradients, parameters, and all other state, the queue and its cursor
     among it, in every process. All is float64. BatchNorm's statistics are the one thing that belongs to a process by
     design, so the methods have none.
 
@@ -48,7 +49,7 @@ def check_ranks(file: str | Path, folder: Path) -> None:
         assert largest > 1e-4, f"{case}: a gradient of zero would prove nothing"
         for rank, of_rank in enumerate(of_ranks):
             for name, value in expected.items():
-                if not torch.allclose(of_rank[case][name], value, rtol=1e-9, atol=1e-12):
+                if not torch.allclose(of_rank[case][name], value, rtol=DOUBLE, atol=DOUBLE):
                     error = (of_rank[case][name] - value).abs().max()
                     failures.append(f"{case}: {name} of process {rank} differs by {error:.1e}")
     assert not failures, f"{_PROCESSES} processes do not train as one:\n" + "\n".join(failures)
