@@ -104,7 +104,7 @@ class CLIM(nn.Module):
 
         Args:
             views: one (n c h w) tensor for each size of each view; those of partners may be left out.
-            step: where the training is.
+            step: place in the training.
         """
         config = self.config
         own, partners = self._of_whom(views)

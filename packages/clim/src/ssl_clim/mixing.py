@@ -37,12 +37,12 @@ def draw_mixtures(
     """Draw the ratio and the box's centre of each mixture.
 
     Args:
-        seed: of the run.
+        seed: seed of the run.
         step: optimiser steps done.
         rows: (n) numbers of the images in the global batch.
         alpha: > 0, of the Beta distribution; large values make ratios near 1/2.
         per_batch: one draw for all rows, as CutMix's code has it.
-        stream: in [0, 256), tells the draws of one step apart.
+        stream: number in [0, 256) that tells the draws of one step apart.
 
     Returns:
         The draws, on the CPU.
@@ -73,7 +73,7 @@ def cutmix(
     Args:
         images: (n c h w).
         partners: (n c h w).
-        mixtures: of the n rows.
+        mixtures: mixtures of the n rows.
 
     Returns:
         (n c h w) mixed images, and (n) the fraction of each that is its own image's: the mask's mean, exactly, which
@@ -107,7 +107,7 @@ def mixup(
     Args:
         images: (n c h w).
         partners: (n c h w).
-        mixtures: of the n rows; their boxes play no part.
+        mixtures: mixtures of the n rows; their boxes play no part.
 
     Returns:
         (n c h w) mixed images, and (n) lambda.

@@ -158,14 +158,14 @@ def find_positives(
 
     Args:
         features: (n d) C-contiguous, float32 or float16, finite.
-        selection: which of the five functions below chooses.
-        faiss: from :func:`load_faiss`.
+        selection: name of one of the five functions below.
+        faiss: module that :func:`load_faiss` returns.
         clusters: m of k-means.
         neighbours: k.
         positives: p.
-        seed: of k-means and of the random choice.
+        seed: seeds k-means and the random choice.
         refresh: number of the search in this run, so that each chooses anew.
-        spherical: as in :func:`cluster`.
+        spherical: kind of k-means, see :func:`cluster`.
         progress: text before a progress bar; empty shows none.
 
     Returns:
@@ -206,9 +206,9 @@ def cluster(
     Args:
         features: (n d) C-contiguous, float32 or float16, finite.
         num_clusters: m, in [1, n].
-        faiss: from :func:`load_faiss`.
-        seed: of the first centers, and of the sample.
-        iterations: of k-means in each start.
+        faiss: module that :func:`load_faiss` returns.
+        seed: seeds the first centers and the sample.
+        iterations: number of iterations of each start of k-means.
         restarts: starts, of which the one with the least sum of squared distances counts.
         spherical: scale centers to length 1 after each iteration.
         max_points_per_centroid: of more rows than this many for each center, k-means sees a random sample of that
@@ -275,8 +275,8 @@ def nearest(
 
     Args:
         features: (n d) C-contiguous, float32 or float16, finite.
-        k: in [1, n - 1].
-        faiss: from :func:`load_faiss`.
+        k: number of neighbours, in [1, n - 1].
+        faiss: module that :func:`load_faiss` returns.
         num_queries: q, to search for the first q rows alone; None for all n.
         block_rows: rows of queries, and of the set, at once; changes memory and speed only.
         progress: text before a progress bar; empty shows none.

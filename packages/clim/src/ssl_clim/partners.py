@@ -55,11 +55,11 @@ class NeighbourConfig:
             compare with; ``none`` leaves images without partners, which is MoCo v2.
         clusters: m of k-means; null makes it a cluster for every 128 images, as 10,000 on ImageNet.
         k: nearest neighbours that positives are chosen from.
-        positives: of each image, which its partner is drawn from in each epoch.
+        positives: candidates of each image, which its partner is drawn from in each epoch.
         start_epoch: epochs before the first choice; until then images have no partners.
         update_every: epochs from one choice to the next.
         encoder: ``momentum`` or ``online``: which one embeds the images.
-        features: of the ``projection``, l2-normalised, or of the ``backbone``, as they are.
+        features: features of the ``projection``, l2-normalised, or of the ``backbone``, as they are.
         spherical: k-means with centers of length 1.
         memory_gib: embeddings that take more than this as float32 are kept in half precision in a file in the run
             directory.
@@ -125,7 +125,7 @@ def choose_partners(run: PartnerRun, epoch: int) -> dict[str, float]:
     """Give the batches a new table of partners, where it is time; in all processes the same.
 
     Args:
-        run: whose ``config.neighbours`` says how.
+        run: run whose ``config.neighbours`` says how.
         epoch: epochs done.
 
     Returns:
@@ -201,8 +201,8 @@ def _embeddings(run: PartnerRun, file: BinaryIO) -> Float[np.ndarray, "n d"]:
     The processes share the work, a block of consecutive images each in turn.
 
     Args:
-        run: whose images.
-        file: for embeddings that are larger than memory.
+        run: run whose images are embedded.
+        file: file for embeddings that are larger than memory.
     """
     config = run.config.neighbours
     num_images = len(run.source)

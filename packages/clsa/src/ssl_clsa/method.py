@@ -128,7 +128,7 @@ class CLSA(nn.Module):
 
         Args:
             views: one (n c h w) tensor for each view.
-            step: where the training is.
+            step: place in the training.
         """
         config = self.config
         key_views = range(2 if config.symmetric else 1)

@@ -37,13 +37,13 @@ class BackboneCard:
         mean: per channel, of pixels in [0, 1]; the input is (pixel - mean) / std.
         std: per channel.
         num_features: length of the feature vector.
-        stem: as :func:`ssl_core.nn.stem_for` resolves it.
+        stem: stem as :func:`ssl_core.nn.stem_for` resolves it.
         options: further keyword arguments of ``timm.create_model``.
         recipe: the recipe or config that trained it.
         metrics: results by name, such as ``{"knn_top1": 0.4731}``.
         projector: layers of the projector, as :func:`head_layers` describes them; its weights are in the
             run's checkpoint.
-        versions: of the libraries that wrote it.
+        versions: versions of the libraries that wrote it.
     """
 
     architecture: str

@@ -66,7 +66,7 @@ def scan(data: DataConfig, *, split: Literal["train", "test", "labelled"] = "tra
 
     Args:
         data: the images.
-        split: which of them.
+        split: part of the images.
     """
     print(inspect(data, split=split, progress=sys.stderr.isatty()))
 
@@ -87,8 +87,8 @@ def draw_views(
         data: images to take instead of the configuration's.
         out: the PNG.
         rows: images to show.
-        epoch: whose draws to show.
-        seed: of the draws; null takes the configuration's.
+        epoch: epoch whose views are shown.
+        seed: seeds the views; null takes the configuration's.
     """
     nodes = read_nodes(config)
     specs = make_view_specs(nodes.views)
@@ -115,9 +115,9 @@ def embed_source(
         data: the images.
         model: a run directory, a ``backbone.safetensors`` or ``timm:NAME``.
         out: the file, ``.npz`` or ``.parquet``.
-        split: which of the images.
-        features: of the backbone, or of the projector after it.
-        device: where to compute.
+        split: part of the images.
+        features: layer: backbone, or projection, the projector after it.
+        device: device that computes the features.
     """
     embed(model, out, data=data, split=split, features=features, device=device)
 
@@ -127,7 +127,7 @@ def report(run: str, *, device: torch.device | str = "cpu") -> None:
 
     Args:
         run: a run directory on data with labels and a test split.
-        device: where to compute.
+        device: device that computes the features.
     """
     settings = read_nodes(run).evaluate
     neighbours, views = Path(run) / "neighbours.png", Path(run) / "views.png"

@@ -158,7 +158,7 @@ def refuse_changed(settings: Any, names: Sequence[str], when: str) -> None:
     Args:
         settings: a dataclass, whose nodes may be dataclasses too.
         names: fields without effect.
-        when: what takes their effect, such as "with framework simclr".
+        when: condition that takes their effect, such as "with framework simclr".
 
     Raises:
         ValueError: at the first that was changed, with its value and its default.

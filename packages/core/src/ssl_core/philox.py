@@ -81,7 +81,7 @@ def permutation(seed: int, stream: tuple[int, int], length: int) -> Int64[Tensor
 
     Args:
         seed: the 64-bit key.
-        stream: what the order is for, such as (purpose, epoch), each in [0, 2**32).
+        stream: purpose of the order, such as (purpose, epoch), each in [0, 2**32).
         length: number of elements, below 2**32.
 
     Returns:

@@ -10,7 +10,7 @@ def linear_schedule(start: float, end: float, progress: float) -> float:
     Args:
         start: value at progress 0.
         end: value at progress 1.
-        progress: in [0, 1].
+        progress: fraction of the training that is done, in [0, 1].
 
     Example:
         >>> linear_schedule(1.0, 0.5, 0.5)
@@ -29,7 +29,7 @@ def cosine_schedule(start: float, end: float, progress: float) -> float:
     Args:
         start: value at progress 0.
         end: value at progress 1.
-        progress: in [0, 1].
+        progress: fraction of the training that is done, in [0, 1].
 
     Example:
         >>> cosine_schedule(0.99, 1.0, 0.0), cosine_schedule(0.99, 1.0, 1.0)
@@ -56,10 +56,10 @@ def scalar_schedule(
     Args:
         value: the constant.
         step: optimiser step, from 0.
-        total_steps: of the run.
+        total_steps: number of steps of the run.
         start: value at step 0 if there is a warm-up.
         warmup_steps: steps of the warm-up; ``value`` is reached at the last of them.
-        warmup_shape: of the warm-up.
+        warmup_shape: shape of the warm-up.
         final: value at the last step of the run, reached linearly; None stays at ``value``.
 
     Example:

@@ -53,7 +53,7 @@ def directional_loss(
         standard: pairs of standard views of the same images, one pair after the other.
         heavy: heavy views of them; two where beta is not 0.
         pair_loss: the base's scalar loss of two views.
-        sources: for each heavy view, the standard view it comes from.
+        sources: standard view that each heavy view comes from.
         alpha: weight of the base's loss of standard views, >= 0.
         beta: weight of the base's loss of heavy views, >= 0.
         gamma: weight of heavy predictions against standard targets, >= 0.

@@ -147,7 +147,7 @@ class DSSL(nn.Module):
 
         Args:
             views: one (n c h w) tensor for each view.
-            step: where the training is.
+            step: place in the training.
         """
         embedded = [self._embedded(index, images, step) for index, images in enumerate(views)]
         standard, heavy = embedded[: self.num_standard], embedded[self.num_standard :]

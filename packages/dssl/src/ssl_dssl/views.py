@@ -30,8 +30,8 @@ def partially_ordered_views(
     Args:
         standard: t of each standard view.
         heavy: t^.
-        source: what a heavy view is made of.
-        sources: for each heavy view, the standard view that it belongs to.
+        source: origin of a heavy view.
+        sources: standard view that each heavy view belongs to.
 
     Example:
         >>> from ssl_core.views import HorizontalFlip, RandomResizedCrop, Solarize

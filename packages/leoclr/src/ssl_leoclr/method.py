@@ -111,7 +111,7 @@ class LeOCLR(nn.Module):
 
         Args:
             views: one (n c h w) tensor for each view.
-            step: where the training is.
+            step: place in the training.
         """
         return self._against_queue(views, step) if self.config.framework == "moco" else self._against_batch(views)
 

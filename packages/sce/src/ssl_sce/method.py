@@ -141,7 +141,7 @@ class SCE(nn.Module):
 
         Args:
             views: one (n c h w) tensor for each view.
-            step: where the training is.
+            step: place in the training.
         """
         config = self.config
         queries = {view: self._query(views[view]) for view in self.online_views}

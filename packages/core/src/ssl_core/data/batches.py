@@ -120,7 +120,7 @@ class Batches:
         """This rank's micro-batches of an epoch, ``accumulate`` for each optimiser step.
 
         Args:
-            epoch: which one; any may follow any.
+            epoch: number of the epoch; any may follow any.
             start: optimiser steps to leave out at its beginning.
 
         Raises:

@@ -42,29 +42,29 @@ class DataConfig:
     """Where images come from.
 
     Attributes:
-        source: a name (digits, cifar10, cifar100, stl10, imagenet, tiny_imagenet) or a path: a folder, a list
-            file (.txt, .csv), a parquet shard or pattern, a folder of shards; or a list of paths of one kind.
-        test_source: where test images come from, if not from the source's own split.
+        source: name (digits, cifar10, cifar100, stl10, imagenet, tiny_imagenet) or path (a folder, a list file .txt or
+            .csv, a parquet shard or pattern, a folder of shards), or a list of paths of one kind.
+        test_source: name or path of the test images; None takes the test split of ``source``.
         holdout: fraction of a source without a test split that is kept for testing.
-        root: folder of a named set; relative paths start here.
-        download: fetch CIFAR or STL-10 into root if it is not there.
-        stl10_split: what of STL-10 to pretrain on: unlabeled, train or train+unlabeled.
-        class_list: imagenet100, or a file with a class folder on each line: read these only, in this order.
-        image_column: parquet column of image bytes; null takes the only one there is.
+        root: folder of a named set, and of relative paths.
+        download: permission to fetch CIFAR or STL-10 into ``root`` if it is not there.
+        stl10_split: part of STL-10 to pretrain on: unlabeled, train or train+unlabeled.
+        class_list: imagenet100, or a file with a class folder on each line; only these are read, in this order.
+        image_column: parquet column of image bytes; None takes the only one there is.
         label_column: parquet column of labels; without such a column there are none.
-        channels: of all images; null takes the most that a sample of the images has.
-        mean: of each channel in [0, 1], to normalise by; null takes the set's published value or measures it.
-        std: as mean.
-        workers: processes that decode images and make views; 0 does both in the main process. With the renderer
-            ``device`` they decode only, and not even that for images held in memory that fit on the device.
-        renderer: what draws the views: ``device``, on the GPU that trains; ``cpu``, compiled kernels; ``reference``,
-            torch operations, which define the picture and are slow; ``auto`` takes the first of these that can run.
-            All draw the same picture within rounding.
-        memory_gib: hold the decoded images in memory if they take no more than this, in each process (CIFAR and
-            STL-10 always are).
+        channels: number of channels of all images; None takes the most that a sample of the images has.
+        mean: mean of each channel in [0, 1], for normalization; None takes the set's published value or measures it.
+        std: standard deviation of each channel, likewise.
+        workers: number of processes that decode images and make views; 0 does both in the main process. With the
+            renderer ``device`` they decode only, and not even that for images held in memory that fit on the device.
+        renderer: maker of the views: ``device``, on the GPU that trains; ``cpu``, compiled kernels; ``reference``,
+            torch operations, which define the picture and are slow; ``auto``, the first of these that can run. All
+            make the same picture within rounding.
+        memory_gib: largest size of the decoded images that are held in memory, in each process (CIFAR and STL-10
+            always are).
         broken_limit: largest fraction of images that may be unreadable.
         scaled_decode: training decodes a JPEG at a half, a quarter or an eighth of its size where even the smallest
-            crop that a view can draw then still has the view's pixels, so that nothing is enlarged because of it.
+            crop of a view still has the view's pixels then, so that nothing is enlarged because of it.
     """
 
     source: str | list[str] = "digits"
@@ -90,11 +90,11 @@ def open_source(config: DataConfig, *, split: str = "train", at_least: int | Non
     """The images of one split, held decoded in memory where they fit.
 
     Args:
-        config: where they are.
+        config: settings of the data.
         split: ``train``; ``test``; or ``labelled``, the training images of a probe, which differ from
             ``train`` for STL-10 only.
-        at_least: pixels that each side of a JPEG must keep, where ``scaled_decode`` allows to decode it smaller, see
-            `ssl_core.views.shortest_side`; None decodes it whole.
+        at_least: number of pixels that each side of a JPEG must keep, where ``scaled_decode`` allows to decode it
+            smaller, see `ssl_core.views.shortest_side`; None decodes it whole.
 
     Raises:
         FileNotFoundError: for a path that does not exist.

@@ -19,7 +19,7 @@ class DatasetImages:
 
     Attributes:
         name: what a person calls the source.
-        dataset: gives (image, label, ...) or an image for an index.
+        dataset: map-style data set that gives (image, label, ...) or an image for an index.
         labels: (n), or None to take them from the items.
         classes: names of the classes.
         channels: number of channels that ``image`` returns; None keeps the images' own.

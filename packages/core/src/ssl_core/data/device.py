@@ -44,8 +44,8 @@ def prefetched_on(device: torch.device, batches: Iterator[Batch]) -> Iterator[Ba
     there are no streams, and only the order is the same.
 
     Args:
-        device: where the batches are made.
-        batches: with a tuple of tensors ``views``; made on the current stream.
+        device: device on which the batches are made.
+        batches: batches with a tuple of tensors ``views``, made on the current stream.
     """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch's
     if stream is not None:

@@ -84,8 +84,8 @@ def folder_images(folder: Path, *, class_list: Sequence[str] | None = None) -> F
     """The images below a folder.
 
     Args:
-        folder: of any nesting.
-        class_list: read these first-level subfolders only, and number the classes in this order.
+        folder: folder of any nesting.
+        class_list: first-level subfolders, the only ones that are read, in the order of the classes.
 
     Raises:
         ValueError: if there is no image, or a listed class has no subfolder.
@@ -134,7 +134,7 @@ def split_folder(folder: Path, split: str) -> Path | None:
     """The folder of a split; None if there is none.
 
     Args:
-        folder: what the user named.
+        folder: folder as the user named it.
         split: ``train`` or ``test``.
     """
     test = next((folder / name for name in TEST_NAMES if (folder / name).is_dir()), None)

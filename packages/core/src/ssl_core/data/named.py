@@ -24,7 +24,7 @@ def torchvision_images(name: str, root: Path, split: str, *, download: bool, stl
         name: ``cifar10``, ``cifar100`` or ``stl10``.
         root: the folder that holds the set as torchvision lays it out.
         split: ``train``, ``test`` or ``labelled``.
-        download: fetch the set if it is not there.
+        download: permission to fetch the set if it is not there.
         stl10_split: what STL-10's split ``train`` is.
 
     Raises:

@@ -35,7 +35,7 @@ class ParquetImages:
 
     Attributes:
         name: what a person calls the source.
-        groups: where the bytes are.
+        groups: places of the bytes.
         rows: (n 2), the row group and the row in it of each image.
         labels: (n), -1 when unknown.
         classes: names of the classes.
@@ -138,7 +138,7 @@ def parquet_images(
         files: shards, in order.
         image_column: binary, or a struct with a binary field ``bytes``; None takes the only such column.
         label_column: whole numbers or class names; without it the images are unlabelled.
-        memory_bytes: hold the encoded images if they take no more than this.
+        memory_bytes: largest size of the encoded images that are held in memory.
 
     Raises:
         ValueError: if a shard is not parquet or the columns are not as described.

@@ -25,7 +25,7 @@ class Request(NamedTuple):
     """The numbers of the images of a batch, and of their partners.
 
     Attributes:
-        epoch: whose draws the views show.
+        epoch: epoch whose views are made.
         images: n indices into the source.
         partners: n indices; None leaves the views of partners out.
     """

@@ -31,16 +31,16 @@ class DataReport:
     """What a full scan of a source found.
 
     Attributes:
-        name: of the source.
-        split: which images were scanned.
+        name: name of the source.
+        split: part of the images that was scanned.
         num_images: that can be read.
         heights: smallest, median and largest, pixels.
-        widths: as heights.
-        channels: how many images have how many channels, as they are stored.
-        dtypes: how many images have which type.
+        widths: widths, likewise.
+        channels: number of images by their number of channels, as they are stored.
+        dtypes: number of images by their type.
         read_channels: number of channels that all images are read with.
-        mean: of each channel read, in [0, 1], each image counting the same.
-        std: as mean.
+        mean: mean of each channel read, in [0, 1], each image counting the same.
+        std: standard deviation of each channel, likewise.
         published: mean and standard deviation that a named set is normalised by instead.
         decoded_bytes: memory that the images take when held decoded.
         classes: number of images of each class, by name; None without labels.
@@ -96,8 +96,8 @@ def inspect(config: DataConfig, *, split: str = "train", progress: bool = True) 
     """Read every image of a source and say what is there.
 
     Args:
-        config: where the images are.
-        split: which of them: ``train``, ``test`` or ``labelled``.
+        config: settings of the data.
+        split: part of the images: ``train``, ``test`` or ``labelled``.
         progress: show a progress bar.
 
     Raises:

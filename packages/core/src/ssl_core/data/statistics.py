@@ -37,7 +37,7 @@ def normalization(config: DataConfig, source: ImageSource) -> tuple[Channels, Ch
     2,000 images.
 
     Args:
-        config: what the source was opened from.
+        config: settings that the source was opened with.
         source: the training images.
 
     Raises:

@@ -36,10 +36,10 @@ def make_loader(
     """A DataLoader over ``function(item)`` for each item, in order; ``items`` is read anew at each pass.
 
     Args:
-        function: called in the workers.
+        function: function that the workers call.
         items: whatever the function takes; iterated once per pass.
         workers: processes; 0 calls the function here.
-        persistent: keep the workers between passes.
+        persistent: whether the workers are kept between passes.
         pin_memory: copy results into page-locked memory, for a GPU.
 
     Raises:

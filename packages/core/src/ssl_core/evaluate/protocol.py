@@ -21,20 +21,20 @@ class Protocol:
     """How a linear probe is trained and tested.
 
     Attributes:
-        source: whose numbers these are.
+        source: paper or code that the numbers are from.
         epochs: passes over the training set.
         batch_size: images of one optimiser step.
         lr: learning rate at the start.
-        scale_lr: multiply ``lr`` by batch_size / 256.
+        scale_lr: whether ``lr`` is multiplied by batch_size / 256.
         optimizer: ``lars`` adapts the rate of each tensor, with trust coefficient 0.001 and no clipping.
         milestones: fractions of the epochs at which the rate is divided by 10; empty means a cosine.
-        final_lr: where the cosine ends.
-        crop: of training images: ``random_resized``; ``padded``, by an eighth of the side on each side, then
+        final_lr: learning rate at the end of the cosine.
+        crop: crop of training images: ``random_resized``; ``padded``, by an eighth of the side on each side, then
             cut at a random place; both then flip with probability 0.5. ``none`` takes training and test images
             in :func:`evaluation_view`, as kNN does, and extracts features once.
         crop_scale: smallest and largest area of a ``random_resized`` crop, as fractions of the image.
         resize: short side of a test image before its centre crop, as a multiple of the crop's side.
-        interpolation: of training and test images.
+        interpolation: interpolation of training and test images.
     """
 
     source: str

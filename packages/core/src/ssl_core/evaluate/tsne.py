@@ -119,7 +119,7 @@ def tsne_picture(
     Args:
         panels: titles, and points of the same images.
         labels: (n) of the images, of at most ten classes.
-        names: of all classes, by label.
+        names: names of all classes, by label.
         caption: line below the picture.
 
     Returns:

@@ -39,7 +39,7 @@ def nt_xent(
         batch: both views of the images of all processes in rank order, own rows included, l2-normalised; gradient
             flows (``ssl_core.distributed.gather_with_grad``). None with one process.
         row_offset: the row of ``batch`` that belongs to the first image.
-        backend: of ``queue_attention``; one that knows ``exclude``.
+        backend: back-end of ``queue_attention``, one that knows ``exclude``.
 
     Returns:
         Scalar mean over the 2n rows, nats; can be differentiated once.
@@ -192,7 +192,7 @@ def barlow_twins(
     Args:
         first: (n d), of any length; gradient flows.
         second: (n d), the same images in the other view; gradient flows.
-        off_diagonal_weight: of the sum over pairs of dimensions.
+        off_diagonal_weight: weight of the sum over pairs of dimensions.
 
     Returns:
         Scalar, not a mean: it grows with d.

@@ -94,7 +94,8 @@ class SoftTargetTerms(NamedTuple):
         relational: cross-entropy over the columns alone, ReSSL: -sum_j s2_ij log s1_ij, s1 and s2 the softmaxes of the
             query's and the target query's similarities (Zheng et al., 2021, 2107.09282); at least the target's entropy.
         ceiling: -log(1 - p_ii), of the mass that the student gives to the columns.
-        self_prob: what the target's softmax gives to the positive if its similarity there is 0; (n), no gradient.
+        self_prob: (n) probability that the target's softmax gives to the positive if its similarity there is 0; no
+            gradient.
     """
 
     contrastive: Tensor
@@ -231,7 +232,7 @@ class KeySoftmax(NamedTuple):
     Attributes:
         lse: log-sum-exp of the logits, nats; gradient flows to the query.
         expectation: (v n d) mean of the keys under the softmax; a constant, but with ``backend="reference"``.
-        log_prob: of the positive, nats; gradient flows to the query.
+        log_prob: log-probability of the positive, nats; gradient flows to the query.
     """
 
     lse: Tensor

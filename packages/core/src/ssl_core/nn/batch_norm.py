@@ -23,7 +23,7 @@ class SplitBatchNorm(_BatchNorm):
         num_splits: parts of equal size.
         eps: added to the variance.
         momentum: weight of the new statistics in the running ones.
-        affine: with scale and shift.
+        affine: whether there are scale and shift.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ def sync_batch_norm(module: _Module, device: torch.device) -> _Module:
 
     Args:
         module: holds the layers.
-        device: where it will train.
+        device: device that it will train on.
 
     Returns:
         The module with SyncBatchNorm layers; state keys and values stay the same.

@@ -74,8 +74,8 @@ def make_encoder(config: EncoderConfig, *, channels: int, image_size: int) -> nn
     """A timm model that maps images (n c h w) to features (n f), with f its ``num_features``.
 
     Args:
-        config: which encoder, and what it starts from.
-        channels: of the images.
+        config: settings of the encoder, and what it starts from.
+        channels: number of channels of the images.
         image_size: side of the largest view, pixels; chooses the stem, and sizes models that need to know it.
 
     Raises:

@@ -57,7 +57,7 @@ def mlp_head(
         out_dim: features out.
         num_layers: linear layers, >= 1; 1 is a linear head.
         norm: BatchNorm after every linear layer but the last.
-        bias: of the linear layers that no BatchNorm follows.
+        bias: whether there is a bias in the linear layers that no BatchNorm follows.
         last_norm: BatchNorm after the last layer: ``none``, ``affine`` (with scale and shift) or
             ``plain`` (without).
 

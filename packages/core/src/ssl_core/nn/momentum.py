@@ -101,7 +101,7 @@ class MomentumBranch(nn.Module):
 
         Args:
             images: (n c h w) images of this process.
-            step: where the training is; the permutation depends on it.
+            step: place in the training; the permutation depends on it.
             view: tells the permutations of one step apart, in [0, 16).
         """
         if not self.config.shuffle:

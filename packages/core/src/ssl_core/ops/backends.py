@@ -35,11 +35,11 @@ def choose_backend(
     Args:
         op: the op's name, for messages.
         backends: the op's back-ends, in the order in which they are preferred.
-        device: where the op's tensors are.
-        dtypes: of the op's tensors, in an order that its back-ends know.
+        device: device of the op's tensors.
+        dtypes: dtypes of the op's tensors, in an order that its back-ends know.
         requested: a name; None asks the environment variable SSL_CORE_BACKEND, and without it takes the first
             back-end that fits.
-        problem: what else decides whether a back-end can do it, ``dim=128`` say.
+        problem: anything else that decides whether a back-end can do it, ``dim=128`` say.
 
     Returns:
         A key of ``backends``.

@@ -80,7 +80,7 @@ class Instruction(NamedTuple):
     """A row of `View.instructions`.
 
     Attributes:
-        opcode: what it does.
+        opcode: number of the operation.
         column: that of its first parameter.
         a: first constant, as `Opcode` says.
         b: second constant.
@@ -138,7 +138,7 @@ class PackedImages(NamedTuple):
     Attributes:
         pixels: flat; uint8, uint16, or float32 in [0, 1].
         layout: (n 6) of each image, on the device of ``pixels``; see `LAYOUT`; strides and offset in elements.
-        channels: of every image.
+        channels: number of channels of every image.
     """
 
     pixels: Shaped[Tensor, " elements"]

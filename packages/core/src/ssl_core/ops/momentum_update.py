@@ -34,9 +34,10 @@ def momentum_update_(
 
     Args:
         momentum_params: the targets, float32 or float64; changed.
-        online_params: as many, of the same shapes, in any floating dtype.
-        momentum: in [0, 1]; a 0-dim tensor on the targets' device is not read by the host, nor checked.
-        shadow_params: as many, of the same shapes, in any floating dtype; become copies of the new targets.
+        online_params: as many tensors of the same shapes, in any floating dtype.
+        momentum: number in [0, 1]; a 0-dim tensor on the targets' device is not read by the host, nor checked.
+        shadow_params: as many tensors of the same shapes, in any floating dtype, which become copies of the new
+            targets.
 
     Raises:
         ValueError: if numbers, shapes or devices disagree, or momentum is outside [0, 1].

@@ -39,10 +39,10 @@ def render_views(
 
     Args:
         images: n images, on the CPU or a GPU.
-        views: of each image.
+        views: number of views of each image.
         mean: (c) subtracted from pixels in [0, 1].
         std: (c) divided by, after that.
-        dtype: of the views: float32, float16 or bfloat16.
+        dtype: dtype of the views: float32, float16 or bfloat16.
         channels_last: whether views have their channels last in memory.
         backend: ``cpp`` or ``triton``; None chooses, see `ssl_core.ops.implementations`.
 

@@ -32,7 +32,7 @@ def assert_as_accurate(actual: Tensor, eager: Tensor, exact: Tensor, floor: floa
     |actual - exact| <= 2 max |eager - exact| + floor, over finite entries; infinite entries must agree.
 
     Args:
-        actual: what the kernel computed.
+        actual: result of the kernel.
         eager: the same formula in plain PyTorch, in the kernel's dtype, on the same inputs.
         exact: the same formula in float64, on the same inputs.
         floor: absolute error that is allowed where eager happens to be exact, in the unit of the values; one number, or

@@ -129,7 +129,8 @@ def check_exact_resume(train: ModuleType, folder: Path, options: Sequence[str] =
     Args:
         train: the package's module ``train``.
         folder: an empty one to work in.
-        options: of the command line, for all state that the method has: a short queue, schedules, permutations.
+        options: further options of the command line, for all state that the method has: a short queue, schedules,
+            permutations.
 
     Raises:
         AssertionError: if losses or final state differ.

@@ -19,7 +19,7 @@ def check_method(make_method: Callable[[], Any], *, batch_size: int = 8, channel
     Args:
         make_method: builds the method; small, on the CPU, and never the same weights twice.
         batch_size: images of a batch.
-        channels: of an image.
+        channels: number of channels of an image.
 
     Raises:
         AssertionError: naming the promise that is broken.

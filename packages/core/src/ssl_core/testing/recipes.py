@@ -47,12 +47,12 @@ class Recipes:
 
     Args:
         train: the package's module ``train``: its ``Config``, its ``make_method``, and ``recipes/`` beside it.
-        words: what the methods are called; each recipe's first line has one of them.
+        words: names of the methods; each recipe's first line has one of them.
         keys_per_image: (the node ``method`` of a configuration) -> keys that a step enqueues for each image; 0 for a
             method without a queue.
 
     Attributes:
-        names: of all recipes, in order.
+        names: names of all recipes, in order.
 
     Example::
 

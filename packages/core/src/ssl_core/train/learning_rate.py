@@ -32,9 +32,9 @@ def step_decay(epoch: int, milestones: Sequence[int], factor: float = 0.1) -> fl
     """``factor`` for each milestone reached, multiplied.
 
     Args:
-        epoch: from 0.
+        epoch: number of the epoch, from 0.
         milestones: epochs, each the first with the smaller value.
-        factor: of one milestone.
+        factor: factor of one milestone.
 
     Example:
         >>> [round(step_decay(epoch, (60, 80)), 2) for epoch in (0, 59, 60, 80)]
@@ -56,7 +56,7 @@ def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, total_st
         config: the schedule and the highest learning rate.
         step: optimiser step, from 0.
         steps_per_epoch: optimiser steps of one epoch.
-        total_steps: of the run.
+        total_steps: number of steps of the run.
         batch_size: images of one optimiser step over all processes, for the learning rate's scale.
     """
     highest = scaled_learning_rate(config, batch_size)

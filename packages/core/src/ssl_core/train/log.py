@@ -29,7 +29,7 @@ class Log:
             ``start`` that have ``before_epoch``.
         total_images: images of the whole run, for the bar.
         images_per_step: global batch size.
-        tensorboard: also write TensorBoard events (needs the ``tensorboard`` extra).
+        tensorboard: whether TensorBoard events are written too (needs the ``tensorboard`` extra).
         active: False in all processes but the first.
     """
 
@@ -92,7 +92,7 @@ class Log:
         Args:
             step: optimiser steps done.
             values: numbers by name.
-            shown: what stands beside the bar from now on; empty leaves it as it is.
+            shown: text beside the bar from now on; empty leaves it as it is.
         """
         if shown:
             self._bar.set_postfix_str(shown, refresh=False)

@@ -30,21 +30,21 @@ class TrainConfig:
     """How long and how to train.
 
     Attributes:
-        epochs: passes over the training set.
-        batch_size: images of one optimiser step over all processes and micro-batches.
-        accumulate: micro-batches of one optimiser step; divides ``batch_size``. In-batch negatives and
+        epochs: number of passes over the training set.
+        batch_size: number of images of one optimizer step, over all processes and micro-batches.
+        accumulate: number of micro-batches of one optimizer step, a divisor of ``batch_size``. In-batch negatives and
             BatchNorm see one micro-batch.
-        precision: of the forward pass; ``bfloat16`` is autocast with float32 parameters.
+        precision: dtype of the forward pass; ``bfloat16`` is autocast with float32 parameters.
         sync_batch_norm: BatchNorm statistics over all processes (CUDA only).
-        channels_last: keep images and convolutions in channels-last memory.
-        compile: run the method through ``torch.compile``.
-        clip_grad_norm: largest norm of the gradient; None leaves it.
+        channels_last: images and convolutions in channels-last memory.
+        compile: method run through ``torch.compile``.
+        clip_grad_norm: largest norm of the gradient; None does not clip.
         device: ``auto`` (cuda, then mps, then cpu), ``cpu``, ``cuda`` or ``mps``.
-        log_every: optimiser steps between two records.
-        checkpoint_every: optimiser steps between two checkpoints; None means once an epoch.
-        keep_every: epochs between checkpoints that are kept beside the last one; None keeps the last only.
-        stop_on_collapse: save and stop where the embeddings have collapsed, of which the log warns in any case.
-        tensorboard: also write TensorBoard events.
+        log_every: number of optimizer steps between two records.
+        checkpoint_every: number of optimizer steps between two checkpoints; None means once an epoch.
+        keep_every: number of epochs between checkpoints that are kept beside the last one; None keeps the last only.
+        stop_on_collapse: end of the run where the embeddings have collapsed, of which the log warns in any case.
+        tensorboard: TensorBoard events beside ``metrics.jsonl``.
     """
 
     epochs: int = 200
@@ -134,23 +134,23 @@ def train(
     SIGINT and SIGTERM save a checkpoint after the current step and raise SystemExit.
 
     Args:
-        method: an ``nn.Module`` that satisfies :class:`Method`, on the device to train on.
-        batches: gives the micro-batches of each epoch.
-        optimizer: over the method's trainable parameters; a group may carry ``lr_scale`` (default 1), or a true
-            ``constant_lr``, and then keeps the learning rate that it has.
-        config: how long and how.
-        folder: the run directory; ``checkpoints/`` and ``metrics.jsonl`` are written there.
-        learning_rate: of each step, before a group's ``lr_scale``.
-        settings: the run's complete configuration as plain values; kept in checkpoints, and a checkpoint
-            made with other settings is refused.
+        method: ``nn.Module`` that satisfies :class:`Method`, on the device to train on.
+        batches: source of the micro-batches of each epoch.
+        optimizer: optimizer of the method's trainable parameters; a group may carry ``lr_scale`` (default 1), or a
+            true ``constant_lr``, and then keeps the learning rate that it has.
+        config: settings of the training.
+        folder: run directory; ``checkpoints/`` and ``metrics.jsonl`` are written there.
+        learning_rate: function of the step, before a group's ``lr_scale``.
+        settings: complete configuration of the run as plain values; it is kept in checkpoints, and a checkpoint made
+            with other settings is refused.
         health: measures of a batch of embeddings (n d), for the log.
-        collapse: (the latest value of every number in the log, by name) -> what shows that the embeddings have
-            collapsed, or None. Asked from the second epoch on, for an untrained head may look collapsed; said at
-            the first record where it holds, and again after a recovery.
-        before_epoch: called before the first step of each epoch with the number of epochs done; returns numbers for
-            the log. It may change ``batches``. A checkpoint between two epochs is from before the call, so that a
-            resumed run makes it again.
-        on_epoch: called after each epoch with the number of epochs done; returns numbers for the log.
+        collapse: function of the latest value of every number in the log, by name, that returns what shows that the
+            embeddings have collapsed, or None. It is asked from the second epoch on, since an untrained head may look
+            collapsed; the log has its answer at the first record where it holds, and again after a recovery.
+        before_epoch: function of the number of epochs done that returns numbers for the log, called before the first
+            step of each epoch. It may change ``batches``. A checkpoint between two epochs is from before the call, so
+            that a resumed run makes it again.
+        on_epoch: function of the number of epochs done that returns numbers for the log, called after each epoch.
 
     Returns:
         The speed of the steps taken; None if there were none left.

@@ -15,13 +15,13 @@ class OptimConfig:
         name: ``sgd``, ``lars`` or ``adamw``.
         lr: highest learning rate, before scaling.
         lr_1d: the same of one-dimensional parameters (biases, BatchNorm); None is ``lr``.
-        scale_lr: multiply ``lr`` and ``lr_1d`` by ``batch_size / 256``.
-        momentum: of SGD and LARS; AdamW's beta_1.
+        scale_lr: whether ``lr`` and ``lr_1d`` are multiplied by ``batch_size / 256``.
+        momentum: momentum of SGD and LARS; beta_1 of AdamW.
         nesterov: Nesterov's momentum, for SGD and LARS.
         weight_decay: added to the gradient times the parameter (SGD, LARS), or decoupled (AdamW).
         exclude_1d: one-dimensional parameters (biases, BatchNorm) get neither weight decay nor LARS's trust
             ratio.
-        trust_coefficient: of LARS.
+        trust_coefficient: trust coefficient of LARS.
         schedule: ``cosine`` falls to 0 at every step; ``cosine_epoch``, ``cosine_epoch_from_0`` and
             ``quarter_cosine_epoch`` once an epoch; ``step`` is constant between ``milestones``; see
             :func:`ssl_core.train.learning_rate`.
@@ -83,7 +83,7 @@ def make_optimizer(module: nn.Module, config: OptimConfig, *, batch_size: int) -
 
     Args:
         module: parameters with ``requires_grad`` are optimised.
-        config: which optimiser, and its constants.
+        config: settings of the optimizer.
         batch_size: images of one optimiser step over all processes, for the learning rate's scale.
 
     Returns:

@@ -25,7 +25,7 @@ class ViewConfig:
             order; in a derived view, what follows the parent's ops. See `make_ops`.
         size: side of the view in pixels; a list renders the same draws at several sizes, one tensor for each.
         crop_scale: replaces the scale of the random resized crop (local crops).
-        count: this many views with these ops, each with its own draws.
+        count: number of views with these ops, each with draws of its own.
         derived_from: index, in the flat list of views, of the earlier view that this one continues.
         share_crop_with: index of the earlier view whose crop this one takes; what follows the crop has draws of
             its own.

@@ -50,8 +50,8 @@ def view_gallery(
     Args:
         images: uint8, uint16 or floating in [0, 1], of any sizes.
         specs: the views; a view of several sizes takes several columns.
-        seed: of the run whose views are shown.
-        epoch: of that run.
+        seed: seed of the run whose views are shown.
+        epoch: epoch of that run.
         image_index: each image's index in its data set; None numbers them from 0.
 
     Raises:
@@ -112,10 +112,10 @@ def save_view_gallery(
     Args:
         source: the images.
         specs: the views.
-        path: where the PNG goes; its folder must exist.
+        path: file of the PNG; its folder must exist.
         num_images: rows, fewer if the source has fewer images.
-        seed: of the run whose views are shown.
-        epoch: of that run.
+        seed: seed of the run whose views are shown.
+        epoch: epoch of that run.
 
     Raises:
         FileNotFoundError: if the folder of ``path`` does not exist.

@@ -34,8 +34,9 @@ class Pool:
     """Distortions that are sampled with equal probability.
 
     Args:
-        top_level: where every magnitude reaches its ``high``.
-        magnitudes: of each distortion, by its name in `DISTORTIONS`, in the order of what a random number selects.
+        top_level: level at which every magnitude reaches its ``high``.
+        magnitudes: magnitude of each distortion, by its name in `DISTORTIONS`, in the order of what a random number
+            selects.
     """
 
     top_level: int

@@ -29,7 +29,7 @@ def choose_renderer(name: str, device: torch.device, specs: Sequence[ViewSpec] =
         name: auto, device, cpu or reference. ``auto`` renders on a GPU where the method is on one, else with the
             compiled kernels of the CPU, and with the reference where there are none, or none for an op of the views,
             which is logged.
-        device: where the method is.
+        device: device of the method.
         specs: the views; without them, a renderer of any views.
 
     Raises:

@@ -32,8 +32,8 @@ def sample_parameters(
 
     Args:
         spec: the view.
-        seed: of the run; any 64-bit integer.
-        epoch: which pass over the data, in [0, 2**32).
+        seed: seed of the run, any 64-bit integer.
+        epoch: number of the pass over the data, in [0, 2**32).
         image_index: (n) of each image in its data set, each in [0, 2**32).
         view_index: place of ``spec`` in the flat tuple of views, in [0, 2**32).
         image_size: (n 2) height and width of each image in pixels.

@@ -15,11 +15,11 @@ class ViewSpec:
     rest have draws of their own. ``ops`` is always the complete tuple; `derive` builds such a view.
 
     Args:
-        ops: what is done to the image, in order; one of them at least brings it to the view's size.
+        ops: operations on the image, in order; one of them at least brings it to the view's size.
         sizes: sides of the square views, in pixels.
-        name: what the view is called in a gallery or a log.
+        name: name of the view in a gallery or a log.
         derived_from: index of the view whose draws the first ``shared_ops`` ops take.
-        shared_ops: how many of ``ops`` take their draws from there.
+        shared_ops: number of ``ops`` that take their draws from there.
         partner: whether it is a view of the image's partner (`ssl_core.data.Batches`) and not of the image itself.
 
     Raises:
@@ -83,10 +83,10 @@ def derive(
     Args:
         specs: the earlier views, in the order of their indices.
         parent: index into ``specs``; a view that is not itself derived.
-        ops: what follows, with draws of its own.
-        shared_ops: how many of the parent's ops to take; None is all. 1 shares the crop and nothing else.
+        ops: operations that follow, with draws of their own.
+        shared_ops: number of the parent's ops to take; None is all. 1 shares the crop and nothing else.
         sizes: None is the parent's.
-        name: what the new view is called.
+        name: name of the new view.
 
     Raises:
         ValueError: if the parent does not exist or is derived itself.

@@ -25,7 +25,7 @@ class RandAugment:
 
     Args:
         pool: name of the distortions and their magnitudes; see `ssl_core.views.POOLS`.
-        num_ops: how many are sampled, >= 1.
+        num_ops: number of distortions that are sampled, >= 1.
         prob: probability that a sampled distortion is applied.
         level_range: lowest and highest level, each whole level in between as likely; equal for a fixed level.
             "continuous" gives any number from 0 to the pool's top level: the whole of each range.

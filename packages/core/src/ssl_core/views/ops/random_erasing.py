@@ -32,7 +32,7 @@ class RandomErasing:
         prob: probability that a rectangle is overwritten.
         scale: range of its area as a fraction of the image's.
         ratio: range of its height / width.
-        value: in [0, 1], one number or one for each channel; "random" for one of each pixel and channel.
+        value: color in [0, 1], one number or one for each channel; "random" for one of each pixel and channel.
     """
 
     prob: float = 0.5
