@@ -4,7 +4,7 @@ python benchmarks/bench_neighbours.py                 # 50,000 x 128, 391 cluste
 python benchmarks/bench_neighbours.py --imagenet      # 1,281,167 x 128, 10,000 clusters: estimated from parts
 python benchmarks/bench_neighbours.py --device cuda   # the same as a whole, on a GPU with faiss-gpu
 
-Features are l2-normalised, float32 in memory, around random centers. K-means is the library's own: 5 starts of 20
+Features are l2-normalized, float32 in memory, around random centers. K-means is the library's own: 5 starts of 20
 iterations, on all rows. Peak memory is what a call adds to the features: the rise of the resident set of a fresh
 process; memory of a GPU is not measured.
 """

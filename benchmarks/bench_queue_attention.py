@@ -5,7 +5,7 @@ python benchmarks/bench_queue_attention.py --device cpu --quick
 python benchmarks/bench_queue_attention.py --dtype bfloat16 --what attention --shapes 1024x65536x128
 
 Losses with their gradient to the queries, and attention (lse and expectation) alone, on the same inputs, in turns;
-"unit rows" is attention with the promise of normalised rows. What differs from the reference is not timed. Beside this
+"unit rows" is attention with the promise of normalized rows. What differs from the reference is not timed. Beside this
 repository's back-ends: the loss as the papers' codes write it (dense, autograd), that through torch.compile,
 FlexAttention with lse, and lightly's NTXentLoss with a memory bank (InfoNCE only, which enqueues as well). Operations
 are counted as 4 n k d for each set of n queries, whatever an implementation executes. Peak memory is what a call adds

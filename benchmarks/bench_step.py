@@ -2,7 +2,7 @@
 
 python benchmarks/bench_step.py            # ResNet-50 at 224 px and batch 256 on a GPU, the CPU recipe's net elsewhere
 
-Forward, backward, optimiser, momentum update and enqueue, on random views that are already there; data is not counted.
+Forward, backward, optimizer, momentum update and enqueue, on random views that are already there; data is not counted.
 Methods are recipes of the installed packages, their views scaled so that the largest has the size asked for. Published
 cost is that of the papers, relative to MoCo v2. Peak memory is what method, views and two steps add: on a GPU to that
 of torch's allocator, on the CPU to the resident set of a fresh process.

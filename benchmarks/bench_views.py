@@ -5,7 +5,7 @@ python benchmarks/bench_views.py --threads 2 --rows cpu reference
 python benchmarks/bench_views.py --device cuda         # ours and kornia on the GPU
 python benchmarks/bench_views.py --out FOLDER          # and a plot
 
-From decoded uint8 images to normalised float32 batches, with everything that is random drawn anew each time; decoding
+From decoded uint8 images to normalized float32 batches, with everything that is random drawn anew each time; decoding
 is not counted. All see the same images, in turns. Each project gets what suits it best: torchvision v2 one uint8 tensor
 or PIL image at a time, albumentations one NumPy array at a time, kornia the whole batch in float32. The recipes do the
 same, but for details: kornia and albumentations resize without antialias, and all three blur with 13 taps at any sigma.

@@ -25,7 +25,7 @@ struct QueueAttention {
     int32_t threads;  // at most
 };
 
-// Row (cursor + i) mod num_rows of the queue becomes key i, l2-normalised and rounded to the queue's dtype; of more keys
+// Row (cursor + i) mod num_rows of the queue becomes key i, l2-normalized and rounded to the queue's dtype; of more keys
 // than rows the last ones remain. Cursor and length move as if the keys had been inserted one by one.
 struct Enqueue {
     void* queue;        // (num_rows dim) of queue_dtype, row stride queue_stride

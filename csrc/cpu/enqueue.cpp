@@ -1,4 +1,4 @@
-// Keys into the ring buffer: normalise, round, write, and move the cursor.
+// Keys into the ring buffer: normalize, round, write, and move the cursor.
 
 #include <cmath>
 

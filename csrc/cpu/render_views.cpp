@@ -187,7 +187,7 @@ bool run(Drawing& drawing, const double* instruction, const double* parameters, 
 }
 
 INLINE uint16_t to_float16(float value) {
-    // To nearest, ties to even; a picture that is normalised sanely is far from the largest half.
+    // To nearest, ties to even; a picture that is normalized sanely is far from the largest half.
     uint32_t bits;
     memcpy(&bits, &value, 4);
     const uint32_t sign = bits >> 16 & 0x8000, rest = bits & 0x7FFFFFFF;

@@ -1,4 +1,4 @@
-// Enqueue in one launch: normalise, round, write, and move the cursor.
+// Enqueue in one launch: normalize, round, write, and move the cursor.
 
 #include <cuda_bf16.h>
 

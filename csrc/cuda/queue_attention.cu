@@ -3,7 +3,7 @@
 // A block of four warps holds 64 queries, 16 to a warp, in registers. A tile of keys is copied to shared memory once and
 // serves as keys, for the scores, and as values, for the weighted sum; the next tile is copied meanwhile. Blocks share the
 // queue, and a second kernel combines their parts in order. Weights are rounded to bfloat16 before the second product; two
-// sums of them are kept, of the exact ones for lse and of the rounded ones to normalise the expectation.
+// sums of them are kept, of the exact ones for lse and of the rounded ones to normalize the expectation.
 
 #include <cuda_bf16.h>
 

@@ -35,7 +35,7 @@ MAGNITUDES = (5, 9, 16)
 COLUMNS = 7
 SIDES = (224, 32)
 NUM_DRAWS = 4
-SEED = 5  # of no meaning but that its standard view keeps its colours
+SEED = 5  # of no meaning but that its standard view keeps its colors
 
 
 def one_distortion(magnitude: int) -> ViewSpec:

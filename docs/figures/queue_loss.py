@@ -23,17 +23,17 @@ def on_circle(degrees: Tensor) -> Tensor:
     return torch.stack([torch.cos(torch.deg2rad(degrees)), torch.sin(torch.deg2rad(degrees))], dim=1)
 
 
-def draw_side(axes: Axes, query: Tensor, keys: Tensor, temperature: float, colour: str, title: str) -> Tensor:
+def draw_side(axes: Axes, query: Tensor, keys: Tensor, temperature: float, color: str, title: str) -> Tensor:
     """The keys with areas that are their softmax weights; returns their weighted mean."""
     lse, expectation = queue_attention(query[None], keys, temperature)
     weights = torch.exp(keys @ query / temperature - lse)
     axes.add_patch(plt.Circle((0, 0), 1, fill=False, color="0.8"))
-    axes.scatter(*keys.T, s=12 + 2200 * weights, color=colour, alpha=0.45, linewidths=0)
+    axes.scatter(*keys.T, s=12 + 2200 * weights, color=color, alpha=0.45, linewidths=0)
     axes.scatter(*keys.T, s=8, color="0.2")
     axes.annotate("", query, (0, 0), arrowprops={"arrowstyle": "-|>", "color": "0.1", "lw": 1.6})
     axes.text(*(1.3 * query), "query", ha="center", va="center")
-    axes.scatter(*expectation.T, marker="X", s=110, color=colour, edgecolors="white", zorder=3)
-    axes.text(*(expectation[0] - torch.tensor([0.0, 0.2])), "E", color=colour, ha="center", va="center", weight="bold")
+    axes.scatter(*expectation.T, marker="X", s=110, color=color, edgecolors="white", zorder=3)
+    axes.text(*(expectation[0] - torch.tensor([0.0, 0.2])), "E", color=color, ha="center", va="center", weight="bold")
     axes.set_title(f"{title}\nlse = {float(lse):.2f}")
     return expectation[0]
 
@@ -49,8 +49,8 @@ def main() -> None:
     right.scatter(*keys.T, s=8, color="0.2")
     right.annotate("", student, (0, 0), arrowprops={"arrowstyle": "-|>", "color": "0.1", "lw": 1.6})
     right.text(*(1.3 * student), "query", ha="center", va="center")
-    for mean, colour in ((student_mean, STUDENT_COLOUR), (teacher_mean, TEACHER_COLOUR)):
-        right.scatter(*mean, marker="X", s=110, color=colour, edgecolors="white", zorder=3)
+    for mean, color in ((student_mean, STUDENT_COLOUR), (teacher_mean, TEACHER_COLOUR)):
+        right.scatter(*mean, marker="X", s=110, color=color, edgecolors="white", zorder=3)
     right.annotate("", teacher_mean, student_mean, arrowprops={"arrowstyle": "-|>", "color": "#2a7a2a", "lw": 2.2})
     right.set_title("descent: towards the teacher's mean\n(E teacher - E student) / temperature")
     for axes in (left, middle, right):

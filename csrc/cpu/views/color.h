@@ -1,4 +1,4 @@
-// Colour ops in place, on pictures in [0, 1] of any number of channels; ssl_core/views/color.py defines each.
+// Color ops in place, on pictures in [0, 1] of any number of channels; ssl_core/views/color.py defines each.
 #pragma once
 
 #include "picture.h"
@@ -74,7 +74,7 @@ void grayscale(const Picture& picture) {
 
 INLINE Vector absolute(Vector x) { return (Vector)((Bits)x & 0x7FFFFFFFu); }
 
-// A channel at a distance of d sextants from its own colour is at the pixel's maximum below one, at its minimum above
+// A channel at a distance of d sextants from its own color is at the pixel's maximum below one, at its minimum above
 // two, and linear in between.
 void shift_hue(const Picture& picture, double sextants) {
     const int64_t plane = picture.plane();

@@ -120,7 +120,7 @@ bool sharpness(Canvas& canvas, float factor) {
 // In units of 2^-16 pixels.
 INLINE int64_t fixed(double number) { return whole(floor(number * 65536 + 0.5)); }
 
-// Each pixel copies the one in which its centre falls: a point (x, y) of the result is (a x + b y + c, d x + e y + f).
+// Each pixel copies the one in which its center falls: a point (x, y) of the result is (a x + b y + c, d x + e y + f).
 bool affine(Canvas& canvas, double a, double b, double c, double d, double e, double f) {
     Picture moved;
     const int64_t height = canvas.picture.height, width = canvas.picture.width;

@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 def make_run(folder, *, norm=True, **options):
-    """A run on noise in four colours; its momentum branch is not the online one's copy any more."""
+    """A run on noise in four colors; its momentum branch is not the online one's copy any more."""
     torch.manual_seed(0)
     labels = torch.arange(NUM_IMAGES) % 4
     color = torch.randint(0, 160, (4, 3, 1, 1))[labels]
@@ -90,7 +90,7 @@ def same(first, second):
     return (np.asarray(first) == np.asarray(second)).all(axis=1).mean() > 0.99
 
 
-def test_neighbours_are_those_of_the_momentum_branchs_normalised_projections(tmp_path):
+def test_neighbours_are_those_of_the_momentum_branchs_normalized_projections(tmp_path):
     run = make_run(tmp_path)
     choose_partners(run, 0)
     assert same(table(run), expected_table(embeddings(run, run.method.momentum_branch).numpy()))
@@ -164,7 +164,7 @@ def test_selection_none_leaves_images_alone(tmp_path):
 def test_the_log_gets_times_sizes_and_purity(tmp_path):
     numbers = choose_partners(make_run(tmp_path), 0)
     assert numbers["partners_s"] >= numbers["embedding_s"] > 0
-    assert numbers["positives_purity"] > 0.5  # colours tell the classes apart
+    assert numbers["positives_purity"] > 0.5  # colors tell the classes apart
     assert 0 < numbers["positives_chosen"] <= 5
     assert numbers["cluster_size_min"] <= NUM_IMAGES / 6 <= numbers["cluster_size_max"]
 

@@ -123,7 +123,7 @@ def test_truncated_weights_are_refused(tmp_path, length):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"mean": 3, "std": [1]}', '{"mean": [0], "std": [1], "colour": "red"}'],
+    ["", "[]", "{}", '{"mean": 3, "std": [1]}', '{"mean": [0], "std": [1], "color": "red"}'],
     ids=["empty", "list", "no keys", "no list", "unknown key"],
 )
 def test_a_file_that_is_no_card_is_refused(tmp_path, text):

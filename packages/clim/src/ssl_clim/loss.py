@@ -33,11 +33,11 @@ def clim_loss(
     autocast says.
 
     Args:
-        mixed_query: (n d), or (r n d) at r resolutions, l2-normalised; gradient flows.
-        anchor_key: (n d), or (s n d) at s resolutions, l2-normalised, no gradient.
-        neighbour_key: shaped as ``anchor_key``, l2-normalised, no gradient.
+        mixed_query: (n d), or (r n d) at r resolutions, l2-normalized; gradient flows.
+        anchor_key: (n d), or (s n d) at s resolutions, l2-normalized, no gradient.
+        neighbour_key: shaped as ``anchor_key``, l2-normalized, no gradient.
         ratio: (n), or (r n), in [0, 1]: how much of each mixed image is its anchor's. Ones make it MoCo v2's loss.
-        columns: keys of the queue, (k d), l2-normalised, no gradient; ``Columns`` of a queue that is still filling.
+        columns: keys of the queue, (k d), l2-normalized, no gradient; ``Columns`` of a queue that is still filling.
         temperature: tau, > 0.
         reduction: ``sum`` over pairs of resolutions, as in equation (6), or ``mean``.
         backend: implementation of ``ssl_core.ops.queue_attention``; None lets it choose.

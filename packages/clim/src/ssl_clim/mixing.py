@@ -34,11 +34,11 @@ class Mixture(NamedTuple):
 def draw_mixtures(
     seed: int, step: int, rows: Int64[Tensor, " n"], *, alpha: float, per_batch: bool = False, stream: int = 0
 ) -> Mixture:
-    """Draw the ratio and the box's centre of each mixture.
+    """Draw the ratio and the box's center of each mixture.
 
     Args:
         seed: seed of the run.
-        step: optimiser steps done.
+        step: optimizer steps done.
         rows: (n) numbers of the images in the global batch.
         alpha: > 0, of the Beta distribution; large values make ratios near 1/2.
         per_batch: one draw for all rows, as CutMix's code has it.
@@ -66,7 +66,7 @@ def cutmix(
 ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, " n"]]:
     """Paste a box of each partner into its image, at the same place.
 
-    The box has sides sqrt(1 - lambda) of the image's and its centre anywhere in the image; what lies outside of it
+    The box has sides sqrt(1 - lambda) of the image's and its center anywhere in the image; what lies outside of it
     is cut off. The same mixtures at another size paste the same box at that resolution.
     Paper: Yun et al., 2019, section 3.1, arXiv 1905.04899.
 

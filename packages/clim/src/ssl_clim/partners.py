@@ -59,7 +59,7 @@ class NeighbourConfig:
         start_epoch: epochs before the first choice; until then images have no partners.
         update_every: epochs from one choice to the next.
         encoder: ``momentum`` or ``online``: which one embeds the images.
-        features: features of the ``projection``, l2-normalised, or of the ``backbone``, as they are.
+        features: features of the ``projection``, l2-normalized, or of the ``backbone``, as they are.
         spherical: k-means with centers of length 1.
         memory_gib: embeddings that take more than this as float32 are kept in half precision in a file in the run
             directory.

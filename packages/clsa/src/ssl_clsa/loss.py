@@ -51,10 +51,10 @@ def clsa_loss(
     Where no key but the own counts, the loss is 0. Computed in float32 (float64 for float64), whatever autocast says.
 
     Args:
-        weak_queries: (w n d) w >= 1 weak views, l2-normalised, of the online branch; gradient flows.
-        strong_queries: (s n d) strong views, l2-normalised, of the online branch; s = 0 leaves InfoNCE alone;
+        weak_queries: (w n d) w >= 1 weak views, l2-normalized, of the online branch; gradient flows.
+        strong_queries: (s n d) strong views, l2-normalized, of the online branch; s = 0 leaves InfoNCE alone;
             gradient flows.
-        key: (n d) l2-normalised, of the momentum branch, no gradient; the positive of all queries.
+        key: (n d) l2-normalized, of the momentum branch, no gradient; the positive of all queries.
         columns: keys that all queries are compared with: a queue (k d) alone, as in the paper, or ``Columns`` with the
             other keys of the global batch, as in the released code.
         temperature: > 0, of InfoNCE.

@@ -80,7 +80,7 @@ def save_backbone(path: Path | str, encoder: nn.Module, card: BackboneCard) -> N
 def load_backbone(path: Path | str) -> nn.Module:
     """The encoder that :func:`save_backbone` wrote: a timm module in eval mode, on the CPU.
 
-    It maps (n c h w), normalised with the card's mean and std, to (n f) features; :func:`load_card` reads
+    It maps (n c h w), normalized with the card's mean and std, to (n f) features; :func:`load_card` reads
     the card.
 
     Raises:
@@ -145,7 +145,7 @@ def _layer(module: nn.Module) -> Layer:
     match module:
         case nn.Linear():
             return ("linear", module.in_features, module.out_features, module.bias is not None)
-        case _BatchNorm():  # split or synchronised ones too: they are the same in evaluation
+        case _BatchNorm():  # split or synchronized ones too: they are the same in evaluation
             return ("batch_norm", module.num_features, module.affine, module.eps)
         case nn.ReLU():
             return ("relu",)
@@ -154,7 +154,7 @@ def _layer(module: nn.Module) -> Layer:
 
 
 def make_head(layers: tuple[Layer, ...]) -> nn.Sequential:
-    """Build a head from its description, freshly initialised.
+    """Build a head from its description, freshly initialized.
 
     Raises:
         ValueError: if a layer's kind is unknown.

@@ -55,7 +55,7 @@ def scalar_schedule(
 
     Args:
         value: the constant.
-        step: optimiser step, from 0.
+        step: optimizer step, from 0.
         total_steps: number of steps of the run.
         start: value at step 0 if there is a warm-up.
         warmup_steps: steps of the warm-up; ``value`` is reached at the last of them.

@@ -16,8 +16,8 @@ class Step(NamedTuple):
         2.5
     """
 
-    index: int  # type: ignore[assignment]  # hides tuple.index; optimiser steps done before this one
-    total: int  # optimiser steps of the whole run
+    index: int  # type: ignore[assignment]  # hides tuple.index; optimizer steps done before this one
+    total: int  # optimizer steps of the whole run
     steps_per_epoch: int
     micro: int = 0  # which micro-batch of the step, with gradient accumulation
 

@@ -57,7 +57,7 @@ def tiff_16bit(pixels):
 
 
 def write_images(folder, names, size=8):
-    """A colour PNG under each name, each with pixels of its own."""
+    """A color PNG under each name, each with pixels of its own."""
     for seed, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

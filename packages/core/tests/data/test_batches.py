@@ -302,7 +302,7 @@ def test_a_partners_views_show_one_image_of_the_row_with_draws_of_the_images_own
 
 
 def drawn(made, epoch, source):
-    """Image -> which column of its row was drawn, recognised by the pixels of an uncropped view."""
+    """Image -> which column of its row was drawn, recognized by the pixels of an uncropped view."""
     looked_up = {source.image(index).sum().item(): index for index in range(len(source))}
     found = {}
     for batch in made.epoch(epoch):

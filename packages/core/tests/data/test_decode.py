@@ -20,7 +20,7 @@ def npy(array):
     return buffer.getvalue()
 
 
-def test_lossless_colour_comes_back_exactly(make):
+def test_lossless_color_comes_back_exactly(make):
     pixels = make.noise(5, 7, 3)
     for format in ("PNG", "BMP", "TIFF", "PPM"):
         assert torch.equal(decode_image(make.encoded(pixels, format)), channels_first(pixels))
@@ -32,7 +32,7 @@ def test_jpeg_is_close_to_what_was_encoded(make):
     assert (image.int() - channels_first(np.ascontiguousarray(smooth)).int()).abs().max() <= 3
 
 
-def test_grey_is_one_channel_or_repeated(make):
+def test_gray_is_one_channel_or_repeated(make):
     pixels = make.noise(4, 6)
     data = make.encoded(pixels)
     assert torch.equal(decode_image(data), torch.from_numpy(pixels)[None])
@@ -40,7 +40,7 @@ def test_grey_is_one_channel_or_repeated(make):
     assert decode_image(data, 7).shape == (7, 4, 6)
 
 
-def test_colour_becomes_grey_by_its_luma(make):
+def test_color_becomes_gray_by_its_luma(make):
     red = np.zeros((1, 1, 3), dtype=np.uint8)
     red[..., 0] = 200
     # 0.299 * 200 = 59.8
@@ -50,7 +50,7 @@ def test_colour_becomes_grey_by_its_luma(make):
     assert decode_image(npy(floating), 1).unique().item() == pytest.approx(0.299 * 200 / 255)
 
 
-def test_a_palette_gives_its_colours(make):
+def test_a_palette_gives_its_colors(make):
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putdata([0, 1])
@@ -61,8 +61,8 @@ def test_a_transparent_palette_entry_becomes_white(make):
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putdata([0, 1])
-    colours = decode_image(make.encoded(image, transparency=0)).squeeze(1).T.tolist()
-    assert colours == [[255, 255, 255], [40, 50, 60]]
+    colors = decode_image(make.encoded(image, transparency=0)).squeeze(1).T.tolist()
+    assert colors == [[255, 255, 255], [40, 50, 60]]
 
 
 def test_transparency_is_composited_over_white_or_kept_as_a_channel(make):
@@ -72,12 +72,12 @@ def test_transparency_is_composited_over_white_or_kept_as_a_channel(make):
     assert torch.equal(decode_image(data, 4), channels_first(pixels))
 
 
-def test_grey_with_alpha_stays_one_channel(make):
+def test_gray_with_alpha_stays_one_channel(make):
     pixels = np.array([[[100, 255], [100, 0]]], dtype=np.uint8)
     assert decode_image(make.encoded(Image.fromarray(pixels, "LA"))).tolist() == [[[100, 255]]]
 
 
-def test_cmyk_becomes_rgb_or_grey(make):
+def test_cmyk_becomes_rgb_or_gray(make):
     image = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
     data = make.encoded(image, "TIFF")
     assert decode_image(data)[:, 0, 0].tolist() == [255, 0, 0]
@@ -90,7 +90,7 @@ def test_bilevel_becomes_black_and_white(make):
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
-def test_sixteen_bit_grey_keeps_its_bits(make, format):
+def test_sixteen_bit_gray_keeps_its_bits(make, format):
     pixels = make.noise(5, 7, dtype=np.uint16)
     image = decode_image(make.encoded(pixels, format))
     assert image.dtype == torch.uint16
@@ -98,7 +98,7 @@ def test_sixteen_bit_grey_keeps_its_bits(make, format):
 
 
 @pytest.mark.parametrize("format", ["png", "tiff"])
-def test_sixteen_bit_colour_keeps_its_bits(make, format):
+def test_sixteen_bit_color_keeps_its_bits(make, format):
     pixels = make.noise(5, 7, 3, dtype=np.uint16)
     data = {"png": make.png_16bit, "tiff": make.tiff_16bit}[format](pixels)
     assert np.array_equal(decode_image(data).numpy(), pixels.transpose(2, 0, 1))
@@ -112,7 +112,7 @@ def test_sixteen_bit_transparency_is_composited_over_white_or_kept(make):
     assert np.array_equal(decode_image(data, 4).numpy(), pixels.transpose(2, 0, 1))
 
 
-def test_sixteen_bit_grey_with_alpha_is_refused_rather_than_degraded(make):
+def test_sixteen_bit_gray_with_alpha_is_refused_rather_than_degraded(make):
     with pytest.raises(BrokenImageError, match="LA;16B; save it without alpha"):
         decode_image(make.png_16bit(make.noise(5, 7, 2, dtype=np.uint16)))
 
@@ -124,14 +124,14 @@ def test_float_tiff_is_float(make):
     assert image.tolist() == [[[0.25, 1.0]]]
 
 
-def test_grey_pages_of_a_tiff_are_channels(make):
+def test_gray_pages_of_a_tiff_are_channels(make):
     pages = [make.noise(4, 6, seed=seed, dtype=np.uint16) for seed in range(5)]
     rest = [Image.fromarray(page) for page in pages[1:]]
     image = decode_image(make.encoded(pages[0], "TIFF", save_all=True, append_images=rest))
     assert np.array_equal(image.numpy(), np.stack(pages))
 
 
-def test_colour_pages_of_a_tiff_are_refused(make):
+def test_color_pages_of_a_tiff_are_refused(make):
     pages = [Image.fromarray(make.noise(4, 6, 3)) for _ in range(2)]
     with pytest.raises(BrokenImageError, match="2 pages"):
         decode_image(make.encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
@@ -266,8 +266,8 @@ def test_a_smaller_jpeg_keeps_its_orientation_and_channels(make):
     data = make.encoded(smooth(400, 640), "JPEG", exif=exif)
     assert decode_image(data, at_least=200).shape == (3, 320, 200)
     assert decode_image(data, 1, at_least=200).shape == (1, 320, 200)
-    grey = make.encoded(smooth(400, 640)[..., 0], "JPEG")
-    assert decode_image(grey, 3, at_least=200).shape == (3, 200, 320)
+    gray = make.encoded(smooth(400, 640)[..., 0], "JPEG")
+    assert decode_image(gray, 3, at_least=200).shape == (3, 200, 320)
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "JPEG2000", "TIFF"])

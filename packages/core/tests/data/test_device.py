@@ -41,7 +41,7 @@ def images(count, *shape):
     [
         MemoryImages("one tensor", images(4, 3, 5, 6), torch.full((4,), -1)),
         MemoryImages("a list", [images(3, 5, 6 + index) for index in range(4)], torch.full((4,), -1)),
-        MemoryImages("grey", images(4, 1, 5, 6), torch.full((4,), -1), channels=3),
+        MemoryImages("gray", images(4, 1, 5, 6), torch.full((4,), -1), channels=3),
     ],
     ids=lambda source: source.name,
 )
@@ -62,7 +62,7 @@ def test_images_that_are_decoded_when_needed_are_not_held():
         (images(4, 1, 5, 6), 3, 360),
         ([*images(3, 3, 5, 6), torch.zeros(3, 5, 6)], None, 1440),  # packed, all are floating
     ],
-    ids=["one tensor", "grey", "a list"],
+    ids=["one tensor", "gray", "a list"],
 )
 def test_images_of_more_than_a_quarter_of_the_free_memory_are_not_held(monkeypatch, pixels, channels, num_bytes):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * num_bytes - 1, 8 * num_bytes))

@@ -22,5 +22,5 @@ def test_training_and_test_digits_share_no_scan():
 
 def test_digits_have_one_channel_or_as_many_as_asked():
     assert open_source(DataConfig(), split="test").image(0).shape == (1, 32, 32)
-    colour = open_source(DataConfig(channels=3), split="test").image(0)
-    assert torch.equal(colour, open_source(DataConfig(), split="test").image(0).expand(3, -1, -1))
+    color = open_source(DataConfig(channels=3), split="test").image(0)
+    assert torch.equal(color, open_source(DataConfig(), split="test").image(0).expand(3, -1, -1))

@@ -86,9 +86,9 @@ def test_views_of_partners_keep_their_places(renderer):
 
 
 def test_images_of_another_number_of_channels_than_the_encoders_are_refused(renderer):
-    grey = MemoryImages("grey", noise(8, 9, 10)[:, :1], torch.full((8,), -1))
-    with pytest.raises(ValueError, match=r"grey:4 has 1 channels but the encoder takes 3; set data\.channels to 3"):
-        list(make(grey, renderer=renderer))
+    gray = MemoryImages("gray", noise(8, 9, 10)[:, :1], torch.full((8,), -1))
+    with pytest.raises(ValueError, match=r"gray:4 has 1 channels but the encoder takes 3; set data\.channels to 3"):
+        list(make(gray, renderer=renderer))
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ from ssl_core.data import DataConfig, channel_statistics, inspect, open_source
 def test_a_report_says_what_is_there(tmp_path, make, workers):
     make.write_images(tmp_path, [f"a/{index:03}.png" for index in range(70)])
     (tmp_path / "b").mkdir()
-    (tmp_path / "b/grey.png").write_bytes(make.encoded(make.noise(20, 30)))
+    (tmp_path / "b/gray.png").write_bytes(make.encoded(make.noise(20, 30)))
     (tmp_path / "b/deep.png").write_bytes(make.encoded(make.noise(4, 50, dtype=np.uint16)))
     (tmp_path / "b/empty.png").write_bytes(b"")
     (tmp_path / "c.png").write_bytes(make.encoded(make.noise(8, 8, 3)))

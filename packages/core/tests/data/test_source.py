@@ -120,7 +120,7 @@ def broken_folder(folder, make):
     (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "page.png").write_text("<html>404</html>")
     (folder / "large.jpg").write_bytes(make.encoded(Image.new("RGB", (3000, 3000)), "JPEG"))
-    (folder / "grey.png").write_bytes(make.encoded(make.noise(8, 9)))
+    (folder / "gray.png").write_bytes(make.encoded(make.noise(8, 9)))
     (folder / "rgba.png").write_bytes(make.encoded(make.noise(8, 9, 4)))
     (folder / "palette.png").write_bytes(make.encoded(Image.fromarray(make.noise(8, 9, 3)).convert("P")))
     (folder / "deep.png").write_bytes(make.encoded(make.noise(8, 9, dtype=np.uint16)))

@@ -41,7 +41,7 @@ def test_a_constant_channel_is_refused():
         channel_statistics(source(torch.full((3, 1, 4, 4), 0.3)))
 
 
-def test_normalisation_is_configured_published_or_measured():
+def test_normalization_is_configured_published_or_measured():
     noise = source(torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0)))
     mean, std = (0.1, 0.2, 0.3), (1.0, 1.0, 1.0)
     assert normalization(DataConfig(source="cifar10", mean=mean, std=std), noise) == (mean, std)
@@ -63,6 +63,6 @@ def test_published_values_are_not_used_for_another_number_of_channels():
     ],
     ids=["alone", "length", "zero"],
 )
-def test_a_wrong_normalisation_is_refused(mean, std, message):
+def test_a_wrong_normalization_is_refused(mean, std, message):
     with pytest.raises(ValueError, match=message):
         normalization(DataConfig(mean=mean, std=std), source(torch.rand(2, 3, 2, 2)))

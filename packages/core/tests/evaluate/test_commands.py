@@ -139,7 +139,7 @@ def test_linear_tests_random_crops_over_seeds_and_says_which(run, capsys, crop, 
         ({"crop_seeds": 5}, "crop_seeds 5 are of random crops: give crop random or random_window too"),
         ({"crop": "random", "crop_seeds": 2}, "crop_seeds must be at least 3 for a mean and its spread, got 2"),
     ],
-    ids=["centre", "two"],
+    ids=["center", "two"],
 )
 def test_seeds_of_random_crops_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
@@ -207,7 +207,7 @@ def test_tsne_draws_several_encoders_and_says_of_which_features_and_images(run, 
     for encoder, line in zip(encoders, similarities, strict=True):
         assert line.startswith(f"{encoder}: similarity intra-class 0.")
     assert wrote == (
-        f"wrote {out}: t-SNE of l2-normalised backbone features, perplexity 2.5, seed 0; "
+        f"wrote {out}: t-SNE of l2-normalized backbone features, perplexity 2.5, seed 0; "
         f"9 test images, 3 classes of {tmp_path / 'images' / 'val'}"
     )
 

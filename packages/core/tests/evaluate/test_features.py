@@ -11,7 +11,7 @@ from ssl_core.testing import ROUNDING
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.1)
 
 
-def test_raw_pixels_are_the_normalised_image(toy_source):
+def test_raw_pixels_are_the_normalized_image(toy_source):
     source = toy_source([2, 0, 1])
     found = extract_features(nn.Flatten(), source, evaluation_view(16), mean=MEAN, std=STD)
     expected = (source.images / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]

@@ -23,7 +23,7 @@ def short(name, **changes):
     return dataclasses.replace(PROTOCOLS[name], **{"epochs": 5, "batch_size": 8, **changes})
 
 
-class MeanColour(nn.Module):
+class MeanColor(nn.Module):
     """Three features: the mean of each channel."""
 
     def __init__(self):
@@ -39,7 +39,7 @@ class MeanColour(nn.Module):
 def test_the_probe_learns_what_is_separable(toy_source, name):
     train, test = toy_source([0, 1, 2] * 8), toy_source([0, 1, 2] * 4, seed=1)
     protocol = short(name, epochs=20, lr=1000.0 if name == "simsiam" else 1.0, scale_lr=False)
-    result = probe(MeanColour(), train, test, protocol)
+    result = probe(MeanColor(), train, test, protocol)
     assert result.last == 1
     assert result.best == 1
 
@@ -47,14 +47,14 @@ def test_the_probe_learns_what_is_separable(toy_source, name):
 def test_augmented_images_are_encoded_in_every_epoch_and_cached_ones_once(toy_source):
     train, test = toy_source([0, 1, 2] * 8), toy_source([0, 1, 2])
     for name, forwards in (("moco", 1 + 5 * 3), ("cached", 1 + 1)):
-        encoder = MeanColour()
+        encoder = MeanColor()
         probe(encoder, train, test, short(name))
         assert encoder.forwards == forwards
 
 
 def test_last_and_best_are_both_reported(toy_source, monkeypatch):
     monkeypatch.setattr(linear_module, "_train_classifier", lambda *arguments: ([0.5, 0.8, 0.8, 0.6], None))
-    result = probe(MeanColour(), toy_source([0] * 8), toy_source([0]), short("moco"))
+    result = probe(MeanColor(), toy_source([0] * 8), toy_source([0]), short("moco"))
     assert result == (0.6, 0.8, 2, ())
 
 
@@ -135,18 +135,18 @@ def test_random_crops_are_classified_by_the_one_classifier_that_was_trained(halv
     )
     protocol = short("cached", lr=3.0)
     seeds = (4, 5, 6)
-    result = probe(MeanColour(), halves, halves, protocol, random_view=RANDOM_CROPS, crop_seeds=seeds)
+    result = probe(MeanColor(), halves, halves, protocol, random_view=RANDOM_CROPS, crop_seeds=seeds)
     assert len(trained) == 1
     ((_, classifier),) = trained
     for seed, accuracy in zip(seeds, result.random_crops, strict=True):
-        cut = extract_features(MeanColour(), halves, RANDOM_CROPS, mean=MEAN, std=STD, seed=seed)
+        cut = extract_features(MeanColor(), halves, RANDOM_CROPS, mean=MEAN, std=STD, seed=seed)
         assert accuracy == (classifier(cut.features).argmax(dim=1) == cut.labels).double().mean()
 
 
 def test_random_crops_change_with_their_seed_and_nothing_else_does(halves):
     protocol = short("cached", lr=3.0)
     results = [
-        probe(MeanColour(), halves, halves, protocol, random_view=RANDOM_CROPS, crop_seeds=seeds)
+        probe(MeanColor(), halves, halves, protocol, random_view=RANDOM_CROPS, crop_seeds=seeds)
         for seeds in ((0, 1, 2), (2, 1, 0), ())
     ]
     assert results[0].random_crops == results[1].random_crops[::-1]
@@ -169,17 +169,17 @@ def test_lars_moves_a_tensor_by_a_fixed_fraction_of_its_norm():
 def test_a_classifier_that_diverges_is_reported(toy_source):
     protocol = short("cached", lr=1e38)
     with pytest.raises(ValueError, match=r"diverged in epoch 1 at learning rate 1e\+38; give a smaller lr"):
-        probe(MeanColour(), toy_source([0, 1, 2] * 8), toy_source([0, 1]), protocol)
+        probe(MeanColor(), toy_source([0, 1, 2] * 8), toy_source([0, 1]), protocol)
 
 
 def test_less_than_one_batch_is_refused(toy_source):
     with pytest.raises(ValueError, match="3 training images are less than one batch of 8; give a smaller batch_size"):
-        probe(MeanColour(), toy_source([0, 1, 2]), toy_source([0, 1]), short("moco"))
+        probe(MeanColor(), toy_source([0, 1, 2]), toy_source([0, 1]), short("moco"))
 
 
 @pytest.mark.parametrize("name", ["moco", "cached"])
 def test_missing_labels_are_refused(toy_source, name):
     with pytest.raises(ValueError, match="1 of 9 training images have no label"):
-        probe(MeanColour(), toy_source([0] * 8 + [-1]), toy_source([0]), short(name))
+        probe(MeanColor(), toy_source([0] * 8 + [-1]), toy_source([0]), short(name))
     with pytest.raises(ValueError, match="1 of 1 test images have no label"):
-        probe(MeanColour(), toy_source([0] * 8), toy_source([-1]), short(name))
+        probe(MeanColor(), toy_source([0] * 8), toy_source([-1]), short(name))

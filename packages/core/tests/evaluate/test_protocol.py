@@ -62,7 +62,7 @@ def test_only_simsiam_uses_lars():
 def test_a_protocol_for_224_pixels_says_what_it_means_for_32():
     assert protocol_text("moco", PROTOCOLS["moco"], 32).splitlines()[2:] == [
         "  train: random resized crop 32 of area 0.08 to 1 (bilinear), flip",
-        "  test: short side 37 (bilinear), centre crop 32",
+        "  test: short side 37 (bilinear), center crop 32",
     ]
 
 
@@ -87,7 +87,7 @@ def test_random_crops_are_cut_from_the_image_squashed_to_256_for_an_input_of_224
 
 
 def test_random_crops_of_small_images_keep_the_proportion_of_256_to_224():
-    # Whatever the protocol does before its centre crop: sce_small does not enlarge, and would leave nothing to cut.
+    # Whatever the protocol does before its center crop: sce_small does not enlarge, and would leave nothing to cut.
     view = view_for_random_crops(PROTOCOLS["sce_small"], "random_window", 32)
     assert (view.ops, view.sizes) == ((Resize(37), RandomCrop()), (32,))
     assert random_crops_text(view) == "resized to 37 x 37 (bilinear), random crop 32"

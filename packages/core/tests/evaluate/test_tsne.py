@@ -70,11 +70,11 @@ def test_points_are_found_in_one_thread_so_that_sums_have_one_order(monkeypatch)
 
 
 def test_what_is_alike_in_angle_is_close_in_the_plane():
-    centre = torch.arange(40) % 2
-    features = (torch.eye(6)[centre] + 0.1 * torch.randn(40, 6)) * torch.rand(40, 1).add(0.1)
+    center = torch.arange(40) % 2
+    features = (torch.eye(6)[center] + 0.1 * torch.randn(40, 6)) * torch.rand(40, 1).add(0.1)
     points = tsne_points(features, perplexity=5.0, seed=0)
     nearest = torch.cdist(points, points).fill_diagonal_(torch.inf).argmin(dim=1)
-    assert torch.equal(centre[nearest], centre)
+    assert torch.equal(center[nearest], center)
 
 
 def test_features_that_are_all_the_same_are_refused():
@@ -93,7 +93,7 @@ def test_a_picture_has_a_titled_panel_for_each_encoder_and_one_legend_of_the_cla
     assert figure.get_supxlabel() == "four images"
 
 
-def test_each_point_has_the_colour_and_the_marker_of_its_class():
+def test_each_point_has_the_color_and_the_marker_of_its_class():
     # Points at (label, index), so that what is drawn can be read back.
     labels = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9] * 3)
     points = torch.stack([labels.float(), torch.arange(30.0)], dim=1)
@@ -101,8 +101,8 @@ def test_each_point_has_the_colour_and_the_marker_of_its_class():
     drawn = {}
     for part in figure.axes[0].collections:
         corners = len(part.get_paths()[0].vertices)
-        for (label, _), colour in zip(part.get_offsets().tolist(), part.get_facecolors().tolist(), strict=True):
-            drawn.setdefault(int(label), set()).add((tuple(colour), corners))
+        for (label, _), color in zip(part.get_offsets().tolist(), part.get_facecolors().tolist(), strict=True):
+            drawn.setdefault(int(label), set()).add((tuple(color), corners))
     assert [len(drawn[label]) for label in range(10)] == [1] * 10
     assert len(set.union(*drawn.values())) == 10
     shown = [(line.get_color(), line.get_marker()) for line in figure.legends[0].get_lines()]

@@ -131,5 +131,5 @@ def test_sync_batch_norm_converts_for_cuda_and_keeps_the_state():
 
 def test_split_and_sync_exclude_each_other():
     network = split_batch_norm(nn.Sequential(nn.BatchNorm2d(2)), 2)
-    with pytest.raises(ValueError, match="either split or synchronised"):
+    with pytest.raises(ValueError, match="either split or synchronized"):
         sync_batch_norm(network, torch.device("cuda"))

@@ -51,7 +51,7 @@ def test_the_branch_follows_the_mode_of_its_owner():
     assert not owner.eval().branch.encoder.training
 
 
-def test_keys_are_normalised_and_those_of_the_online_modules_at_first():
+def test_keys_are_normalized_and_those_of_the_online_modules_at_first():
     encoder, projector = online_modules()
     images = torch.randn(8, 3, 16, 16)
     keys = MomentumBranch(encoder, projector, MomentumConfig(shuffle=False))(images, STEP)

@@ -68,7 +68,7 @@ def test_only_the_oldest_rows_are_overwritten():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision_keys_are_normalised_in_float32_and_rounded_once(dtype):
+def test_half_precision_keys_are_normalized_in_float32_and_rounded_once(dtype):
     keys = (100 * torch.randn(5, 64)).to(dtype)
     queue, cursor, length = ring(5, 64, dtype=dtype)
     enqueue_(queue, keys, cursor, length)

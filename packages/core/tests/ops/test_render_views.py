@@ -341,12 +341,12 @@ def test_cells_are_shuffled(renderer, grid, side):
     assert_op_is_drawn(renderer, Jigsaw(grid), rows, (side, side))
 
 
-# Colours.
+# Colors.
 
 
 @EVERY
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
-def test_jitter_changes_colours_in_every_order(renderer, channels):
+def test_jitter_changes_colors_in_every_order(renderer, channels):
     orders = range(0, len(JITTER_ORDERS), 1 if channels == 3 else 5)
     rows = [(0.6 + 0.04 * order, 1.5 - 0.03 * order, 1.7, 0.5 - 0.04 * order, order) for order in orders]
     assert_op_is_drawn(renderer, ColorJitter(), rows, (9, 9), channels=channels)
@@ -544,7 +544,7 @@ def test_images_lie_in_memory_with_any_strides_and_may_be_the_same(renderer):
 @EVERY
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_views_are_normalised_and_rounded_once_into_the_memory_format(renderer, dtype, channels_last):
+def test_views_are_normalized_and_rounded_once_into_the_memory_format(renderer, dtype, channels_last):
     images, specs = some_images(), [ViewSpec((CenterCrop(),), (31,))]
     arguments = (pack_images(images), [torch.zeros(len(images), 0).double()], specs)
     numbers = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}

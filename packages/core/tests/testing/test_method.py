@@ -137,7 +137,7 @@ class LearnsNothing(Tiny):
         (DrawsFromTheGlobalGenerator, "two calls of forward give two losses"),
         (UnusedHead, r"no gradient reaches \['predictor.weight', 'predictor.bias'\]"),
         (TrainsTheMomentumBranch, "momentum parameters ask for gradient"),
-        (LongKeys, "not l2-normalised"),
+        (LongKeys, "not l2-normalized"),
         (NoKeys, "there is a queue, but forward gives no keys"),
         (CountsTheFillInSteps, "queue_fill is 0.400, of the queue 0.800 is"),
         (MetricWithGradient, "metric positive_similarity carries gradient"),

@@ -118,7 +118,7 @@ STEPS = {
     "no loss": ("loss = info_nce(", "loss = 0 * info_nce(", "the loss is 0"),
     "an infinite loss": ("loss = info_nce(", "loss = torch.inf * info_nce(", "the loss is inf"),
     "no gradient": ("self.encoder(views[0])", "self.encoder(views[0]).detach()", "no gradient reaches .'encoder"),
-    "no learning rate": ("lr: 0.06", "lr: 0.0", "the optimiser moves nothing"),
+    "no learning rate": ("lr: 0.06", "lr: 0.0", "the optimizer moves nothing"),
     "no momentum update": ("1 - self.momentum)", "0.0)", "the momentum branch stands still"),
     "few keys": ("enqueue_(keys)", "enqueue_(keys[:3])", r"rows \[0, 1, 2\] of the queue are new, not the first 8"),
     "no keys": ("enqueue_(keys)", "enqueue_(keys[:0])", r"rows \[\] of the queue are new"),

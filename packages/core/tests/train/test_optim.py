@@ -113,12 +113,12 @@ def test_without_exclusion_everything_decays():
     assert {group["weight_decay"] for group in optimizer.param_groups if group["params"]} == {0.1}
 
 
-def test_only_parameters_that_ask_for_gradient_are_optimised():
+def test_only_parameters_that_ask_for_gradient_are_optimized():
     module = network()
     module[0].requires_grad_(False)
     optimizer = make_optimizer(module, OptimConfig(), batch_size=256)
-    optimised = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert optimised == {id(p) for p in module.parameters() if p.requires_grad}
+    optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert optimized == {id(p) for p in module.parameters() if p.requires_grad}
 
 
 def test_a_module_without_trainable_parameters_is_refused():
@@ -207,8 +207,8 @@ def test_each_trainable_parameter_is_in_one_group_and_has_the_weight_decay_of_it
     module = Predicting()
     config = OptimConfig(name, exclude_1d=exclude_1d, lr_1d=lr_1d, constant_lr=constant_lr, weight_decay=0.1)
     optimizer = make_optimizer(module, config, batch_size=256)
-    optimised = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-    assert sorted(optimised) == sorted(id(parameter) for parameter in module.parameters() if parameter.requires_grad)
+    optimized = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(optimized) == sorted(id(parameter) for parameter in module.parameters() if parameter.requires_grad)
     decay = options_of(module, config, "weight_decay")
     adapt = options_of(module, config, "always_adapt")
     for name_of, parameter in module.named_parameters():

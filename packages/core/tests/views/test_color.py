@@ -1,4 +1,4 @@
-"""Colour ops against torchvision's and Pillow's, and what they do where those have no definition."""
+"""Color ops against torchvision's and Pillow's, and what they do where those have no definition."""
 
 import colorsys
 import math
@@ -29,7 +29,7 @@ SHIFTS = [-0.5, -0.1, -0.01, 0.0, 0.07, 0.1, 0.5]
 
 
 def rgb(dtype=torch.float64):
-    """Random colours, and those where hue has a case of its own: grays, black, white, two equal channels."""
+    """Random colors, and those where hue has a case of its own: grays, black, white, two equal channels."""
     image = torch.rand(3, 16, 12, generator=torch.Generator().manual_seed(0), dtype=dtype)
     image[:, 0] = image[:1, 0]
     image[:, 1], image[:, 2] = 0.0, 1.0
@@ -213,7 +213,7 @@ def test_hue_leaves_one_and_two_channels():
 
 
 @pytest.mark.parametrize("count", [4, 5, 6])
-def test_hue_of_many_channels_turns_colour_and_keeps_gray(count):
+def test_hue_of_many_channels_turns_color_and_keeps_gray(count):
     image = 0.4 + 0.2 * channels(count)  # away from the borders, where clipping would hide the rotation
     turned = adjust_hue(image, 0.1)
     assert not torch.allclose(turned, image, atol=1e-2)  # by two levels and more
@@ -234,7 +234,7 @@ def test_hue_of_many_channels_is_a_rotation_of_the_first_harmonic():
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6])
-def test_colour_ops_stay_in_the_unit_interval_and_leave_their_input(count):
+def test_color_ops_stay_in_the_unit_interval_and_leave_their_input(count):
     image = channels(count)
     before = image.clone()
     for op in (adjust_brightness, adjust_contrast, adjust_saturation, adjust_sharpness):

@@ -75,7 +75,7 @@ def test_translation_by_pixels_is_pillows_by_fractions_of_a_pixel(size):
 
 
 def pillows_cutout(side, x, y):
-    """CutoutAbs as DSSL's code has it, around a given centre."""
+    """CutoutAbs as DSSL's code has it, around a given center."""
 
     def cut(picture):
         width, height = picture.size
@@ -96,7 +96,7 @@ def test_cutout_is_pillows_rectangle(size):
 
 
 def test_cutout_by_hand():
-    # Centre (2.4, 0.8) and side 2: columns int(1.4) = 1 to 3, rows int(max(0, -0.2)) = 0 to 2, ends included.
+    # Center (2.4, 0.8) and side 2: columns int(1.4) = 1 to 3, rows int(max(0, -0.2)) = 0 to 2, ends included.
     box = (cutout(torch.zeros(3, 4, 6), 2.0, 0.4, 0.2) * 255).round()
     rows = [[0, 1, 1, 1, 0, 0]] * 3 + [[0, 0, 0, 0, 0, 0]]
     for channel, level in zip(box, (125, 123, 114), strict=True):
@@ -150,7 +150,7 @@ def test_directions_by_hand():
     assert rows(translate_x(image, 0.34)) == [[2, 3, 0], [5, 6, 0], [8, 9, 0]]  # int(1.02) = 1 to the left
     assert rows(translate_x(image, -0.6)) == [[0, 1, 2], [0, 4, 5], [0, 7, 8]]  # int(-1.8) = -1: towards zero
     assert rows(translate_y(image, 0.34)) == [[4, 5, 6], [7, 8, 9], [0, 0, 0]]
-    # Row centres are 0.5, 1.5 and 2.5 below the edge: 0.5 + 0.25, 0.5 + 0.75 and 0.5 + 1.25 in the first column.
+    # Row center are 0.5, 1.5 and 2.5 below the edge: 0.5 + 0.25, 0.5 + 0.75 and 0.5 + 1.25 in the first column.
     assert rows(shear_x(image, 0.5)) == [[1, 2, 3], [5, 6, 0], [8, 9, 0]]
     assert rows(shear_y(image, 0.5)) == [[1, 5, 6], [4, 8, 9], [7, 0, 0]]
     assert rows(rotate(image, 90.0)) == [[3, 6, 9], [2, 5, 8], [1, 4, 7]]

@@ -141,13 +141,13 @@ def test_no_two_presets_share_a_name():
     assert not PRESETS.keys() & HEAVY.keys()
 
 
-def test_presets_of_probes_have_no_colour():
+def test_presets_of_probes_have_no_color():
     assert PRESETS["crop_flip"] == (RandomResizedCrop(scale=(0.08, 1.0)), HorizontalFlip(prob=0.5))
     assert PRESETS["padded_crop"] == (RandomCrop(padding=4), HorizontalFlip(prob=0.5))
     assert PRESETS["plain"] == (CenterCrop(),)
 
 
-def test_the_evaluation_view_is_resize_and_centre_crop():
+def test_the_evaluation_view_is_resize_and_center_crop():
     view = eval_spec(224, short_side=256, interpolation="bicubic")
     assert (view.ops, view.sizes, view.name) == ((CenterCrop(256, "bicubic"),), (224,), "plain")
     assert eval_spec(32).ops == PRESETS["plain"]

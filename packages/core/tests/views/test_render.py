@@ -109,7 +109,7 @@ def test_a_window_that_misses_the_image_is_black(corner):
     [(40, 60), (61, 40), (50, 50), (20, 30), (375, 500), (1, 1)],
     ids=str,
 )
-def test_centre_crops_are_torchvisions_resize_and_centre_crop(shape, interpolation):
+def test_center_crops_are_torchvisions_resize_and_center_crop(shape, interpolation):
     image = some_image(height=shape[0], width=shape[1])
     mode = oracle.InterpolationMode(interpolation)
     for size, short_side in ((32, 36), (32, 32), (31, 37)):
@@ -566,7 +566,7 @@ def test_rendering_twice_gives_the_same_pixels():
 # Sizes, derived views, batches.
 
 
-def test_several_sizes_show_the_same_box_and_colours():
+def test_several_sizes_show_the_same_box_and_colors():
     image, ops = some_image(height=90, width=80), PRESETS["strong"]
     spec = ViewSpec(ops, (64, 32, 16))
     (row,) = draw(spec, [image])

@@ -90,7 +90,7 @@ def test_images_that_make_no_batch_are_refused():
 
 
 @pytest.mark.parametrize("renderer", RUNNING)
-def test_a_call_gives_every_size_of_every_view_normalised(renderer):
+def test_a_call_gives_every_size_of_every_view_normalized(renderer):
     images = pack_images([some_image(20, 30), some_image(40, 25)])
     specs = [ViewSpec(PRESETS["weak"], (8,)), ViewSpec(PRESETS["strong"], (16, 9))]
     parameters = sampled(specs, images)

@@ -293,7 +293,7 @@ def test_padded_windows_take_every_position_equally_often():
         assert bool(((counts / 4500 - 1 / 9).abs() < 4 * math.sqrt(1 / 9 / 4500)).all())
 
 
-def test_a_window_larger_than_the_padded_image_is_centred():
+def test_a_window_larger_than_the_padded_image_is_centered():
     assert sample(ViewSpec((RandomCrop(padding=1),), (32,)), [0], (10, 31)).tolist()[0][0] == -11
     assert sample(ViewSpec((RandomCrop(),), (5,)), [0], (1, 2)).tolist() == [[-2, -2]]
 

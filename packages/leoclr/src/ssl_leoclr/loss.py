@@ -26,10 +26,10 @@ def leoclr_loss(
     says.
 
     Args:
-        query: (n d) l2-normalised, of the uncropped images through the online branch; gradient flows.
-        keys: (2 n d) l2-normalised, of the two crops through the momentum branch, no gradient. One key for each
+        query: (n d) l2-normalized, of the uncropped images through the online branch; gradient flows.
+        keys: (2 n d) l2-normalized, of the two crops through the momentum branch, no gradient. One key for each
             image, (1 n d), makes it MoCo v2's loss.
-        columns: keys of the queue, (k d), l2-normalised, no gradient; ``Columns`` of a queue that is still filling.
+        columns: keys of the queue, (k d), l2-normalized, no gradient; ``Columns`` of a queue that is still filling.
         temperature: tau, > 0.
         backend: implementation of ``ssl_core.ops.queue_attention``; None lets it choose.
 

@@ -34,9 +34,9 @@ def sce_loss(
     Computed in float32 (float64 for float64), whatever autocast says.
 
     Args:
-        query: (n d) l2-normalised, of the online branch, or (v n d) for v views that share a key's target in one
+        query: (n d) l2-normalized, of the online branch, or (v n d) for v views that share a key's target in one
             pass over the queue; gradient flows.
-        key: (n d) l2-normalised, of the momentum branch, no gradient; the positive and the origin of the
+        key: (n d) l2-normalized, of the momentum branch, no gradient; the positive and the origin of the
             target.
         columns: keys that all queries are compared with; a (k d) tensor is a queue alone.
         temperature: tau, > 0.

@@ -117,11 +117,11 @@ class Batches:
         self.renderer, self.held_bytes = self._pipeline.renderer, self._pipeline.held_bytes
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """This rank's micro-batches of an epoch, ``accumulate`` for each optimiser step.
+        """This rank's micro-batches of an epoch, ``accumulate`` for each optimizer step.
 
         Args:
             epoch: number of the epoch; any may follow any.
-            start: optimiser steps to leave out at its beginning.
+            start: optimizer steps to leave out at its beginning.
 
         Raises:
             RuntimeError: if this epoch is continued after another was started.

@@ -1,13 +1,13 @@
-"""From encoded bytes to pixels: the one place that knows file formats, colour modes and bit depths.
+"""From encoded bytes to pixels: the one place that knows file formats, color modes and bit depths.
 
 JPEG, PNG, WebP, GIF (first frame), BMP, TIFF, PPM and JPEG 2000 are read through Pillow; and NumPy's
 ``.npy``.
 
 * Orientation: the EXIF flag is applied, so that an image is what its owner sees.
 * Transparency: composited over white; kept as a fourth channel where 4 channels are asked for.
-* Palette, CMYK, YCbCr and bilevel images become RGB or grey, 8 bits.
-* 16-bit PNG and TIFF, grey and colour, stay uint16.
-* A TIFF of several grey pages of one size is one image with a channel for each page.
+* Palette, CMYK, YCbCr and bilevel images become RGB or gray, 8 bits.
+* 16-bit PNG and TIFF, gray and color, stay uint16.
+* A TIFF of several gray pages of one size is one image with a channel for each page.
 * ``.npy``: (h w), (c h w) or (h w c) of bool, uint8, uint16 or floating point in [0, 1]. The channel axis is
   the one with the asked number of channels, else the shorter of first and last, else the first.
 """
@@ -28,12 +28,12 @@ from torch import Tensor
 # Ghostscript, fonts, video containers and the like stay closed: files come from anywhere.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 
-# Rec. 601 luma, as Pillow's conversion of RGB to grey.
+# Rec. 601 luma, as Pillow's conversion of RGB to gray.
 _LUMA = (0.299, 0.587, 0.114)
 
-# Pillow's names for the byte order of 16-bit colour, and for the opposite order (N: the machine's, little-endian).
+# Pillow's names for the byte order of 16-bit color, and for the opposite order (N: the machine's, little-endian).
 _OTHER_ORDER = {
-    f"{colour};16{order}": f"{colour};16{other}" for colour in ("RGB", "RGBA") for order, other in ("BL", "LB", "NB")
+    f"{color};16{order}": f"{color};16{other}" for color in ("RGB", "RGBA") for order, other in ("BL", "LB", "NB")
 }
 
 # What Pillow and NumPy raise on malformed input.
@@ -65,7 +65,7 @@ def decode_image(
 
     Args:
         data: the content of an image file or of an ``.npy`` file.
-        channels: number of channels wanted; None keeps what the image has (1 for grey, 3 for colour).
+        channels: number of channels wanted; None keeps what the image has (1 for gray, 3 for color).
         at_least: a JPEG may be decoded at a half, a quarter or an eighth of its size, the smallest that leaves each
             side so many pixels; None decodes all of it.
         identifier: what a person calls the image, for the error.
@@ -88,7 +88,7 @@ def decode_image(
 
 
 def with_channels(image: Shaped[Tensor, "c h w"], channels: int | None) -> Shaped[Tensor, "d h w"]:
-    """An image with another number of channels: grey repeated, or RGB reduced to its luma.
+    """An image with another number of channels: gray repeated, or RGB reduced to its luma.
 
     Raises:
         BrokenImageError: for any other change of the number of channels.
@@ -99,8 +99,8 @@ def with_channels(image: Shaped[Tensor, "c h w"], channels: int | None) -> Shape
     if have == 1:
         return image.expand(channels, -1, -1)
     if have == 3 and channels == 1:
-        grey = torch.einsum("chw,c->hw", image.float(), torch.tensor(_LUMA))[None]
-        return grey if image.dtype.is_floating_point else grey.round().to(image.dtype)
+        gray = torch.einsum("chw,c->hw", image.float(), torch.tensor(_LUMA))[None]
+        return gray if image.dtype.is_floating_point else gray.round().to(image.dtype)
     raise BrokenImageError(f"an image of {have} channels cannot become one of {channels}; see data.channels")
 
 
@@ -147,13 +147,13 @@ def pillow_pixels(image: Image.Image, channels: int | None = None) -> Shaped[Ten
         return torch.from_numpy(levels.astype(np.uint16))[None]
     if image.mode == "F":
         return from_array(np.array(image))
-    is_grey = image.mode in ("1", "L", "LA")
+    is_gray = image.mode in ("1", "L", "LA")
     if channels != 4 and (image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if channels == 4:
         image = image.convert("RGBA")
-    elif is_grey or channels == 1:
+    elif is_gray or channels == 1:
         image = image.convert("L")
     else:
         image = image.convert("RGB")
@@ -176,7 +176,7 @@ def _pixels(data: bytes, channels: int | None, at_least: int | None) -> Tensor:
 
 
 def _deep_pixels(data: bytes, channels: int | None) -> Tensor:
-    """Colour of 16 bits a channel, of which Pillow keeps the high bytes; read in the other order, the low ones."""
+    """Color of 16 bits a channel, of which Pillow keeps the high bytes; read in the other order, the low ones."""
     halves = []
     for other_order in (False, True):
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -187,8 +187,8 @@ def _deep_pixels(data: bytes, channels: int | None) -> Tensor:
     pixels = torch.from_numpy((halves[0] << 8) | halves[1]).permute(2, 0, 1)
     if len(pixels) == 3 or channels == 4:
         return pixels
-    colour, alpha = pixels[:3].float(), pixels[3:].float() / 65535
-    return (colour * alpha + 65535 * (1 - alpha)).round().to(torch.uint16)
+    color, alpha = pixels[:3].float(), pixels[3:].float() / 65535
+    return (color * alpha + 65535 * (1 - alpha)).round().to(torch.uint16)
 
 
 def _in_other_order(tile: Any) -> Any:
@@ -206,5 +206,5 @@ def _pages(image: Image.Image) -> Tensor:
         image.seek(number)
         pages.append(pillow_pixels(image, None))
     if any(page.shape != pages[0].shape or page.dtype != pages[0].dtype for page in pages) or len(pages[0]) > 1:
-        raise BrokenImageError(f"a TIFF of {len(pages)} pages that are not all grey and of one size and type")
+        raise BrokenImageError(f"a TIFF of {len(pages)} pages that are not all gray and of one size and type")
     return torch.cat(pages)

@@ -1,6 +1,6 @@
 """The embedded set: scikit-learn's scans of handwritten digits, placed at random on a larger canvas.
 
-The scans as they are (8 x 8, centred, upright) are told apart by their pixels alone, 98 % by nearest
+The scans as they are (8 x 8, centered, upright) are told apart by their pixels alone, 98 % by nearest
 neighbours, and leave nothing to learn. At a random size, position and rotation they do not match pixel by
 pixel any more.
 """
@@ -45,11 +45,11 @@ def draw_digits(*, train: bool) -> tuple[UInt8[Tensor, "n 1 size size"], Int64[T
 
     scale = (DIGIT_SIZES[0] + size * (DIGIT_SIZES[1] - DIGIT_SIZES[0])) / CANVAS
     angle = torch.deg2rad((2 * angle - 1) * MAX_ROTATION_DEG)
-    # The scan's centre, such that the unrotated scan stays on the canvas; in [-1, 1], as grid_sample counts.
-    centre = (torch.stack([x, y], dim=1) * 2 - 1) * (1 - scale)[:, None]
+    # The scan's center, such that the unrotated scan stays on the canvas; in [-1, 1], as grid_sample counts.
+    center = (torch.stack([x, y], dim=1) * 2 - 1) * (1 - scale)[:, None]
     rotation = torch.stack([angle.cos(), angle.sin(), -angle.sin(), angle.cos()], dim=1).reshape(-1, 2, 2)
     to_scan = rotation / scale[:, None, None]
-    matrix = torch.cat([to_scan, -to_scan @ centre[:, :, None]], dim=2)
+    matrix = torch.cat([to_scan, -to_scan @ center[:, :, None]], dim=2)
     grid = F.affine_grid(matrix, [len(chosen), 1, CANVAS, CANVAS], align_corners=False)
     images = F.grid_sample(scans[chosen][:, None], grid, align_corners=False)
     return (images * 255).round().to(torch.uint8), torch.from_numpy(digits.target)[chosen].long()

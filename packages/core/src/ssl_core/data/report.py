@@ -41,7 +41,7 @@ class DataReport:
         read_channels: number of channels that all images are read with.
         mean: mean of each channel read, in [0, 1], each image counting the same.
         std: standard deviation of each channel, likewise.
-        published: mean and standard deviation that a named set is normalised by instead.
+        published: mean and standard deviation that a named set is normalized by instead.
         decoded_bytes: memory that the images take when held decoded.
         classes: number of images of each class, by name; None without labels.
         num_unlabelled: images without a label.

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of each channel, in [0, 1]: what views are normalised by."""
+"""Mean and standard deviation of each channel, in [0, 1]: what views are normalized by."""
 
 import logging
 from typing import TypeAlias
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 Channels: TypeAlias = tuple[float, ...]
 
-# Published values, as the methods' code normalises: CIFAR and STL-10 from SCE's, Tiny-ImageNet from ReSSL's.
+# Published values, as the methods' code normalizes: CIFAR and STL-10 from SCE's, Tiny-ImageNet from ReSSL's.
 KNOWN: dict[str, tuple[Channels, Channels]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2009, 0.1984, 0.2023)),
@@ -31,7 +31,7 @@ _LEVELS = {torch.uint8: 255, torch.uint16: 65535}
 
 
 def normalization(config: DataConfig, source: ImageSource) -> tuple[Channels, Channels]:
-    """Mean and standard deviation to normalise a source's views by.
+    """Mean and standard deviation to normalize a source's views by.
 
     In this order: what the configuration says, the published values of a named set, a measurement on up to
     2,000 images.

@@ -37,7 +37,7 @@ class Features(NamedTuple):
 def evaluation_view(size: int) -> ViewSpec:
     """The view that features are extracted from, by the side of the encoder's input.
 
-    From 64 pixels on, the short side is resized to 8/7 of the input before the centre crop (256 for 224);
+    From 64 pixels on, the short side is resized to 8/7 of the input before the center crop (256 for 224);
     below, to the input itself, so that a CIFAR image is seen as it is.
 
     Example:

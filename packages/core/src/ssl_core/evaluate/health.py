@@ -16,11 +16,11 @@ _LOWEST_RANK = 3.0  # below which a batch is all but a line
 
 
 def embedding_std(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """Standard deviation of l2-normalised embeddings over the batch, averaged over dimensions.
+    """Standard deviation of l2-normalized embeddings over the batch, averaged over dimensions.
 
     Directions spread evenly over the sphere give 1 / sqrt(d); one point gives 0.
     Paper: Chen and He, 2021, section 4.1 and Figure 2, arXiv 2011.10566.
-    Conventions: rows are normalised here; divides by n, not n - 1; float32.
+    Conventions: rows are normalized here; divides by n, not n - 1; float32.
 
     Args:
         embeddings: (n d), n >= 1, floating.
@@ -32,8 +32,8 @@ def embedding_std(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
         >>> embedding_std(torch.eye(2)).item()
         0.5
     """
-    normalised_nd = F.normalize(embeddings.detach().float(), dim=1)
-    return normalised_nd.std(dim=0, correction=0).mean()
+    normalized_nd = F.normalize(embeddings.detach().float(), dim=1)
+    return normalized_nd.std(dim=0, correction=0).mean()
 
 
 def effective_rank(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
@@ -41,7 +41,7 @@ def effective_rank(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
 
     rank = exp(- sum_k p_k log p_k), p_k = sigma_k / sum_j sigma_j, with sigma the singular values.
     Paper: Garrido et al., RankMe, 2023, eq. (1), arXiv 2210.02885.
-    Conventions: rows are taken as they are (not centred, not normalised); 0 log 0 = 0; all zeros give 1. Singular
+    Conventions: rows are taken as they are (not centered, not normalized); 0 log 0 = 0; all zeros give 1. Singular
     values are square roots of the smaller Gram matrix' eigenvalues, in float64.
 
     Args:

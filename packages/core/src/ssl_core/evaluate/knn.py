@@ -31,7 +31,7 @@ def nearest(
 ) -> tuple[Float[Tensor, "n k"], Int64[Tensor, "n k"]]:
     """Cosine similarity and index of the k rows of a bank that are nearest to each query, nearest first.
 
-    Conventions: rows are l2-normalised here, a zero row has similarity 0 with everything; among equal
+    Conventions: rows are l2-normalized here, a zero row has similarity 0 with everything; among equal
     similarities the lower index comes first; no (n m) matrix is ever held; float32.
 
     Args:

@@ -23,7 +23,7 @@ class Protocol:
     Attributes:
         source: paper or code that the numbers are from.
         epochs: passes over the training set.
-        batch_size: images of one optimiser step.
+        batch_size: images of one optimizer step.
         lr: learning rate at the start.
         scale_lr: whether ``lr`` is multiplied by batch_size / 256.
         optimizer: ``lars`` adapts the rate of each tensor, with trust coefficient 0.001 and no clipping.
@@ -33,7 +33,7 @@ class Protocol:
             cut at a random place; both then flip with probability 0.5. ``none`` takes training and test images
             in :func:`evaluation_view`, as kNN does, and extracts features once.
         crop_scale: smallest and largest area of a ``random_resized`` crop, as fractions of the image.
-        resize: short side of a test image before its centre crop, as a multiple of the crop's side.
+        resize: short side of a test image before its center crop, as a multiple of the crop's side.
         interpolation: interpolation of training and test images.
     """
 
@@ -220,7 +220,7 @@ def protocol_text(name: str, protocol: Protocol, size: int) -> str:
         protocol moco: MoCo (He et al., 2020), also MoCo v2, CLIM and SCE's ablations
           100 epochs, batch 256, sgd, lr 30, divided by 10 after epochs 60 and 80
           train: random resized crop 224 of area 0.08 to 1 (bilinear), flip
-          test: short side 256 (bilinear), centre crop 224
+          test: short side 256 (bilinear), center crop 224
     """
     rate = f"lr {learning_rate(protocol, 0):g}"
     if protocol.scale_lr:
@@ -241,5 +241,5 @@ def protocol_text(name: str, protocol: Protocol, size: int) -> str:
         f"protocol {name}: {protocol.source}\n"
         f"  {protocol.epochs} epochs, batch {protocol.batch_size}, {protocol.optimizer}, {rate}\n"
         f"  train: {train}\n"
-        f"  test: short side {test.short_side} ({test.interpolation}), centre crop {size}"
+        f"  test: short side {test.short_side} ({test.interpolation}), center crop {size}"
     )

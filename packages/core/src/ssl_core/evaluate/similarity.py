@@ -29,7 +29,7 @@ def intra_class_similarity(features: Float[Tensor, "n f"], labels: Int64[Tensor,
     class c and s_c their sum: the mean of u_i u_j over all pairs i != j of the class, without the n x n matrix.
     Paper: CLIM, ICLR 2021 submission, appendix C: the "average cosine distance among all intra-class pairwise samples",
     averaged over the classes. Whether an image is paired with itself it does not say; here it is not.
-    Conventions: rows are l2-normalised here, a zero row has similarity 0 with everything; each class counts the same,
+    Conventions: rows are l2-normalized here, a zero row has similarity 0 with everything; each class counts the same,
     those of fewer than two images not at all; float64.
 
     Args:

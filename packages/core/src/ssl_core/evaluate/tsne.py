@@ -81,10 +81,10 @@ def choose_images(
 
 
 def tsne_points(features: Float[Tensor, "n f"], *, perplexity: float, seed: int) -> Float32[Tensor, "n 2"]:
-    """t-SNE of l2-normalised features in the plane, from their principal components on; scikit-learn's.
+    """t-SNE of l2-normalized features in the plane, from their principal components on; scikit-learn's.
 
     Args:
-        features: (n f), on the CPU; normalised here, so that near means of large cosine.
+        features: (n f), on the CPU; normalized here, so that near means of large cosine.
         perplexity: number of neighbours that each image is to keep close, about; > 0 and < n.
         seed: seeds the principal components, which are found by chance where there is much data.
 
@@ -180,7 +180,7 @@ def draw_tsne(
 ) -> Path:
     """Draw t-SNE of the same test images by one or more encoders, side by side, as a PNG.
 
-    Features are l2-normalised, so near means of large cosine; above each panel stands the mean cosine within and
+    Features are l2-normalized, so near means of large cosine; above each panel stands the mean cosine within and
     between classes of the images shown.
 
     Args:
@@ -212,7 +212,7 @@ def draw_tsne(
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
     if not 2 <= classes <= MOST_CLASSES:
-        raise ValueError(f"classes must be 2 to {MOST_CLASSES}, as many as colours can tell apart, got {classes}")
+        raise ValueError(f"classes must be 2 to {MOST_CLASSES}, as many as colors can tell apart, got {classes}")
     if images_per_class < 2:
         raise ValueError(f"images_per_class must be at least 2, got {images_per_class}")
     if like is not None and not BASELINES & set(encoders):
@@ -241,7 +241,7 @@ def draw_tsne(
         panels.append((title, tsne_points(found.features, perplexity=perplexity, seed=seed)))
     num_classes = int((shown.labels.bincount() > 0).sum())
     of = f"{len(shown)} test images, {num_classes} classes"
-    how = f"t-SNE of l2-normalised {features} features, perplexity {perplexity:g}, seed {seed}"
+    how = f"t-SNE of l2-normalized {features} features, perplexity {perplexity:g}, seed {seed}"
     source = "/".join(Path(test.name).parts[-2:])  # a picture travels farther than a path
     names = test.classes or [str(label) for label in range(count_classes(test))]
     caption = f"{source}, {of}; {how}; above: mean cosine of pairs"

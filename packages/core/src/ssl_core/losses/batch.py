@@ -33,10 +33,10 @@ def nt_xent(
     length is relied on.
 
     Args:
-        first: (n d) l2-normalised; gradient flows.
-        second: (n d) l2-normalised, the same images in the other view; gradient flows.
+        first: (n d) l2-normalized; gradient flows.
+        second: (n d) l2-normalized, the same images in the other view; gradient flows.
         temperature: > 0, dimensionless.
-        batch: both views of the images of all processes in rank order, own rows included, l2-normalised; gradient
+        batch: both views of the images of all processes in rank order, own rows included, l2-normalized; gradient
             flows (``ssl_core.distributed.gather_with_grad``). None with one process.
         row_offset: the row of ``batch`` that belongs to the first image.
         backend: back-end of ``queue_attention``, one that knows ``exclude``.

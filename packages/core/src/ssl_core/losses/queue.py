@@ -34,9 +34,9 @@ class Columns(NamedTuple):
     Every loss here also takes a queue's keys (k d) alone.
 
     Attributes:
-        keys: (k d) keys of the queue, l2-normalised, no gradient.
+        keys: (k d) keys of the queue, l2-normalized, no gradient.
         length: number of the queue's rows that count, an int or a scalar tensor; None counts all.
-        batch_keys: (m d) keys of all processes in rank order, l2-normalised, no gradient, of which each query sees
+        batch_keys: (m d) keys of all processes in rank order, l2-normalized, no gradient, of which each query sees
             all but its own; None for the queue alone.
         row_offset: row of ``batch_keys`` that is the first query's own.
     """
@@ -63,8 +63,8 @@ def info_nce(
     With no column the loss is 0.
 
     Args:
-        query: (n d) l2-normalised; gradient flows.
-        positive: (n d), or (p n d) for p positives of each query, l2-normalised, no gradient.
+        query: (n d) l2-normalized; gradient flows.
+        positive: (n d), or (p n d) for p positives of each query, l2-normalized, no gradient.
         columns: keys that the queries are compared with; a (k d) tensor is a queue alone.
         temperature: > 0, dimensionless.
         backend: implementation of ``queue_attention``; None lets it choose.
@@ -119,9 +119,9 @@ def soft_target_terms(
     Paper: Denize et al., 2023, proposition 1, 2111.14585.  tau = temperature, tau_m = target_temperature.
 
     Args:
-        query: (n d), or (v n d) for v views of each image that share one target, l2-normalised; gradient flows.
-        positive: (n d) l2-normalised, no gradient.
-        target_query: (n d) l2-normalised, no gradient; whose similarities to the columns are the target.
+        query: (n d), or (v n d) for v views of each image that share one target, l2-normalized; gradient flows.
+        positive: (n d) l2-normalized, no gradient.
+        target_query: (n d) l2-normalized, no gradient; whose similarities to the columns are the target.
         columns: keys that the queries are compared with; a (k d) tensor is a queue alone.
         temperature: > 0, of the query's similarities.
         target_temperature: > 0, of the target query's similarities.
@@ -183,9 +183,9 @@ def soft_target_cross_entropy(
     With no column the target is the one-hot and the loss 0.
 
     Args:
-        query: (n d), or (v n d) for v views of each image that share one target, l2-normalised; gradient flows.
-        positive: (n d) l2-normalised, no gradient.
-        target_query: (n d) l2-normalised, no gradient.
+        query: (n d), or (v n d) for v views of each image that share one target, l2-normalized; gradient flows.
+        positive: (n d) l2-normalized, no gradient.
+        target_query: (n d) l2-normalized, no gradient.
         columns: keys that the queries are compared with; a (k d) tensor is a queue alone.
         temperature: > 0, of the query's similarities.
         target_temperature: > 0, of the target query's similarities.
@@ -255,8 +255,8 @@ def key_softmax(
     With no column the positive has all the mass.
 
     Args:
-        query: (v n d) for v sets of queries that share positives, l2-normalised; gradient flows.
-        positive: (n d) l2-normalised, no gradient.
+        query: (v n d) for v sets of queries that share positives, l2-normalized; gradient flows.
+        positive: (n d) l2-normalized, no gradient.
         columns: keys that the queries are compared with; a (k d) tensor is a queue alone.
         temperatures: v numbers > 0, one for each set.
         backend: implementation of ``queue_attention``; None lets it choose.

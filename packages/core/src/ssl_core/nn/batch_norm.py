@@ -42,7 +42,7 @@ class SplitBatchNorm(_BatchNorm):
         """Any number of dimensions after (n c) will do."""
 
     def forward(self, input: Float[Tensor, "n c ..."]) -> Float[Tensor, "n c ..."]:
-        """Normalise each part of the batch.
+        """Normalize each part of the batch.
 
         Raises:
             ValueError: in training, if the batch is not a multiple of ``num_splits``.
@@ -83,7 +83,7 @@ class SplitBatchNorm(_BatchNorm):
 def split_batch_norm(
     module: _Module, num_splits: int, *, kinds: tuple[type[nn.Module], ...] = (nn.BatchNorm2d,)
 ) -> _Module:
-    """Make the BatchNorm layers inside a module normalise contiguous parts of the batch, in place.
+    """Make the BatchNorm layers inside a module normalize contiguous parts of the batch, in place.
 
     Parameters and buffers stay the same tensors under the same names. With ``num_splits`` 1 nothing changes.
 
@@ -116,7 +116,7 @@ def split_batch_norm(
 
 
 def _split(layer: nn.Module, num_splits: int, kinds: tuple[type[nn.Module], ...]) -> SplitBatchNorm:
-    # A subclass may do more than normalise: timm's BatchNormAct2d also activates.
+    # A subclass may do more than normalize: timm's BatchNormAct2d also activates.
     if type(layer) not in kinds or not isinstance(layer, _BatchNorm):
         raise ValueError(f"cannot split {type(layer).__name__}, only {[kind.__name__ for kind in kinds]}")
     if layer.momentum is None or not layer.track_running_stats:
@@ -147,7 +147,7 @@ def sync_batch_norm(module: _Module, device: torch.device) -> _Module:
     if device.type != "cuda":
         raise ValueError(f"SyncBatchNorm exists on CUDA only, not on {device.type}: switch sync_batch_norm off")
     if any(isinstance(layer, SplitBatchNorm) for layer in module.modules()):
-        raise ValueError("BatchNorm is either split or synchronised: switch one of the two off")
+        raise ValueError("BatchNorm is either split or synchronized: switch one of the two off")
     from timm.layers.norm_act import convert_sync_batchnorm  # importing timm takes seconds
 
     # timm's, because torch's drops the activation inside timm's BatchNormAct2d.

@@ -100,7 +100,7 @@ def make_encoder(config: EncoderConfig, *, channels: int, image_size: int) -> nn
         pretrained=config.weights == "timm",
         num_classes=0,
         in_chans=channels,
-        **_size_option(config.name, image_size) | _initialisation_option(config.name) | config.options,
+        **_size_option(config.name, image_size) | _initialization_option(config.name) | config.options,
     )
     if stem != "imagenet":
         _make_stem_small_(encoder, config.name, channels, keep_pool=stem == "small_pool")
@@ -116,7 +116,7 @@ def _size_option(name: str, image_size: int) -> dict[str, int]:
     return {"img_size": image_size} if fixed else {}
 
 
-def _initialisation_option(name: str) -> dict[str, bool]:
+def _initialization_option(name: str) -> dict[str, bool]:
     """The start of residual blocks as torchvision's ResNets and the methods' released codes have it.
 
     timm's default, a last BatchNorm of zero, gives the 3x3 convolutions of a block no gradient at the first step.

@@ -24,7 +24,7 @@ from ssl_core.step import Step
 # Keeps the permutations of shuffle-BN apart from everything else that is drawn from the run's seed.
 _SHUFFLE_STREAM = 0x5F5F
 
-# What autocast rounds. Normalisation keeps float32 parameters.
+# What autocast rounds. Normalization keeps float32 parameters.
 _ROUNDED = (nn.Linear, nn.modules.conv._ConvNd)
 
 
@@ -97,7 +97,7 @@ class MomentumBranch(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "n c h w"], step: Step, view: int = 0) -> Float[Tensor, "n d"]:
-        """Keys of a batch: l2-normalised projections (see :func:`unit`), without gradient.
+        """Keys of a batch: l2-normalized projections (see :func:`unit`), without gradient.
 
         Args:
             images: (n c h w) images of this process.

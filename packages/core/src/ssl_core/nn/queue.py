@@ -80,7 +80,7 @@ class Queue(nn.Module):
         """Write keys over the oldest rows.
 
         Args:
-            keys: (n d) l2-normalised, the same in every process.
+            keys: (n d) l2-normalized, the same in every process.
 
         Raises:
             ValueError: if there are more keys than rows.

@@ -23,15 +23,15 @@ def enqueue_(
     cursor: Int64[Tensor, ""],
     length: Int64[Tensor, ""],
 ) -> None:
-    """Write l2-normalised keys over the oldest rows of the queue, and move cursor and length, in place.
+    """Write l2-normalized keys over the oldest rows of the queue, and move cursor and length, in place.
 
     The result is that of inserting the keys one by one, for any batch size: the write wraps past the end, and
-    of a batch larger than the queue the last k keys remain. Keys are normalised in float32 (float64 for
+    of a batch larger than the queue the last k keys remain. Keys are normalized in float32 (float64 for
     float64 keys) and then rounded to the queue's dtype. Nothing is read by the host; there is no gradient.
 
     Args:
         queue: (k d), floating, k >= 1; changed.
-        keys: (n d), need not be normalised; a zero key stays zero.
+        keys: (n d), need not be normalized; a zero key stays zero.
         cursor: next row to write, in [0, k), 0-dim int64 on the queue's device; changed.
         length: rows filled so far, in [0, k], 0-dim int64 on the queue's device; changed.
 

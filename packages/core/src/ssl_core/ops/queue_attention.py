@@ -70,8 +70,8 @@ def queue_attention(
         normalized: a promise that rows of query and queue have unit length, which lets a back-end do without
             the running maximum (``cpp`` does, at temperatures from 0.023 on); if it is broken, so is the result.
         backend: name of a back-end; by default SSL_CORE_BACKEND, else the first that can run of "cpp" (csrc/cpu, on the
-            CPU), "triton" (on CUDA, d up to 512) and "cuda" (csrc/cuda, a bfloat16 queue of d 64, 128 or 256), which round
-            the query to the queue's dtype, in which the products run; "tiled" (plain PyTorch that never holds n k
+            CPU), "triton" (on CUDA, d up to 512) and "cuda" (csrc/cuda, a bfloat16 queue of d 64, 128 or 256), which
+            round the query to the queue's dtype, in which the products run; "tiled" (plain PyTorch that never holds n k
             numbers), "sdpa" (PyTorch's attention, no ``exclude``) and "reference".
 
     Returns:

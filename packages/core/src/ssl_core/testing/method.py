@@ -13,7 +13,7 @@ from ssl_core.train import Step
 def check_method(make_method: Callable[[], Any], *, batch_size: int = 8, channels: int = 3) -> None:
     """Check what every method promises: a pure forward, an update that is the only mutation, state that round-trips.
 
-    Momentum modules are recognised by names that start with ``momentum_``, the queue by ``queue.``. A method may
+    Momentum modules are recognized by names that start with ``momentum_``, the queue by ``queue.``. A method may
     have neither: then its update has nothing to change.
 
     Args:
@@ -50,7 +50,7 @@ def check_method(make_method: Callable[[], Any], *, batch_size: int = 8, channel
     if output.keys is not None:
         assert not output.keys.requires_grad, "the keys carry gradient"
         norms = output.keys.norm(dim=1)
-        torch.testing.assert_close(norms, torch.ones_like(norms), msg="the keys are not l2-normalised")
+        torch.testing.assert_close(norms, torch.ones_like(norms), msg="the keys are not l2-normalized")
 
     with torch.no_grad():
         for parameter in parameters.values():  # so that every momentum parameter has something to follow

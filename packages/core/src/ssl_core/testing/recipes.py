@@ -158,7 +158,7 @@ class Recipes:
     def check_step(self, name: str) -> None:
         """Check that a recipe's first step moves what it should, shrunk to few images, pixels and channels.
 
-        Everything that chooses a path through the code stays. The optimiser is at its highest rate, for the first
+        Everything that chooses a path through the code stays. The optimizer is at its highest rate, for the first
         step of a warm-up has none; SyncBatchNorm needs a GPU and is left out.
 
         Raises:
@@ -183,7 +183,7 @@ class Recipes:
         assert output.loss != 0, "the loss is 0"
         without = [key for key, value in online.items() if value.grad is None]
         assert not without, f"no gradient reaches {without}"
-        assert _moved(before, online), "the optimiser moves nothing"
+        assert _moved(before, online), "the optimizer moves nothing"
         assert _moved(before, momentum) or not momentum, "the momentum branch stands still"
         if enqueued:
             written = (method.queue.keys != before["queue.keys"]).any(dim=1).nonzero().flatten().tolist()

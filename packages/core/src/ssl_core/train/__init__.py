@@ -1,4 +1,4 @@
-"""Training: the loop, what it asks of a method, optimisers, schedules, checkpoints and the log."""
+"""Training: the loop, what it asks of a method, optimizers, schedules, checkpoints and the log."""
 
 from ssl_core.schedules import cosine_schedule as cosine_schedule
 from ssl_core.schedules import scalar_schedule as scalar_schedule

@@ -33,7 +33,7 @@ def save_checkpoint(
         method: module whose parameters and buffers (queue, cursor, running statistics) are kept.
         optimizer: its state is kept.
         batches: state of the batches, tensors and plain values.
-        step: optimiser steps done; with the config it gives the epoch and the position in it.
+        step: optimizer steps done; with the config it gives the epoch and the position in it.
         config: the run's complete configuration, plain values only.
 
     Raises:
@@ -85,10 +85,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def restore_(content: dict[str, Any], *, method: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put a checkpoint's state into the method, the optimiser and the generators.
+    """Put a checkpoint's state into the method, the optimizer and the generators.
 
     Returns:
-        optimiser steps done.
+        optimizer steps done.
     """
     method.load_state_dict(content["method"])
     optimizer.load_state_dict(content["optimizer"])

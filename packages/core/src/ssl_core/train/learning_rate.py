@@ -44,7 +44,7 @@ def step_decay(epoch: int, milestones: Sequence[int], factor: float = 0.1) -> fl
 
 
 def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, total_steps: int, batch_size: int) -> float:
-    """The learning rate of an optimiser step.
+    """The learning rate of an optimizer step.
 
     ``cosine`` is SCE's: :func:`warmup_cosine` over steps counted from 0. ``cosine_epoch`` is that of MoCo's
     CIFAR-10 notebook: over epochs counted from 1, so that the last epoch's learning rate is 0. MoCo v2's and CLSA's
@@ -54,10 +54,10 @@ def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, total_st
 
     Args:
         config: the schedule and the highest learning rate.
-        step: optimiser step, from 0.
-        steps_per_epoch: optimiser steps of one epoch.
+        step: optimizer step, from 0.
+        steps_per_epoch: optimizer steps of one epoch.
         total_steps: number of steps of the run.
-        batch_size: images of one optimiser step over all processes, for the learning rate's scale.
+        batch_size: images of one optimizer step over all processes, for the learning rate's scale.
     """
     highest = scaled_learning_rate(config, batch_size)
     epoch, epochs = step // steps_per_epoch, total_steps // steps_per_epoch

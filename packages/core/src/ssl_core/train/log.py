@@ -24,7 +24,7 @@ class Log:
 
     Args:
         folder: the run directory; ``metrics.jsonl`` is appended to, and TensorBoard events are put there.
-        start: optimiser steps already done; records of later steps, from a run that was cut off after its
+        start: optimizer steps already done; records of later steps, from a run that was cut off after its
             last checkpoint, are dropped, so that the file reads as if nothing had happened; with them those at
             ``start`` that have ``before_epoch``.
         total_images: images of the whole run, for the bar.
@@ -69,7 +69,7 @@ class Log:
             self._events = _summary_writer(folder)
 
     def advance(self) -> None:
-        """Move the bar by one optimiser step; once, soon after the first, say how long training will take."""
+        """Move the bar by one optimizer step; once, soon after the first, say how long training will take."""
         self._bar.update(self._images_per_step)
         if self._has_forecast:
             return
@@ -90,7 +90,7 @@ class Log:
         """Write one record and show a line beside the bar.
 
         Args:
-            step: optimiser steps done.
+            step: optimizer steps done.
             values: numbers by name.
             shown: text beside the bar from now on; empty leaves it as it is.
         """

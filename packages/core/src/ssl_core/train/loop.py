@@ -1,4 +1,4 @@
-"""The one training loop: schedule, forward, backward, optimiser, update, log, checkpoint.
+"""The one training loop: schedule, forward, backward, optimizer, update, log, checkpoint.
 
 Extension is by argument: a method, batches, a learning rate and callables; there is nothing to subclass.
 """
@@ -95,10 +95,10 @@ class BatchSource(Protocol):
 
     @property
     def batches_per_epoch(self) -> int:
-        """Optimiser steps of one epoch."""
+        """Optimizer steps of one epoch."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[MicroBatch]:
-        """The micro-batches of an epoch, from optimiser step ``start`` on."""
+        """The micro-batches of an epoch, from optimizer step ``start`` on."""
 
     def identifier(self, index: int) -> str:
         """What a person calls an image: its path, say."""
@@ -280,7 +280,7 @@ def _take_step(
     step: Step,
     window: Window,
 ) -> StepOutput:
-    """One optimiser step; the keys of all its micro-batches come back concatenated."""
+    """One optimizer step; the keys of all its micro-batches come back concatenated."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     device = parameters[0].device
     memory_format = torch.channels_last if config.channels_last else torch.preserve_format

@@ -16,7 +16,7 @@ class StepOutput(NamedTuple):
 
     Attributes:
         loss: scalar, float32, with gradient.
-        keys: (n d) l2-normalised keys of all processes, to be given to ``update``; None without a queue.
+        keys: (n d) l2-normalized keys of all processes, to be given to ``update``; None without a queue.
         metrics: detached scalars for the log; ``chance_loss``, the loss of uniform predictions in nats, is what the
             log sets the loss against, and ``queue_fill`` is the fraction of the queue that holds real keys.
         embeddings: (n d) of this process, without gradient, by which the log judges whether they collapse; the keys
@@ -52,9 +52,9 @@ class Method(Protocol):
         """
 
     def update(self, keys: Tensor | None, step: Step) -> None:
-        """Move the momentum encoder and the queue, after the optimiser's step; the only mutation.
+        """Move the momentum encoder and the queue, after the optimizer's step; the only mutation.
 
         Args:
-            keys: the keys of all micro-batches of this optimiser step, concatenated.
+            keys: the keys of all micro-batches of this optimizer step, concatenated.
             step: the step just taken.
         """

@@ -1,4 +1,4 @@
-"""Optimisers: SGD, LARS and AdamW, if asked without weight decay of biases and BatchNorm parameters."""
+"""Optimizers: SGD, LARS and AdamW, if asked without weight decay of biases and BatchNorm parameters."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -63,7 +63,7 @@ def scaled_learning_rate(config: OptimConfig, batch_size: int) -> float:
 
     Args:
         config: holds ``lr`` and ``scale_lr``.
-        batch_size: images of one optimiser step over all processes.
+        batch_size: images of one optimizer step over all processes.
 
     Example:
         >>> scaled_learning_rate(OptimConfig(lr=0.5), 512)
@@ -73,7 +73,7 @@ def scaled_learning_rate(config: OptimConfig, batch_size: int) -> float:
 
 
 def make_optimizer(module: nn.Module, config: OptimConfig, *, batch_size: int) -> torch.optim.Optimizer:
-    """An optimiser over the parameters of a module that ask for gradient.
+    """An optimizer over the parameters of a module that ask for gradient.
 
     LARS is timm's. For a parameter w with gradient g, unless excluded:
     ``v <- momentum v + trust |w| / (|g| + decay |w|) (g + decay w)``, then ``w <- w - lr v``.
@@ -82,12 +82,12 @@ def make_optimizer(module: nn.Module, config: OptimConfig, *, batch_size: int) -
     by at most ``2 decay |w|``; their weight decay is 1e-6.
 
     Args:
-        module: parameters with ``requires_grad`` are optimised.
+        module: parameters with ``requires_grad`` are optimized.
         config: settings of the optimizer.
-        batch_size: images of one optimiser step over all processes, for the learning rate's scale.
+        batch_size: images of one optimizer step over all processes, for the learning rate's scale.
 
     Returns:
-        The optimiser. Groups carry ``lr_scale``, a factor of the scheduled learning rate, or ``constant_lr``, for
+        The optimizer. Groups carry ``lr_scale``, a factor of the scheduled learning rate, or ``constant_lr``, for
         :func:`ssl_core.train.train`.
 
     Raises:

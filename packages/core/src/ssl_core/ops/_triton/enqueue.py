@@ -1,4 +1,4 @@
-"""Enqueue in one launch: normalise, round, write, and move the cursor; nothing is read by the host."""
+"""Enqueue in one launch: normalize, round, write, and move the cursor; nothing is read by the host."""
 
 from typing import no_type_check
 

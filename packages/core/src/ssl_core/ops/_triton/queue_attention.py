@@ -7,7 +7,7 @@ twice, for scores and for the weighted sum:
 
 The shift is the running maximum, or, for unit rows at temperatures from 0.023 on, log2(e) / tau, beyond which no score
 can be: then nothing needs to be rescaled. p is rounded to the queue's dtype before the second product (cut off in
-bfloat16); two sums of weights are kept, of the exact ones for lse and of the rounded ones to normalise the expectation.
+bfloat16); two sums of weights are kept, of the exact ones for lse and of the rounded ones to normalize the expectation.
 """
 
 import math

@@ -98,7 +98,7 @@ def _filter(distance, IS_BICUBIC: tl.constexpr):
 @triton.jit
 @no_type_check
 def _reach(scale, IS_BICUBIC: tl.constexpr):
-    """How far around its centre a pixel of the result sees pixels of the source."""
+    """How far around its center a pixel of the result sees pixels of the source."""
     widened = tl.maximum(scale, 1.0)
     return widened * 2.0 if IS_BICUBIC else widened
 
@@ -254,7 +254,7 @@ def cut_out(picture, height, width, side, x, y, CHANNELS: tl.constexpr, C: tl.co
     tl.debug_barrier()
 
 
-# Colours.
+# Colors.
 
 
 @triton.jit
@@ -281,14 +281,14 @@ def _only(x, channel, C: tl.constexpr):
 @triton.jit
 @no_type_check
 def _shifted_hue(x, shift, CHANNELS: tl.constexpr, C: tl.constexpr):
-    """Colours moved by ``shift`` turns, float64; see `ssl_core.views.color` for the channels."""
+    """Colors moved by ``shift`` turns, float64; see `ssl_core.views.color` for the channels."""
     channel = tl.arange(0, C)[:, None]
     if CHANNELS == 3:
         red, green, blue = _only(x, 0, C), _only(x, 1, C), _only(x, 2, C)
         highest = tl.maximum(tl.maximum(red, green), blue)
         lowest = tl.minimum(tl.minimum(red, green), blue)
         chroma = highest - lowest
-        # A colour's position on the circle in sextants: of its highest channel, 0, 2 or 4, and at most one off.
+        # A color's position on the circle in sextants: of its highest channel, 0, 2 or 4, and at most one off.
         difference = tl.where(red == highest, green - blue, tl.where(green == highest, blue - red, red - green))
         position = tl.where(red == highest, 0.0, tl.where(green == highest, 2.0, 4.0))
         hue = tl.math.div_rn(difference, tl.maximum(chroma, 1e-12)) + position
