@@ -30,6 +30,12 @@ def error(*arguments):
     return error_of(ssl_tiny.train, *SMOKE, *arguments)
 
 
+def test_a_command_without_recipe_and_views_says_where_they_come_from(tmp_path):
+    message = error_of(ssl_tiny.train, "--device=cpu", f"--out={tmp_path / 'run'}")
+    assert "`views` is empty: name a recipe, such as --config smoke" in message
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture(scope="module")
 def smoke_run(tmp_path_factory):
     run = tmp_path_factory.mktemp("smoke") / "run"

@@ -53,6 +53,8 @@ def pretrain(
     """
     device = distributed.setup(choose_device(config.train.device))
     specs = config.view_specs()
+    if not specs:
+        raise ValueError("`views` is empty: name a recipe, such as --config smoke (--config list shows all), or a view")
     renderer = choose_renderer(config.data.renderer, device, specs)  # refuses before anything is read
     if device.type == "cpu":
         keep_freed_memory()
