@@ -76,6 +76,11 @@ class MetricPerImage(Tiny):
         return super().forward(views, step)._replace(metrics={"similarity": torch.zeros(8)})
 
 
+class MetricOfPython(Tiny):
+    def forward(self, views, step):
+        return super().forward(views, step)._replace(metrics={"similarity": 0.5})
+
+
 class LossPerImage(Tiny):
     def forward(self, views, step):
         output = super().forward(views, step)
@@ -141,6 +146,7 @@ class LearnsNothing(Tiny):
         (NoKeys, "there is a queue, but forward gives no keys"),
         (CountsTheFillInSteps, "queue_fill is 0.400, of the queue 0.800 is"),
         (MetricWithGradient, "metric positive_similarity carries gradient"),
+        (MetricOfPython, "metric similarity is a float, not a tensor"),
         (MetricPerImage, r"metric similarity has shape \(8,\)"),
         (LossPerImage, r"the loss has shape \(8,\)"),
         (UpdatesTheEncoder, r"update changes \['encoder.1.weight'\]"),

@@ -87,7 +87,7 @@ SIZES = {
         "Queue(QueueConfig(128),",
         r"the queue is \(128, 8\), not \(256, 8\)",
     ),
-    "no queue": ("self.queue = ", "self.keys = ", "keys_per_image is 1, has_queue False"),
+    "no queue": ("self.queue = ", "self.keys = ", "keys_per_image of Recipes is 1, but there is no queue"),
     "a predictor of another width": (
         "            self.queue = ",
         "            self.predictor = nn.Linear(dim, 5)\n            self.queue = ",
@@ -110,7 +110,7 @@ def test_sizes_that_do_not_fit_are_named(changed, wrong):
 
 def test_a_queue_that_was_not_spoken_of_is_named():
     recipes = Recipes(ssl_tiny.train, words=["Tiny"], keys_per_image=lambda method: 0)
-    with pytest.raises(AssertionError, match="keys_per_image is 0, has_queue True"):
+    with pytest.raises(AssertionError, match="keys_per_image of Recipes is 0, but there is a queue"):
         recipes.check_full_size("smoke")
 
 

@@ -130,7 +130,7 @@ def check_exact_resume(train: ModuleType, folder: Path, options: Sequence[str] =
         train: the package's module ``train``.
         folder: an empty one to work in.
         options: further options of the command line, for all state that the method has: a short queue, schedules,
-            permutations.
+            permutations; ``--train.accumulate=1`` for a method that refuses to accumulate.
 
     Raises:
         AssertionError: if losses or final state differ.

@@ -226,7 +226,8 @@ class Recipes:
         """Keys that a step is said to enqueue, after a look at whether there is a queue."""
         keys_per_image = self.keys_per_image(config.method)
         has_queue = hasattr(method, "queue")
-        assert has_queue == (keys_per_image > 0), f"keys_per_image is {keys_per_image}, has_queue {has_queue}"
+        found = "a queue" if has_queue else "no queue"
+        assert has_queue == (keys_per_image > 0), f"keys_per_image of Recipes is {keys_per_image}, but there is {found}"
         return keys_per_image * batch_size
 
     def _shrunk(self, config: Any) -> Any:
