@@ -112,4 +112,5 @@ def test_a_package_asks_for_all_that_it_imports(package):
 
 
 def asked_for(project):
-    return [*project["dependencies"], *(part for extra in project["optional-dependencies"].values() for part in extra)]
+    extras = project.get("optional-dependencies", {})
+    return [*project["dependencies"], *(part for extra in extras.values() for part in extra)]
