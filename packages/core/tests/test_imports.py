@@ -114,3 +114,9 @@ def test_a_package_asks_for_all_that_it_imports(package):
 def asked_for(project):
     extras = project.get("optional-dependencies", {})
     return [*project["dependencies"], *(part for extra in extras.values() for part in extra)]
+
+
+def test_the_annotations_of_every_package_are_checked():
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["addopts"]
+    (checked,) = (option.partition("=")[2] for option in options if option.startswith("--jaxtyping-packages"))
+    assert {folder.name for folder in ROOT.glob("packages/*/src/*")} <= set(checked.split(","))

@@ -19,7 +19,7 @@ class StepOutput(NamedTuple):
         keys: (n d) l2-normalized keys of all processes, to be given to ``update``; None without a queue.
         metrics: detached scalars for the log; ``chance_loss``, the loss of uniform predictions in nats, is what the
             log sets the loss against, and ``queue_fill`` is the fraction of the queue that holds real keys.
-        embeddings: (n d) l2-normalised, of this process, without gradient, by which the log judges whether they
+        embeddings: (n d) l2-normalized, of this process, without gradient, by which the log judges whether they
             collapse; None for the keys, and without keys too the log does not judge.
     """
 
