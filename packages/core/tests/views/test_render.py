@@ -319,7 +319,7 @@ def distorted_by_pillow(image, name, *magnitude):
 def test_each_distortion_is_pillows(pool, side, level):
     image = some_image(height=side, width=side)
     spec = ViewSpec((Resize(), RandAugment(pool, 1, 1.0, level)), (side,))
-    drawn = draw(spec, [image] * 200)
+    drawn = draw(spec, [image] * 100)
     assert len(drawn[:, 0].unique()) == len(POOLS[pool].magnitudes)
     for row in drawn:
         index, magnitude, *place = row.tolist()
