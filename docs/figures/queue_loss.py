@@ -16,7 +16,7 @@ from torch import Tensor
 from ssl_core.ops import queue_attention
 
 TEMPERATURE, TARGET_TEMPERATURE = 0.6, 0.3
-STUDENT_COLOUR, TEACHER_COLOUR = "#1f5fa8", "#c4551a"
+STUDENT_COLOR, TEACHER_COLOR = "#1f5fa8", "#c4551a"
 
 
 def on_circle(degrees: Tensor) -> Tensor:
@@ -43,13 +43,13 @@ def main() -> None:
     keys = on_circle(torch.tensor([-170.0, -140, -104, -75, -48, -20, 4, 26, 49, 71, 93, 118, 150]))
     student, teacher = (on_circle(torch.tensor([angle]))[0] for angle in (12.0, 58.0))
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10.5, 3.9))
-    student_mean = draw_side(left, student, keys, TEMPERATURE, STUDENT_COLOUR, "student, temperature 0.6")
-    teacher_mean = draw_side(middle, teacher, keys, TARGET_TEMPERATURE, TEACHER_COLOUR, "teacher, temperature 0.3")
+    student_mean = draw_side(left, student, keys, TEMPERATURE, STUDENT_COLOR, "student, temperature 0.6")
+    teacher_mean = draw_side(middle, teacher, keys, TARGET_TEMPERATURE, TEACHER_COLOR, "teacher, temperature 0.3")
     right.add_patch(plt.Circle((0, 0), 1, fill=False, color="0.8"))
     right.scatter(*keys.T, s=8, color="0.2")
     right.annotate("", student, (0, 0), arrowprops={"arrowstyle": "-|>", "color": "0.1", "lw": 1.6})
     right.text(*(1.3 * student), "query", ha="center", va="center")
-    for mean, color in ((student_mean, STUDENT_COLOUR), (teacher_mean, TEACHER_COLOUR)):
+    for mean, color in ((student_mean, STUDENT_COLOR), (teacher_mean, TEACHER_COLOR)):
         right.scatter(*mean, marker="X", s=110, color=color, edgecolors="white", zorder=3)
     right.annotate("", teacher_mean, student_mean, arrowprops={"arrowstyle": "-|>", "color": "#2a7a2a", "lw": 2.2})
     right.set_title("descent: towards the teacher's mean\n(E teacher - E student) / temperature")

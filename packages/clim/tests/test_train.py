@@ -30,8 +30,7 @@ def test_partners_are_chosen_and_logged_between_epochs(tmp_path):
 
 
 @pytest.mark.nightly
-def test_killed_at_a_random_step_and_resumed_gives_the_same_losses_to_the_last_bit(tmp_path):
-    # Partners from the second epoch on: the run is killed before, at and after a search.
+def test_killed_and_resumed_gives_the_same_losses_to_the_last_bit(tmp_path):
     options = ["--method.queue.length=72", "--method.queue.initial=empty", "--method.momentum.value=0.9"]
     check_exact_resume(train, tmp_path, [*options, "--neighbours.k=20", "--neighbours.positives=3"])
 

@@ -76,8 +76,10 @@ def test_several_values_of_one_option_are_a_list(parse):
         (["--resume", "nowhere"], "nowhere: not a run directory"),
         (["--method.base.rate", "1"], "--method.base.rate is too deep; give the whole node, as --method '{...}'"),
         (["--method.queue_length", "8"], "method.queue_length is from an earlier version"),
-        (["--method.momentum", "0.9"], "recipes have momentum.value in its place"),
+        (["--method.momentum", "0.9"], "recipes have momentum.value inside method in its place"),
         (["--method.projector.out_dim", "8"], "method.projector.out_dim is from an earlier version"),
+        (["--method", "{queue_length: 8}"], "recipes have queue.length inside method in its place"),
+        (["--method.projector", "{out_dim: 8}"], "recipes have projector beside method in its place"),
     ],
     ids=[
         "unknown key",
@@ -90,6 +92,8 @@ def test_several_values_of_one_option_are_a_list(parse):
         "earlier queue",
         "earlier momentum",
         "earlier head",
+        "earlier queue in a mapping",
+        "earlier head as a mapping",
     ],
 )
 def test_a_wrong_command_line_is_an_error_that_names_it(parse, capsys, arguments, message):
@@ -114,7 +118,7 @@ def test_a_configuration_of_an_earlier_version_is_refused_in_one_sentence(parse,
         parse("--config", str(file))
     message = capsys.readouterr().err
     assert f"{file}: method.queue_length is from an earlier version" in message
-    assert "recipes have queue.length in its place" in message
+    assert "recipes have queue.length inside method in its place" in message
 
 
 def test_settings_without_effect_are_refused_by_name_and_nodes_by_the_number_inside():

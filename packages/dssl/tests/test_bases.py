@@ -87,8 +87,8 @@ def test_barlow_twins_is_its_papers_code():
     [
         (lambda: SimCLR(0.0), r"temperature must be positive, got 0\.0"),
         (lambda: MoCoV2(-1.0), r"temperature must be positive, got -1\.0"),
-        (lambda: make_base({"mocov2": {"momentum": {"value": 1.5}}}), r"momentum must be between 0 and 1, got 1\.5"),
-        (lambda: make_base({"byol": {"momentum": {"value": -0.1}}}), r"momentum must be between 0 and 1, got -0\.1"),
+        (lambda: make_base({"mocov2": {"momentum": {"value": 1.5}}}), r"momentum.value must be .* 1, got 1\.5"),
+        (lambda: make_base({"byol": {"momentum": {"value": -0.1}}}), r"momentum.value must be .* 1, got -0\.1"),
         (lambda: BarlowTwins(-1.0), r"off_diagonal_weight must be at least 0, got -1\.0"),
     ],
     ids=["simclr", "moco temperature", "moco momentum", "byol momentum", "barlow"],

@@ -30,7 +30,7 @@ def test_a_run_leaves_what_is_promised_and_can_be_repeated(tmp_path):
 
 
 @pytest.mark.nightly
-def test_killed_at_a_random_step_and_resumed_gives_the_same_losses_to_the_last_bit(tmp_path):
+def test_killed_and_resumed_gives_the_same_losses_to_the_last_bit(tmp_path):
     check_exact_resume(train, tmp_path)
 
 
@@ -76,7 +76,7 @@ def test_the_views_are_those_of_the_switches(options, names):
     assert make_method(config).num_standard == sum(name == names[0] for name in names)
 
 
-def test_derived_heavy_views_are_drawn_to_what_they_are_derived_from():
+def test_derived_heavy_views_are_attracted_to_what_they_are_derived_from():
     config = parse("--method.base=simclr", "--method.heavy_per_image=1")
     assert [view.derived_from for view in config.view_specs()] == [None, None, 1]
     assert make_method(config).sources == (1,)

@@ -17,7 +17,7 @@ def test_a_run_leaves_what_is_promised_and_can_be_repeated(tmp_path):
 
 
 @pytest.mark.nightly
-def test_killed_at_a_random_step_and_resumed_gives_the_same_losses_to_the_last_bit(tmp_path):
+def test_killed_and_resumed_gives_the_same_losses_to_the_last_bit(tmp_path):
     queue = ["--method.queue.length=72", "--method.enqueue=both", "--method.queue.initial=empty"]
     check_exact_resume(
         train, tmp_path, [*queue, "--method.momentum.batch_norm_splits=4", "--method.momentum.value=0.9"]

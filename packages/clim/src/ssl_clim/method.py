@@ -70,7 +70,7 @@ class CLIM(nn.Module):
         encoder: (n c h w) -> (n f), trained; the backbone that the run exports.
         projector: (n f) -> (n d).
         config: settings of the method.
-        views: what each image and its partner become, in any order; see ``mixing``.
+        views: views of each image and its partner, in any order; see ``mixing``.
         dim: d, width of the projector's output.
         seed: seeds the queue's initial rows, the permutations and the mixtures.
 

@@ -81,7 +81,7 @@ class CLSA(nn.Module):
         encoder: (n c h w) -> (n f), trained; the backbone that the run exports.
         projector: (n f) -> (n d).
         config: settings of the method.
-        views: what each image becomes: key view, weak views, strong views.
+        views: views of each image: key view, weak views, strong views.
         dim: d, width of the projector's output.
         seed: seeds the queue's initial rows and the permutations.
 

@@ -66,7 +66,7 @@ def scan(data: DataConfig, *, split: Literal["train", "test", "labelled"] = "tra
 
     Args:
         data: the images.
-        split: part of the images.
+        split: train, test, or labelled, the training images of a probe.
     """
     print(inspect(data, split=split, progress=sys.stderr.isatty()))
 
@@ -115,8 +115,8 @@ def embed_source(
         data: the images.
         model: a run directory, a ``backbone.safetensors`` or ``timm:NAME``.
         out: the file, ``.npz`` or ``.parquet``.
-        split: part of the images.
-        features: layer: backbone, or projection, the projector after it.
+        split: train, test, or labelled, the training images of a probe.
+        features: layer to evaluate: backbone, or projection, the projector after it.
         device: device that computes the features.
     """
     embed(model, out, data=data, split=split, features=features, device=device)

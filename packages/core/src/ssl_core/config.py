@@ -42,10 +42,14 @@ FREE_ON_RESUME = (
 )
 
 # Keys before checkpoints of format 3, and what recipes have in their place.
-_EARLIER = {f"method.queue_{name}": f"queue.{name}" for name in ("length", "initial", "dtype")}
-_EARLIER |= {f"method.{name}": f"momentum.{name}" for name in ("shuffle", "batch_norm_splits", "split_online")}
-_EARLIER |= {"method.momentum": "momentum.value", "method.momentum_schedule": "momentum.schedule"}
-_EARLIER |= {"method.projector": "projector", "method.predictor": "predictor", "method.predictor_dim": "predictor"}
+_EARLIER = {f"method.queue_{name}": f"queue.{name} inside method" for name in ("length", "initial", "dtype")}
+_EARLIER |= {
+    f"method.{name}": f"momentum.{name} inside method" for name in ("shuffle", "batch_norm_splits", "split_online")
+}
+_EARLIER |= {"method.momentum": "momentum.value inside method"}
+_EARLIER |= {"method.momentum_schedule": "momentum.schedule inside method"}
+_EARLIER |= {f"method.{name}": f"{name} beside method" for name in ("projector", "predictor")}
+_EARLIER |= {"method.predictor_dim": "predictor beside method"}
 
 
 def parse_config(
@@ -120,12 +124,15 @@ def _refuse_earlier(arguments: list[str], parser: ArgumentParser) -> None:
     known = {key for key, _ in flatten(parser.get_defaults().as_dict())}
     for argument in arguments:
         option, _, value = argument.partition("=")
-        keys = [option.removeprefix("--")] if not value.startswith("{") else []
-        where = ""
+        where, prefix = "", option.removeprefix("--")
         if option == "--config":
             content = yaml.safe_load(Path(value).read_text())
-            keys = [key for key, _ in flatten(content)] if isinstance(content, Mapping) else []
-            where = f"{value}: "
+            where, prefix = f"{value}: ", ""
+        else:
+            content = yaml.safe_load(value) if value.startswith("{") else None
+        keys = [prefix]
+        if isinstance(content, Mapping):
+            keys = [key for key, _ in flatten(content, f"{prefix}." if prefix else "")]
         for key in keys:
             old = ".".join(key.split(".")[:2])
             if old in _EARLIER and not {key, old} & known and (key == old or old != "method.momentum"):

@@ -24,7 +24,7 @@ class PretrainConfig:
     """The nodes of every method's configuration; a method adds its own ``method``.
 
     Attributes:
-        views: what each image becomes, in the order in which the method takes them.
+        views: views of each image, in the order in which the method takes them.
         projector: head after the encoder.
         out: run directory; null makes a new one in ``runs/``.
         seed: seeds the weights, the queue, the order of the images and their views.

@@ -119,8 +119,8 @@ def test_a_cosine_schedule_ends_at_one_and_a_constant_one_stays():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"value": 1.5}, "momentum must be between 0 and 1, got 1.5"),
-        ({"value": -1.0}, "momentum must be between 0 and 1, got -1.0"),
+        ({"value": 1.5}, "momentum.value must be between 0 and 1, got 1.5"),
+        ({"value": -1.0}, "momentum.value must be between 0 and 1, got -1.0"),
         ({"batch_norm_splits": 0}, "momentum.batch_norm_splits must be at least 1, got 0"),
     ],
     ids=["above", "below", "splits"],

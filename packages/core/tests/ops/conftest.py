@@ -6,7 +6,7 @@ from ssl_core.ops import cpp
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """By day, only tests with drawn examples run on instruction sets other than the one in use."""
+    """By day, only tests marked hypothesis run on instruction sets other than the one in use."""
     if not cpp.instruction_sets():
         return
     others = {*cpp.instruction_sets()} - {cpp.chosen_instruction_set()}

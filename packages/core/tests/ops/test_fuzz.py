@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from ssl_core.ops import cpp, enqueue_
 from ssl_core.testing import assert_attention_is_accurate
 
+# Said here, since hypothesis marks tests only after ops/conftest.py has looked.
+pytestmark = pytest.mark.hypothesis
+
 KERNELS = ["tiled", *(f"cpp {isa}" for isa in cpp.instruction_sets())]
 
 

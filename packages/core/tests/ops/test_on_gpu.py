@@ -189,7 +189,7 @@ SPECS = {
     "large": [ViewSpec(PRESETS["strong"], (224, 96))],
 }
 SPECS["heavy"] = [*SPECS["strong_gamma"], derive(SPECS["strong_gamma"], 0, HEAVY["imagenet_code"])]
-NORMALISATION = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+NORMALIZATION = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
 
 
 def some_images(dtype=torch.uint8):
@@ -215,8 +215,8 @@ def test_views_are_those_of_the_reference_and_cut_to_other_levels_at_most(name, 
     images = some_images(dtype)
     drawn = drawn_on_gpu(SPECS[name], images)
     on_cpu = [rows.cpu() for rows in drawn]
-    actual = render_views(on_gpu(images), drawn, SPECS[name], renderer="device", **NORMALISATION)
-    expected = render_views(images, on_cpu, SPECS[name], renderer="reference", **NORMALISATION)
+    actual = render_views(on_gpu(images), drawn, SPECS[name], renderer="device", **NORMALIZATION)
+    expected = render_views(images, on_cpu, SPECS[name], renderer="reference", **NORMALIZATION)
     for one, other in zip(actual, expected, strict=True):
         error = (one.cpu() - other).abs() * 0.25
         assert error.mean() < 1e-3  # a quarter of a level
@@ -228,7 +228,7 @@ def test_views_are_those_of_the_reference_and_cut_to_other_levels_at_most(name, 
 def test_views_do_not_sync(name, dtype):
     images = some_images()
     arguments = (on_gpu(images), drawn_on_gpu(SPECS[name], images), SPECS[name])
-    options = {"renderer": "device", "dtype": dtype, "channels_last": True, **NORMALISATION}
+    options = {"renderer": "device", "dtype": dtype, "channels_last": True, **NORMALIZATION}
     first = render_views(*arguments, **options)  # compiles, and makes what is kept between calls
     with waiting_is_an_error():
         second = render_views(*arguments, **options)
@@ -239,7 +239,7 @@ def test_an_image_that_is_there_twice_is_changed_whole_in_memory_of_its_own():
     specs, images = SPECS["dssl_byol"], some_images()
     same = images._replace(layout=images.layout[:1].expand(9, -1).contiguous())
     (drawn,) = drawn_on_gpu(specs, same)
-    (together,) = render_views(on_gpu(same), [drawn], specs, renderer="device", **NORMALISATION)
+    (together,) = render_views(on_gpu(same), [drawn], specs, renderer="device", **NORMALIZATION)
     one = on_gpu(same._replace(layout=same.layout[:1]))
-    alone = [render_views(one, [row[None]], specs, renderer="device", **NORMALISATION)[0] for row in drawn]
+    alone = [render_views(one, [row[None]], specs, renderer="device", **NORMALIZATION)[0] for row in drawn]
     assert torch.equal(together, torch.cat(alone))

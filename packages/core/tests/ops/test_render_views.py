@@ -109,6 +109,7 @@ TOLERANCE = {
 # and autocontrast make one of a level in all pixels of some levels, which others may amplify.
 SMOOTH = roundings(160)  # those of resizing, magnified by several jitters' factors
 CUT = SMOOTH._replace(outliers=0.05)
+# Random programs have pictures of a few pixels, of which one tie of exact levels is more than a near cut may be.
 CUT_AT_RANDOM = Tolerance(8 / 255, 1 / 255, outliers=0.05)
 
 

@@ -140,7 +140,7 @@ def test_a_collapse_is_said_once_and_again_after_a_recovery(tmp_path, capsys):
     assert "after step 10: mean 9" in printed
 
 
-def test_the_judgement_on_collapse_sees_what_was_measured_after_an_epoch(tmp_path):
+def test_the_judgment_on_collapse_sees_what_was_measured_after_an_epoch(tmp_path):
     seen = []
     run(
         tmp_path,

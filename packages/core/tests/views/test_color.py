@@ -84,7 +84,7 @@ def test_a_third_of_a_turn_takes_red_to_green_by_hand():
     assert_same(adjust_hue(red, 1 / 3).flatten(), torch.tensor([0.0, 1.0, 0.0]).double())
 
 
-def test_solarising_is_torchvisions():
+def test_solarizing_is_torchvisions():
     assert torch.equal(solarize(rgb(), 0.5), oracle.solarize(rgb(), 0.5))
     by_hand = solarize(torch.tensor([0.125, 0.25, 0.75]).view(1, 1, 3), 0.25)
     assert by_hand.flatten().tolist() == [0.125, 0.75, 0.25]  # at the threshold is inverted: 1 - 0.25

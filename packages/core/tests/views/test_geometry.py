@@ -150,7 +150,7 @@ def test_directions_by_hand():
     assert rows(translate_x(image, 0.34)) == [[2, 3, 0], [5, 6, 0], [8, 9, 0]]  # int(1.02) = 1 to the left
     assert rows(translate_x(image, -0.6)) == [[0, 1, 2], [0, 4, 5], [0, 7, 8]]  # int(-1.8) = -1: towards zero
     assert rows(translate_y(image, 0.34)) == [[4, 5, 6], [7, 8, 9], [0, 0, 0]]
-    # Row center are 0.5, 1.5 and 2.5 below the edge: 0.5 + 0.25, 0.5 + 0.75 and 0.5 + 1.25 in the first column.
+    # Row centers are 0.5, 1.5 and 2.5 below the edge: 0.5 + 0.25, 0.5 + 0.75 and 0.5 + 1.25 in the first column.
     assert rows(shear_x(image, 0.5)) == [[1, 2, 3], [5, 6, 0], [8, 9, 0]]
     assert rows(shear_y(image, 0.5)) == [[1, 5, 6], [4, 8, 9], [7, 0, 0]]
     assert rows(rotate(image, 90.0)) == [[3, 6, 9], [2, 5, 8], [1, 4, 7]]

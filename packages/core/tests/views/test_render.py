@@ -210,7 +210,7 @@ def test_blur_of_an_image_smaller_than_its_kernel_reflects_again_and_again(side)
         assert_same(view, mixture @ unit(image) @ mixture)
 
 
-def test_flip_gray_and_solarising_are_applied_when_their_parameter_says_so():
+def test_flip_gray_and_solarizing_are_applied_when_their_parameter_says_so():
     image = some_image(height=32, width=32)
     spec = ViewSpec((Resize(), Grayscale(), Solarize(threshold=0.3), HorizontalFlip()), (32,))
     expected = unit(image)
@@ -403,7 +403,7 @@ def test_two_columns_of_32_are_left_at_magnitude_9():
     assert view[0, 0].nonzero().flatten().tolist() == [0, 1]
 
 
-def test_solarising_counts_a_value_to_its_nearest_level():
+def test_solarizing_counts_a_value_to_its_nearest_level():
     # 99.6 and 99.4 are levels 100 and 99; what is inverted keeps its fraction.
     image = torch.tensor([99.6, 99.4]).view(1, 1, 2) / 255
     spec = ViewSpec((RandAugment(num_ops=1), Resize()), (2,))

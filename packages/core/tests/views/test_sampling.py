@@ -181,7 +181,7 @@ def test_a_derived_view_may_share_the_crop_alone():
 # Distributions.
 
 
-def test_flips_gray_and_solarising_occur_with_their_probability():
+def test_flips_gray_and_solarizing_occur_with_their_probability():
     drawn = named(ViewSpec((RandomResizedCrop(), *BETA.ops[2:]), (32,)))
     for name, prob in {
         "horizontal_flip.flip": 0.5,

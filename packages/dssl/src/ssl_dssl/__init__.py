@@ -1,4 +1,4 @@
-"""DSSL: heavily augmented views are drawn to their standard view, never the reverse; over five base methods."""
+"""DSSL: heavily augmented views are attracted to their standard view, never the reverse; over five base methods."""
 
 from typing import TYPE_CHECKING
 

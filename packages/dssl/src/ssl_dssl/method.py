@@ -101,7 +101,7 @@ class DSSL(nn.Module):
         encoder: (n c h w) -> (n f), trained; the backbone that the run exports.
         projector: (n f) -> (n d).
         config: settings of the method.
-        views: what each image becomes; a heavy view that is derived comes from the standard view that it is attracted
+        views: views of each image; a heavy view that is derived comes from the standard view that it is attracted
             to.
         dim: d, width of the projector's output.
         predictor: (n d) -> (n d), for the bases that have one: SimSiam and BYOL.

@@ -61,7 +61,7 @@ class LeOCLR(nn.Module):
         encoder: (n c h w) -> (n f), trained; the backbone that the run exports.
         projector: (n f) -> (n d).
         config: settings of the method.
-        views: what each image becomes: the anchor and two crops, or two views for a baseline.
+        views: views of each image: the anchor and two crops, or two views for a baseline.
         dim: d, width of the projector's output.
         seed: seeds the queue's initial rows and the permutations.
 

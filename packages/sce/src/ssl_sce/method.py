@@ -35,7 +35,7 @@ class SCEConfig:
         coefficient_final: value that ``coefficient`` reaches at the last step, linearly; None to keep it.
         weights: (lambda, mu, eta) of InfoNCE, ReSSL and Ceil (the paper's Proposition 1), in place of
             ``coefficient``.
-        self_similarity: how the positive enters the target's softmax: ``mask`` (paper) or ``zero`` (released code).
+        self_similarity: positive in the target's softmax: ``mask`` (paper) or ``zero`` (released code).
         in_batch_negatives: whether the other keys of the global batch are columns too.
         symmetric: whether both global views give targets and are enqueued.
         queue: past keys, the negatives.
@@ -101,7 +101,7 @@ class SCE(nn.Module):
         encoder: (n c h w) -> (n f), trained; the backbone that the run exports.
         projector: (n f) -> (n d).
         config: settings of the method.
-        views: what each image becomes; at least two.
+        views: views of each image; at least two.
         dim: d, width of the projector's output.
         predictor: (n d) -> (n d) on the online branch only; None for none.
         seed: seeds the queue's initial rows and the permutations.

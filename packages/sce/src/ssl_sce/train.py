@@ -2,7 +2,7 @@
 
 ssl-sce-train --config list
 ssl-sce-train --config cifar10 --data.root data --out runs/cifar10
-ssl-sce-train --config imagenet100 --data.source images/train --optim.lr 0.5
+ssl-sce-train --config imagenet --data.source images/train --optim.lr 0.5
 ssl-sce-train --resume runs/cifar10
 torchrun --nproc-per-node 8 -m ssl_sce --config imagenet --data.root data
 """

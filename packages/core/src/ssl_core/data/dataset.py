@@ -18,7 +18,7 @@ class DatasetImages:
     """The images of a map-style data set; its items are read anew each time.
 
     Attributes:
-        name: what a person calls the source.
+        name: name of the source for a person.
         dataset: map-style data set that gives (image, label, ...) or an image for an index.
         labels: (n), or None to take them from the items.
         classes: names of the classes.
@@ -69,7 +69,7 @@ def dataset_source(
         dataset: its items are (image, label, ...) or images: PIL images, (c h w) tensors of uint8, uint16 or
             floating point in [0, 1], or arrays as in ``.npy`` files. Labels are taken from its attribute
             ``targets``, as torchvision's sets have it, or else from its items.
-        name: what a person calls it.
+        name: name of the source for a person.
         classes: names of the classes; None takes the attribute ``classes`` if there is one.
         channels: number of channels; None keeps the images' own.
 

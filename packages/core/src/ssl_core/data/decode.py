@@ -68,7 +68,7 @@ def decode_image(
         channels: number of channels wanted; None keeps what the image has (1 for gray, 3 for color).
         at_least: a JPEG may be decoded at a half, a quarter or an eighth of its size, the smallest that leaves each
             side so many pixels; None decodes all of it.
-        identifier: what a person calls the image, for the error.
+        identifier: name of the image for a person, for the error.
 
     Returns:
         (c h w) uint8, uint16 or float32, of any strides.

@@ -34,7 +34,7 @@ class FileImages:
     """Image files, decoded when they are asked for.
 
     Attributes:
-        name: what a person calls the source.
+        name: name of the source for a person.
         paths: (n) file names as bytes: one array, which forked workers share, unlike a list of strings.
         labels: (n), -1 when unknown.
         classes: names of the classes.

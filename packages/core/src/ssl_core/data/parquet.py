@@ -34,7 +34,7 @@ class ParquetImages:
     """Encoded images in row groups of parquet shards, decoded when they are asked for.
 
     Attributes:
-        name: what a person calls the source.
+        name: name of the source for a person.
         groups: places of the bytes.
         rows: (n 2), the row group and the row in it of each image.
         labels: (n), -1 when unknown.

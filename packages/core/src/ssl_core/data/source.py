@@ -52,7 +52,7 @@ class MemoryImages:
     """Decoded images in memory, which worker processes share without a copy.
 
     Attributes:
-        name: what a person calls the source.
+        name: name of the source for a person.
         images: one (n c h w) tensor where all shapes and types agree, else a list.
         labels: (n), -1 when unknown.
         classes: names of the classes.

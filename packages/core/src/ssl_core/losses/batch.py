@@ -96,7 +96,7 @@ def _nt_xent(
     losses, normalizers, misses, gradients = [], [], [], []
     for view in views:
         # Row i leaves out column i of each side, itself and its positive: the negatives' lse keeps a positive that
-        # dominates from cancelling.
+        # dominates from canceling.
         negatives = [
             queue_attention(view, side, temperature, exclude=own, normalized=True, backend=backend) for side in sides
         ]

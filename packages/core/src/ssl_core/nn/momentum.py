@@ -49,12 +49,12 @@ class MomentumConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.value <= 1:
-            raise ValueError(f"momentum must be between 0 and 1, got {self.value}")
+            raise ValueError(f"momentum.value must be between 0 and 1, got {self.value}")
         if self.batch_norm_splits < 1:
             raise ValueError(f"momentum.batch_norm_splits must be at least 1, got {self.batch_norm_splits}")
 
     def at(self, step: Step) -> float:
-        """M of the update after a step."""
+        """The m of the update after a step."""
         return self.value if self.schedule == "constant" else cosine_schedule(self.value, 1.0, step.progress)
 
 

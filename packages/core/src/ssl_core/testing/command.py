@@ -120,11 +120,11 @@ def check_run(train: ModuleType, folder: Path) -> None:
 
 
 def check_exact_resume(train: ModuleType, folder: Path, options: Sequence[str] = ()) -> None:
-    """Check that a run killed at any moment of a step and resumed ends as one that never stopped, to the last bit.
+    """Check that a run that is killed and resumed ends as one that never stopped, to the last bit.
 
     What makes this hard comes together: worker processes, accumulation, and whatever ``options`` add. The run takes 8
-    steps of 32 images and is killed at the fifth or sixth; a queue should have wrapped by then, and not just be at its
-    first row again: 72 is a good length.
+    steps of 32 images and is killed between its fifth and its last; a queue should have wrapped by then, and not just
+    be at its first row again: 72 is a good length.
 
     Args:
         train: the package's module ``train``.

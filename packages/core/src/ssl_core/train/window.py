@@ -32,7 +32,7 @@ class Window:
 
     Args:
         last_checkpoint: file that is named where a loss is not finite.
-        identifier: what a person calls an image, by its index.
+        identifier: function of an image's index that returns its name for a person.
         health: measures of a batch of embeddings (n d), for the log.
         micro_batch_size: number of images of a loss, over all processes.
     """
@@ -108,7 +108,7 @@ class Window:
             "data_wait": min(1.0, self._waited_s / elapsed_s),
         }
         values |= {name: value.item() for name, value in output.metrics.items()}
-        # Of all processes, so that all come to the same judgement; keys are that already.
+        # Of all processes, so that all come to the same judgment; keys are that already.
         embeddings = output.keys if output.embeddings is None else distributed.gather(output.embeddings)
         if self._health is not None and embeddings is not None:
             values |= self._health(embeddings)
