@@ -158,8 +158,10 @@ def test_a_run_directory_called_like_another_encoder_is_refused(name):
 
 
 def test_another_configuration_in_the_same_folder_is_refused_with_the_difference(smoke_run):
-    message = error(f"--out={smoke_run}", "--method.momentum=0.3")
+    before = {file: file.read_bytes() for file in smoke_run.rglob("*") if file.is_file()}
+    message = error(f"--out={smoke_run}", "--method.momentum=0.3", "--data.mean=[0.1]", "--data.std=[0.7]")
     assert "method.momentum: 0.9 -> 0.3" in message
+    assert {file: file.read_bytes() for file in smoke_run.rglob("*") if file.is_file()} == before
 
 
 def test_a_truncated_checkpoint_is_refused(smoke_run, tmp_path):

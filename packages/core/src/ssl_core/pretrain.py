@@ -23,6 +23,7 @@ from ssl_core.nn import MomentumBranch, make_encoder, stem_for, sync_batch_norm
 from ssl_core.run import Config, MakeMethod, Prepare, Run, TrainedMethod, choose_device, prepare_folder
 from ssl_core.summary import summary
 from ssl_core.train import learning_rate, make_optimizer, train
+from ssl_core.train.checkpoint import load_run
 from ssl_core.views import choose_renderer, save_view_gallery
 
 
@@ -61,6 +62,8 @@ def pretrain(
     # Every process starts from the same weights; views and order have generators of their own.
     torch.manual_seed(config.seed)
     folder = prepare_folder(config, name)
+    if (last := folder / "checkpoints" / "last.pt").exists():
+        load_run(last, to_dict(config))  # refuses another configuration before anything of that run is overwritten
     image_size = max(size for spec in specs for size in spec.sizes)
     at_least = decoded_side(specs)
     source = open_source(config.data, split="train", at_least=at_least)

@@ -1,6 +1,7 @@
 """Checkpoints: everything that the next step depends on, in one file that is either whole or absent."""
 
 import pickle
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from ssl_core import distributed
+from ssl_core.config import config_difference
 from ssl_core.files import write_atomically
 
 _FORMAT = 3
@@ -80,6 +82,26 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is of format {content['format']}, from another version of ssl-core, and this one reads format "
             f"{_FORMAT} alone: resume with the version that wrote it, or choose another --out"
+        )
+    return content
+
+
+def load_run(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the checkpoint of a run that is to be continued.
+
+    Args:
+        path: file of the checkpoint.
+        config: complete configuration of the run as it is now, plain values only.
+
+    Raises:
+        ValueError: as :func:`load_checkpoint`, and for a checkpoint of another configuration, with the difference.
+    """
+    content = load_checkpoint(path)
+    if difference := config_difference(content["config"], config):
+        raise ValueError(
+            f"{path} was made with another configuration, so continuing would mix two runs:\n  "
+            + "\n  ".join(difference)
+            + "\nChoose another --out, or give these keys their old values."
         )
     return content
 

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl_core import distributed
-from ssl_core.config import config_difference
 from ssl_core.step import Step
-from ssl_core.train.checkpoint import load_checkpoint, restore_, save_checkpoint
+from ssl_core.train.checkpoint import load_run, restore_, save_checkpoint
 from ssl_core.train.log import Log
 from ssl_core.train.method import Method, StepOutput
 from ssl_core.train.stop import StopSignal
@@ -246,13 +245,7 @@ def _resume(
 ) -> int:
     if not last.exists():
         return 0
-    content = load_checkpoint(last)
-    if difference := config_difference(content["config"], settings):
-        raise ValueError(
-            f"{last} was made with another configuration, so continuing would mix two runs:\n  "
-            + "\n  ".join(difference)
-            + "\nChoose another --out, or give these keys their old values."
-        )
+    content = load_run(last, settings)
     batches.load_state_dict(content["batches"])
     return restore_(content, method=method, optimizer=optimizer)
 
