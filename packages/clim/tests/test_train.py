@@ -9,6 +9,7 @@ from ssl_core.testing import check_bad_input, check_exact_resume, check_imports,
 from ssl_core.train import load_checkpoint, read_metrics
 
 
+@pytest.mark.slow
 def test_importing_costs_little_and_listing_recipes_nothing():
     check_imports("ssl_clim")
 
@@ -62,6 +63,7 @@ def test_the_switches_train(tmp_path, options):
     assert ("partner_similarity" in record) == (options != ["--neighbours.selection", "none"])
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_clear_error(tmp_path):
     two_views = "--views '[{augmentation: moco_v2, size: 16, count: 2}]'"
     mistakes = {
@@ -92,6 +94,7 @@ def test_without_one_faiss_nothing_is_begun(tmp_path, monkeypatch, installed, wo
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selection", ["none", "random"])
 def test_without_a_search_faiss_is_not_asked_for(tmp_path, monkeypatch, selection):
     monkeypatch.setattr(neighbours, "packages_distributions", dict)

@@ -6,6 +6,7 @@ from ssl_clsa import train
 from ssl_core.testing import check_bad_input, check_exact_resume, check_imports, check_run
 
 
+@pytest.mark.slow
 def test_importing_costs_little_and_listing_recipes_nothing():
     check_imports("ssl_clsa")
 
@@ -20,6 +21,7 @@ def test_killed_and_resumed_gives_the_same_losses_to_the_last_bit(tmp_path):
     check_exact_resume(train, tmp_path, ["--method.queue.length=72", "--method.momentum.batch_norm_splits=4"])
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_clear_error(tmp_path):
     mistakes = {
         "--method.temperature 0": "temperature must be positive, got 0",

@@ -85,6 +85,7 @@ def test_core_and_its_shared_checks_do_without_pytest():
     assert not using
 
 
+@pytest.mark.slow
 def test_doctor_imports_little_more_than_torch():
     code = "import sys, torch; loaded = set(sys.modules); from ssl_core.__main__ import main; main()"
     code += "; print(*(set(sys.modules) - loaded))"

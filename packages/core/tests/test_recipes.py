@@ -25,5 +25,6 @@ def test_other_command_lines_go_to_the_training(monkeypatch):
     assert given == [["--config", "smoke", "--data.source", "list"]]
 
 
+@pytest.mark.slow
 def test_importing_costs_little_and_listing_recipes_nothing():
     check_imports("ssl_tiny")

@@ -11,6 +11,7 @@ from ssl_dssl import train
 from ssl_dssl.bases import BASES
 
 
+@pytest.mark.slow
 def test_importing_costs_little_and_listing_recipes_nothing():
     check_imports("ssl_dssl")
 
@@ -120,6 +121,7 @@ def test_collapse_is_warned_of_and_stops_a_run_that_asks_for_it(tmp_path, capsys
 CIFAR = "{augmentation: dssl_cifar"
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_clear_error(tmp_path):
     mistakes = {
         "--method.heavy ra_3_3": "no augmentation is called 'ra_3_3'",

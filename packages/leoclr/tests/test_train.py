@@ -7,6 +7,7 @@ from ssl_core.train import read_metrics
 from ssl_leoclr import train
 
 
+@pytest.mark.slow
 def test_importing_costs_little_and_listing_recipes_nothing():
     check_imports("ssl_leoclr")
 
@@ -37,6 +38,7 @@ def test_the_simclr_framework_trains_without_a_queue(tmp_path):
     assert record["embedding_std"] > 0
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_clear_error(tmp_path):
     two_views = "--views '[{augmentation: moco_v2, size: 16, count: 2}]'"
     mistakes = {

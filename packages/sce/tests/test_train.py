@@ -7,6 +7,7 @@ from ssl_core.testing import check_bad_input, check_exact_resume, check_imports,
 from ssl_sce import train
 
 
+@pytest.mark.slow
 def test_importing_costs_little_and_listing_recipes_nothing():
     check_imports("ssl_sce")
 
@@ -36,6 +37,7 @@ def test_the_momentum_branch_runs_with_bfloat16_weights_where_the_training_does(
     assert len(called) == calls
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_clear_error(tmp_path):
     mistakes = {
         "--method.temperature 0": "temperature must be positive, got 0",

@@ -196,6 +196,7 @@ def test_similarity_refuses_images_without_labels_or_pairs(run, tmp_path):
 SMALL = {"images_per_class": 3, "perplexity": 2.5, **QUIET}
 
 
+@pytest.mark.slow
 def test_tsne_draws_several_encoders_and_says_of_which_features_and_images(run, tmp_path, capsys):
     out = tmp_path / "tsne.png"
     encoders = ["pixels", "random", str(run), str(run / "backbone.safetensors")]

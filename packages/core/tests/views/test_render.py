@@ -314,7 +314,7 @@ def distorted_by_pillow(image, name, *magnitude):
 
 
 @pytest.mark.parametrize("level", [(1, 1), (5, 5), (9, 9), "continuous"], ids=str)
-@pytest.mark.parametrize("side", [1, 2, 31, 32, 97])
+@pytest.mark.parametrize("side", [1, 2, *(pytest.param(side, marks=pytest.mark.slow) for side in (31, 32, 97))])
 @pytest.mark.parametrize("pool", ["clsa_code14", "clsa_paper14", "dssl_code16", "dssl_code16_relative"])
 def test_each_distortion_is_pillows(pool, side, level):
     image = some_image(height=side, width=side)
