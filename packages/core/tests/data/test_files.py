@@ -1,4 +1,7 @@
+import contextlib
 import os
+import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -217,4 +220,28 @@ def test_a_deleted_file_is_a_broken_image(tmp_path, make):
     (tmp_path / "1.png").unlink()
     assert np.array_equal(source.image(1), source.image(2))
     with pytest.raises(BrokenImageError, match=r"1\.png: No such file"):
+        source._source.image(1)
+
+
+def link_to_zeros(path):
+    path.symlink_to("/dev/zero")
+
+
+def socket_at(path):
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as listening:
+        listening.bind(str(path))
+
+
+@pytest.mark.parametrize("make_other", [os.mkfifo, link_to_zeros, socket_at], ids=["pipe", "endless device", "socket"])
+@pytest.mark.parametrize("listed", [False, True], ids=["folder", "list"])
+def test_what_is_no_regular_file_is_a_broken_image(make_other, listed, tmp_path, make, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # since the path of a socket must be short
+    names = ["a.png", "b.png", "c.png"]
+    make.write_images(tmp_path, names)
+    Path("b.png").unlink()
+    make_other(Path("b.png"))
+    Path("list.txt").write_text("\n".join(names))
+    source = open_source(config(tmp_path / "list.txt" if listed else tmp_path, memory_gib=0.0, broken_limit=0.5))
+    assert np.array_equal(source.image(1), source.image(2))
+    with pytest.raises(BrokenImageError, match=r"b\.png: (not a regular file|No such device or address)"):
         source._source.image(1)

@@ -8,7 +8,9 @@
 """
 
 import csv
+import errno
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,7 +63,7 @@ class FileImages:
             BrokenImageError: if the file cannot be read or decoded.
         """
         try:
-            with open(self.paths[index], "rb") as file:
+            with open(self.paths[index], "rb", opener=_open_regular) as file:
                 data = file.read()
         except OSError as error:
             raise BrokenImageError(f"{self.identifier(index)}: {error.strerror}") from error
@@ -78,6 +80,15 @@ class FileImages:
     def subset(self, indices: Int64[Tensor, " m"]) -> "FileImages":
         """The images at some indices."""
         return replace(self, paths=self.paths[indices.numpy()], labels=self.labels[indices])
+
+
+def _open_regular(path: str | bytes, flags: int) -> int:
+    """What ``open`` calls: a pipe would wait for ever for somebody who writes, and a device may have no end."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return descriptor
 
 
 def folder_images(folder: Path, *, class_list: Sequence[str] | None = None) -> FileImages:
