@@ -84,7 +84,7 @@ class FileImages:
 
 def _open_regular(path: str | bytes, flags: int) -> int:
     """What ``open`` calls: a pipe would wait for ever for somebody who writes, and a device may have no end."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has neither the flag nor such pipes
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file")
