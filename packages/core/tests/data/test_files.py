@@ -40,6 +40,18 @@ def test_hidden_files_and_folders_are_ignored(tmp_path, make):
     assert len(open_source(config(tmp_path))) == 1
 
 
+@pytest.mark.parametrize("left", ["checkpoints/last.pt", "backbone.json"])
+def test_run_directories_among_the_images_are_not_read(tmp_path, make, caplog, left):
+    caplog.set_level("INFO")
+    make.write_images(tmp_path, ["1.png", "2.png", "runs/x/views.png", "runs/x/deep/3.png", "checkpoints/4.png"])
+    for name in ("config.yaml", left):
+        (tmp_path / "runs" / "x" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "runs" / "x" / name).touch()
+    source = open_source(config(tmp_path))
+    assert [Path(source.identifier(index)).name for index in range(len(source))] == ["1.png", "2.png", "4.png"]
+    assert f"{tmp_path / 'runs' / 'x'} is a run directory: its pictures are not read" in caplog.text
+
+
 def test_files_of_other_kinds_are_ignored_and_listed(tmp_path, make):
     make.write_images(tmp_path, ["1.png"])
     (tmp_path / "notes.md").write_text("not an image")

@@ -1,6 +1,7 @@
 """Images in files: folders of any nesting, list files, and the train and test folders inside a folder.
 
-* Folder: every image file below it, in the order of their paths; hidden files and folders are ignored.
+* Folder: every image file below it, in the order of their paths; hidden files and folders, and run directories, are
+  ignored.
   First-level subfolders that hold images are the classes, used by probes only; a single one is none.
 * List file: ``.txt``, a path on each line, then optionally a tab and a label, or a space and a label that is
   a whole number; ``.csv``, ``path[,label]``. Relative paths start at the list file's folder.
@@ -9,6 +10,7 @@
 
 import csv
 import errno
+import logging
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -23,6 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_core.data.decode import BrokenImageError, decode_image
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
@@ -193,7 +197,7 @@ def _file_images(name: str, paths: Sequence[str], names: Sequence[str | None], c
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Paths of all files below a folder that are not hidden; links are followed, each folder is read once."""
+    """Paths of all files below a folder but hidden ones and those of runs; links are followed, each folder once."""
     seen = set()
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
         real = os.path.realpath(parent)
@@ -201,6 +205,10 @@ def _walk(folder: Path) -> Iterator[str]:
             folders.clear()
             continue
         seen.add(real)
+        if "config.yaml" in files and ("checkpoints" in folders or "backbone.json" in files):
+            logger.info("%s is a run directory: its pictures are not read", parent)
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (os.path.join(parent, name) for name in files if not name.startswith("."))
 
