@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 from collections import namedtuple
 
@@ -198,6 +199,84 @@ def test_stopping_and_resuming_gives_the_same_losses_to_the_last_bit(tmp_path, s
     assert torch.equal(second.encoder.weight, whole.encoder.weight)
     losses = [[record["loss"] for record in read_metrics(tmp_path / part)] for part in ("whole", "parts")]
     assert losses[0] == losses[1]
+
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize("moment", ["step", "data", "before_epoch", "on_epoch"])
+def test_each_signal_saves_at_any_moment_and_exits_with_its_number(tmp_path, number, moment, capsys):
+    def interrupt(*_):
+        os.kill(os.getpid(), number)
+        return {}
+
+    class Interrupted(Toy):
+        def update(self, keys, step):
+            super().update(keys, step)
+            if moment == "step" and step.index == 3:
+                interrupt()
+
+    class Late(Images):
+        def epoch(self, epoch, start=0):
+            for number, batch in enumerate(super().epoch(epoch, start)):
+                if moment == "data" and (epoch, number) == (1, 0):
+                    interrupt()
+                    raise AssertionError("the data are waited for")
+                yield batch
+
+    callables = {moment: lambda epoch: interrupt() if epoch == 1 else {}} if "epoch" in moment else {}
+    before = [signal.getsignal(each) for each in SIGNALS]
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, method=Interrupted(), images=Late(), **callables)
+    assert stopped.value.code == 128 + number
+    assert [signal.getsignal(each) for each in SIGNALS] == before
+    assert f"stopped by {number.name} after step 4; saved" in capsys.readouterr().err
+    assert load_checkpoint(tmp_path / "checkpoints" / "last.pt")["step"] == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1], ids=lambda number: number.name)
+def test_what_schedulers_and_shells_send_twice_saves_all_the_same(tmp_path, number):
+    class Interrupted(Toy):
+        def update(self, keys, step):
+            super().update(keys, step)
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, method=Interrupted())
+    assert stopped.value.code == 128 + number
+
+
+def test_a_second_interrupt_acts_at_once(tmp_path):
+    class Interrupted(Toy):
+        def update(self, keys, step):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, method=Interrupted())
+
+
+def test_a_signal_that_was_ignored_stays_so(tmp_path):
+    class Interrupted(Toy):
+        def update(self, keys, step):
+            super().update(keys, step)
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert len(run(tmp_path, method=Interrupted()).seen) == 12
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_training_works_in_a_thread_where_there_are_no_signals(tmp_path):
+    methods = []
+    thread = threading.Thread(target=lambda: methods.append(run(tmp_path)))
+    thread.start()
+    thread.join()
+    assert len(methods[0].seen) == 12
 
 
 class Predicting(Toy):

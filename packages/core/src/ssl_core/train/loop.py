@@ -4,12 +4,13 @@ Extension is by argument: a method, batches, a learning rate and callables; ther
 """
 
 import contextlib
+import functools
 import inspect
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, NoReturn, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -191,8 +192,16 @@ def train(
                 last, method=module, optimizer=optimizer, batches=batches.state_dict(), step=done, config=settings
             )
 
+        def leave() -> NoReturn:
+            save()
+            log.say(f"stopped by {stop.name} after step {done}; saved {last}; continue with --resume {folder}")
+            raise SystemExit(128 + stop.number)
+
+        interruptible = functools.partial(stop.at_once, leave)
+
         def between_epochs(work: Callable[[int], dict[str, float]] | None, epochs: int, when: str) -> None:
-            values = {} if work is None else work(epochs)
+            with interruptible():
+                values = {} if work is None else work(epochs)
             module.train()
             if values:
                 latest.update(values)
@@ -207,7 +216,7 @@ def train(
             for index in range(done, (epoch + 1) * per_epoch):
                 step = Step(index, total, per_epoch)
                 _set_learning_rate(optimizer, learning_rate(step))
-                output = _take_step(forward, micro_batches, optimizer, config, step, window)
+                output = _take_step(forward, micro_batches, optimizer, config, step, window, interruptible)
                 method.update(output.keys, step)
                 done = index + 1
                 log.advance()
@@ -227,9 +236,7 @@ def train(
                         log.say(f"WARNING: the embeddings have collapsed after step {done}: {reason}")
                     has_collapsed = reason is not None
                 if stop.asked(done % config.log_every == 0):
-                    save()
-                    log.say(f"stopped by {stop.name} after step {done}; saved {last}; continue with --resume {folder}")
-                    raise SystemExit(128 + stop.number)
+                    leave()
                 if done % checkpoint_every == 0 or done == total:
                     save()
             if config.keep_every and (epoch + 1) % config.keep_every == 0:
@@ -272,6 +279,7 @@ def _take_step(
     config: TrainConfig,
     step: Step,
     window: Window,
+    interruptible: Callable[[], contextlib.AbstractContextManager[None]],
 ) -> StepOutput:
     """One optimizer step; the keys of all its micro-batches come back concatenated."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -280,7 +288,8 @@ def _take_step(
     optimizer.zero_grad(set_to_none=True)
     keys = []
     for micro in range(config.accumulate):
-        with window.waiting():
+        # Until the first forward nothing has changed: a run whose data do not come can be saved and left.
+        with window.waiting(), contextlib.nullcontext() if micro else interruptible():
             batch = next(micro_batches)
         views = tuple(view.to(device, non_blocking=True, memory_format=memory_format) for view in batch.views)
         postpone = isinstance(forward, DistributedDataParallel) and micro < config.accumulate - 1

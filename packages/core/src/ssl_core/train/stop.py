@@ -1,16 +1,35 @@
 """A run that is told to stop finishes its step first."""
 
+import contextlib
 import signal
+import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import NoReturn
 
 from ssl_core import distributed
 
+# By which people and schedulers end a run: Ctrl-C, `kill`, a lost terminal, and what Slurm sends before the time limit.
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+# A person who repeats these wants no more than the end. The others come more than once without being meant so: SIGHUP
+# from the shell and from the kernel, SIGUSR1 to a job's step and to its processes.
+_AT_ONCE_WHEN_REPEATED = ("SIGINT", "SIGTERM")
+
+
+class _Stopped(BaseException):
+    """Raised by a signal in work that may be left at once."""
+
 
 class StopSignal:
-    """Remembers SIGINT or SIGTERM until the current step is done; a second one acts at once."""
+    """Remembers a signal to stop until the current step is done.
+
+    A signal that was ignored, as ``nohup`` ignores SIGHUP, stays so; outside of the main thread none is heard, for
+    Python has no signals there.
+    """
 
     def __init__(self) -> None:
         self.number = 0
+        self._may_leave = False
 
     @property
     def name(self) -> str:
@@ -31,12 +50,36 @@ class StopSignal:
         self.number = max(distributed.gather_objects(self.number))
         return self.number != 0
 
+    @contextlib.contextmanager
+    def at_once(self, leave: Callable[[], NoReturn]) -> Iterator[None]:
+        """Work that need not be finished: where there is one process, a signal ends it.
+
+        Args:
+            leave: function that is called then.
+        """
+        self._may_leave = distributed.world_size() == 1
+        try:
+            yield
+        except _Stopped:
+            leave()
+        finally:
+            self._may_leave = False
+
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.number = number
-        signal.signal(number, self._previous[signal.Signals(number)])
+        if self.name in _AT_ONCE_WHEN_REPEATED:
+            signal.signal(number, self._previous[number])
+        if self._may_leave:
+            self._may_leave = False
+            raise _Stopped
 
     def __enter__(self) -> "StopSignal":
-        self._previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {}
+        if threading.current_thread() is threading.main_thread():
+            numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]  # Windows has two
+            handlers = {number: signal.getsignal(number) for number in numbers}
+            # None: set by another language's code, which could not be put back.
+            self._previous = {n: handler for n, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
         for number in self._previous:
             signal.signal(number, self._remember)
         return self
