@@ -5,7 +5,7 @@ import importlib.metadata
 import pytest
 
 from ssl_clim import neighbours, train
-from ssl_core.testing import check_bad_input, check_exact_resume, check_imports, check_run, error_of
+from ssl_core.testing import check_bad_input, check_exact_resume, check_imports, check_run, error_of, make_images
 from ssl_core.train import load_checkpoint, read_metrics
 
 
@@ -36,6 +36,12 @@ def test_killed_and_resumed_gives_the_same_losses_to_the_last_bit(tmp_path):
     check_exact_resume(train, tmp_path, [*options, "--neighbours.k=20", "--neighbours.positives=3"])
 
 
+def train_on_few(folder, *options):
+    few = [f"--data.source={make_images(folder / 'images')}", "--train.batch_size=16", "--method.queue.length=64"]
+    few += ["--neighbours.k=20", "--neighbours.positives=3"]
+    train.main(["--config", "smoke", "--device", "cpu", "--out", str(folder / "run"), *few, *options])
+
+
 UNMIXED = "[{augmentation: moco_v2, size: 16, count: 2}, {augmentation: moco_v2, size: 16, partner: true}]"
 QUERIES = "{augmentation: moco_v2, size: [16, 12]}, {augmentation: moco_v2, size: [16, 12], partner: true}"
 KEYS = (
@@ -57,7 +63,7 @@ KEYS = (
     ids=["two resolutions", "no partners", "random from the start", "on disk", "no mixing"],
 )
 def test_the_switches_train(tmp_path, options):
-    train.main(["--config", "smoke", "--device", "cpu", "--out", str(tmp_path / "run"), *options])
+    train_on_few(tmp_path, *options)
     record = [record for record in read_metrics(tmp_path / "run") if "loss" in record][-1]
     assert 0 < record["loss"] < 1.05 * record["chance_loss"]
     assert ("partner_similarity" in record) == (options != ["--neighbours.selection", "none"])
@@ -98,6 +104,5 @@ def test_without_one_faiss_nothing_is_begun(tmp_path, monkeypatch, installed, wo
 @pytest.mark.parametrize("selection", ["none", "random"])
 def test_without_a_search_faiss_is_not_asked_for(tmp_path, monkeypatch, selection):
     monkeypatch.setattr(neighbours, "packages_distributions", dict)
-    options = ["--neighbours.selection", selection, "--neighbours.start_epoch", "0", "--train.epochs", "1"]
-    train.main(["--config", "smoke", "--device", "cpu", "--out", str(tmp_path / "run"), *options])
+    train_on_few(tmp_path, "--neighbours.selection", selection, "--neighbours.start_epoch", "0", "--train.epochs", "1")
     assert (tmp_path / "run" / "backbone.safetensors").exists()

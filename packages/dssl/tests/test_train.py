@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from ssl_core.nn import make_encoder
-from ssl_core.testing import check_bad_input, check_exact_resume, check_imports, check_run, recipes
+from ssl_core.testing import check_bad_input, check_exact_resume, check_imports, check_run, make_images, recipes
 from ssl_core.train import read_metrics
 from ssl_dssl import train
 from ssl_dssl.bases import BASES
@@ -51,7 +51,8 @@ def smoke(folder, *options):
 @pytest.mark.parametrize("base", BASES)
 def test_every_base_trains_alone(base, tmp_path):
     described = "{mocov2: {queue: {length: 512}}}" if base == "mocov2" else base
-    record = smoke(tmp_path / "run", f"--method.base={described}", "--method.heavy=none")[-1]
+    few = [f"--data.source={make_images(tmp_path / 'images')}", "--train.batch_size=16"]
+    record = smoke(tmp_path / "run", f"--method.base={described}", "--method.heavy=none", *few)[-1]
     assert "heavy_similarity" not in record
     assert record["embedding_std"] > 0.05 * record["embedding_std_even"]
 

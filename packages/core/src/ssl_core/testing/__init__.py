@@ -19,14 +19,8 @@ if TYPE_CHECKING:
         assert_attention_is_accurate,
         loss_rounding,
     )
-    from ssl_core.testing.command import (
-        check_bad_input,
-        check_exact_resume,
-        check_imports,
-        check_run,
-        error_of,
-        make_images,
-    )
+    from ssl_core.testing.command import check_bad_input, check_exact_resume, check_run, error_of, make_images
+    from ssl_core.testing.imports import check_imports
     from ssl_core.testing.method import check_method, random_views
     from ssl_core.testing.process import finished_process, started_process
     from ssl_core.testing.ranks import check_ranks
@@ -58,7 +52,8 @@ __all__ = [
 __getattr__ = on_first_use(
     __name__,
     accuracy="APART DOUBLE ROUNDING SINGLE SIX_DIGITS assert_as_accurate assert_attention_is_accurate loss_rounding",
-    command="check_bad_input check_exact_resume check_imports check_run error_of make_images",
+    command="check_bad_input check_exact_resume check_run error_of make_images",
+    imports="check_imports",
     method="check_method random_views",
     process="finished_process started_process",
     ranks="check_ranks",

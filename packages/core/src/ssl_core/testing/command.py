@@ -23,7 +23,7 @@ from PIL import Image
 
 from ssl_core.backbone import load_backbone
 from ssl_core.config import to_dict
-from ssl_core.testing.process import TIMEOUT_S, finished_process, started_process
+from ssl_core.testing.process import TIMEOUT_S, started_process
 from ssl_core.testing.recipes import parse
 from ssl_core.train import load_checkpoint, read_metrics
 from ssl_core.train.log import Log
@@ -33,42 +33,6 @@ _SMOKE = ["--config", "smoke", "--device", "cpu"]
 _IMAGES = 80
 _STEPS = 8  # of a run that is killed: 4 epochs of 2 batches
 _BATCH = 32
-
-
-_HEAVY = {"timm", "torchvision", "sklearn", "pyarrow", "tensorboard", "matplotlib", "torch._dynamo"}
-# Run in a process of its own: what the list of recipes and then all public names of a package import.
-_IMPORTS = """
-import contextlib, io, sys
-sys.argv = [{package!r}, "--config", "list"]
-from {package}.__main__ import main
-with contextlib.redirect_stdout(io.StringIO()):
-    main()
-listed = set(sys.modules)
-import torch
-loaded = set(sys.modules)
-from {package} import *
-import json
-print(json.dumps([sorted(listed), sorted(set(sys.modules) - loaded)]))
-"""
-
-
-def check_imports(package: str) -> None:
-    """Check that a package costs little more than PyTorch to import, and its list of recipes not even that.
-
-    Modules are counted, not seconds: those that take seconds are imported where they are used.
-
-    Args:
-        package: import name of a package with recipes.
-
-    Raises:
-        AssertionError: naming modules that should wait, or how many there are.
-    """
-    done = finished_process([sys.executable, "-c", _IMPORTS.format(package=package)])
-    assert done.returncode == 0, done.stderr
-    listed, used = (set(names) for names in json.loads(done.stdout))
-    assert not listed & {"torch", "numpy", "yaml"}, f"--config list imports {sorted(listed)}"
-    assert not used & _HEAVY, f"import {package} imports {sorted(used & _HEAVY)}"
-    assert len(used) < 500, f"import {package} imports {len(used)} modules beyond torch's"
 
 
 def check_run(train: ModuleType, folder: Path) -> None:

@@ -1,10 +1,12 @@
 """Processes that tests start: they end with the test, whatever happens."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 # Less than pytest's own limit, so that a process that hangs is killed and its test says so.
@@ -53,3 +55,34 @@ def finished_process(
                 _, errors = process.communicate(timeout=_GRACE_S)
             raise AssertionError(f"{command} did not end in {timeout_s:g} s:\n{errors}") from None
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+def run_in_processes(function: Callable[..., object], arguments: Sequence[Any], *, processes: int) -> None:
+    """Call a function in several new processes at once, and wait for them.
+
+    They are forked from a server that has done nothing but import torch, which takes seconds.
+
+    Args:
+        function: (rank, *arguments) -> anything, importable by its name.
+        arguments: further arguments, which can be pickled.
+        processes: number of processes.
+
+    Raises:
+        torch.multiprocessing.ProcessException: if one fails, with its traceback.
+        AssertionError: if they do not end in time.
+    """
+    from torch.multiprocessing.spawn import (
+        start_processes,
+    )  # this module is light, so that what others import can be counted
+
+    multiprocessing.set_forkserver_preload(["torch"])
+    started = start_processes(  # type: ignore[no-untyped-call]
+        function, tuple(arguments), processes, join=False, start_method="forkserver"
+    )
+    deadline = time.monotonic() + TIMEOUT_S
+    try:
+        while not started.join(timeout=1.0):
+            assert time.monotonic() < deadline, f"{function} did not end in {TIMEOUT_S:g} s"
+    finally:
+        for process in started.processes:
+            process.kill()

@@ -1,22 +1,24 @@
 """N processes with B / N images each give what one gives with B, through the training loop.
 
 A file of tests says which methods to compare: ``CASES``, a name and options for each, and ``make_method``, which
-takes the options. :func:`check_ranks` trains every case in this process, starts torchrun on this file, which trains
-them again on shares of the batch, and compares.
+takes the options. :func:`check_ranks` trains every case in this process and again in two others, on shares of the
+batch, and compares.
 """
 
+import os
 import runpy
-import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ssl_core import distributed
 from ssl_core.testing.accuracy import DOUBLE
-from ssl_core.testing.process import finished_process
+from ssl_core.testing.process import TIMEOUT_S, run_in_processes
 from ssl_core.train import TrainConfig, train
 
 _PROCESSES = 2
@@ -38,10 +40,11 @@ def check_ranks(file: str | Path, folder: Path) -> None:
 
     Raises:
         AssertionError: naming the cases and what differs in them.
+        torch.multiprocessing.ProcessException: if one of the two fails.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={_PROCESSES}"]
-    finished = finished_process([*command, __file__, str(file), str(folder)])
-    assert finished.returncode == 0, f"the processes failed:\n{finished.stderr}"
+    # Where the processes find each other, as torchrun has it; port 0 is any free one.
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=TIMEOUT_S))
+    run_in_processes(_train_as_rank, (store.port, str(file), folder), processes=_PROCESSES)
     of_ranks = [torch.load(_results(folder, rank)) for rank in range(_PROCESSES)]
     failures = []
     for case, expected in _train_cases(file, folder / "one").items():
@@ -84,6 +87,22 @@ def _train_cases(file: str | Path, folder: Path) -> dict[str, dict[str, Tensor]]
     return results
 
 
+def _train_as_rank(rank: int, port: int, file: str, folder: Path) -> None:
+    """What one of several processes does, in which torchrun has set these variables."""
+    torch.set_num_threads(1)
+    place = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": _PROCESSES,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": port,
+    }
+    os.environ |= {name: str(value) for name, value in place.items()} | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    distributed.setup(torch.device("cpu"))
+    torch.save(_train_cases(file, folder / "many"), _results(folder, rank))
+    distributed.teardown()
+
+
 class _Batch(NamedTuple):
     views: tuple[Tensor, ...]
     index: Tensor  # type: ignore[assignment]  # hides tuple.index
@@ -111,9 +130,3 @@ class _Shares:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
-
-
-if __name__ == "__main__":
-    distributed.setup(torch.device("cpu"))
-    torch.save(_train_cases(sys.argv[1], Path(sys.argv[2]) / "many"), _results(Path(sys.argv[2]), distributed.rank()))
-    distributed.teardown()
