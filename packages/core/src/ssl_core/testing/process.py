@@ -60,7 +60,8 @@ def finished_process(
 def run_in_processes(function: Callable[..., object], arguments: Sequence[Any], *, processes: int) -> None:
     """Call a function in several new processes at once, and wait for them.
 
-    They are forked from a server that has done nothing but import torch, which takes seconds.
+    They are forked from a server that has done nothing but import what takes seconds: torch, and the part of it that
+    the first step of an optimizer imports.
 
     Args:
         function: (rank, *arguments) -> anything, importable by its name.
@@ -75,7 +76,7 @@ def run_in_processes(function: Callable[..., object], arguments: Sequence[Any], 
         start_processes,
     )  # this module is light, so that what others import can be counted
 
-    multiprocessing.set_forkserver_preload(["torch"])
+    multiprocessing.set_forkserver_preload(["torch", "torch._dynamo"])
     started = start_processes(  # type: ignore[no-untyped-call]
         function, tuple(arguments), processes, join=False, start_method="forkserver"
     )
