@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_core.files import write_atomically
-from ssl_core.nn import EncoderConfig, make_encoder
+from ssl_core.nn import EncoderConfig, load_weights_, make_encoder
 
 # ("linear", in, out, bias), ("batch_norm", features, affine, eps) or ("relu",)
 Layer: TypeAlias = tuple[str | int | float | bool, ...]
@@ -71,14 +71,16 @@ def save_backbone(path: Path | str, encoder: nn.Module, card: BackboneCard) -> N
     Raises:
         ValueError: if the path does not end in ``.safetensors``.
     """
-    path = _weights_path(path)
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"a backbone is a .safetensors file, not {path}")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     write_atomically(path, lambda part: save_file(state, part, metadata={"format": "pt"}))
     save_card(path.with_suffix(".json"), card)
 
 
 def load_backbone(path: Path | str) -> nn.Module:
-    """The encoder that :func:`save_backbone` wrote: a timm module in eval mode, on the CPU.
+    """The encoder that :func:`save_backbone` wrote, or another project's: a timm module in eval mode, on the CPU.
 
     It maps (n c h w), normalized with the card's mean and std, to (n f) features; :func:`load_card` reads
     the card.
@@ -87,17 +89,20 @@ def load_backbone(path: Path | str) -> nn.Module:
         FileNotFoundError: if the weights or the card beside them are missing.
         ValueError: if the file is damaged, or does not hold what its card says.
     """
-    path = _weights_path(path)
+    path = Path(path)
     card = load_card(path.with_suffix(".json"))
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}, only its card")
     return make_card_encoder(card, weights=path).eval()
 
 
-def make_card_encoder(card: BackboneCard, *, weights: Path | str = "random") -> nn.Module:
-    """An encoder of a card's architecture; ``weights`` as :class:`ssl_core.nn.EncoderConfig` takes them."""
-    config = EncoderConfig(card.architecture, cast(Any, card.stem), str(weights), card.options)
-    return make_encoder(config, channels=card.channels, image_size=card.image_size)
+def make_card_encoder(card: BackboneCard, *, weights: Path | str | None = None) -> nn.Module:
+    """An encoder of a card's architecture, random or with the weights in a file."""
+    config = EncoderConfig(card.architecture, cast(Any, card.stem), options=card.options)
+    encoder = make_encoder(config, channels=card.channels, image_size=card.image_size)
+    if weights is not None:
+        load_weights_(encoder, weights, name=card.architecture)
+    return encoder
 
 
 def save_card(path: Path | str, card: BackboneCard) -> None:
@@ -115,7 +120,11 @@ def load_card(path: Path | str) -> BackboneCard:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no card {path}; a backbone needs the JSON card that was written beside it")
+        raise FileNotFoundError(
+            f"there is no card {path}, which says what to build and what to feed it; for weights of others write one: "
+            '{"architecture": "resnet50", "channels": 3, "image_size": 224, "mean": [0.485, 0.456, 0.406], '
+            '"std": [0.229, 0.224, 0.225], "num_features": 2048}, or as they are'
+        )
     try:
         values = json.loads(path.read_text())
         for key in ("mean", "std"):
@@ -172,10 +181,3 @@ def _module(layer: Layer) -> nn.Module:
             return nn.ReLU()
         case _:
             raise ValueError(f"a card's layer is linear, batch_norm or relu with its sizes, not {layer!r}")
-
-
-def _weights_path(path: Path | str) -> Path:
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"a backbone is a .safetensors file, not {path}; a run directory's is in backbone.safetensors")
-    return path

@@ -64,11 +64,12 @@ def pretrain(
     folder = prepare_folder(config, name)
     if (last := folder / "checkpoints" / "last.pt").exists():
         load_run(last, to_dict(config))  # refuses another configuration before anything of that run is overwritten
-    image_size = max(size for spec in specs for size in spec.sizes)
+    sizes = {size for spec in specs for size in spec.sizes}
+    image_size = max(sizes)
     at_least = decoded_side(specs)
     source = open_source(config.data, split="train", at_least=at_least)
     mean, std = normalization(config.data, source)
-    encoder = make_encoder(config.encoder, channels=len(mean), image_size=image_size)
+    encoder = make_encoder(config.encoder, channels=len(mean), image_size=image_size, other_sizes=sizes)
     num_features = cast(int, encoder.num_features)
     method = make_method(config, encoder, num_features, specs)
     module = cast(nn.Module, method)  # changed in place from here on

@@ -114,22 +114,6 @@ def test_weights_that_do_not_fit_are_refused_with_their_keys(tmp_path):
         make_encoder(EncoderConfig(weights=str(path)), channels=1, image_size=224)
 
 
-@pytest.mark.parametrize(
-    ("name", "content"), [("backbone.safetensors", b"broken"), ("last.pt", b"broken"), ("empty.pt", b"")]
-)
-def test_a_broken_weights_file_is_named(tmp_path, name, content):
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} is not a readable weights file"):
-        make_encoder(narrow(weights=str(path)), channels=3, image_size=32)
-
-
-def test_a_file_without_an_encoder_is_refused(tmp_path):
-    torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other.pt holds no encoder"):
-        make_encoder(narrow(weights=str(tmp_path / "other.pt")), channels=3, image_size=32)
-
-
 def test_a_missing_weights_file_is_refused():
     with pytest.raises(FileNotFoundError, match=r"nowhere.safetensors' is neither random, timm nor a file"):
         make_encoder(narrow(weights="nowhere.safetensors"), channels=3, image_size=32)
@@ -141,12 +125,54 @@ def test_a_missing_weights_file_is_refused():
         (EncoderConfig("resnet17"), "'resnet17' is not a timm model"),
         (EncoderConfig("vit_tiny_patch16_224", "small"), "only timm ResNets"),
         (EncoderConfig("resnet18", "small", "timm"), "use stem imagenet"),
+        (EncoderConfig("ResNet-18"), "did you mean resnet18"),
+        (EncoderConfig("vit_tiny"), "did you mean .*vit_tiny_patch16_224"),
+        (
+            EncoderConfig("vit_tiny_patch16_224", options=NARROW),
+            r"{'layers': .* do not fit .*'layers'\); --encoder.opti",
+        ),
+        (narrow(options={"in_chans": 1}), r"{'in_chans': 1} do not fit resnet18 \(.*'in_chans'\)"),
+        (narrow(options={"block": "wide"}), r"{'block': 'wide'} do not fit resnet18"),
+        (narrow(options={"output_stride": 5}), r"{'output_stride': 5} do not fit resnet18 \(AssertionError\)"),
+        (narrow(options={"layers": [1, 1]}), r"encoder resnet18 does not take 32 px \(.*layer3"),
+        (narrow(options=NARROW | {"global_pool": ""}), r"resnet18 gives \(1, 64, 4, 4\) instead of features \(n f\)"),
+        (narrow(stem="imagenet", options=NARROW | {"features_only": True}), "resnet18 gives list instead of features"),
+        (EncoderConfig("vit_tiny_patch16_224", options={"depth": 1, "img_size": 64}), "does not take 32 px .*dynamic"),
+        (EncoderConfig("convnext_atto", options={"depths": [1, 1, 1, 1]}), r"convnext_atto does not take 16 px"),
     ],
-    ids=["name", "stem-of-a-vit", "stem-of-timm-weights"],
+    ids=[
+        "name",
+        "stem-of-a-vit",
+        "stem-of-timm-weights",
+        "name-of-torchvision",
+        "half-a-name",
+        "options-of-another",
+        "option-that-is-set-elsewhere",
+        "value-of-an-option",
+        "value-that-is-asserted",
+        "stages",
+        "no-pooling",
+        "feature-maps",
+        "size-of-a-vit",
+        "size-of-a-convnet",
+    ],
 )
 def test_what_an_encoder_cannot_be_is_an_error(config, message):
     with pytest.raises(ValueError, match=message):
-        make_encoder(config, channels=3, image_size=32)
+        make_encoder(config, channels=3, image_size=16 if config.name == "convnext_atto" else 32)
+
+
+def test_a_vit_must_take_all_sizes_of_the_views():
+    config = EncoderConfig("vit_tiny_patch16_224", options={"depth": 1})
+    with pytest.raises(ValueError, match=r"does not take 16 px .*--encoder.options '{dynamic_img_size: true}'"):
+        make_encoder(config, channels=3, image_size=32, other_sizes=[16])
+    config.options["dynamic_img_size"] = True
+    make_encoder(config, channels=3, image_size=32, other_sizes=[16])
+
+
+def test_num_features_is_what_comes_out_where_last_layers_change_it():
+    encoder = make_encoder(EncoderConfig("mobilenetv3_small_050"), channels=3, image_size=32)
+    assert encoder(torch.zeros(2, 3, 32, 32)).shape == (2, encoder.num_features) == (2, 1024)
 
 
 def test_an_unknown_stem_is_an_error():

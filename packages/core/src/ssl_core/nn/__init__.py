@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ssl_core.nn.encoder import EncoderConfig as EncoderConfig
     from ssl_core.nn.encoder import make_encoder as make_encoder
     from ssl_core.nn.encoder import stem_for as stem_for
+    from ssl_core.nn.weights import load_weights_ as load_weights_
 
 # timm, which comes with torchvision, takes as long to import as PyTorch.
-__getattr__ = on_first_use(__name__, encoder="EncoderConfig make_encoder stem_for")
+__getattr__ = on_first_use(__name__, encoder="EncoderConfig make_encoder stem_for", weights="load_weights_")

@@ -109,7 +109,8 @@ def split_batch_norm(
         if isinstance(child, kinds)
     ]
     if not layers:
-        raise ValueError(f"{type(module).__name__} has no {' or '.join(kind.__name__ for kind in kinds)} to split")
+        missing = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{type(module).__name__} has no {missing} to split; use momentum.batch_norm_splits 1")
     for parent, name, child in layers:
         setattr(parent, name, _split(child, num_splits, kinds))
     return module

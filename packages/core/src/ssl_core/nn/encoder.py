@@ -4,25 +4,26 @@ The module is timm's own, so parameter names are timm's (for ResNets also torchv
 backbone loads elsewhere as it is.
 """
 
-import zipfile
+import difflib
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.models import is_model_in_modules
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
+
+from ssl_core.nn.weights import load_weights_
+
+logger = logging.getLogger(__name__)
 
 # At 32 px a 7x7 stride-2 stem with max-pool leaves 8x8 positions to the first block (MoCo's CIFAR notebook
 # removes both); at 64 px the released ReSSL recipes for STL-10 and Tiny-ImageNet keep the max-pool.
 _SMALL_UP_TO_PX = 40
 _SMALL_POOL_UP_TO_PX = 100
-
-_LISTED_PROBLEMS = 12
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class EncoderConfig:
         stem: ``imagenet`` keeps the model's own stem; ``small`` replaces the stem of a timm ResNet by a 3x3
             stride-1 convolution without max-pool; ``small_pool`` does the same and keeps the max-pool;
             ``auto`` chooses by the size of the images, see :func:`stem_for`.
-        weights: ``random`` (torch's global generator), ``timm`` (downloaded), or the path of a
-            ``backbone.safetensors`` or of a run's ``checkpoints/*.pt``.
+        weights: ``random`` (torch's global generator), ``timm`` (downloaded), or the path of a run or of a file:
+            a ``backbone.safetensors``, a run's ``checkpoints/*.pt``, or a checkpoint of another project, such as
+            MoCo, SimSiam, DINO, MAE, solo-learn, lightly or VISSL, of which the encoder is taken.
         options: keyword arguments of ``timm.create_model``, such as
             ``{layers: [1, 1, 1, 1], channels: [32, 64, 128, 256]}`` for a narrow ResNet or
             ``{dynamic_img_size: true}`` for a ViT whose views differ in size.
@@ -70,17 +72,20 @@ def stem_for(config: EncoderConfig, image_size: int) -> str:
     return "small_pool" if image_size <= _SMALL_POOL_UP_TO_PX else "imagenet"
 
 
-def make_encoder(config: EncoderConfig, *, channels: int, image_size: int) -> nn.Module:
+def make_encoder(
+    config: EncoderConfig, *, channels: int, image_size: int, other_sizes: Iterable[int] = ()
+) -> nn.Module:
     """A timm model that maps images (n c h w) to features (n f), with f its ``num_features``.
 
     Args:
         config: settings of the encoder, and what it starts from.
         channels: number of channels of the images.
         image_size: side of the largest view, pixels; chooses the stem, and sizes models that need to know it.
+        other_sizes: sides of further views, pixels.
 
     Raises:
-        ValueError: if timm does not know the name, the model cannot have the stem, or a weights file does not
-            fit the model; the message lists the keys that do not.
+        ValueError: if timm does not know the name, the model cannot have the options or the stem, does not map views
+            of a size to features, or a weights file does not fit it; the message lists the keys that do not.
         FileNotFoundError: if the weights file does not exist.
 
     Example:
@@ -89,24 +94,55 @@ def make_encoder(config: EncoderConfig, *, channels: int, image_size: int) -> nn
         torch.Size([2, 512])
     """
     if not timm.is_model(config.name):
-        raise ValueError(f"encoder.name {config.name!r} is not a timm model; timm.list_models() lists them")
+        close = timm.list_models(f"{config.name}*") or difflib.get_close_matches(config.name, timm.list_models())
+        hint = f"did you mean {' or '.join(close[:3])}? " if close else ""
+        raise ValueError(f"encoder.name {config.name!r} is not a timm model; {hint}timm.list_models() lists them")
     stem = stem_for(config, image_size)
     if stem not in ("imagenet", "small", "small_pool"):
         raise ValueError(f"encoder.stem {stem!r} is not one of auto, imagenet, small, small_pool")
     if stem != "imagenet" and config.weights == "timm":
         raise ValueError(f"encoder.weights timm were trained with the model's own stem, not {stem}; use stem imagenet")
-    encoder: nn.Module = timm.create_model(
-        config.name,
-        pretrained=config.weights == "timm",
-        num_classes=0,
-        in_chans=channels,
-        **_size_option(config.name, image_size) | _initialization_option(config.name) | config.options,
-    )
+    encoder = _create(config, channels, image_size)
     if stem != "imagenet":
         _make_stem_small_(encoder, config.name, channels, keep_pool=stem == "small_pool")
+    for size in {image_size, *other_sizes}:
+        # timm's own figure is the width before a model's last layers, such as those of VGG or MobileNetV3.
+        cast(Any, encoder).num_features = _num_features(encoder, config.name, channels, size)
     if config.weights not in ("random", "timm"):
-        _load_weights_(encoder, Path(config.weights), described=f"{config.name} ({stem} stem, {channels} channels)")
+        logger.info(load_weights_(encoder, config.weights, name=config.name))
     return encoder
+
+
+def _create(config: EncoderConfig, channels: int, image_size: int) -> nn.Module:
+    options = _size_option(config.name, image_size) | _initialization_option(config.name) | config.options
+    pretrained = config.weights == "timm"
+    try:
+        return timm.create_model(config.name, pretrained=pretrained, num_classes=0, in_chans=channels, **options)
+    except Exception as error:  # options reach the code of any model
+        if not config.options:
+            raise
+        raise ValueError(
+            f"encoder.options {config.options} do not fit {config.name} ({str(error) or type(error).__name__}); "
+            "--encoder.options '{}' drops those of a recipe for another encoder"
+        ) from error
+
+
+def _num_features(encoder: nn.Module, name: str, channels: int, size: int) -> int:
+    """Length of the features that an encoder gives; it must take images of a size."""
+    device = next(encoder.parameters()).device
+    try:
+        with torch.no_grad():
+            features = encoder.eval()(torch.zeros(1, channels, size, size, device=device))
+    except Exception as error:  # anything inside any model
+        raise ValueError(
+            f"encoder {name} does not take {size} px ({error}); use views of another size, or for a ViT "
+            "--encoder.options '{dynamic_img_size: true}'"
+        ) from error
+    encoder.train()
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        given = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"encoder {name} gives {given} instead of features (n f); look at its encoder.options")
+    return features.shape[1]
 
 
 def _size_option(name: str, image_size: int) -> dict[str, int]:
@@ -133,45 +169,3 @@ def _make_stem_small_(encoder: nn.Module, name: str, channels: int, *, keep_pool
     encoder.add_module("conv1", convolution)
     if not keep_pool:
         encoder.add_module("maxpool", nn.Identity())
-
-
-def _load_weights_(encoder: nn.Module, path: Path, *, described: str) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"encoder.weights {str(path)!r} is neither random, timm nor a file")
-    found = _read_weights(path)
-    wanted = encoder.state_dict()
-    problems = [f"{key} is missing" for key in wanted if key not in found]
-    problems += [f"{key} is not in the encoder" for key in found if key not in wanted]
-    problems += [
-        f"{key} is {tuple(found[key].shape)}, the encoder's is {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in found and found[key].shape != wanted[key].shape
-    ]
-    if problems:
-        listed = problems[:_LISTED_PROBLEMS]
-        if len(problems) > len(listed):
-            listed.append(f"and {len(problems) - len(listed)} more")
-        raise ValueError(
-            f"{path} does not fit {described}; use the name, stem, options and channels it was made with:"
-            + "".join(f"\n  {problem}" for problem in listed)
-        )
-    encoder.load_state_dict(found)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """An exported backbone, or the encoder's part of a training checkpoint."""
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a readable weights file: {error}") from error
-    # torch.load of something else than a whole zip file fails in many ways.
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not a readable weights file: truncated, or not a torch checkpoint")
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    method = content.get("method", {}) if isinstance(content, dict) else {}
-    prefix = "encoder."
-    found = {key.removeprefix(prefix): value for key, value in method.items() if key.startswith(prefix)}
-    if not found:
-        raise ValueError(f"{path} holds no encoder: it is not a run's checkpoint; use its backbone.safetensors")
-    return found
