@@ -1,5 +1,6 @@
 """Sessions of the whole repository: ``nox -l`` lists them, ``nox -s tests`` runs all packages' tests."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "types", "tests"]
+# Some images of Python set it; then each of the processes that tests start compiles torch's sources for seconds.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 ROOT = Path(__file__).parent
 # Core first: the method packages are installed on top of it.
