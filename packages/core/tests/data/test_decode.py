@@ -177,12 +177,13 @@ def test_npy_types(stored, read):
     [
         (np.ones((2, 2), dtype=np.int64), "int64"),
         (np.full((2, 2), 1.5), r"scale them to \[0, 1\]"),
-        (np.full((2, 2), np.nan), r"scale them to \[0, 1\]"),
+        (np.full((2, 2), np.nan), "NaN or infinite"),
+        (np.array([[0.5, -np.inf]]), "NaN or infinite"),
         (np.ones((2, 2, 2, 2), dtype=np.uint8), "shape"),
         (np.ones((0, 3), dtype=np.uint8), "shape"),
         (np.array([{}]), "pickle"),
     ],
-    ids=["int64", "too large", "nan", "4 axes", "empty", "objects"],
+    ids=["int64", "too large", "nan", "infinite", "4 axes", "empty", "objects"],
 )
 def test_npy_that_is_no_image_is_broken(array, message):
     with pytest.raises(BrokenImageError, match=message):

@@ -137,7 +137,7 @@ def test_a_folder_with_files_of_every_kind_is_read(tmp_path, make, memory_gib):
     assert all(len(image) == 3 for image in images.values())
     assert images["large.jpg"].shape == (3, 3000, 3000)
     assert images["deep.png"].dtype == torch.uint16
-    assert {line.rpartition("/")[2].partition(":")[0] for line in source.broken} == {
+    assert {line.partition(": ")[0].rpartition("/")[2] for line in source.broken} == {
         "empty.jpg",
         "truncated.jpg",
         "page.png",

@@ -5,9 +5,9 @@ from ssl_core.data.config import DataConfig as DataConfig
 from ssl_core.data.config import has_test_split as has_test_split
 from ssl_core.data.config import open_source as open_source
 from ssl_core.data.dataset import dataset_source as dataset_source
-from ssl_core.data.decode import BrokenImageError as BrokenImageError
 from ssl_core.data.decode import decode_image as decode_image
 from ssl_core.data.pipeline import Batch as Batch
+from ssl_core.data.pixels import BrokenImageError as BrokenImageError
 from ssl_core.data.report import DataReport as DataReport
 from ssl_core.data.report import inspect as inspect
 from ssl_core.data.source import ImageSource as ImageSource

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from ssl_core.data.decode import BrokenImageError
 from ssl_core.data.files import (
     FileImages,
     concatenated,
@@ -20,9 +19,11 @@ from ssl_core.data.files import (
     listed_images,
     relabelled,
     split_folder,
+    unread_kinds,
 )
 from ssl_core.data.named import IN_MEMORY_NAMES, digit_images, torchvision_images
 from ssl_core.data.parquet import ParquetImages, parquet_files, parquet_images, shards_in
+from ssl_core.data.pixels import BrokenImageError
 from ssl_core.data.source import ImageSource, LazyImages, MemoryImages, hold_in_memory, listing
 from ssl_core.philox import permutation
 
@@ -109,6 +110,9 @@ def open_source(config: DataConfig, *, split: str = "train", at_least: int | Non
     images = open_encoded(config, split)
     if isinstance(images, MemoryImages):
         return images
+    is_said = split == "test" and config.holdout is not None  # when the training images were opened
+    if isinstance(images, FileImages) and not is_said and (kinds := unread_kinds(images.ignored)):
+        logger.warning("%s: %s", images.name, kinds)
     if config.scaled_decode and at_least is not None:
         logger.info("%s: no view needs JPEGs of more than %d pixels a side (data.scaled_decode)", images.name, at_least)
         images = replace(images, at_least=at_least)
@@ -264,7 +268,7 @@ def _class_list(name: str) -> list[str]:
     return classes
 
 
-def _probed(images: Images) -> tuple[list[Tensor], list[str]]:
+def probed(images: Images) -> tuple[list[Tensor], list[str]]:
     """Some images evenly spaced over a source, and messages of those that are broken."""
     indices = torch.linspace(0, len(images) - 1, min(len(images), _NUM_PROBED)).round().long().tolist()
     readable, broken = [], []
@@ -277,7 +281,7 @@ def _probed(images: Images) -> tuple[list[Tensor], list[str]]:
 
 
 def _most_channels(images: Images) -> int:
-    readable, broken = _probed(images)
+    readable, broken = probed(images)
     if not readable:
         raise ValueError(f"none of {len(broken)} images tried of {images.name} can be read: {listing(broken)}")
     counts = {len(image) for image in readable}
@@ -293,6 +297,6 @@ def _most_channels(images: Images) -> int:
 
 def _decoded_bytes(images: Images) -> float:
     """Memory that all images would take, estimated from a few."""
-    readable, _ = _probed(images)
+    readable, _ = probed(images)
     sizes = [image.numel() * image.element_size() for image in readable]
     return len(images) * sum(sizes) / max(1, len(sizes))

@@ -10,7 +10,7 @@ from jaxtyping import Int64, Shaped
 from PIL import Image
 from torch import Tensor
 
-from ssl_core.data.decode import from_array, pillow_pixels, with_channels
+from ssl_core.data.pixels import from_array, pillow_pixels, with_channels
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,61 +1,75 @@
-"""From encoded bytes to pixels: the one place that knows file formats, color modes and bit depths.
+"""From encoded bytes to pixels: the one place that knows file formats and their suffixes; docs/data.md is the table.
 
-JPEG, PNG, WebP, GIF (first frame), BMP, TIFF, PPM and JPEG 2000 are read through Pillow; and NumPy's
-``.npy``.
+JPEG, PNG, WebP, GIF (first frame), BMP, TIFF, PPM and JPEG 2000 are read through Pillow, which may read AVIF too;
+other TIFF by tifffile (the extra ``tiff``), HEIC by pillow-heif (``heif``); and NumPy's ``.npy``. What a
+file is, its first bytes say, whatever its name is.
 
-* Orientation: the EXIF flag is applied, so that an image is what its owner sees.
-* Transparency: composited over white; kept as a fourth channel where 4 channels are asked for.
+* Orientation: the EXIF flag is applied, so that an image is what its owner sees. Color profiles are not.
+* Transparency: composited over white; kept as the last channel where 4 channels are asked for, or 2 of gray.
 * Palette, CMYK, YCbCr and bilevel images become RGB or gray, 8 bits.
-* 16-bit PNG and TIFF, gray and color, stay uint16.
+* 16-bit PNG and TIFF, gray and color, stay uint16. What would lose bits or bands is refused.
 * A TIFF of several gray pages of one size is one image with a channel for each page.
 * ``.npy``: (h w), (c h w) or (h w c) of bool, uint8, uint16 or floating point in [0, 1]. The channel axis is
   the one with the asked number of channels, else the shorter of first and last, else the first.
 """
 
+import importlib.util
 import io
+import re
 import struct
-import tokenize
-import zlib
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Shaped
-from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ImageOps
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
-# Ghostscript, fonts, video containers and the like stay closed: files come from anywhere.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+from ssl_core.data.pixels import BrokenImageError, from_array, over_white, pillow_pixels, refuse_large, with_channels
+from ssl_core.data.tiff import tiff_pixels
 
-# Rec. 601 luma, as Pillow's conversion of RGB to gray.
-_LUMA = (0.299, 0.587, 0.114)
+try:
+    from PIL.AvifImagePlugin import SUPPORTED as _HAS_AVIF
+except ImportError:  # before Pillow 11.3
+    _HAS_AVIF = False
+
+# Suffixes by which a folder's images are found.
+_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".npy"),
+)
+# Read with the extra ``heif`` only.
+_AVIF_SUFFIXES = (".avif", ".avifs")
+_HEIC_SUFFIXES = (".heic", ".heics", ".heif", ".heifs", ".hif")
+
+# What the first bytes of a file say that it is, whatever its name.
+_KIND = re.compile(
+    rb"(?P<JPEG>\xff\xd8\xff)|(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<GIF>GIF8[79]a)|(?P<BMP>BM)|(?P<WebP>RIFF.{4}WEBP)"
+    rb"|(?P<TIFF>(?:II|MM)(?:[*+]\0|\0[*+]))|(?P<PPM>P[1-6f]\s)|(?P<NumPy>\x93NUMPY)"
+    rb"|(?P<JPEG_2000>\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n)"
+    # HEIF's general brand may stand before the one that tells the codec.
+    rb"|(?P<AVIF>.{4}ftyp(?:avi[fs]|mi[af]1.{4}(?:.{4}){0,8}?avif))|(?P<HEIC>.{4}ftyp(?:he[iv][cmsx]|m[is]f1))",
+    re.DOTALL,
+)
+HEADER_BYTES = 64  # enough to tell
+
+# PNG's chunks of text and of color profiles, save those that may hold the orientation.
+_UNREAD_CHUNK = re.compile(rb"iCCP|(?:tEX|zTX|iTX)t(?!Raw profile type exif\0|XML:com\.adobe\.xmp\0)")
 
 # Pillow's names for the byte order of 16-bit color, and for the opposite order (N: the machine's, little-endian).
 _OTHER_ORDER = {
     f"{color};16{order}": f"{color};16{other}" for color in ("RGB", "RGBA") for order, other in ("BL", "LB", "NB")
 }
-
-# What Pillow and NumPy raise on malformed input.
-_DECODER_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    tokenize.TokenError,
-    Image.DecompressionBombError,
-)
-
-
-class BrokenImageError(ValueError):
-    """An image that cannot be read; the message names it and says why."""
 
 
 def decode_image(
@@ -74,121 +88,91 @@ def decode_image(
         (c h w) uint8, uint16 or float32, of any strides.
 
     Raises:
-        BrokenImageError: if the data is empty, truncated, not an image, or has channels that cannot become
-            the wanted number.
+        BrokenImageError: if the data is empty, truncated, not an image, cannot be read exactly, or has channels that
+            cannot become the wanted number.
     """
-    if not data:
-        raise BrokenImageError(f"{identifier}: zero bytes")
+    kind = image_kind(data)
+    if kind is None:
+        raise BrokenImageError(f"{identifier}: {_what_else(data)}")
     try:
-        return with_channels(_pixels(data, channels, at_least), channels)
-    except UnidentifiedImageError:
-        raise BrokenImageError(f"{identifier}: not an image in a known format") from None
-    except _DECODER_ERRORS as error:
-        raise BrokenImageError(f"{identifier}: {str(error) or type(error).__name__}") from error
+        return with_channels(_READERS[kind](data, channels, at_least), channels)
+    except BrokenImageError as error:
+        raise BrokenImageError(f"{identifier}: {error}") from error
+    except Exception as error:  # of damaged bytes a decoder may raise anything, and one image must not end a command
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BrokenImageError(f"{identifier}: damaged {kind.replace('_', ' ')}: {reason[:300]}") from error
 
 
-def with_channels(image: Shaped[Tensor, "c h w"], channels: int | None) -> Shaped[Tensor, "d h w"]:
-    """An image with another number of channels: gray repeated, or RGB reduced to its luma.
-
-    Raises:
-        BrokenImageError: for any other change of the number of channels.
-    """
-    have = image.shape[0]
-    if channels is None or channels == have:
-        return image
-    if have == 1:
-        return image.expand(channels, -1, -1)
-    if have == 3 and channels == 1:
-        gray = torch.einsum("chw,c->hw", image.float(), torch.tensor(_LUMA))[None]
-        return gray if image.dtype.is_floating_point else gray.round().to(image.dtype)
-    raise BrokenImageError(f"an image of {have} channels cannot become one of {channels}; see data.channels")
+def image_kind(data: bytes) -> str | None:
+    """Name of the format that the first bytes of a file show; None for none that is read."""
+    match = _KIND.match(data)
+    return match and match.lastgroup
 
 
-def from_array(array: NDArray[Any], channels: int | None = None) -> Shaped[Tensor, "c h w"]:
-    """An image from a NumPy array in one of the layouts and types of this module's ``.npy`` rule.
-
-    Raises:
-        BrokenImageError: for other shapes and types, and for floating point outside [0, 1].
-    """
-    if array.ndim == 2:
-        array = array[None]
-    if array.ndim != 3 or array.size == 0:
-        raise BrokenImageError(f"an array of shape {array.shape} is not (h w), (c h w) or (h w c)")
-    first, last = array.shape[0], array.shape[2]
-    if (last == channels != first) or (channels not in (first, last) and last < first):
-        array = array.transpose(2, 0, 1)
-    if array.dtype == bool:
-        return torch.from_numpy(array * np.uint8(255))
-    if np.issubdtype(array.dtype, np.floating):
-        if not (array.min() >= 0 and array.max() <= 1):
-            raise BrokenImageError(
-                f"floating-point pixels span {array.min():g} to {array.max():g}; scale them to [0, 1]"
-            )
-        return torch.from_numpy(array.astype(np.float32))
-    if array.dtype.kind == "u" and array.dtype.itemsize <= 2:
-        return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
-    raise BrokenImageError(f"pixels of type {array.dtype}; save them as uint8, uint16 or floating point in [0, 1]")
+def suffixes() -> tuple[str, ...]:
+    """Suffixes of the files that can be read with what is installed."""
+    has_heic = importlib.util.find_spec("pillow_heif") is not None
+    return (*_SUFFIXES, *(_AVIF_SUFFIXES if _HAS_AVIF else ()), *(_HEIC_SUFFIXES if has_heic else ()))
 
 
-def pillow_pixels(image: Image.Image, channels: int | None = None) -> Shaped[Tensor, "c h w"]:
-    """Pixels of a Pillow image of any mode; see the module for what becomes of each.
-
-    Args:
-        image: one page or frame.
-        channels: number of channels wanted; the result may still have 1 where more are wanted.
-
-    Raises:
-        BrokenImageError: for integers of more than 16 bits, and for floating point outside [0, 1].
-    """
-    if image.mode.startswith("I"):
-        levels = np.array(image)
-        if levels.min() < 0 or levels.max() > 65535:
-            raise BrokenImageError("32-bit integer pixels outside 0 to 65535; save it as uint16 or floating point")
-        return torch.from_numpy(levels.astype(np.uint16))[None]
-    if image.mode == "F":
-        return from_array(np.array(image))
-    is_gray = image.mode in ("1", "L", "LA")
-    if channels != 4 and (image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if channels == 4:
-        image = image.convert("RGBA")
-    elif is_gray or channels == 1:
-        image = image.convert("L")
-    else:
-        image = image.convert("RGB")
-    pixels = torch.from_numpy(np.array(image))
-    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+def remedy(suffix: str) -> str:
+    """What makes files of a suffix readable, in brackets; empty if nothing does."""
+    return " (pip install 'ssl-core[heif]')" if suffix in (*_AVIF_SUFFIXES, *_HEIC_SUFFIXES) else ""
 
 
-def _pixels(data: bytes, channels: int | None, at_least: int | None) -> Tensor:
-    if data.startswith(b"\x93NUMPY"):
-        return from_array(np.load(io.BytesIO(data), allow_pickle=False), channels)
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
-            return _pages(image)
-        if image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in image.tile):
-            return _deep_pixels(data, channels)
-        if at_least is not None:
-            image.draft(None, (at_least, at_least))  # does nothing for other formats
-        ImageOps.exif_transpose(image, in_place=True)
-        return pillow_pixels(image, channels)
+def _what_else(data: bytes) -> str:
+    if not data:
+        return "zero bytes"
+    if data.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, whose image was not fetched; run git lfs pull"
+    return f"not an image in a known format; it begins with {bytes(data[:24])!r}"
 
 
-def _deep_pixels(data: bytes, channels: int | None) -> Tensor:
+def _through_pillow(
+    open_file: Callable[[io.BytesIO, str], ImageFile],
+    data: bytes,
+    channels: int | None,
+    at_least: int | None,
+    refuse: Callable[[ImageFile], None] | None = None,
+) -> Tensor:
+    def reopened() -> ImageFile:
+        # Not Image.open, whose limit of pixels is a setting of the whole process, and which hides what a decoder says.
+        return open_file(io.BytesIO(data), "")
+
+    with reopened() as image:
+        if refuse is not None:
+            refuse(image)
+        return _page_pixels(image, reopened, channels, at_least)
+
+
+def _page_pixels(
+    image: ImageFile, reopened: Callable[[], ImageFile], channels: int | None, at_least: int | None = None
+) -> Tensor:
+    """Pixels of the page or frame that an opened image is at; ``reopened`` gives it anew."""
+    refuse_large(*image.size)
+    raw_modes = [str(tile[3]) for tile in image.tile]
+    is_deep = any(";16" in mode for mode in raw_modes)
+    if "transparency" in image.info and (is_deep or any("L;" in mode for mode in raw_modes)):
+        raise BrokenImageError("a transparent color of 2, 4 or 16 bits; save it with an alpha channel")
+    if is_deep and image.mode in ("RGB", "RGBA"):
+        return _deep_pixels(reopened, channels)
+    if at_least is not None:
+        image.draft(None, (at_least, at_least))  # does nothing for other formats
+    ImageOps.exif_transpose(image, in_place=True)
+    return pillow_pixels(image, channels)
+
+
+def _deep_pixels(reopened: Callable[[], ImageFile], channels: int | None) -> Tensor:
     """Color of 16 bits a channel, of which Pillow keeps the high bytes; read in the other order, the low ones."""
     halves = []
     for other_order in (False, True):
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with reopened() as image:
             if other_order:
                 image.tile = [_in_other_order(tile) for tile in image.tile]
             ImageOps.exif_transpose(image, in_place=True)
             halves.append(np.array(image).astype(np.uint16))
     pixels = torch.from_numpy((halves[0] << 8) | halves[1]).permute(2, 0, 1)
-    if len(pixels) == 3 or channels == 4:
-        return pixels
-    color, alpha = pixels[:3].float(), pixels[3:].float() / 65535
-    return (color * alpha + 65535 * (1 - alpha)).round().to(torch.uint16)
+    return pixels if len(pixels) == 3 or channels == 4 else over_white(pixels)
 
 
 def _in_other_order(tile: Any) -> Any:
@@ -200,11 +184,77 @@ def _in_other_order(tile: Any) -> Any:
     return (*place, (_OTHER_ORDER[mode], *rest) if rest else _OTHER_ORDER[mode])
 
 
-def _pages(image: Image.Image) -> Tensor:
-    pages = []
-    for number in range(image.n_frames):  # type: ignore[attr-defined]  # only of multi-page images
-        image.seek(number)
-        pages.append(pillow_pixels(image, None))
-    if any(page.shape != pages[0].shape or page.dtype != pages[0].dtype for page in pages) or len(pages[0]) > 1:
-        raise BrokenImageError(f"a TIFF of {len(pages)} pages that are not all gray and of one size and type")
-    return torch.cat(pages)
+def _png(data: bytes, channels: int | None, at_least: int | None) -> Tensor:
+    """A PNG without its texts and color profile: nobody asks for them, and Pillow refuses long ones."""
+    kept, start, position = [], 0, 8
+    while position < len(data):
+        end = position + 12 + int.from_bytes(data[position : position + 4])
+        if _UNREAD_CHUNK.match(data, position + 4):
+            kept.append(data[start:position])
+            start = end
+        position = end
+    return _through_pillow(PngImageFile, b"".join([*kept, data[start:]]) if kept else data, channels, at_least)
+
+
+def _refuse_deep_ppm(image: ImageFile) -> None:
+    arguments = image.tile[0][3]  # raw mode and largest level, of which each pixel is a fraction
+    if image.mode == "RGB" and isinstance(arguments, tuple) and isinstance(arguments[1], int) and arguments[1] > 255:
+        raise BrokenImageError("a PPM in color of more than 8 bits a channel; save it as PNG or TIFF")
+
+
+def _jpeg_2000(data: bytes, channels: int | None, at_least: int | None) -> Tensor:
+    start = data.index(b"\xff\x4f\xff\x51")  # the markers SOC and SIZ
+    (num_bands,) = struct.unpack_from(">H", data, start + 40)
+    depths = [struct.unpack_from("B", data, start + 42 + 3 * band)[0] for band in range(num_bands)]
+    if max(depths) >= 128 or (num_bands > 1 and max(depths) >= 8):  # a sign bit, and the number of bits less one
+        raise BrokenImageError("a JPEG 2000 of signed numbers, or in color of more than 8 bits; save it as PNG or TIFF")
+    return _through_pillow(Jpeg2KImageFile, data, channels, at_least)
+
+
+def _avif(data: bytes, channels: int | None, at_least: int | None) -> Tensor:
+    if not _HAS_AVIF:
+        raise BrokenImageError("an AVIF image, which this Pillow cannot read: pip install 'ssl-core[heif]'")
+    from PIL.AvifImagePlugin import AvifImageFile
+
+    codec = data.index(b"av1C") + 4
+    if data[codec + 2] & 0x40:  # high_bitdepth
+        raise BrokenImageError("an AVIF of more than 8 bits a channel; save it as PNG or TIFF of 16 bits")
+    return _through_pillow(AvifImageFile, data, channels, at_least)
+
+
+def _heic(data: bytes, channels: int | None, at_least: int | None) -> Tensor:
+    try:
+        import pillow_heif
+    except ImportError:
+        raise BrokenImageError("a HEIC image, whatever its name: pip install 'ssl-core[heif]'") from None
+    image = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)  # as its owner sees it
+    width, height = image.size
+    refuse_large(width, height, 8 if ";16" in image.mode else 4)
+    pixels = torch.from_numpy(np.array(image))
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+    if len(pixels) < 4 or channels == 4:
+        return pixels
+    return over_white(pixels, premultiplied=image.mode.startswith("RGBa"))
+
+
+def _tiff(data: bytes, channels: int | None, at_least: int | None) -> Tensor:
+    return tiff_pixels(data, channels, partial(_page_pixels, channels=channels))
+
+
+def _npy(data: bytes, channels: int | None, at_least: int | None) -> Tensor:
+    return from_array(np.load(io.BytesIO(data), allow_pickle=False), channels)
+
+
+_READERS: dict[str, Callable[[bytes, int | None, int | None], Tensor]] = {
+    "JPEG": partial(_through_pillow, JpegImageFile),
+    "PNG": _png,
+    "GIF": partial(_through_pillow, GifImageFile),
+    "BMP": partial(_through_pillow, BmpImageFile),
+    "WebP": partial(_through_pillow, WebPImageFile),
+    "TIFF": _tiff,
+    "PPM": partial(_through_pillow, PpmImageFile, refuse=_refuse_deep_ppm),
+    "NumPy": _npy,
+    "JPEG_2000": _jpeg_2000,
+    "AVIF": _avif,
+    "HEIC": _heic,
+}

@@ -1,8 +1,8 @@
 """Images in files: folders of any nesting, list files, and the train and test folders inside a folder.
 
-* Folder: every image file below it, in the order of their paths; hidden files and folders, and run directories, are
-  ignored.
-  First-level subfolders that hold images are the classes, used by probes only; a single one is none.
+* Folder: every image file below it, in the order of their paths; hidden files and folders, run directories and folders
+  that systems make are ignored. A file without a suffix is an image if it begins as one. First-level subfolders that
+  hold images are the classes, used by probes only; a single one is none.
 * List file: ``.txt``, a path on each line, then optionally a tab and a label, or a space and a label that is
   a whole number; ``.csv``, ``path[,label]``. Relative paths start at the list file's folder.
 * ``train`` beside ``val``, ``validation`` or ``test``: a folder's natural split (ImageNet, Tiny-ImageNet).
@@ -13,6 +13,7 @@ import errno
 import logging
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,14 +25,23 @@ from jaxtyping import Int64, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssl_core.data.decode import BrokenImageError, decode_image
+from ssl_core.data.decode import HEADER_BYTES, decode_image, image_kind, remedy, suffixes
+from ssl_core.data.pixels import BrokenImageError
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".npy"),
-)
+# Folders of archives, network storage and file systems, in lower case: thumbnails, deleted files, snapshots.
+_CLUTTER = {
+    *("__macosx", "@eadir", "#recycle", "@recycle", "#snapshot"),
+    *("lost+found", "$recycle.bin", "system volume information"),
+}
+# Suffixes of notes, tables and programs, which lie beside images and are none; of others a start says how many.
+_NOTES = {
+    *(".txt", ".csv", ".tsv", ".md", ".rst", ".html", ".htm", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml"),
+    *(".ini", ".cfg", ".log", ".db", ".xls", ".xlsx", ".doc", ".docx", ".py", ".ipynb", ".sh", ".xmp", ".aae"),
+    *(".md5", ".sha256", ".lnk", ".url", ""),
+}
+_MOST_KINDS = 8
 TEST_NAMES = ("val", "validation", "test")
 
 
@@ -116,17 +126,29 @@ def folder_images(folder: Path, *, class_list: Sequence[str] | None = None) -> F
         found = sorted(path for name in class_list for path in _walk(folder / name))
     paths: list[str] = []
     ignored: list[str] = []
+    readable = suffixes()
     for path in found:
-        suffix = os.path.splitext(path)[1].lower()
-        (paths if suffix in SUFFIXES or not suffix else ignored).append(path)
+        suffix = _suffix(path)
+        (paths if suffix in readable or (not suffix and _begins_as_image(path)) else ignored).append(path)
     if not paths:
         others = f"; its {len(ignored)} files, such as {ignored[0]}, are of other kinds" if ignored else ""
-        raise ValueError(f"{folder} holds no images{others}. Looked for {' '.join(SUFFIXES)}")
+        kinds = f"; {unread_kinds(ignored)}".rstrip("; ")
+        raise ValueError(f"{folder} holds no images{others}{kinds}. Looked for {' '.join(readable)}")
     start = len(str(folder)) + 1
     tops = [path[start:].partition(os.sep) for path in paths]
     names = [top if below else None for top, _, below in tops]
     classes = class_list or sorted({name for name in names if name is not None})
     return replace(_file_images(str(folder), paths, names, classes), ignored=tuple(ignored))
+
+
+def unread_kinds(ignored: Sequence[str]) -> str:
+    """How many of the ignored files may be images, of which kinds, and what would read them; empty for none."""
+    counts = Counter(suffix for path in ignored if (suffix := _suffix(path)) not in _NOTES)
+    if not counts:
+        return ""
+    kinds = [f"{count:,} {suffix}{remedy(suffix)}" for suffix, count in counts.most_common(_MOST_KINDS)]
+    more = ", ..." if len(counts) > _MOST_KINDS else ""
+    return f"ignored {counts.total():,} files of kinds that are not read: {', '.join(kinds)}{more}"
 
 
 def listed_images(file: Path) -> FileImages:
@@ -209,8 +231,20 @@ def _walk(folder: Path) -> Iterator[str]:
             logger.info("%s is a run directory: its pictures are not read", parent)
             folders.clear()
             continue
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name.lower() not in _CLUTTER)
         yield from (os.path.join(parent, name) for name in files if not name.startswith("."))
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def _begins_as_image(path: str) -> bool:
+    try:
+        with open(path, "rb", opener=_open_regular) as file:
+            return image_kind(file.read(HEADER_BYTES)) is not None
+    except OSError:
+        return False
 
 
 def _refuse(error: OSError) -> None:

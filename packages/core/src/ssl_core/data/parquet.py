@@ -23,8 +23,9 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
-from ssl_core.data.decode import BrokenImageError, decode_image
+from ssl_core.data.decode import decode_image
 from ssl_core.data.files import TEST_NAMES
+from ssl_core.data.pixels import BrokenImageError
 
 logger = logging.getLogger(__name__)
 

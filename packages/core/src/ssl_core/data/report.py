@@ -7,14 +7,16 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from ssl_core.data.config import DataConfig, Images, open_encoded
-from ssl_core.data.decode import BrokenImageError, with_channels
-from ssl_core.data.files import FileImages
-from ssl_core.data.source import check_broken
+from ssl_core.data.config import DataConfig, Images, open_encoded, probed
+from ssl_core.data.files import FileImages, unread_kinds
+from ssl_core.data.parquet import ParquetImages
+from ssl_core.data.pixels import BrokenImageError
+from ssl_core.data.source import MemoryImages, check_broken
 from ssl_core.data.statistics import KNOWN, Channels, image_moments, mean_and_std
 from ssl_core.data.workers import worker_map
 
 _CHUNK = 64
+_ALPHA = "shown over white; --data.channels 4 reads it as a channel, which is right where it is another band"
 
 
 class _Facts(NamedTuple):
@@ -47,6 +49,7 @@ class DataReport:
         num_unlabelled: images without a label.
         broken: a line for each image that cannot be read.
         ignored: files beside the images whose suffix is not an image's.
+        hides_alpha: whether some images have an alpha channel that is not read as a channel.
     """
 
     name: str
@@ -65,6 +68,7 @@ class DataReport:
     num_unlabelled: int
     broken: tuple[str, ...]
     ignored: tuple[str, ...]
+    hides_alpha: bool
 
     def __str__(self) -> str:
         lines = [
@@ -74,6 +78,7 @@ class DataReport:
             ("width", _span(self.widths)),
             ("channels", f"{_counts(self.channels)}; read with {self.read_channels}"),
             ("type", _counts(self.dtypes)),
+            *[("alpha", _ALPHA)] * self.hides_alpha,
             ("mean", _numbers(self.mean)),
             ("std", _numbers(self.std)),
         ]
@@ -88,7 +93,9 @@ class DataReport:
             lines.append(("unlabelled", f"{self.num_unlabelled:,}"))
         lines.append(("broken", "\n            ".join([f"{len(self.broken):,}", *self.broken])))
         if self.ignored:
-            lines.append(("ignored", "\n            ".join([f"{len(self.ignored):,} other files", *self.ignored[:20]])))
+            kinds = f"; {unread_kinds(self.ignored)}".rstrip("; ")
+            listed = [f"{len(self.ignored):,} other files{kinds}", *self.ignored[:20]]
+            lines.append(("ignored", "\n            ".join(listed)))
         return "\n".join(f"{name:<11} {value}" for name, value in lines)
 
 
@@ -110,7 +117,7 @@ def inspect(config: DataConfig, *, split: str = "train", progress: bool = True) 
     labels: list[int] = []
     broken: list[str] = []
     with tqdm(total=len(images), desc="reading", unit="image", disable=None if progress else True) as bar:
-        scans = worker_map(_Scan(replace(images, channels=None), channels), chunks, config.workers)
+        scans = worker_map(_Scan(images, channels), chunks, config.workers)
         for chunk, scanned in zip(chunks, scans, strict=True):
             for index, each in zip(chunk, scanned, strict=True):
                 if isinstance(each, str):
@@ -140,7 +147,15 @@ def inspect(config: DataConfig, *, split: str = "train", progress: bool = True) 
         num_unlabelled=numbers[-1],
         broken=tuple(broken),
         ignored=images.ignored if isinstance(images, FileImages) else (),
+        hides_alpha=channels == 3 and not isinstance(images, MemoryImages) and _has_alpha(images),
     )
+
+
+def _has_alpha(images: FileImages | ParquetImages) -> bool:
+    """Whether a few images hold alpha: of 3 channels it alone makes 4, while gray is repeated."""
+    stored, _ = probed(replace(images, channels=None))
+    read_with_4, _ = probed(replace(images, channels=4))
+    return len(read_with_4) > sum(len(image) in (1, 4) for image in stored)
 
 
 class _Scan:
@@ -148,6 +163,7 @@ class _Scan:
 
     def __init__(self, images: Images, channels: int) -> None:
         self._images = images
+        self._stored = replace(images, channels=None)
         self._channels = channels
 
     def __call__(self, indices: range) -> list[_Facts | str]:
@@ -155,12 +171,14 @@ class _Scan:
 
     def _facts(self, index: int) -> _Facts | str:
         try:
-            image = self._images.image(index)
-            read = with_channels(image, self._channels)
+            image = self._stored.image(index)
+            # Alpha becomes a channel where it is asked for, and the axes of an array depend on their number.
+            read = image if len(image) == self._channels else self._images.image(index)
         except BrokenImageError as error:
             return str(error)
-        own_channels, height, width = image.shape
+        own_channels = 4 if (len(image), len(read)) == (3, 4) else len(image)
         dtype = str(image.dtype).removeprefix("torch.")
+        _, height, width = read.shape
         return _Facts(
             height,
             width,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ssl_core.data.decode import BrokenImageError, with_channels
+from ssl_core.data.pixels import BrokenImageError, with_channels
 from ssl_core.data.workers import worker_map
 from ssl_core.views import PackedImages, pack_images
 
