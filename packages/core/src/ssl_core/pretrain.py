@@ -122,7 +122,7 @@ def pretrain(
 
     def on_epoch(epoch: int) -> dict[str, float]:
         every = config.evaluate.knn_every
-        if every is None or epoch % every or knn is None:
+        if every is None or knn is None or epoch % every:
             return {}
         return distributed.broadcast_object(knn_of_method(config.evaluate, method, card, *knn, device))
 

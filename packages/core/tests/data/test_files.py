@@ -140,7 +140,7 @@ def test_a_csv_list_may_have_a_header_and_quoted_paths(tmp_path, make):
 def test_a_file_that_a_list_names_wrongly_is_broken(tmp_path, make):
     make.write_images(tmp_path, ["a.png"])
     (tmp_path / "list.txt").write_text("a.png\nmissing.png\n")
-    with pytest.raises(ValueError, match=r"missing\.png: No such file"):
+    with pytest.raises(ValueError, match=r"none of .* names a file, such as 'missing\.png'; paths start at"):
         open_source(config(tmp_path / "list.txt"))
 
 
@@ -221,9 +221,36 @@ def test_tiny_imagenet_as_distributed_has_its_labels_in_an_annotation_file(tmp_p
 
 
 def test_a_file_that_is_no_source_is_refused(tmp_path, make):
-    make.write_images(tmp_path, ["1.png"])
-    with pytest.raises(ValueError, match="is not a folder, a list file"):
-        open_source(config(tmp_path / "1.png"))
+    (tmp_path / "notes.md").write_text("")
+    with pytest.raises(
+        ValueError, match=r"notes\.md' is not a folder, a list file \(\.txt, \.csv, \.tsv\) or a parquet"
+    ):
+        open_source(config(tmp_path / "notes.md"))
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("photos.zip", "is an archive: unpack it"),
+        ("photos.tar.gz", "is an archive: unpack it"),
+        ("1.png", "is one image: give its folder"),
+        ("s3://bucket/photos", "'s3://bucket/photos' is an address, .* mount it as a folder"),
+        ("https://host/photos.zip", "'https://host/photos.zip' is an address"),
+        ("file:///photos", "'file:///photos' is an address, .* give /photos"),
+        (r"C:\\photos", "is a path of Windows"),
+        ("C:/photos", "is a path of Windows"),
+        (r"\\\\server\\photos", "is a path of Windows"),
+    ],
+)
+def test_what_is_no_folder_is_named_as_what_it_is(name, remedy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "/" not in name and "\\" not in name:
+        Path(name).write_bytes(b"")
+    for options in ({"source": name}, {"source": "cifar10", "root": name}, {"source": "photos", "root": name}):
+        if "root" in options and Path(name).exists():
+            continue
+        with pytest.raises(ValueError, match=remedy):
+            open_source(DataConfig(**options))
 
 
 def test_a_deleted_file_is_a_broken_image(tmp_path, make):

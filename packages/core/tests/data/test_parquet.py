@@ -64,7 +64,7 @@ def test_labels_may_be_names_or_plain_numbers(tmp_path, pngs):
     assert source.classes == ("cat", "dog")
     assert [source.label(index) for index in range(3)] == [1, 0, 1]
     write_shard(tmp_path / "numbers.parquet", pngs[:3], labels=[0, 3, 1])
-    assert open_source(config(tmp_path / "numbers.parquet")).classes == ("0", "1", "2", "3")
+    assert open_source(config(tmp_path / "numbers.parquet")).classes == ("0", "1", "3")
 
 
 def test_a_folder_of_shards_has_its_natural_splits(tmp_path, make, pngs):
@@ -103,7 +103,8 @@ def test_columns_are_configurable_and_a_wrong_one_is_named(tmp_path, pngs):
     assert not torch.equal(source.image(0), open_source(config(tmp_path / "a.parquet", image_column="left")).image(0))
     for column in (None, "kind"):
         with pytest.raises(
-            ValueError, match=r"such columns: \['left', 'right'\], all columns: \['left', 'right', 'kind'\]"
+            ValueError,
+            match=r"such columns: \['left', 'right'\], all columns: left \(binary\), right \(binary\), kind \(int64\)",
         ):
             open_source(config(tmp_path / "a.parquet", image_column=column))
 
@@ -118,7 +119,7 @@ def test_rows_without_bytes_and_broken_bytes_are_broken_images(tmp_path, pngs):
 
 def test_a_file_that_is_not_parquet_is_an_error(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 or not")
-    with pytest.raises(ValueError, match="can be read as parquet"):
+    with pytest.raises(ValueError, match="cannot be read as parquet"):
         open_source(config(tmp_path / "a.parquet"))
 
 

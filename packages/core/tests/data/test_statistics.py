@@ -59,9 +59,16 @@ def test_published_values_are_not_used_for_another_number_of_channels():
     [
         ((0.5,), None, "go together"),
         ((0.5, 0.5), (1.0, 1.0), "one number for each of the 3 channels"),
-        ((0.5,) * 3, (1.0, 0.0, 1.0), "must be positive"),
+        ((0.5,) * 3, (1.0, 0.0, 1.0), "be positive"),
+        ((0.5,) * 3, (1.0, -0.2, 1.0), "be positive"),
+        ((0.5,) * 3, (1.0, float("nan"), 1.0), "be positive"),
+        ((float("nan"), 0.5, 0.5), (1.0,) * 3, r"must lie in \[0, 1\]"),
+        ((-0.1, 0.5, 0.5), (1.0,) * 3, r"must lie in \[0, 1\]"),
+        ((1.01, 0.5, 0.5), (1.0,) * 3, "divide values for 8-bit pixels by 255"),
+        ((123.675, 116.28, 103.53), (0.229, 0.224, 0.225), "divide values for 8-bit pixels by 255"),
+        ((0.485, 0.456, 0.406), (58.395, 57.12, 57.375), "divide values for 8-bit pixels by 255"),
     ],
-    ids=["alone", "length", "zero"],
+    ids=["alone", "length", "zero", "negative", "nan", "nan mean", "below", "above", "mean of 255", "std of 255"],
 )
 def test_a_wrong_normalization_is_refused(mean, std, message):
     with pytest.raises(ValueError, match=message):

@@ -27,7 +27,7 @@ from ssl_core.evaluate import (
     knn_accuracy,
     run_data,
 )
-from ssl_core.evaluate.tsne import _random_images
+from ssl_core.evaluate.accuracy import balanced_text
 
 QUIET = {"progress": False}
 
@@ -83,17 +83,17 @@ def test_knn_holds_images_out_of_a_source_without_a_test_split(run, tmp_path, ca
     data = DataConfig(source=str(tmp_path / "images" / "train"), holdout=0.4, workers=0)
     result = evaluate_knn(str(run), data=data, k=3, **QUIET)
     assert (result["holdout"], result["num_train"], result["num_test"]) == (0.4, 9, 6)
-    assert "6 images)" in capsys.readouterr().out
+    assert "6 images" in capsys.readouterr().out
 
 
 def test_k_beyond_the_training_images_is_refused(run):
-    with pytest.raises(ValueError, match="k is 200, but there are 15 images"):
+    with pytest.raises(ValueError, match="k 200 is more than the 15 labelled images of"):
         evaluate_knn(str(run), **QUIET)
 
 
 def test_data_without_labels_is_refused(run, tmp_path):
     data = DataConfig(str(tmp_path / "images/train/dark"), str(tmp_path / "images/val/dark"), workers=0)
-    with pytest.raises(ValueError, match="3 of 3 test images have no label"):
+    with pytest.raises(ValueError, match="5 of 5 training images have no label"):
         evaluate_knn(str(run), data=data, k=3, **QUIET)
 
 
@@ -229,35 +229,6 @@ def test_tsne_draws_the_same_picture_again(run, tmp_path):
     assert first != other
 
 
-def test_images_of_tsne_that_turn_out_broken_are_left_out_where_another_class_stands_in(toy_source):
-    class Broken:
-        """As a LazyImages whose image 2, once asked for, is replaced by the next."""
-
-        name, classes = "broken", ("dark", "gray")
-        source = toy_source([0, 0, 0, 1, 1])
-        replaced = False
-
-        def __len__(self):
-            return 5
-
-        def image(self, index):
-            self.replaced |= index == 2
-            return self.source.image(self._there(index))
-
-        def label(self, index):
-            return self.source.label(self._there(index))
-
-        def identifier(self, index):
-            return str(self._there(index))
-
-        def _there(self, index):
-            return 3 if index == 2 and self.replaced else index
-
-    shown = _random_images(Broken(), 2, 9, 0)
-    assert shown.labels.tolist() == [0, 0, 1, 1]
-    assert [shown.identifier(index) for index in range(4)] == ["0", "1", "3", "4"]
-
-
 @pytest.fixture
 def second_run(run, tmp_path):
     """Makes a copy of the run whose data, or card, says something else."""
@@ -362,6 +333,54 @@ def test_embeddings_are_the_features_with_identifiers_and_labels(run, method, ca
     np.testing.assert_array_equal(found["features"], expected.features.numpy())
     assert found["labels"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert found["identifiers"][3] == str(tmp_path / "images/val/dark/0.png")
+
+
+def embedded(run, data, folder):
+    with np.load(embed(str(run), str(folder / "x.npz"), data=data, split="test", **QUIET)) as file:
+        return {name: file[name].tolist() for name in file.files}
+
+
+def evaluated_linear(run, data, folder):
+    return evaluate_linear(str(run), data=data, protocol="cached", epochs=2, batch_size=5, out=str(folder), **QUIET)
+
+
+BY_COMMAND = {
+    "embed": embedded,
+    "knn": lambda run, data, folder: evaluate_knn(str(run), data=data, k=5, out=str(folder), **QUIET),
+    "linear": evaluated_linear,
+    "similarity": lambda run, data, folder: evaluate_similarity(str(run), data=data, out=str(folder), **QUIET),
+    "neighbours": lambda run, data, folder: draw_neighbours(
+        str(run), str(folder / "x.png"), data=data, rows=4, k=3, **QUIET
+    ).read_bytes(),
+    "tsne": lambda run, data, folder: draw_tsne(
+        [str(run)], out=str(folder / "x.png"), data=data, **(SMALL | {"perplexity": 1.5})
+    ).read_bytes(),
+}
+
+
+@pytest.mark.parametrize("command", BY_COMMAND.values(), ids=BY_COMMAND)
+def test_a_broken_image_is_left_out_whether_images_are_held_in_memory_or_not(run, tmp_path, capsys, command):
+    # Each before one of another class, and the first of its class, which is shown as a query.
+    for name in ("train/gray/4.png", "val/dark/2.png", "val/gray/0.png"):
+        (tmp_path / "images" / name).write_bytes(b"")
+    data = dataclasses.replace(run_data(str(run)), broken_limit=0.3)
+    results, printed = [], []
+    for memory_gib in (4.0, 0.0):
+        results.append(command(run, dataclasses.replace(data, memory_gib=memory_gib), tmp_path))
+        printed.append(capsys.readouterr().out)
+    assert results[0] == results[1]
+    assert printed[0] == printed[1]
+
+
+def test_the_mean_of_the_classes_is_reported_beside_an_accuracy_that_differs_from_it(run, tmp_path, capsys):
+    for number in (1, 2):
+        (tmp_path / f"images/val/dark/{number}.png").unlink()
+    shutil.copy(tmp_path / "images/val/bright/0.png", tmp_path / "images/val/dark")  # all that dark has: one in seven
+    result = evaluate_knn("pixels", like=str(run), k=5, **QUIET)
+    assert (result["top1"], result["balanced"]) == (pytest.approx(6 / 7), pytest.approx(2 / 3))
+    assert capsys.readouterr().out == "knn top1 85.71 (k=5, T=0.1, 7 images, balanced over classes 66.67)\n"
+    result = evaluated_linear(run, run_data(str(run)), tmp_path)
+    assert capsys.readouterr().out.endswith(f"7 images{balanced_text(result['last'], result['balanced'])})\n")
 
 
 def test_projections_can_be_embedded(run, method, card, tmp_path):

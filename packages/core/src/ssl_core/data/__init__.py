@@ -2,7 +2,6 @@
 
 from ssl_core.data.batches import Batches as Batches
 from ssl_core.data.config import DataConfig as DataConfig
-from ssl_core.data.config import has_test_split as has_test_split
 from ssl_core.data.config import open_source as open_source
 from ssl_core.data.dataset import dataset_source as dataset_source
 from ssl_core.data.decode import decode_image as decode_image

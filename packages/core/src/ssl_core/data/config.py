@@ -3,6 +3,8 @@
 import glob
 import importlib.resources
 import logging
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,15 +14,18 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from ssl_core.data.decode import suffixes
 from ssl_core.data.files import (
     FileImages,
     concatenated,
     folder_images,
+    inner_folder,
     listed_images,
-    relabelled,
+    read_text,
     split_folder,
     unread_kinds,
 )
+from ssl_core.data.labels import relabelled
 from ssl_core.data.named import IN_MEMORY_NAMES, digit_images, torchvision_images
 from ssl_core.data.parquet import ParquetImages, parquet_files, parquet_images, shards_in
 from ssl_core.data.pixels import BrokenImageError
@@ -36,6 +41,7 @@ SPLITS = ("train", "test", "labelled")
 
 _HOLDOUT_STREAM = (0x686F6C64, 0)  # "hold"
 _NUM_PROBED = 16
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,8 @@ class DataConfig:
     """Where images come from.
 
     Attributes:
-        source: name (digits, cifar10, cifar100, stl10, imagenet, tiny_imagenet) or path (a folder, a list file .txt or
-            .csv, a parquet shard or pattern, a folder of shards), or a list of paths of one kind.
+        source: name (digits, cifar10, cifar100, stl10, imagenet, tiny_imagenet) or path (a folder, a list file .txt,
+            .csv or .tsv, a parquet shard or pattern, a folder of shards), or a list of paths of one kind.
         test_source: name or path of the test images; None takes the test split of ``source``.
         holdout: fraction of a source without a test split that is kept for testing.
         root: folder of a named set, and of relative paths.
@@ -52,9 +58,11 @@ class DataConfig:
         stl10_split: part of STL-10 to pretrain on: unlabeled, train or train+unlabeled.
         class_list: imagenet100, or a file with a class folder on each line; only these are read, in this order.
         image_column: parquet column of image bytes; None takes the only one there is.
-        label_column: parquet column of labels; without such a column there are none.
+        label_column: column of labels in parquet and in lists with a header; without such a column there are none, but
+            for a list with one other column than its paths.
         channels: number of channels of all images; None takes the most that a sample of the images has.
-        mean: mean of each channel in [0, 1], for normalization; None takes the set's published value or measures it.
+        mean: mean of each channel, of pixels in [0, 1], for normalization; None takes the set's published value or
+            measures it.
         std: standard deviation of each channel, likewise.
         workers: number of processes that decode images and make views; 0 does both in the main process. With the
             renderer ``device`` they decode only, and not even that for images held in memory that fit on the device.
@@ -85,6 +93,16 @@ class DataConfig:
     memory_gib: float = 4.0
     broken_limit: float = 0.01
     scaled_decode: bool = True
+
+    def __post_init__(self) -> None:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(f"data.mean {self.mean} and data.std {self.std} go together: set both or none")
+        # NaN compares as false; nothing in [0, 1] has a mean or a deviation above 1.
+        if not all(0 <= mean <= 1 for mean in self.mean or ()) or not all(0 < std <= 1 for std in self.std or ()):
+            raise ValueError(
+                f"data.mean {self.mean} must lie in [0, 1] and data.std {self.std} be positive and at most 1, as those "
+                "of pixels in [0, 1]; divide values for 8-bit pixels by 255"
+            )
 
 
 def open_source(config: DataConfig, *, split: str = "train", at_least: int | None = None) -> ImageSource:
@@ -128,20 +146,13 @@ def open_source(config: DataConfig, *, split: str = "train", at_least: int | Non
     return LazyImages(images, broken_limit=config.broken_limit)
 
 
-def has_test_split(config: DataConfig) -> bool:
-    """Whether there are test images: the source's own, those of ``test_source``, or held-out ones."""
-    given = config.test_source is not None or config.holdout is not None
-    return given or _split(config.source, config, "test") is not None
-
-
 def open_encoded(config: DataConfig, split: str = "train") -> Images:
     """The images of one split before any is decoded, with their number of channels settled."""
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
     train = _split(config.source, config, "train" if split == "test" else split)
     assert train is not None  # every source has training images
-    if train.classes is not None and len(train.classes) == 1:  # a folder inside a folder, not something to tell apart
-        train = replace(train, labels=torch.full_like(train.labels, -1), classes=None)
+    train = _without_single_class(train)
     channels = config.channels or _most_channels(train)
     if split == "test":
         images = _test_images(config, train)
@@ -165,8 +176,17 @@ def _test_images(config: DataConfig, train: Images) -> Images:
             "with data.holdout 0.1"
         )
     if train.classes is None or test.classes is None:
-        return test
-    return replace(test, labels=relabelled(test, train.classes), classes=train.classes)
+        return _without_single_class(test)
+    # Classes that training images do not have come last: features are asked for all images, a kNN refuses these.
+    classes = (*train.classes, *(name for name in test.classes if name not in train.classes))
+    return replace(test, labels=relabelled(test, classes), classes=classes)
+
+
+def _without_single_class(images: Images) -> Images:
+    """The images, without labels where their class is only one: a folder inside a folder, nothing to tell apart."""
+    if images.classes is None or len(images.classes) > 1:
+        return images
+    return replace(images, labels=torch.full_like(images.labels, -1), classes=None)
 
 
 def _holdout(config: DataConfig, train: Images) -> tuple[Int64[Tensor, " test"], Int64[Tensor, " train"]]:
@@ -206,7 +226,7 @@ def _named_images(name: str, config: DataConfig, split: str) -> Images | None:
         return digit_images(split)
     if config.root is None:
         raise ValueError(f"data.source {name!r} needs data.root, the folder that holds it")
-    root = Path(config.root).expanduser()
+    root = _local(config.root)
     if name in IN_MEMORY_NAMES:
         return torchvision_images(name, root, split, download=config.download, stl10_split=config.stl10_split)
     if config.download:
@@ -230,7 +250,11 @@ def _path_images(paths: Sequence[Path], kind: str, config: DataConfig, split: st
             memory_bytes=config.memory_gib * 2**30,
         )
     if kind == "list":
-        return concatenated([listed_images(path) for path in paths]) if split == "train" else None
+        if split == "test":
+            return None
+        return concatenated([listed_images(path, label_column=config.label_column) for path in paths])
+    if config.class_list is None:
+        paths = [inner_folder(path) for path in paths]
     folders = [folder for path in paths if (folder := split_folder(path, split)) is not None]
     classes = None if config.class_list is None else _class_list(config.class_list)
     return concatenated([folder_images(folder, class_list=classes) for folder in folders]) if folders else None
@@ -238,7 +262,7 @@ def _path_images(paths: Sequence[Path], kind: str, config: DataConfig, split: st
 
 def _paths(source: str, root: str | None) -> list[Path]:
     """The files or folders that a path or a pattern names."""
-    path = Path(root or "").expanduser() / Path(source).expanduser()
+    path = _local(root or "") / _local(source)
     if path.exists():
         return [path]
     if glob.has_magic(str(path)):
@@ -248,12 +272,28 @@ def _paths(source: str, root: str | None) -> list[Path]:
     raise FileNotFoundError(f"{str(path)!r} does not exist; it is no name either (names: {', '.join(NAMES)})")
 
 
+def _local(name: str) -> Path:
+    """A path as this system understands it."""
+    if scheme := re.match(r"\w[\w+.-]+://", name):
+        remedy = f"give {name[scheme.end() :]}" if scheme[0] == "file://" else "download it, or mount it as a folder"
+        raise ValueError(f"{name!r} is an address, and images are read from files: {remedy}")
+    if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]|\\\\", name):
+        raise ValueError(f"{name!r} is a path of Windows; under WSL, C:\\photos is /mnt/c/photos")
+    return Path(name).expanduser()
+
+
 def _kind(path: Path) -> str:
     if path.is_dir():
         return "parquet" if shards_in(path) else "folder"
-    kind = {".parquet": "parquet", ".txt": "list", ".csv": "list"}.get(path.suffix)
+    suffix = path.suffix.lower()
+    kind = {".parquet": "parquet", ".txt": "list", ".csv": "list", ".tsv": "list"}.get(suffix)
     if kind is None:
-        raise ValueError(f"{str(path)!r} is not a folder, a list file (.txt, .csv) or a parquet file")
+        what = "is not a folder, a list file (.txt, .csv, .tsv) or a parquet file"
+        if suffix in _ARCHIVES:
+            what = "is an archive: unpack it and give the folder"
+        elif suffix in suffixes():
+            what = "is one image: give its folder, or a list of images (.txt)"
+        raise ValueError(f"{str(path)!r} {what}")
     return kind
 
 
@@ -261,7 +301,7 @@ def _class_list(name: str) -> list[str]:
     if name == "imagenet100":
         text = (importlib.resources.files("ssl_core.data") / "imagenet100.txt").read_text()
     else:
-        text = Path(name).expanduser().read_text()
+        text = read_text(_local(name))
     classes = text.split()
     if not classes or len(set(classes)) < len(classes):
         raise ValueError(f"data.class_list {name!r} must name each class once; it has {len(classes)} lines")

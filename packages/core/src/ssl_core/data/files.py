@@ -4,18 +4,23 @@
   that systems make are ignored. A file without a suffix is an image if it begins as one. First-level subfolders that
   hold images are the classes, used by probes only; a single one is none.
 * List file: ``.txt``, a path on each line, then optionally a tab and a label, or a space and a label that is
-  a whole number; ``.csv``, ``path[,label]``. Relative paths start at the list file's folder.
-* ``train`` beside ``val``, ``validation`` or ``test``: a folder's natural split (ImageNet, Tiny-ImageNet).
+  a whole number; ``.csv`` or ``.tsv``, columns of paths and labels, with or without a header. Relative paths start at
+  the list file's folder.
+* ``train`` beside ``val``, ``valid``, ``test`` and the like: a folder's natural split (ImageNet, Roboflow).
 """
 
+import codecs
 import csv
 import errno
+import io
 import logging
 import os
+import re
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_core.data.decode import HEADER_BYTES, decode_image, image_kind, remedy, suffixes
+from ssl_core.data.labels import labels_of, ordered, relabelled
 from ssl_core.data.pixels import BrokenImageError
 
 logger = logging.getLogger(__name__)
@@ -42,7 +48,14 @@ _NOTES = {
     *(".md5", ".sha256", ".lnk", ".url", ""),
 }
 _MOST_KINDS = 8
-TEST_NAMES = ("val", "validation", "test")
+
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("val", "valid", "validation", "dev", "eval", "test", "testing")  # of several, the first is taken
+_SPLIT = re.compile(rf"(?<![a-z])({'|'.join(TRAIN_NAMES + TEST_NAMES)})(?![a-z])", re.IGNORECASE)
+
+# How the lines of a list may be parted; the first that gives files is taken. None: see _text_rows.
+_SEPARATORS = {".txt": (None, "\t", ",", ";", " "), ".csv": (",", ";", "\t"), ".tsv": ("\t", ",", ";")}
+_TRIED = 16  # lines
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,12 +131,12 @@ def folder_images(folder: Path, *, class_list: Sequence[str] | None = None) -> F
     if (folder / "val_annotations.txt").is_file():
         return _tiny_imagenet_val(folder, class_list)
     if class_list is None:
-        found = sorted(_walk(folder))
+        found = sorted(visible_files(folder))
     else:
         missing = [name for name in class_list if not (folder / name).is_dir()]
         if missing:
             raise ValueError(f"{folder} has no subfolder for {len(missing)} classes of data.class_list: {missing[:5]}")
-        found = sorted(path for name in class_list for path in _walk(folder / name))
+        found = sorted(path for name in class_list for path in visible_files(folder / name))
     paths: list[str] = []
     ignored: list[str] = []
     readable = suffixes()
@@ -137,7 +150,7 @@ def folder_images(folder: Path, *, class_list: Sequence[str] | None = None) -> F
     start = len(str(folder)) + 1
     tops = [path[start:].partition(os.sep) for path in paths]
     names = [top if below else None for top, _, below in tops]
-    classes = class_list or sorted({name for name in names if name is not None})
+    classes = class_list or ordered({name for name in names if name is not None})
     return replace(_file_images(str(folder), paths, names, classes), ignored=tuple(ignored))
 
 
@@ -151,40 +164,111 @@ def unread_kinds(ignored: Sequence[str]) -> str:
     return f"ignored {counts.total():,} files of kinds that are not read: {', '.join(kinds)}{more}"
 
 
-def listed_images(file: Path) -> FileImages:
-    """The images that a list file names; classes are in numeric order if all labels are whole numbers.
+def listed_images(file: Path, *, label_column: str = "label") -> FileImages:
+    """The images that a list file names.
+
+    The column of paths is the one that names files; a first line that does not, nor ends like an image, is a header.
+    Labels are in the column that the header calls ``label_column``, or else in the only other one that has a name;
+    without a header, in the column after the paths, or the only other one.
 
     Raises:
-        ValueError: if the list is empty.
+        ValueError: if the list is no text, or names no file.
     """
-    rows = list(_csv_rows(file) if file.suffix == ".csv" else _text_rows(file))
-    if not rows:
-        raise ValueError(f"{file} lists no images; it needs one path on each line")
-    paths = [os.path.join(file.parent, path) for path, _ in rows]
-    names = [name for _, name in rows]
-    known = {name for name in names if name is not None}
-    numeric = all(name.isdecimal() for name in known)
-    return _file_images(str(file), paths, names, sorted(known, key=int if numeric else None))
+    rows, column = _table(file)
+    header, width = None, max(map(len, rows))
+    first = _cell(rows[0], column)
+    if not os.path.isfile(file.parent / first) and _suffix(first) not in suffixes():
+        header, rows = rows[0], rows[1:]
+    labels, classes = torch.full((len(rows),), -1), None
+    position = _label_column(header, width, column, label_column)
+    if position is not None:
+        name = _cell(header or [], position) or position + 1
+        labels, classes = labels_of([_cell(row, position) for row in rows], f"column {name} of {file}")
+    elif header is not None and width > 1:
+        logger.info("%s: which of its columns %s has labels data.label_column does not say: no labels", file, header)
+    paths = np.array([os.fsencode(os.path.join(file.parent, row[column])) for row in rows])
+    return FileImages(str(file), paths, labels, classes)
+
+
+def inner_folder(folder: Path) -> Path:
+    """The folder, or the only one in it with images, where these lie in folders of their own.
+
+    As archives unpack (``photos/photos/cat``), and where annotations lie beside (``images/train``, ``labels/train``).
+    """
+    seen: set[str] = set()
+    while (real := os.path.realpath(folder)) not in seen:
+        seen.add(real)
+        folders, files = _children(folder)
+        holding = [folder / name for name in islice((n for n in folders if _has_images(visible_files(folder / n))), 2)]
+        if len(holding) != 1 or _has_images(files) or _has_images(_children(holding[0])[1]):
+            break
+        folder = holding[0]
+    return folder
 
 
 def split_folder(folder: Path, split: str) -> Path | None:
     """The folder of a split; None if there is none.
 
+    Splits are subfolders that are named alike but for the words ``train`` and ``val``, ``test`` or the like:
+    ``Training`` and ``Testing``, ``train2017`` and ``val2017``.
+
     Args:
         folder: folder as the user named it.
         split: ``train`` or ``test``.
     """
-    test = next((folder / name for name in TEST_NAMES if (folder / name).is_dir()), None)
-    if test is None or not (folder / "train").is_dir():
+    folders, _ = _children(folder)
+    parts = {name: split_name(name) for name in folders}
+    trains = {part[1]: name for name, part in parts.items() if part is not None and part[0] in TRAIN_NAMES}
+    pairs = sorted(
+        (part[1], TEST_NAMES.index(part[0]), name)
+        for name, part in parts.items()
+        if part is not None and part[0] in TEST_NAMES and part[1] in trains
+    )
+    if not pairs:
         return folder if split == "train" else None
-    return folder / "train" if split == "train" else test
+    rest, _, test = pairs[0]
+    train = trains[rest]
+    if split == "test" and len(folders) > 2:
+        others = ", ".join(name for name in folders if name not in (train, test))
+        logger.info(
+            "%s: %s tests what %s trains; not read: %s (data.test_source names another)", folder, test, train, others
+        )
+    return folder / (train if split == "train" else test)
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """The word for a split in a name, and the name without it; None without such a word.
+
+    Example:
+        >>> split_name("Training"), split_name("val2017"), split_name("bullet_trains")
+        (('training', ''), ('val', '2017'), None)
+    """
+    word = _SPLIT.search(name)
+    return word and (word[0].lower(), name[: word.start()] + name[word.end() :])
+
+
+def read_text(file: Path) -> str:
+    """The text of a file in UTF-8, or in UTF-16 as PowerShell writes it; a byte order mark is left out.
+
+    Raises:
+        ValueError: for text in another encoding.
+    """
+    data = file.read_bytes()
+    try:
+        text = data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{file} is not UTF-8 in line {line} ({error.reason}); save it as UTF-8") from error
+    if "\0" in text:
+        raise ValueError(f"{file} is no text in UTF-8; save it as UTF-8")
+    return text
 
 
 def concatenated(parts: Sequence[FileImages]) -> FileImages:
     """Several sources as one; classes of one name are one class."""
     if len(parts) == 1:
         return parts[0]
-    names = sorted({name for part in parts for name in part.classes or ()})
+    names = ordered({name for part in parts for name in part.classes or ()})
     return FileImages(
         name=", ".join(part.name for part in parts),
         paths=np.concatenate([part.paths for part in parts]),
@@ -192,20 +276,6 @@ def concatenated(parts: Sequence[FileImages]) -> FileImages:
         classes=tuple(names) or None,
         ignored=tuple(path for part in parts for path in part.ignored),
     )
-
-
-def relabelled(source: Any, classes: Sequence[str]) -> Int64[Tensor, " n"]:
-    """A source's labels as positions in another list of classes.
-
-    Raises:
-        ValueError: if a class of the source is not in the list.
-    """
-    own = source.classes or ()
-    if unknown := sorted(set(own) - set(classes)):
-        raise ValueError(f"{source.name} has classes that are not in the training source: {unknown[:5]}")
-    position = {name: number for number, name in enumerate(classes)}
-    table = torch.tensor([position[name] for name in own] + [-1])
-    return table[source.labels]
 
 
 def _file_images(name: str, paths: Sequence[str], names: Sequence[str | None], classes: Sequence[str]) -> FileImages:
@@ -218,7 +288,7 @@ def _file_images(name: str, paths: Sequence[str], names: Sequence[str | None], c
     )
 
 
-def _walk(folder: Path) -> Iterator[str]:
+def visible_files(folder: Path) -> Iterator[str]:
     """Paths of all files below a folder but hidden ones and those of runs; links are followed, each folder once."""
     seen = set()
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
@@ -251,9 +321,23 @@ def _refuse(error: OSError) -> None:
     raise type(error)(f"{error.filename} cannot be listed: {error.strerror}; check its permissions") from error
 
 
+def _children(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the folders and the files in a folder that are not hidden."""
+    _, *found = next(os.walk(folder, onerror=_refuse))
+    folders, files = (
+        sorted(name for name in names if not name.startswith(".") and name.lower() not in _CLUTTER) for names in found
+    )
+    return folders, files
+
+
+def _has_images(files: Iterable[str]) -> bool:
+    readable = suffixes()
+    return any(_suffix(name) in readable for name in files)
+
+
 def _tiny_imagenet_val(folder: Path, class_list: Sequence[str] | None) -> FileImages:
     """Tiny-ImageNet's flat validation folder; each line of its annotations is a file, a class and a box."""
-    rows = [line.split("\t")[:2] for line in (folder / "val_annotations.txt").read_text().splitlines()]
+    rows = [line.split("\t")[:2] for line in read_text(folder / "val_annotations.txt").splitlines()]
     if class_list is not None:
         rows = [row for row in rows if row[1] in class_list]
     classes = class_list or sorted({name for _, name in rows})
@@ -261,20 +345,68 @@ def _tiny_imagenet_val(folder: Path, class_list: Sequence[str] | None) -> FileIm
     return _file_images(str(folder), paths, [name for _, name in rows], classes)
 
 
-def _text_rows(file: Path) -> Iterator[tuple[str, str | None]]:
-    for line in file.read_text().splitlines():
+def _table(file: Path) -> tuple[list[list[str]], int]:
+    """The rows of a list, and the column whose cells name files: of a sample of the lines, the most."""
+    text = read_text(file)
+    best: tuple[int, list[list[str]], int] = (0, [], 0)
+    rows: list[list[str]] = []
+    error = None
+    for separator in _SEPARATORS[file.suffix.lower()]:
+        try:
+            rows = _text_rows(text) if separator is None else _csv_rows(text, separator)
+        except csv.Error as refused:
+            error = refused
+            continue
+        sample = rows[1:] or rows
+        sample = sample[:: max(1, len(sample) // _TRIED)]
+        for column in range(max(map(len, sample), default=0)):
+            found = sum(os.path.isfile(file.parent / cell) for row in sample if (cell := _cell(row, column)))
+            if found > best[0]:
+                best = (found, rows, column)
+        if best[0] == len(sample) > 0:
+            break
+    if best[0] == 0 and error is not None:
+        raise ValueError(f"{file} cannot be read: {error}; is a quote missing?") from error
+    if not rows:
+        raise ValueError(f"{file} lists no images; it needs one path on each line")
+    if best[0] == 0:
+        raise ValueError(
+            f"none of the lines tried of {file} names a file, such as {','.join(rows[-1])!r}; "
+            f"paths start at {file.parent}"
+        )
+    return [row for row in best[1] if _cell(row, best[2])], best[2]
+
+
+def _cell(row: Sequence[str], column: int) -> str:
+    return row[column] if column < len(row) else ""
+
+
+def _label_column(header: Sequence[str] | None, width: int, paths: int, name: str) -> int | None:
+    """Which column of a list has its labels; None if that cannot be told."""
+    if header is None:
+        return paths + 1 if paths + 1 < width else 0 if width == 2 else None
+    if name in header:
+        return header.index(name)
+    # Pandas writes its index without a name.
+    others = [number for number in range(width) if number != paths and (number >= len(header) or header[number])]
+    return others[0] if len(others) == 1 else None
+
+
+def _text_rows(text: str) -> list[list[str]]:
+    rows = []
+    for line in io.StringIO(text, newline=None):
+        line = line.strip()
         path, separator, label = line.rpartition("\t")
         if not separator:
             path, separator, label = line.rpartition(" ")
             if not label.isdecimal():
                 path, label = line, ""
-        if path.strip():
-            yield path.strip(), label.strip() or None
+        if path:
+            rows.append([path.strip(), label.strip()] if label else [path])
+    return rows
 
 
-def _csv_rows(file: Path) -> Iterator[tuple[str, str | None]]:
-    with file.open(newline="") as lines:
-        for number, row in enumerate(csv.reader(lines)):
-            if not row or not row[0].strip() or (number == 0 and row[0].strip().lower() in ("path", "file", "image")):
-                continue
-            yield row[0].strip(), (row[1].strip() or None) if len(row) > 1 else None
+def _csv_rows(text: str, separator: str) -> list[list[str]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows = [[cell.strip() for cell in row] for row in reader]
+    return [row for row in rows if any(row)]

@@ -1,5 +1,8 @@
 """Images in parquet shards, as Hugging Face writes them: a column of encoded bytes, a column of labels.
 
+A label may also be in the name of a shard's folder, ``label=cat`` (Hive); a folder of shards has its splits in their
+names, ``train-00000-of-00003.parquet``, or in those of their folders, ``default/train/0000.parquet``.
+
 Parquet cannot fetch one row without reading its row group. So the encoded bytes are held in memory where they
 fit, and otherwise each process keeps the row group that it read last; shards with small row groups (Hugging
 Face writes 100 images a group) then cost the least.
@@ -8,14 +11,15 @@ Face writes 100 images a group) then cost the least.
 # PyArrow's classes are compiled and carry no types.
 # mypy: disable-error-code="no-untyped-call,name-defined,attr-defined"
 
+import contextlib
 import json
 import logging
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,11 +27,14 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
-from ssl_core.data.decode import decode_image
-from ssl_core.data.files import TEST_NAMES
+from ssl_core.data.decode import decode_image, suffixes
+from ssl_core.data.files import TEST_NAMES, TRAIN_NAMES, split_name, visible_files
+from ssl_core.data.labels import labels_of
 from ssl_core.data.pixels import BrokenImageError
 
 logger = logging.getLogger(__name__)
+
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +69,10 @@ class ParquetImages:
             BrokenImageError: if the row has no bytes or they cannot be decoded.
         """
         group, row = self.rows[index].tolist()
-        data = self.groups.column(group)[row].as_py()
+        try:
+            data = self.groups.column(group)[row].as_py()
+        except (pa.ArrowException, OSError) as error:
+            raise BrokenImageError(f"{self.identifier(index)}: {error}") from error
         if data is None:
             raise BrokenImageError(f"{self.identifier(index)}: no bytes in this row")
         return decode_image(data, self.channels, at_least=self.at_least, identifier=self.identifier(index))
@@ -72,7 +82,7 @@ class ParquetImages:
         return int(self.labels[index])
 
     def identifier(self, index: int) -> str:
-        """The shard's name and the row in it."""
+        """The shard's name, with the folders in which the shards differ, and the row in it."""
         group, row = self.rows[index].tolist()
         return self.groups.identifier(group, row)
 
@@ -82,11 +92,13 @@ class ParquetImages:
 
 
 class _RowGroups:
-    """One column of encoded bytes in several shards, by row group."""
+    """A column of encoded bytes in each of several shards, by row group."""
 
-    def __init__(self, files: Sequence[Path], leaf: str, memory_bytes: float) -> None:
+    def __init__(self, files: Sequence[Path], leaves: Sequence[str], memory_bytes: float) -> None:
         self._files = [str(file) for file in files]
-        self._leaf = leaf
+        self._leaves = leaves
+        above = os.path.commonpath([file.parent for file in files])
+        self._names = [os.path.relpath(file, above) for file in files]
         self._places: list[tuple[int, int, int]] = []  # shard, row group in it, its first row
         self._held: dict[int, pa.ChunkedArray] = {}
         self.lengths: list[int] = []
@@ -99,12 +111,15 @@ class _RowGroups:
                 self._places.append((shard, number, first_row))
                 self.lengths.append(group.num_rows)
                 first_row += group.num_rows
-                leaves = [group.column(position) for position in range(group.num_columns)]
-                encoded_bytes += sum(each.total_uncompressed_size for each in leaves if each.path_in_schema == leaf)
+                columns = [group.column(position) for position in range(group.num_columns)]
+                encoded_bytes += sum(
+                    each.total_uncompressed_size for each in columns if each.path_in_schema == leaves[shard]
+                )
         self._holds_all = encoded_bytes <= memory_bytes
         if self._holds_all:
             for number in range(len(self._places)):
-                self.column(number)
+                with contextlib.suppress(pa.ArrowException, OSError):  # its images are broken, and say why
+                    self.column(number)
         else:
             logger.warning(
                 "%s: %.1f GiB of encoded images exceed data.memory_gib, so each image costs the reading of a "
@@ -119,44 +134,59 @@ class _RowGroups:
         if group not in self._held:
             shard, number, _ = self._places[group]
             # One thread: Arrow's pool does not survive the fork into a worker.
-            table = pq.ParquetFile(self._files[shard]).read_row_group(number, [self._leaf], use_threads=False)
+            table = pq.ParquetFile(self._files[shard]).read_row_group(number, [self._leaves[shard]], use_threads=False)
             if not self._holds_all:
                 self._held.clear()
             self._held[group] = table.flatten().column(0)
         return self._held[group]
 
+    def has_no_bytes(self) -> bool:
+        """Whether all rows of all groups are null, as in shards that hold paths only."""
+        try:
+            return all(self.column(group).null_count == length for group, length in enumerate(self.lengths))
+        except (pa.ArrowException, OSError):
+            return False
+
     def identifier(self, group: int, row: int) -> str:
         shard, _, first_row = self._places[group]
-        return f"{os.path.basename(self._files[shard])}:{first_row + row}"
+        return f"{self._names[shard]}:{first_row + row}"
 
 
 def parquet_images(
     files: Sequence[Path], *, image_column: str | None, label_column: str, memory_bytes: float
 ) -> ParquetImages:
-    """The images of parquet shards of one schema.
+    """The images of parquet shards.
 
     Args:
         files: shards, in order.
-        image_column: binary, or a struct with a binary field ``bytes``; None takes the only such column.
-        label_column: whole numbers or class names; without it the images are unlabelled.
+        image_column: binary, or a struct with a binary field ``bytes``; None takes the only such column of a shard.
+        label_column: whole numbers or class names; images of a shard without it are unlabelled.
         memory_bytes: largest size of the encoded images that are held in memory.
 
     Raises:
-        ValueError: if a shard is not parquet or the columns are not as described.
+        ValueError: if a shard is not parquet, has no column of image bytes, or there is no image.
     """
-    try:
-        schema = pq.read_schema(files[0])
-        leaf = _leaf(schema, image_column, files[0])
-        groups = _RowGroups(files, leaf, memory_bytes)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"not all of {[str(file) for file in files]} can be read as parquet: {error}") from error
-    rows = torch.cat([_group_rows(group, length) for group, length in enumerate(groups.lengths)])
-    labels, classes = torch.full((len(rows),), -1), None
-    if label_column in schema.names:
-        labels, classes = _labels(files, label_column, schema)
-    else:
-        logger.info("%s has no column %r (data.label_column): no labels", files[0], label_column)
+    leaves: list[str] = []
+    values: list[Any] = []
+    names: list[str] = []
+    for file in files:
+        try:
+            shard = pq.ParquetFile(file)
+            leaves.append(_leaf(shard.schema_arrow, image_column, label_column, file))
+            values += _label_values(shard, label_column, file)
+            names = names or _class_names(shard.schema_arrow, label_column)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{file} cannot be read as parquet: {error}") from error
+    groups = _RowGroups(files, leaves, memory_bytes)
     name = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+    if not values:
+        raise ValueError(f"{name}: there is no image, for there are no rows")
+    if groups.has_no_bytes():
+        raise ValueError(
+            f"{name}: there are no bytes in its column of images; list paths in a .csv (path,label) instead"
+        )
+    labels, classes = labels_of(values, f"column {label_column!r} of {name}", names)
+    rows = torch.cat([_group_rows(group, length) for group, length in enumerate(groups.lengths)])
     return ParquetImages(name, groups, rows, labels, classes)
 
 
@@ -164,50 +194,92 @@ def parquet_files(paths: Sequence[Path], split: str) -> list[Path]:
     """The shards of a split, in order; none if there is no such split.
 
     Args:
-        paths: shards, or folders of shards named after their split (``train-00000-of-00003.parquet``).
+        paths: shards, or folders of shards whose names, or whose folders' names, say their split.
         split: ``train`` (without shards of that name: all) or ``test``, which for shards that are named as
             training shards are the test shards beside them.
+
+    Raises:
+        ValueError: if a folder holds several data sets.
     """
-    if paths[0].is_dir():
-        files = [file for path in paths for file in shards_in(path)]
-        return _named(files, "train") or files if split == "train" else _test_shards(files)
-    if split == "train":
-        return list(paths)
-    is_training = len(_named(paths, "train")) == len(paths)
-    return _test_shards(shards_in(paths[0].parent)) if is_training else []
+    if not paths[0].is_dir():
+        if split == "train":
+            return list(paths)
+        is_training = all((split_name(path.name) or ("",))[0] in TRAIN_NAMES for path in paths)
+        return _test_shards(_by_split(shards_in(paths[0].parent), paths[0].parent)) if is_training else []
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        for name, files in _by_split(shards_in(path), path).items():
+            found.setdefault(name, []).extend(files)
+    if split == "test":
+        return _test_shards(found)
+    return found.get("train") or [file for files in found.values() for file in files]
 
 
 def shards_in(folder: Path) -> list[Path]:
-    """The parquet files in a folder, or in its subfolder ``data``, as Hugging Face lays them out."""
-    return sorted(folder.glob("[!.]*.parquet")) or sorted(folder.glob("data/[!.]*.parquet"))
+    """The parquet files in a folder, or in its subfolder ``data``, or below it where no image is met before."""
+    if found := sorted(folder.glob("[!.]*.parquet")) or sorted(folder.glob("data/[!.]*.parquet")):
+        return found
+    known = {*suffixes(), ".parquet"}
+    met = (os.path.splitext(path)[1].lower() for path in visible_files(folder))
+    if next((suffix for suffix in met if suffix in known), None) != ".parquet":
+        return []
+    return sorted(Path(path) for path in visible_files(folder) if path.endswith(".parquet"))
 
 
-def _test_shards(files: Sequence[Path]) -> list[Path]:
-    return next((found for name in TEST_NAMES if (found := _named(files, name))), [])
+def _by_split(files: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
+    """Shards by the word for their split, ``train`` for each word for training; under "" those without one."""
+    found: dict[str, list[Path]] = {}
+    parents: dict[str, set[Path]] = {}
+    for file in files:
+        word, parent = "", folder
+        for part in (file, *file.parents):
+            if part == folder:
+                break
+            # Of Hive's names, split=test says a split, and label=test says a class.
+            if (split := split_name(part.name)) is not None and (
+                "=" not in part.name or part.name.startswith("split=")
+            ):
+                word, parent = "train" if split[0] in TRAIN_NAMES else split[0], part.parent
+                break
+        while "=" in parent.name:
+            parent = parent.parent
+        found.setdefault(word, []).append(file)
+        parents.setdefault(word, set()).add(parent)
+    several = sorted({str(parent) for each in parents.values() if len(each) > 1 for parent in each})
+    if several:
+        raise ValueError(f"{folder} holds several data sets: {', '.join(several)}; give one of these folders")
+    return found
 
 
-def _named(files: Sequence[Path], name: str) -> list[Path]:
-    return [file for file in files if re.match(rf"{name}[-_.]", file.name)]
+def _test_shards(found: dict[str, list[Path]]) -> list[Path]:
+    tests = [name for name in TEST_NAMES if name in found]
+    if len(tests) > 1:
+        logger.info("the shards of %s are tested; not read: %s (data.test_source names others)", tests[0], tests[1:])
+    return found[tests[0]] if tests else []
 
 
-def _leaf(schema: pa.Schema, image_column: str | None, file: Path) -> str:
+def _leaf(schema: pa.Schema, image_column: str | None, label_column: str, file: Path) -> str:
     """The parquet path of the column of encoded bytes."""
 
     def leaf(field: pa.Field) -> str | None:
         if pa.types.is_struct(field.type):
             inner = field.type.get_field_index("bytes")
-            is_image = inner >= 0 and _is_binary(field.type.field(inner).type)
+            is_image = inner >= 0 and (
+                _is_binary(field.type.field(inner).type) or pa.types.is_null(field.type.field(inner).type)
+            )
             return f"{field.name}.bytes" if is_image else None
         return field.name if _is_binary(field.type) else None
 
-    leaves = {field.name: path for field in schema if (path := leaf(field)) is not None}
+    fields = [field for field in schema if field.name != label_column or field.name == image_column]
+    leaves = {field.name: path for field in fields if (path := leaf(field)) is not None}
     if image_column is None and len(leaves) == 1:
         return leaves.popitem()[1]
     if image_column in leaves:
         return leaves[image_column]
+    columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
     raise ValueError(
-        f"{file}: data.image_column {image_column!r} does not name a column of image bytes; "
-        f"such columns: {sorted(leaves)}, all columns: {schema.names}"
+        f"{file}: data.image_column {image_column!r} does not name a column of image bytes, one image in a row; "
+        f"such columns: {sorted(leaves)}, all columns: {columns}"
     )
 
 
@@ -219,16 +291,17 @@ def _group_rows(group: int, length: int) -> Int64[Tensor, "n 2"]:
     return torch.stack([torch.full((length,), group), torch.arange(length)], dim=1)
 
 
-def _labels(files: Sequence[Path], column: str, schema: pa.Schema) -> tuple[Int64[Tensor, " n"], tuple[str, ...]]:
-    values = [value for file in files for value in pq.read_table(file, columns=[column])[column].to_pylist()]
-    names: list[Any] = _class_names(schema, column)
-    if not all(value is None or isinstance(value, int) for value in values):
-        names = sorted({value for value in values if value is not None})
-        position = {name: number for number, name in enumerate(names)}
-        values = [None if value is None else position[value] for value in values]
-    labels = torch.tensor([-1 if value is None else value for value in values])
-    names = names or list(range(int(labels.max()) + 1))
-    return labels, tuple(str(name) for name in names)
+def _label_values(shard: pq.ParquetFile, column: str, file: Path) -> list[Any]:
+    """The labels of a shard: its column, or what the name of a folder says; None where there are none."""
+    num_rows = shard.metadata.num_rows
+    if column in shard.schema_arrow.names:
+        kind = shard.schema_arrow.field(column).type
+        if pa.types.is_nested(kind) or pa.types.is_temporal(kind):
+            return [kind] * num_rows  # which is no class, and says more than its values
+        return list(shard.read([column], use_threads=False)[column].to_pylist())
+    parts = dict(part.partition("=")[::2] for part in file.parts if "=" in part)
+    value = unquote(parts.get(column, _HIVE_NULL))
+    return [None if value == _HIVE_NULL else value] * num_rows
 
 
 def _class_names(schema: pa.Schema, column: str) -> list[str]:

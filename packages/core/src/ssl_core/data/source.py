@@ -134,11 +134,20 @@ class LazyImages:
         """Identifiers of the images found broken so far, by any worker process."""
         return tuple(self._source.identifier(index) for index in self._is_broken.nonzero().flatten().tolist())
 
+    def readable(self) -> list[int]:
+        """Indices of the images that have not been found broken so far, by any worker process."""
+        return (self._is_broken == 0).nonzero().flatten().tolist()
+
     def _readable(self, index: int) -> int:
         # Ends: a limit below 1 leaves readable images, and check_broken refuses a source without any.
         while self._is_broken[index]:
             index = (index + 1) % len(self)
         return index
+
+
+def readable(source: ImageSource) -> list[int]:
+    """Indices of the images of a source that have not been found broken so far."""
+    return source.readable() if isinstance(source, LazyImages) else list(range(len(source)))
 
 
 def pack(source: ImageSource, indices: Sequence[int]) -> PackedImages:

@@ -41,10 +41,8 @@ def normalization(config: DataConfig, source: ImageSource) -> tuple[Channels, Ch
         source: the training images.
 
     Raises:
-        ValueError: if only one of the two is configured, or their lengths are not the number of channels.
+        ValueError: if the lengths of those configured are not the number of channels.
     """
-    if (config.mean is None) != (config.std is None):
-        raise ValueError(f"data.mean {config.mean} and data.std {config.std} go together: set both or none")
     num_channels = source.image(0).shape[0]
     if config.mean is not None and config.std is not None:
         if not len(config.mean) == len(config.std) == num_channels:
@@ -52,8 +50,6 @@ def normalization(config: DataConfig, source: ImageSource) -> tuple[Channels, Ch
                 f"data.mean {config.mean} and data.std {config.std} need one number for each of the "
                 f"{num_channels} channels of {source.name}"
             )
-        if min(config.std) <= 0:
-            raise ValueError(f"data.std must be positive, got {config.std}")
         return config.mean, config.std
     if isinstance(config.source, str) and config.source in KNOWN and num_channels == 3:
         return KNOWN[config.source]

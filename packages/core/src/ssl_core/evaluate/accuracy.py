@@ -1,7 +1,7 @@
 """Where the true class stands among the scores: what top-1 and top-5 are counted from."""
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ssl_core.data import ImageSource
@@ -45,8 +45,46 @@ def check_labels(labels: Int64[Tensor, " n"], num_classes: int, images: str) -> 
         raise ValueError(f"the {images} images have label {int(labels.max())}, but there are {num_classes} classes")
 
 
+def check_classes(train: ImageSource, test: ImageSource) -> None:
+    """Refuse sources whose labels cannot be compared, before their images are read.
+
+    Raises:
+        ValueError: if an image has no label, or a test image a class that no training image can have.
+    """
+    num_classes = count_classes(train)
+    check_labels(source_labels(train), num_classes, "training")
+    labels = source_labels(test)
+    if test.classes is not None and (labels >= num_classes).any():
+        unknown = sorted({test.classes[label] for label in labels.tolist() if label >= num_classes})
+        raise ValueError(f"{test.name} has classes that are not in {train.name}: {unknown[:5]}")
+    check_labels(labels, num_classes, "test")
+
+
+def source_labels(source: ImageSource) -> Int64[Tensor, " n"]:
+    """The labels of all images of a source, -1 where unknown."""
+    return torch.tensor([source.label(index) for index in range(len(source))], dtype=torch.int64)
+
+
+def balanced_accuracy(is_right: Bool[Tensor, " n"], labels: Int64[Tensor, " n"]) -> float:
+    """Mean over the classes that occur of the fraction of their images that are right, in [0, 1].
+
+    Example:
+        >>> balanced_accuracy(torch.tensor([True, True, False]), torch.tensor([0, 0, 1]))
+        0.5
+    """
+    counts = labels.bincount()
+    right = labels.bincount(is_right.double())
+    return (right / counts)[counts > 0].mean().item()
+
+
+def balanced_text(top1: float, balanced: float) -> str:
+    """What a line says of the balanced accuracy: nothing where it is top-1, as with classes of one size."""
+    text = f"{100 * balanced:.2f}"
+    return "" if text == f"{100 * top1:.2f}" else f", balanced over classes {text}"
+
+
 def count_classes(source: ImageSource) -> int:
     """Number of classes of a labelled source: of their names, or else one more than the largest label."""
     if source.classes is not None:
         return len(source.classes)
-    return 1 + max(source.label(index) for index in range(len(source)))
+    return 1 + int(source_labels(source).max())

@@ -8,6 +8,7 @@ from pyarrow.lib import FixedSizeListArray, array, table
 from pyarrow.parquet import write_table
 
 from ssl_core.data import DataConfig, open_source
+from ssl_core.data.source import readable
 from ssl_core.evaluate.encoder import Layer
 from ssl_core.evaluate.features import Features
 from ssl_core.evaluate.subject import load_subject
@@ -26,7 +27,7 @@ def embed(
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Write the features of a source, with identifiers and labels (-1 where unknown), in its order.
+    """Write the features of a source's readable images, with identifiers and labels (-1 where unknown), in its order.
 
     Args:
         encoder: a run directory, a ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
@@ -56,9 +57,9 @@ def embed(
     subject = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed)
     source = open_source(subject.data, split=split)
     found = subject.extract(source, "features" if progress else "")
-    identifiers = [source.identifier(index) for index in range(len(source))]
+    identifiers = [source.identifier(index) for index in readable(source)]
     write_atomically(path, lambda part: _write_features(part, path.suffix, found, identifiers))
-    print(f"wrote {len(source)} features of length {found.features.shape[1]} to {path}")
+    print(f"wrote {len(identifiers)} features of length {found.features.shape[1]} to {path}")
     return path
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ssl_core.data import ImageSource
 from ssl_core.data.pipeline import Pipeline, Request
+from ssl_core.data.source import readable
 from ssl_core.views import ViewSpec, eval_spec
 
 
@@ -60,7 +61,9 @@ def extract_features(
     seed: int = 0,
     progress: str = "",
 ) -> Features:
-    """Features of all images of a source, in its order.
+    """Features of all readable images of a source, in its order.
+
+    Images that turn out broken are left out: `ssl_core.data.source.readable` gives the indices of the others.
 
     Changes neither the encoder, nor its mode, nor any generator, so that a training run can call it between two
     epochs.
@@ -91,8 +94,11 @@ def extract_features(
         ):
             found.append(features.cpu())
             bar.update(len(features))
-    labels = torch.tensor([source.label(index) for index in range(len(source))], dtype=torch.int64)
-    return Features(torch.cat(found), labels)
+    kept = readable(source)
+    labels = torch.tensor([source.label(index) for index in kept], dtype=torch.int64)
+    features_nf = torch.cat(found)
+    # In place of a broken image stood the next one, which has a row of its own.
+    return Features(features_nf if len(kept) == len(source) else features_nf[kept], labels)
 
 
 def iterate_features(

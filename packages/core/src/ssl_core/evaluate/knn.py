@@ -13,7 +13,14 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from ssl_core.data import DataConfig, ImageSource, open_source
-from ssl_core.evaluate.accuracy import check_labels, count_classes, label_ranks
+from ssl_core.evaluate.accuracy import (
+    balanced_accuracy,
+    balanced_text,
+    check_classes,
+    check_labels,
+    count_classes,
+    label_ranks,
+)
 from ssl_core.evaluate.encoder import Layer
 from ssl_core.evaluate.features import Features
 from ssl_core.evaluate.subject import load_subject
@@ -154,6 +161,17 @@ def knn_accuracy(train: Features, test: Features, *, k: int = 200, temperature: 
     return (ranks < 1).double().mean().item()
 
 
+def check_knn(train: ImageSource, test: ImageSource, k: int) -> None:
+    """Refuse sources that a kNN cannot serve, before their images are read.
+
+    Raises:
+        ValueError: if a label is missing or cannot be compared, or k is beyond the training images.
+    """
+    if k > len(train):
+        raise ValueError(f"k {k} is more than the {len(train)} labelled images of {train.name}")
+    check_classes(train, test)
+
+
 def evaluate_knn(
     encoder: str,
     *,
@@ -184,7 +202,8 @@ def evaluate_knn(
         sources: labelled and test images that the caller has open; None opens those of ``data``.
 
     Returns:
-        What ``knn.json`` says: ``top1``, with ten classes or more ``top5``, and every setting.
+        What ``knn.json`` says: ``top1``; ``balanced``, the mean of the classes' top-1; with ten classes or more
+        ``top5``; and every setting.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
@@ -192,15 +211,20 @@ def evaluate_knn(
     """
     subject = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed)
     train, test = sources or (open_source(subject.data, split=split) for split in ("labelled", "test"))
+    check_knn(train, test, k)
     bank = subject.extract(train, "training features" if progress else "").to(device)
     queries = subject.extract(test, "test features" if progress else "").to(device)
     num_classes = count_classes(train)
     ranks = knn_ranks(bank, queries, k=k, temperature=temperature, num_classes=num_classes)
-    result: dict[str, Any] = {"top1": (ranks < 1).double().mean().item()}
+    balanced = balanced_accuracy(ranks < 1, queries.labels)
+    result: dict[str, Any] = {"top1": (ranks < 1).double().mean().item(), "balanced": balanced}
     if num_classes >= 10:
         result["top5"] = (ranks < 5).double().mean().item()
     result |= {"k": k, "temperature": temperature, "features": features, "view": subject.view_text()}
     result |= subject.settings(train=train, test=test)
-    print(f"knn top1 {100 * result['top1']:.2f} (k={k}, T={temperature:g}, {len(test)} images)")
+    print(
+        f"knn top1 {100 * result['top1']:.2f} (k={k}, T={temperature:g}, {result['num_test']} images"
+        f"{balanced_text(result['top1'], balanced)})"
+    )
     subject.save(result, "knn.json", out)
     return result

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import trange
 
 from ssl_core.data import Batches, DataConfig, ImageSource, open_source
-from ssl_core.evaluate.accuracy import check_labels, count_classes, label_ranks
+from ssl_core.evaluate.accuracy import balanced_accuracy, balanced_text, check_classes, count_classes, label_ranks
 from ssl_core.evaluate.encoder import Layer
 from ssl_core.evaluate.features import Features, evaluating
 from ssl_core.evaluate.protocol import (
@@ -48,12 +48,14 @@ class LinearResult(NamedTuple):
         last: accuracy after the last epoch: the number to compare.
         best: accuracy after the best epoch, which the test images chose: some papers report it.
         best_epoch: number of that epoch, counted from 1.
+        balanced: mean over the classes of their accuracy after the last epoch.
         random_crops: accuracy after the last epoch on random crops of the test images, for each seed of the crops.
     """
 
     last: float
     best: float
     best_epoch: int
+    balanced: float
     random_crops: tuple[float, ...] = ()
 
 
@@ -84,14 +86,13 @@ def linear_probe(
         ValueError: if a label is missing, there is less than one batch of images, or the classifier diverges.
     """
     num_classes, card, device = count_classes(train), subject.card, subject.device
-    check_labels(_labels(train, range(len(train))), num_classes, "training")
+    check_classes(train, test)
     if len(train) < protocol.batch_size:
         raise ValueError(
             f"{len(train)} training images are less than one batch of {protocol.batch_size}; give a smaller batch_size"
         )
     view = view_for_testing(protocol, card.image_size)
     tested = subject.extract(test, "test features" if progress else "", view=view)
-    check_labels(tested.labels, num_classes, "test")
 
     batches: _Batches
     if protocol.crop == "none":
@@ -116,7 +117,8 @@ def linear_probe(
             cut = subject.extract(test, "random crops" if progress else "", view=random_view, seed=crop_seed)
             random_crops.append(_accuracy(classifier(cut.features), cut.labels))
     best = max(accuracy)
-    return LinearResult(accuracy[-1], best, accuracy.index(best) + 1, tuple(random_crops))
+    balanced = balanced_accuracy(label_ranks(classifier(tested.features), tested.labels) < 1, tested.labels)
+    return LinearResult(accuracy[-1], best, accuracy.index(best) + 1, balanced, tuple(random_crops))
 
 
 def _stored_batches(stored: Features, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -228,7 +230,8 @@ def evaluate_linear(
         progress: whether bars are shown.
 
     Returns:
-        What ``linear.json`` says: ``last``, ``best``, ``best_epoch``, ``random_crops``, and every setting.
+        What ``linear.json`` says: ``last``, ``best``, ``best_epoch``, ``balanced``, ``random_crops``, and every
+        setting.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
@@ -259,7 +262,8 @@ def evaluate_linear(
     }
     print(
         f"linear top1 last {100 * accuracy.last:.2f} best {100 * accuracy.best:.2f} "
-        f"(protocol {protocol}, {chosen.epochs} epochs, {len(test)} images)"
+        f"(protocol {protocol}, {chosen.epochs} epochs, {result['num_test']} images"
+        f"{balanced_text(accuracy.last, accuracy.balanced)})"
     )
     if random_view is not None:
         mean, std = statistics.mean(accuracy.random_crops), statistics.stdev(accuracy.random_crops)

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ssl_core.data import DataConfig, ImageSource, open_source
+from ssl_core.data.source import readable
 from ssl_core.evaluate.encoder import run_data
 from ssl_core.evaluate.features import evaluation_view
 from ssl_core.evaluate.knn import nearest
@@ -56,10 +57,10 @@ def neighbour_picture(
     """Draw the nearest training images of some test images.
 
     Args:
-        train: m images to choose from.
+        train: images to choose from.
         test: images that hold the queries.
         queries: n indices into ``test``, a row each.
-        blocks: features of ``train`` and of the queries, by title.
+        blocks: features of the m readable images of ``train`` and of the queries, by title.
         image_size: side of the encoder's input, pixels; images are shown as the encoder sees them.
         k: number of neighbours in a block.
         caption: line above the picture.
@@ -67,6 +68,7 @@ def neighbour_picture(
     Raises:
         ValueError: if k is beyond the training images.
     """
+    banked = readable(train)
     cell, label_query = _SIDE + 2 * _FRAME, [test.label(index) for index in queries]
     block_width = k * (cell + _GAP) - _GAP
     width = _GAP + cell + len(blocks) * (_BLOCK_GAP + block_width) + _GAP
@@ -81,7 +83,7 @@ def neighbour_picture(
 
     for block, (title, (bank, query_features)) in enumerate(blocks.items()):
         left = _GAP + cell + _BLOCK_GAP + block * (block_width + _BLOCK_GAP)
-        index = nearest(bank, query_features, k)[1].tolist()
+        index = [[banked[row] for row in rows] for rows in nearest(bank, query_features, k)[1].tolist()]
         colors = [
             [_color(label, train.label(neighbour)) for neighbour in neighbours]
             for label, neighbours in zip(label_query, index, strict=True)
@@ -165,13 +167,15 @@ def draw_neighbours(
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
     data = data or run_data(encoder)
     train, test = (open_source(data, split=split) for split in ("labelled", "test"))
-    queries = choose_queries(torch.tensor([test.label(index) for index in range(len(test))]), rows)
     blocks = {}
     for title, spec, like in (("trained", encoder, None), ("random", "random", encoder), ("pixels", "pixels", encoder)):
         subject = load_subject(spec, data=data, like=like, device=device, seed=seed)
-        bank, tested = (subject.extract(source, title if progress else "").features for source in (train, test))
-        blocks[f"{title} encoder" if title != "pixels" else title] = (bank, tested[queries])
-    caption = f"{encoder}: nearest of {len(train)} training images to {len(queries)} test images of {test.name}"
+        bank, tested = (subject.extract(source, title if progress else "") for source in (train, test))
+        shown = choose_queries(tested.labels, rows)
+        blocks[f"{title} encoder" if title != "pixels" else title] = (bank.features, tested.features[shown])
+    there = readable(test)
+    queries = [there[row] for row in shown]
+    caption = f"{encoder}: nearest of {len(bank.labels)} training images to {len(queries)} test images of {test.name}"
     picture = neighbour_picture(train, test, queries, blocks, image_size=subject.card.image_size, k=k, caption=caption)
     write_atomically(path, lambda part: picture.save(part, format="PNG"))
     print(f"wrote {path}")

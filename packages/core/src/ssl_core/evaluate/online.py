@@ -9,11 +9,11 @@ from torch import nn
 
 from ssl_core import distributed
 from ssl_core.backbone import BackboneCard
-from ssl_core.data import DataConfig, ImageSource, has_test_split, open_source
+from ssl_core.data import DataConfig, ImageSource, open_source
 from ssl_core.evaluate.accuracy import count_classes
 from ssl_core.evaluate.encoder import Layer
 from ssl_core.evaluate.features import evaluation_view, extract_features
-from ssl_core.evaluate.knn import knn_accuracy
+from ssl_core.evaluate.knn import check_knn, knn_accuracy
 from ssl_core.evaluate.similarity import intra_class_similarity
 from ssl_core.train import Method
 from ssl_core.views import ViewSpec, shortest_side
@@ -28,7 +28,7 @@ class EvaluateConfig:
     During training the intra-class similarity of the test features is logged beside it.
 
     Attributes:
-        knn_every: number of epochs between two evaluations; None evaluates once, at the end.
+        knn_every: number of epochs between two evaluations; None evaluates once, at the end, and 0 never.
         k: number of neighbours that vote.
         temperature: divisor in the weight of a vote, exp(cosine / temperature).
         features: layer to evaluate, ``backbone`` or ``projection``.
@@ -39,6 +39,15 @@ class EvaluateConfig:
     temperature: float = 0.1
     features: Layer = "backbone"
 
+    def __post_init__(self) -> None:
+        if self.knn_every is not None and self.knn_every < 0:
+            raise ValueError(f"evaluate.knn_every must be 0 or more epochs, or null, got {self.knn_every}")
+        if self.k < 1 or not self.temperature > 0:
+            raise ValueError(
+                f"evaluate.k and evaluate.temperature must be positive, got {self.k} and {self.temperature}; "
+                "evaluate.knn_every 0 turns the kNN off"
+            )
+
 
 def decoded_side(specs: Sequence[ViewSpec]) -> int | None:
     """Pixels that each side of an image must keep when it is decoded, for these views and for the kNN's."""
@@ -48,25 +57,26 @@ def decoded_side(specs: Sequence[ViewSpec]) -> int | None:
 def knn_sources(
     data: DataConfig, config: EvaluateConfig, train: ImageSource, at_least: int | None
 ) -> tuple[ImageSource, ImageSource] | None:
-    """The labelled images of the kNN, bank and queries; None, with a line in the log, where there are none.
+    """The labelled images of the kNN, bank and queries; None, with a line in the log, where there can be no kNN.
 
     Raises:
-        ValueError: if there are none and ``config`` asks for them during training, or fewer than ``k``.
+        ValueError: if there can be none and it was asked for: during training, or by test images of their own.
     """
-    reason = ""
-    if not has_test_split(data):
-        reason = "the data has no test split (data.test_source or data.holdout give it one)"
-    elif train.classes is None and data.source != "stl10":
-        reason = "the data has no labels"
-    if reason:
-        if config.knn_every is not None:
-            raise ValueError(f"evaluate.knn_every {config.knn_every}: {reason}")
-        logger.info("no kNN at the end: %s", reason)
+    if config.knn_every == 0:
         return None
-    bank = open_source(data, split="labelled") if data.source == "stl10" else train
-    test = open_source(data, split="test", at_least=at_least)
-    if config.k > len(bank):
-        raise ValueError(f"evaluate.k {config.k} is more than the {len(bank)} labelled images of {bank.name}")
+    try:
+        if train.classes is None and data.source != "stl10":
+            raise ValueError("the data has no labels")
+        bank = open_source(data, split="labelled") if data.source == "stl10" else train
+        test = open_source(data, split="test", at_least=at_least)
+        check_knn(bank, test, config.k)
+    except ValueError as error:
+        if config.knn_every is not None or data.test_source is not None:
+            raise ValueError(f"no kNN can be computed: {error}; evaluate.knn_every 0 trains without it") from error
+        # Training needs no labels, so it is not refused for an evaluation that nobody asked for.
+        logger.warning("no kNN at the end: %s", error)
+        return None
+    logger.info("kNN: %d images of %s, among %d of %s", len(test), test.name, len(bank), bank.name)
     return bank, test
 
 

@@ -141,7 +141,7 @@ def evaluate_similarity(
     }
     print(
         f"similarity intra-class {result['intra_class']:.3f} inter-class {result['inter_class']:.3f} "
-        f"({len(test)} test images, {result['num_classes']} classes, {features})"
+        f"({result['num_test']} test images, {result['num_classes']} classes, {features})"
     )
     subject.save(result, "similarity.json", out)
     return result

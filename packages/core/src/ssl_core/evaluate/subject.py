@@ -9,6 +9,7 @@ from torch import nn
 
 from ssl_core.backbone import BackboneCard
 from ssl_core.data import DataConfig, ImageSource
+from ssl_core.data.source import readable
 from ssl_core.evaluate.encoder import Layer, load_encoder, run_data
 from ssl_core.evaluate.features import Features, evaluation_view, extract_features
 from ssl_core.files import write_atomically
@@ -54,10 +55,10 @@ class Subject(NamedTuple):
         return f"{view.ops[0]}, size {view.sizes[0]}"
 
     def settings(self, **sources: ImageSource) -> dict[str, Any]:
-        """What every result says of the encoder and of the images, by split."""
+        """What every result says of the encoder and of the images, by split, once their features are extracted."""
         counted: dict[str, Any] = {}
         for split, source in sources.items():
-            counted |= {split: source.name, f"num_{split}": len(source)}
+            counted |= {split: source.name, f"num_{split}": len(readable(source))}
         card = self.card
         named = {"encoder": self.name, "architecture": card.architecture, "recipe": card.recipe}
         return {**named, **counted, "holdout": self.data.holdout, "versions": card.versions}

@@ -18,6 +18,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from ssl_core.data import DataConfig, ImageSource, MemoryImages, open_source
+from ssl_core.data.source import readable
 from ssl_core.evaluate.accuracy import check_labels, count_classes
 from ssl_core.evaluate.encoder import BASELINES, Layer, load_encoder, shared_data
 from ssl_core.evaluate.similarity import inter_class_similarity, intra_class_similarity
@@ -257,7 +258,7 @@ def _random_images(test: ImageSource, classes: int, images_per_class: int, seed:
     check_labels(labels, count_classes(test), "test")
     chosen = choose_images(labels, classes=classes, images_per_class=images_per_class, seed=seed)
     images = {index: test.image(index) for index in chosen.tolist()}
-    # In place of a broken image stands the next one, which may be of another class.
-    kept = [index for index in images if test.label(index) == labels[index]]
+    there = set(readable(test))  # in place of a broken image stands the next one
+    kept = [index for index in images if index in there]
     identifiers = [test.identifier(index) for index in kept]
     return MemoryImages(test.name, [images[index] for index in kept], labels[kept], test.classes, identifiers)
