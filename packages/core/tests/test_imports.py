@@ -14,16 +14,18 @@ ROOT = Path(__file__).parents[3]
 CORE = ROOT / "packages/core/src/ssl_core"
 
 # Room -> rooms of ssl_core that it may import, besides itself; anyone may use what stands in ANYWHERE.
-ANYWHERE = {"lazy", "philox", "files", "schedules", "step"}
+ANYWHERE = {"lazy", "philox", "files", "schedules", "step", "progress"}
 ALLOWED = {
     "philox": {"ops"},
     "files": set(),
     "schedules": set(),
     "step": set(),
+    "progress": set(),
+    "console": set(),
     "allocator": set(),
     "distributed": set(),
     "config": {"recipes"},
-    "recipes": set(),
+    "recipes": {"console"},
     "doctor": {"ops"},
     "lazy": set(),
     "ops": {"_C"},
@@ -39,7 +41,7 @@ ALLOWED = {
     "summary": {"ops", "distributed", "data", "train", "run"},
     "pretrain": {"allocator", "config", "data", "nn", "distributed", "views", "backbone", "train", "evaluate"}
     | {"run", "summary"},
-    "command": {"config", "distributed", "train", "run", "pretrain"},
+    "command": {"config", "console", "distributed", "data", "train", "run", "pretrain"},
 }
 # These put the rooms together.
 FREE = {"testing", "cli", "__init__", "__main__"}

@@ -1,4 +1,5 @@
 import sys
+from importlib import metadata
 
 import pytest
 import ssl_tiny.train
@@ -15,6 +16,14 @@ def test_the_list_has_each_recipe_with_its_header(arguments, monkeypatch, capsys
         "batch                    Tiny with the other images of the batch in the place of a queue.",
         "smoke                    Tiny with a queue and a momentum branch on the embedded digits.",
     ]
+
+
+def test_the_version_of_a_command_names_those_of_core_and_torch(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ssl-core-train", "--version"])
+    run_command("ssl_core")
+    version = metadata.version
+    expected = f"ssl-core-train {version('ssl-core')}, ssl-core {version('ssl-core')}, torch {version('torch')}"
+    assert capsys.readouterr().out == f"{expected}\n"
 
 
 def test_other_command_lines_go_to_the_training(monkeypatch):

@@ -68,7 +68,7 @@ def scan(data: DataConfig, *, split: Literal["train", "test", "labelled"] = "tra
         data: the images.
         split: train, test, or labelled, the training images of a probe.
     """
-    print(inspect(data, split=split, progress=sys.stderr.isatty()))
+    print(inspect(data, split=split, progress=True))
 
 
 def draw_views(

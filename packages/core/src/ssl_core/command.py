@@ -1,17 +1,19 @@
 """A method's command, and how every command says what went wrong."""
 
+import contextlib
 import inspect
 import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic
 
 from ssl_core import distributed
 from ssl_core.config import parse_config
+from ssl_core.console import Lasting, lasting
+from ssl_core.data.workers import WorkerError, worker_error
 from ssl_core.pretrain import pretrain
 from ssl_core.run import Config, MakeMethod, Prepare, TrainedMethod
 from ssl_core.train import CollapseError
@@ -44,11 +46,11 @@ class Command(Generic[Config, TrainedMethod]):
         config = parse_config(
             self.config_class, arguments, prog=self.prog, description=self.description, recipes=recipes
         )
-        with errors_in_one_line(self.prog):
+        with lasting("stdout"), errors_in_one_line(self.prog):
             pretrain(config, self.make_method, name=self.prog.removesuffix("-train"), prepare=self.prepare)
 
 
-@contextmanager
+@contextlib.contextmanager
 def errors_in_one_line(prog: str) -> Iterator[None]:
     """Print what a user can cause as one message instead of a traceback, and exit with status 1.
 
@@ -58,11 +60,37 @@ def errors_in_one_line(prog: str) -> Iterator[None]:
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(format="%(message)s", level=level, stream=sys.stderr)
     try:
-        yield
-    except (ValueError, OSError, FloatingPointError, CollapseError, ImportError) as error:
-        if os.environ.get("SSL_CORE_TRACEBACK"):
+        with lasting("stderr"):
+            yield
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and not isinstance(sys.stdout, Lasting):
+            raise  # nobody reads what the command prints
+        message = _message(error)
+        if message is None or os.environ.get("SSL_CORE_TRACEBACK"):
             raise
-        sys.stderr.write(f"{prog}: error: {error}\n")
+        sys.stderr.write(f"{prog}: error: {message}\n")
         raise SystemExit(1) from error
     finally:
         distributed.teardown()
+
+
+_USERS = (ValueError, OSError, FloatingPointError, CollapseError, ImportError, WorkerError)
+
+
+def _message(error: Exception) -> str | None:
+    """What tells a user how to mend an error; None for one that users cannot cause."""
+    text = str(error)
+    if isinstance(error, _USERS):
+        return text
+    if text.startswith("DataLoader worker"):  # has died; torch raises it at any moment, from a signal
+        return str(worker_error(error))
+    # Of CUDA, MPS, and the CPU's allocator; after it come sizes of everything.
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        cause = ". ".join(text.split(". ")[:2]).rstrip(".") or "out of memory"
+        return (
+            f"{cause}; a smaller --train.batch_size, a larger --train.accumulate or --train.precision bfloat16 needs "
+            "less, and evaluations run with --device cpu"
+        )
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return f"train.compile: {text.partition(chr(10))[0]}; without it the same is trained: --train.compile false"
+    return None

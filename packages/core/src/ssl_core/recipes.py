@@ -3,23 +3,35 @@
 import difflib
 import sys
 from collections.abc import Iterator
-from importlib import import_module
+from importlib import import_module, metadata
 from itertools import pairwise
 from pathlib import Path
 
+from ssl_core.console import console
+
 
 def run_command(package: str) -> None:
-    """The command of a method package: ``main`` of its module ``train``, or after ``--config list`` its recipes.
+    """The command of a method package: ``main`` of its module ``train``, its recipes or its version.
 
     Args:
         package: the package's import name, such as ``ssl_sce``; its recipes are in the folder ``recipes`` inside it.
     """
     arguments = sys.argv[1:]
-    if "--config=list" in arguments or ("--config", "list") in pairwise(arguments):
-        recipes = Path(import_module(package).__file__ or "").parent / "recipes"
-        print("\n".join(f"{name:24} {line}" for name, line in recipe_headers(recipes)))
-    else:
-        import_module(f"{package}.train").main(arguments)
+    prog = f"{package.replace('_', '-')}-train"
+    with console(prog):
+        if "--config=list" in arguments or ("--config", "list") in pairwise(arguments):
+            recipes = Path(import_module(package).__file__ or "").parent / "recipes"
+            print("\n".join(f"{name:24} {line}" for name, line in recipe_headers(recipes)))
+        elif "--version" in arguments:
+            print(f"{prog} {versions(package, 'ssl_core', 'torch')}")
+        else:
+            import_module(f"{package}.train").main(arguments)
+
+
+def versions(package: str, *others: str) -> str:
+    """The version of a package, and names and versions of others, by their import names."""
+    names = [name.replace("_", "-") for name in others]
+    return ", ".join([metadata.version(package.replace("_", "-")), *(f"{n} {metadata.version(n)}" for n in names)])
 
 
 def recipe_headers(recipes: Path) -> Iterator[tuple[str, str]]:

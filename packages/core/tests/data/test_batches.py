@@ -121,7 +121,7 @@ def test_workers_are_kept_from_one_epoch_to_the_next(source):
 
     def worker():
         list(made.epoch(0))
-        return [process.pid for process in made._pipeline._loader._iterator._workers]
+        return [process.pid for process in made._pipeline._loader._loader._iterator._workers]
 
     assert worker() == worker()
 

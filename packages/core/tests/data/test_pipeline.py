@@ -34,7 +34,7 @@ SOURCES["decoded when needed"] = LazyImages(SOURCES["a list"])
 
 def make(source, **changes):
     options = {"seed": 3, "mean": MEAN, "std": STD, "workers": 0, "renderer": "reference"}
-    return Pipeline(source, SPECS, REQUESTS, **(options | changes))
+    return Pipeline(source, SPECS, REQUESTS, num_batches=2, batch_size=3, **(options | changes))
 
 
 def assert_same(first, second):
@@ -66,10 +66,10 @@ def test_a_device_draws_the_same_views(on_device, source, workers):
 def test_images_that_live_on_the_device_need_no_workers(on_device):
     made = make(SOURCES["one tensor"], renderer="device", workers=2)
     assert made.held_bytes == 8 * 3 * 9 * 10
-    assert made._loader.num_workers == 0
+    assert made._loader._loader.num_workers == 0
     made = make(SOURCES["decoded when needed"], renderer="device", workers=2)
     assert made.held_bytes == 0
-    assert made._loader.num_workers == 2
+    assert made._loader._loader.num_workers == 2
 
 
 def test_what_leaves_a_worker_for_the_device_is_its_batch_alone(on_device, monkeypatch):

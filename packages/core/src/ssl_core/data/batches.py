@@ -50,7 +50,8 @@ class Batches:
 
     Raises:
         ValueError: if there are fewer images than a batch has, the batch cannot be divided, mean and std are not one
-            number for each channel, or the renderer cannot run on the device.
+            number for each channel, the renderer cannot run on the device, or the shared memory does not hold the
+            batches of the workers.
 
     Example:
         >>> from ssl_core.data import DataConfig, open_source
@@ -105,6 +106,8 @@ class Batches:
             source,
             specs,
             self._requests,
+            num_batches=self.batches_per_epoch * accumulate,
+            batch_size=self._layout[-1],
             seed=seed,
             mean=mean,
             std=std,

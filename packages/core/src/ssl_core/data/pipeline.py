@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ssl_core.data.device import held_on, prefetched_on, to_device
 from ssl_core.data.source import ImageSource, pack, packed_copy
-from ssl_core.data.workers import make_loader
+from ssl_core.data.workers import Loader, check_shared_memory
 from ssl_core.views import PackedImages, ViewSpec, choose_renderer, render_views, sample_parameters
 
 
@@ -55,11 +55,14 @@ class Pipeline:
 
     Args:
         requests: numbers of the images of each batch.
+        num_batches: number of requests of a pass.
+        batch_size: number of images of the largest request.
         persistent: whether the workers are kept between passes.
         hold: whether the images may live on the device, where they need no workers; not worth it for a few of them.
 
     Raises:
-        ValueError: if the renderer cannot render these views on the device, or workers is negative.
+        ValueError: if the renderer cannot render these views on the device, workers is negative, or the shared memory
+            does not hold the views that workers make.
     """
 
     def __init__(
@@ -68,6 +71,8 @@ class Pipeline:
         specs: Sequence[ViewSpec],
         requests: Iterable[Request],
         *,
+        num_batches: int,
+        batch_size: int,
         seed: int,
         mean: Sequence[float],
         std: Sequence[float],
@@ -98,7 +103,10 @@ class Pipeline:
             channels=len(mean),
             device=self._device if self._renders_here else torch.device("cpu"),
         )
-        self._loader = make_loader(
+        if not self._renders_here:  # else workers send packed images, whose sizes nobody knows yet
+            pixels = sum(size**2 for spec in specs for size in spec.sizes)
+            check_shared_memory(4 * batch_size * len(mean) * pixels, num_batches, workers)
+        self._loader: Loader[Request, Any] = Loader(
             self._maker.packed if self._renders_here else self._maker,
             requests,
             workers if held is None else 0,

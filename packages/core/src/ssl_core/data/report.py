@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from ssl_core.data.config import DataConfig, Images, open_encoded, probed
 from ssl_core.data.files import FileImages, unread_kinds
@@ -14,6 +13,7 @@ from ssl_core.data.pixels import BrokenImageError
 from ssl_core.data.source import MemoryImages, check_broken
 from ssl_core.data.statistics import KNOWN, Channels, image_moments, mean_and_std
 from ssl_core.data.workers import worker_map
+from ssl_core.progress import progress_bar
 
 _CHUNK = 64
 _ALPHA = "shown over white; --data.channels 4 reads it as a channel, which is right where it is another band"
@@ -116,7 +116,7 @@ def inspect(config: DataConfig, *, split: str = "train", progress: bool = True) 
     facts: list[_Facts] = []
     labels: list[int] = []
     broken: list[str] = []
-    with tqdm(total=len(images), desc="reading", unit="image", disable=None if progress else True) as bar:
+    with progress_bar(len(images), "image", desc="reading", disable=not progress) as bar:
         scans = worker_map(_Scan(images, channels), chunks, config.workers)
         for chunk, scanned in zip(chunks, scans, strict=True):
             for index, each in zip(chunk, scanned, strict=True):

@@ -1,6 +1,7 @@
 """What an image source is, and its two forms: held decoded in memory, or decoded when asked for."""
 
 import logging
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -9,10 +10,10 @@ import torch
 from jaxtyping import Int64, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from ssl_core.data.pixels import BrokenImageError, with_channels
 from ssl_core.data.workers import worker_map
+from ssl_core.progress import progress_bar
 from ssl_core.views import PackedImages, pack_images
 
 logger = logging.getLogger(__name__)
@@ -100,8 +101,8 @@ class LazyImages:
         self.name, self.classes = source.name, source.classes
         self._source = source
         self._broken_limit = broken_limit
-        self._is_broken = torch.zeros(len(source), dtype=torch.uint8)
-        self._is_broken.share_memory_()  # type: ignore[no-untyped-call]  # torch's is untyped
+        # Zeros that forked processes share, without a file in /dev/shm.
+        self._is_broken = torch.frombuffer(mmap.mmap(-1, len(source)), dtype=torch.uint8)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -202,7 +203,7 @@ def hold_in_memory(source: ImageSource, *, workers: int = 0, broken_limit: float
     kept: list[int] = []
     broken: list[str] = []
     chunks = [range(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK)]
-    with tqdm(total=len(source), desc="decoding", unit="image", delay=2, leave=False, disable=None) as bar:
+    with progress_bar(len(source), "image", desc="decoding", delay=2, leave=False) as bar:
         for chunk, decoded in zip(chunks, worker_map(_Decoder(source), chunks, workers), strict=True):
             for index, image in zip(chunk, decoded, strict=True):
                 if isinstance(image, str):

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ssl_core.data import ImageSource
 from ssl_core.data.pipeline import Pipeline, Request
 from ssl_core.data.source import readable
+from ssl_core.progress import progress_bar
 from ssl_core.views import ViewSpec, eval_spec
 
 
@@ -88,7 +88,7 @@ def extract_features(
     """
     batches = [range(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
     found = []
-    with tqdm(total=len(source), desc=progress, unit="img", disable=not progress) as bar:
+    with progress_bar(len(source), "img", desc=progress, disable=not progress) as bar:
         for features in iterate_features(
             encoder, source, view, batches, mean=mean, std=std, device=device, workers=workers, seed=seed
         ):
@@ -125,6 +125,8 @@ def iterate_features(
         source,
         (view,),
         [Request(0, list(batch)) for batch in batches],
+        num_batches=len(batches),
+        batch_size=max(map(len, batches), default=0),
         seed=seed,
         mean=mean,
         std=std,

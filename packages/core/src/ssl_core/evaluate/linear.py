@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from timm.optim.lars import Lars
 from torch import Tensor
-from tqdm import trange
 
 from ssl_core.data import Batches, DataConfig, ImageSource, open_source
 from ssl_core.evaluate.accuracy import balanced_accuracy, balanced_text, check_classes, count_classes, label_ranks
@@ -33,6 +32,7 @@ from ssl_core.evaluate.protocol import (
 )
 from ssl_core.evaluate.subject import Subject, load_subject
 from ssl_core.philox import permutation
+from ssl_core.progress import progress_bar
 from ssl_core.views import ViewSpec
 
 _SHUFFLE_STREAM = 1
@@ -162,7 +162,9 @@ def _train_classifier(
     test_features = test.features.to(device)
     optimizer = _optimizer([weight.requires_grad_(), bias.requires_grad_()], protocol)
     accuracy = []
-    epochs = trange(protocol.epochs, desc="linear", unit="epoch", disable=not progress)
+    epochs = progress_bar(
+        protocol.epochs, "epoch", iterable=range(protocol.epochs), desc="linear", disable=not progress
+    )
     for epoch in epochs:
         optimizer.param_groups[0]["lr"] = learning_rate(protocol, epoch)
         for features, labels in batches(epoch):

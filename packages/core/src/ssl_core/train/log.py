@@ -8,9 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from tqdm import tqdm
-
 from ssl_core.files import write_atomically
+from ssl_core.progress import progress_bar
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -50,16 +49,8 @@ class Log:
         self._has_forecast = False
         self._file: TextIO | None = None
         self._events: SummaryWriter | None = None
-        self._bar = tqdm(
-            total=total_images,
-            initial=start * images_per_step,
-            unit="img",
-            unit_scale=True,
-            dynamic_ncols=True,
-            disable=not active,
-            # A log file gets a line now and then, a terminal a live bar.
-            mininterval=0.2 if sys.stderr.isatty() else 30.0,
-        )
+        initial = start * images_per_step
+        self._bar = progress_bar(total_images, "img", initial=initial, unit_scale=True, disable=not active)
         if not active:
             return
         path = folder / "metrics.jsonl"
