@@ -23,9 +23,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int32
-from tqdm import tqdm
 
 from ssl_core.philox import permutation, uniform
+from ssl_core.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -289,7 +289,7 @@ def nearest(
     _check_features(features)
     num_queries = n if num_queries is None else num_queries
     knn, nearest_qk = faiss.knn(), np.empty((num_queries, k), np.int32)
-    with tqdm(total=num_queries, desc=progress, unit="img", disable=not progress) as bar:
+    with progress_bar(num_queries, "img", desc=progress, disable=not progress) as bar:
         for queries in _blocks(num_queries, block_rows):
             query = _float32(features, queries)
             heap = faiss.library.ResultHeap(len(query), k + 1)

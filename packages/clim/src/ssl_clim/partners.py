@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import nn
-from tqdm import tqdm
 
 from ssl_clim.method import CLIM
 from ssl_clim.neighbours import (
@@ -38,6 +37,7 @@ from ssl_clim.neighbours import (
 from ssl_core import distributed
 from ssl_core.data import DataConfig, ImageSource
 from ssl_core.evaluate import evaluation_view, iterate_features
+from ssl_core.progress import progress_bar
 from ssl_core.run import Run
 from ssl_core.train import TrainConfig
 
@@ -220,7 +220,7 @@ def _embeddings(run: PartnerRun, file: BinaryIO) -> Float[np.ndarray, "n d"]:
     done = 0
     with (
         torch.autocast(run.device.type, torch.bfloat16, enabled=run.config.train.precision == "bfloat16"),
-        tqdm(total=num_images, desc="embeddings", unit="img", disable=not distributed.is_main()) as bar,
+        progress_bar(num_images, "img", desc="embeddings", disable=not distributed.is_main()) as bar,
     ):
         for block in blocks:
             if config.features == "projection":
