@@ -2,10 +2,12 @@ import contextlib
 import io
 
 import numpy as np
+import pillow_heif
 import pytest
+import tifffile
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from ssl_core.data import BrokenImageError, decode_image
 
@@ -195,11 +197,87 @@ def test_channels_that_cannot_be_made_are_named(make):
         decode_image(npy(make.noise(5, 9, 9)), 3, identifier="a.npy")
 
 
-def test_zero_bytes_and_text_are_not_images():
-    with pytest.raises(BrokenImageError, match=r"x\.png: zero bytes"):
-        decode_image(b"", identifier="x.png")
-    with pytest.raises(BrokenImageError, match=r"x\.png: not an image"):
-        decode_image(b"<html>404 Not Found</html>", identifier="x.png")
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "zero bytes"),
+        (b"<html>404 Not Found</html>", "not an image in a known format; it begins with b'<html>404"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "pointer of Git LFS.*git lfs pull"),
+        (b"8BPS\0\1", "it begins with b'8BPS"),
+        (b"RIFF\0\0\0\0AVI LIST", "it begins with b'RIFF"),
+        (b"\0\0\0\x18ftypmp42", r"it begins with b'\\x00\\x00\\x00\\x18ftypmp42"),
+        (b"\xff\xd8\xff\xe0", "damaged JPEG"),
+        (b"\0\0\0\x18ftypheic", "damaged HEIC"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif", "damaged AVIF"),
+        (b"II*\0\x08\0\0\0", "damaged TIFF"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "damaged JPEG 2000"),
+    ],
+    ids=lambda value: value[:16] if isinstance(value, bytes) else "",
+)
+def test_what_is_no_image_is_named(data, message):
+    with pytest.raises(BrokenImageError, match=rf"(?s)^x\.png: .*{message}"):
+        decode_image(data, identifier="x.png")
+
+
+def test_any_exception_of_a_decoder_is_a_broken_image_in_one_line(make, monkeypatch):
+    def fails(image, **options):
+        raise ZeroDivisionError("division\n  by zero")
+
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", fails)
+    with pytest.raises(BrokenImageError, match=r"^a\.png: damaged PNG: division by zero$"):
+        decode_image(make.encoded(make.noise(2, 2)), identifier="a.png")
+
+
+@pytest.mark.parametrize("extra", ["text", "many texts", "color profile"])
+def test_a_png_with_much_beside_its_pixels_is_read(make, extra):
+    pixels, texts = make.noise(4, 6, 3), PngImagePlugin.PngInfo()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number in range({"text": 1, "many texts": 70}.get(extra, 0)):
+        texts.add_text(str(number), "x" * (2_000_000 if extra == "text" else 1_000_000), zip=True)
+    profile = bytes(2_000_000) if extra == "color profile" else None
+    data = make.encoded(pixels, pnginfo=texts, icc_profile=profile, exif=exif)
+    assert torch.equal(decode_image(data), channels_first(np.rot90(pixels, -1).copy()))
+
+
+def test_the_orientation_in_a_text_of_a_png_is_applied(make):
+    pixels, texts = make.noise(4, 6, 3), PngImagePlugin.PngInfo()
+    texts.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
+    assert torch.equal(decode_image(make.encoded(pixels, pnginfo=texts)), channels_first(np.rot90(pixels, -1).copy()))
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "TIFF of 5 bands", "HEIC"])
+def test_an_image_larger_than_the_limit_is_refused_before_it_is_decoded(make, format, monkeypatch):
+    buffer = io.BytesIO()
+    if format == "TIFF of 5 bands":
+        tifffile.imwrite(buffer, make.noise(16, 24, 5), photometric="minisblack", planarconfig="contig")
+    elif format == "HEIC":
+        pillow_heif.from_pillow(Image.new("RGB", (24, 16))).save(buffer)
+    else:
+        buffer.write(make.encoded(make.noise(16, 24, 3), format))
+    monkeypatch.setattr("ssl_core.data.pixels.MAX_BYTES", 16 * 24 * 4 - 1)
+    with pytest.raises(BrokenImageError, match=r"a\.x: 24 x 16 pixels take .* cut it into tiles or scale it down"):
+        decode_image(buffer.getvalue(), identifier="a.x")
+
+
+def test_pillows_own_limits_play_no_part(make, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert decode_image(make.encoded(make.noise(16, 24, 3))).shape == (3, 16, 24)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("layout", ["pages", "bands"])
+def test_the_orientation_of_a_tiff_is_applied_by_both_readers(make, orientation, layout):
+    pixels, buffer = make.noise(4, 6, 2), io.BytesIO()
+    tag = [(274, 3, 1, orientation, True)]
+    with tifffile.TiffWriter(buffer) as writer:
+        for page in pixels.transpose(2, 0, 1) if layout == "pages" else [pixels]:
+            options = {} if layout == "pages" else {"planarconfig": "contig"}
+            writer.write(page.copy(), photometric="minisblack", extratags=tag, metadata=None, **options)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    shown = [decode_image(make.encoded(page, exif=exif)) for page in pixels.transpose(2, 0, 1).copy()]
+    assert torch.equal(decode_image(buffer.getvalue()), torch.cat(shown))
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP", "NPY", "PNG16"])

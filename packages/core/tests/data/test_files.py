@@ -1,12 +1,15 @@
 import contextlib
 import os
+import re
 import socket
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ssl_core.data import BrokenImageError, DataConfig, inspect, open_source
+from ssl_core.data.decode import suffixes
 
 
 def config(source, **options):
@@ -59,9 +62,63 @@ def test_files_of_other_kinds_are_ignored_and_listed(tmp_path, make):
     assert inspect(config(tmp_path), progress=False).ignored == (str(tmp_path / "notes.md"),)
 
 
-def test_a_file_without_a_suffix_is_tried(tmp_path, make):
+def test_a_file_without_a_suffix_is_an_image_if_it_begins_as_one(tmp_path, make):
     make.write_images(tmp_path, ["image", "other.png"])
+    for name, content in {"README": b"hello", "LICENSE": b"", "Icon\r": b"x"}.items():
+        (tmp_path / name).write_bytes(content)
+    os.mkfifo(tmp_path / "pipe")
     assert len(open_source(config(tmp_path))) == 2
+
+
+@pytest.mark.parametrize(
+    "folder", ["@eaDir/1.png", "__MACOSX", ".AppleDouble", "lost+found", "$RECYCLE.BIN", "System Volume Information"]
+)
+def test_what_systems_leave_in_a_folder_is_neither_read_nor_listed(folder, tmp_path, make, monkeypatch):
+    make.write_images(tmp_path, ["1.png", f"{folder}/2.png"])
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.fspath(path) != str(tmp_path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert len(open_source(config(tmp_path))) == 1
+
+
+def test_a_start_says_how_many_files_of_which_kinds_are_not_read(tmp_path, make, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    make.write_images(tmp_path, ["1.png", "2.JFIF"])
+    for name in ("a.HEIC", "b.heic", "c.psd", "notes.txt", "1.json", "README"):
+        (tmp_path / name).write_text("")
+    assert len(open_source(config(tmp_path))) == 2
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert (
+        line
+        == f"{tmp_path}: ignored 3 files of kinds that are not read: 2 .heic (pip install 'ssl-core[heif]'), 1 .psd"
+    )
+
+
+def test_held_out_images_do_not_say_it_again(tmp_path, make, caplog):
+    make.write_images(tmp_path, ["1.png", "2.png"])
+    (tmp_path / "a.psd").write_text("")
+    for split in ("train", "test"):
+        open_source(config(tmp_path, holdout=0.5), split=split)
+    assert caplog.text.count("a.psd") == 0
+    assert caplog.text.count("1 .psd") == 1
+
+
+def test_a_folder_of_kinds_that_are_not_read_says_what_would_read_them(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "a.heic").write_text("")
+    with pytest.raises(ValueError, match=r"holds no images.* 1 \.heic \(pip install 'ssl-core\[heif\]'\)\. Looked for"):
+        open_source(config(tmp_path))
+
+
+def test_every_suffix_that_the_document_names_is_an_image(tmp_path, make):
+    document = (Path(__file__).parents[4] / "docs/data.md").read_text().partition("## Files of a folder")[2]
+    listed = re.findall(r"`\.\w[^`]*`", document.partition("Others are ignored")[0])
+    assert {suffix for part in listed for suffix in part.strip("`").split()} == set(suffixes())
 
 
 def test_links_are_followed_and_a_loop_ends(tmp_path, make):

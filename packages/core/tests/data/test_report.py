@@ -53,3 +53,35 @@ def test_a_source_without_a_readable_image_is_an_error(tmp_path):
         inspect(DataConfig(source=str(tmp_path), workers=0), progress=False)
     with pytest.raises(ValueError, match="1 of 1 images"):
         inspect(DataConfig(source=str(tmp_path), workers=0, channels=3), progress=False)
+
+
+@pytest.mark.parametrize("channels", [None, 3, 4])
+def test_alpha_is_a_channel_where_it_is_asked_for_and_named_where_not(tmp_path, make, channels):
+    for seed in range(3):
+        (tmp_path / f"{seed}.png").write_bytes(make.encoded(make.noise(8, 8, 4, seed=seed)))
+    config = DataConfig(source=str(tmp_path), workers=0, channels=channels)
+    report = inspect(config, progress=False)
+    assert report.broken == ()
+    assert report.hides_alpha == ("--data.channels 4 reads it" in str(report)) == (channels != 4)
+    assert report.mean == pytest.approx(channel_statistics(open_source(config))[0])
+    assert report.channels == {channels or 3: 3}
+
+
+def test_gray_and_color_without_alpha_hide_none(tmp_path, make):
+    make.write_images(tmp_path, ["1.png", "2.png"])
+    (tmp_path / "gray.png").write_bytes(make.encoded(make.noise(8, 8)))
+    assert not inspect(DataConfig(source=str(tmp_path), workers=0), progress=False).hides_alpha
+
+
+def test_the_axes_of_an_array_are_those_that_training_sees(tmp_path, make):
+    np.save(tmp_path / "1.npy", make.noise(12, 20, 5))
+    report = inspect(DataConfig(source=str(tmp_path), workers=0, channels=12), progress=False)
+    assert (report.heights, report.widths, report.read_channels) == ((20,) * 3, (5,) * 3, 12)
+
+
+def test_ignored_files_are_counted_by_kind(tmp_path, make):
+    make.write_images(tmp_path, ["1.png"])
+    for name in ("a.psd", "notes.txt"):
+        (tmp_path / name).write_text("")
+    report = str(inspect(DataConfig(source=str(tmp_path), workers=0), progress=False))
+    assert "2 other files; 1 files of kinds that are not read: 1 .psd" in report

@@ -181,7 +181,8 @@ def _in_other_order(tile: Any) -> Any:
     mode, *rest = [arguments] if isinstance(arguments, str) else arguments
     if mode not in _OTHER_ORDER:
         raise BrokenImageError(f"16 bits a channel in the layout {mode}; save it without alpha, or as .npy")
-    return (*place, (_OTHER_ORDER[mode], *rest) if rest else _OTHER_ORDER[mode])
+    make = getattr(tile, "_make", tuple)  # a plain tuple before Pillow 11
+    return make([*place, (_OTHER_ORDER[mode], *rest) if rest else _OTHER_ORDER[mode]])
 
 
 def _png(data: bytes, channels: int | None, at_least: int | None) -> Tensor:

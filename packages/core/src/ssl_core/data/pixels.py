@@ -120,7 +120,8 @@ def pillow_pixels(image: Image.Image, channels: int | None = None) -> Shaped[Ten
             return _channels_first(image.convert("RGBA" if channels == 4 else "LA"))
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return _channels_first(image.convert("L" if is_gray or channels == 1 else "RGB"))
+    to_gray = is_gray or (channels == 1 and image.mode != "LAB")  # of which Pillow knows no way to gray
+    return _channels_first(image.convert("L" if to_gray else "RGB"))
 
 
 def _channels_first(image: Image.Image) -> Shaped[Tensor, "c h w"]:

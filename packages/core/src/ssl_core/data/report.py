@@ -93,7 +93,7 @@ class DataReport:
             lines.append(("unlabelled", f"{self.num_unlabelled:,}"))
         lines.append(("broken", "\n            ".join([f"{len(self.broken):,}", *self.broken])))
         if self.ignored:
-            kinds = f"; {unread_kinds(self.ignored)}".rstrip("; ")
+            kinds = f"; {unread_kinds(self.ignored).removeprefix('ignored ')}".rstrip("; ")
             listed = [f"{len(self.ignored):,} other files{kinds}", *self.ignored[:20]]
             lines.append(("ignored", "\n            ".join(listed)))
         return "\n".join(f"{name:<11} {value}" for name, value in lines)
