@@ -74,6 +74,20 @@ def test_several_values_of_one_option_are_a_list(parse):
         (["--config", "smal"], "did you mean 'small'"),
         (["--config"], "--config needs one value"),
         (["--resume", "nowhere"], "nowhere: not a run directory"),
+        (["--optim.lrr", "1"], "--optim.lrr is no option; did you mean optim.lr?"),
+        (["--optm.lr", "1"], "--optm.lr is no option; did you mean optim.lr?"),
+        (["--lr", "1"], "--lr is no option; did you mean optim.lr?"),
+        (["--optim.weight", "1"], "--optim.weight is no option; optim has betas, lr"),
+        (["--wandb", "x"], "--wandb is no option; a configuration has method, optim, out, source, views"),
+        (["--optim", "{lrr: 1}"], "--optim.lrr is no option; did you mean optim.lr?"),
+        (["--optim", "adam"], "--optim holds options (betas, lr) and cannot be adam"),
+        (["--optim", "{lr: 1"], "--optim, line 1: expected ',' or '}', but got '<stream end>'"),
+        (["--optim", "{lr: 1, lr: 2}"], "--optim, line 1: lr stands there twice"),
+        (["--optim", "{lr: null}"], "--optim.lr cannot be null"),
+        (["--views[0].size", "3"], "--views[0].size is too deep; give the whole node, as --views '{...}'"),
+        (["--views.0.size", "3"], "--views.0.size is too deep"),
+        (["--source="], "--source has an empty value, as an unset variable gives"),
+        (["--out", ""], "--out has an empty value"),
         (["--method.base.rate", "1"], "--method.base.rate is too deep; give the whole node, as --method '{...}'"),
         (["--method.queue_length", "8"], "method.queue_length is from an earlier version"),
         (["--method.momentum", "0.9"], "recipes have momentum.value inside method in its place"),
@@ -88,6 +102,20 @@ def test_several_values_of_one_option_are_a_list(parse):
         "misspelt recipe",
         "no value",
         "no run",
+        "misspelt name",
+        "misspelt node",
+        "name without its node",
+        "other name",
+        "other node",
+        "misspelt in a mapping",
+        "text for a node",
+        "open mapping",
+        "twice in a mapping",
+        "null in a mapping",
+        "inside a list",
+        "inside a list by a dot",
+        "empty",
+        "empty text",
         "inside a mapping",
         "earlier queue",
         "earlier momentum",
@@ -100,15 +128,88 @@ def test_a_wrong_command_line_is_an_error_that_names_it(parse, capsys, arguments
     with pytest.raises(SystemExit) as stopped:
         parse(*arguments)
     assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.startswith("train: error: ")
+    assert said.endswith("(train --help lists the options)\n")
+    assert said.count("\n") == 1
 
 
-def test_an_unknown_key_in_a_file_is_an_error_that_names_it(parse, tmp_path, capsys):
-    file = tmp_path / "typo.yaml"
-    file.write_text("optim: {lr: 0.1, momentun: 0.9}\n")
-    with pytest.raises(SystemExit):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("optim: {lr: 0.1, lrr: 0.9}", ": optim.lrr is no option; did you mean optim.lr?"),
+        ("optim: {lr: 1}\noptim: {lr: 2}", ", line 2: optim stands there twice"),
+        ("method:\n  a: {rate: 1}\n  a: {rate: 2}", ", line 3: a stands there twice"),
+        ("optim: {lr: null}", ": optim.lr cannot be null"),
+        ("optim: {lr: ~}", ": optim.lr cannot be null"),
+        ("optim:", ": optim holds options (betas, lr) and cannot be null"),
+        ("optim: 3", ": optim holds options (betas, lr) and cannot be 3"),
+        ("optim: {lr: 010}", ", line 1: 010 is 8 in YAML; write the number that is meant, or quote it for a text"),
+        ("optim: {lr: 1:30}", ", line 1: 1:30 is 90 in YAML"),
+        ("out: 123", ": out 123 is no text; quote it"),
+        ("out: on", ": out True is no text; quote it"),
+        ("", " holds null instead of options, such as `seed: 0`"),
+        ("# nothing but a comment", " holds null instead of options"),
+        ("- a\n- b", " holds [a, b] instead of options"),
+        ("just text", " holds just text instead of options"),
+        ("optim:\n\tlr: 1", r", line 2: found character '\t' that cannot start any token"),
+        ("optim: {lr: 1", ", line 1: expected ',' or '}', but got '<stream end>'"),
+        ("out: a\n---\nout: b", ", line 2: but found another document"),
+        ("!!python/object/apply:os.mkdir [executed]", ", line 1: could not determine a constructor for the tag"),
+        ("config: other.yaml", ": config is no option"),
+        ("resume: run", ": resume is no option"),
+        (b"PK\x03\x04\x80", " is not a YAML file"),
+    ],
+)
+def test_a_file_that_says_what_it_may_not_mean_is_refused_in_one_line(parse, tmp_path, capsys, content, message):
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SystemExit) as stopped:
         parse("--config", str(file))
-    assert "momentun" in capsys.readouterr().err
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert f"train: error: {file}{message}" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "lr", "out"),
+    [
+        ("optim: {lr: 1e-3}\nout: null", 1e-3, None),
+        ("optim: {lr: 1E-3}\nout: ~", 1e-3, None),
+        ("optim: {lr: '0.2'}\nout: None", 0.2, "None"),
+        ("optim: {lr: 1}\nout: '010'", 1.0, "010"),
+        ("optim: {<<: {lr: 3}}\nout: 2024-13-45", 3.0, "2024-13-45"),
+        ("\ufeffoptim: &shared {lr: 0x10}\nout: a b", 16.0, "a b"),
+        ('{"optim": {"lr": 5}}', 5.0, None),
+    ],
+)
+def test_a_file_means_what_it_says(parse, tmp_path, content, lr, out):
+    (tmp_path / "mine.yaml").write_text(content, encoding="utf-8")
+    settings = parse("--config", str(tmp_path / "mine.yaml"))
+    assert (settings.optim.lr, settings.out) == (lr, out)
+
+
+def test_options_win_over_a_recipe_wherever_they_stand_and_the_last_of_two_wins(parse):
+    assert parse("--optim.lr", "0.3", "--config", "small").optim.lr == 0.3
+    assert parse("--config", "small", "--config", "large").optim.lr == 0.4
+    assert parse("--optim.lr", "0.3", "--optim.lr", "0.5").optim.lr == 0.5
+
+
+def test_help_lists_every_option(parse, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse("--help")
+    assert stopped.value.code == 0
+    said = capsys.readouterr().out
+    assert all(option in said for option in ("usage: train", "--config", "--resume", "--optim.lr", "--views"))
+
+
+def test_weights_given_to_resume_are_sent_to_the_encoder(parse, tmp_path, capsys):
+    (tmp_path / "moco.pth").touch()
+    with pytest.raises(SystemExit):
+        parse("--resume", str(tmp_path / "moco.pth"))
+    assert "give a run directory; --encoder.weights" in capsys.readouterr().err
 
 
 def test_a_configuration_of_an_earlier_version_is_refused_in_one_sentence(parse, tmp_path, capsys):

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from ssl_core.allocator import keep_freed_memory
 from ssl_core.backbone import load_card
 from ssl_core.command import errors_in_one_line
+from ssl_core.config import read_config
 from ssl_core.data import DataConfig, inspect, open_source
 from ssl_core.doctor import doctor
 from ssl_core.evaluate import (
@@ -191,7 +191,7 @@ def read_nodes(config: str) -> Nodes:
         path = recipe_path(name, Path(spec.origin).parent / "recipes")
     if not path.is_file():
         raise FileNotFoundError(f"{config} is not a YAML file, a run directory or PACKAGE:RECIPE")
-    values = yaml.safe_load(path.read_text()) or {}
+    values = read_config(path)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Nodes)
     try:

@@ -5,12 +5,15 @@ the result, ``--resume RUN`` continues a run directory, ``--device`` is short fo
 """
 
 import dataclasses
+import difflib
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from argparse import ArgumentError
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -69,22 +72,20 @@ def parse_config(
             ``--print_config``.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = ArgumentParser(prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="a recipe's name, a YAML file, or: list")
+    parser = ArgumentParser(prog=prog, description=description, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="a recipe's name, a YAML file, or: list; other options win")
     parser.add_argument("--resume", help="a run directory to continue; its own config.yaml is read")
     parser.add_class_arguments(config_class)
     try:
         arguments = _expand(arguments, recipes)
-        _refuse_earlier(arguments, parser)
-        _refuse_deep(arguments, parser)
-    except (ValueError, yaml.YAMLError) as error:
-        parser.error(str(error))
-    namespace = parser.parse_args(arguments)
-    del namespace["config"], namespace["resume"]
-    try:
+        _check(arguments, parser)
+        namespace = parser.parse_args(arguments)
+        del namespace["config"], namespace["resume"]
         return config_class(**vars(parser.instantiate(namespace)))
-    except ValueError as error:  # a dataclass refused a value
-        parser.error(str(error))
+    except (ArgumentError, ValueError, OSError) as error:
+        # Without the usage, which is longer than a screen.
+        sys.stderr.write(f"{prog}: error: {' '.join(str(error).split())} ({prog} --help lists the options)\n")
+        raise SystemExit(2) from error
 
 
 def _expand(arguments: list[str], recipes: Path) -> list[str]:
@@ -105,6 +106,8 @@ def _expand(arguments: list[str], recipes: Path) -> list[str]:
         if option == "--views":
             # Else an entry takes what it does not say from the recipe's entry at the same place.
             expanded.append("--views=[]")
+        if values == [""]:
+            raise ValueError(f"{option} has an empty value, as an unset variable gives")
         if option in ("--config", "--resume"):
             if len(values) != 1:
                 raise ValueError(f"{option} needs one value, got {values}")
@@ -116,44 +119,139 @@ def _expand(arguments: list[str], recipes: Path) -> list[str]:
             expanded.append(f"{option}={json.dumps(values)}")
         else:
             expanded.append("=".join([option, *values]))
-    return expanded
+    # Options win over a file wherever they stand.
+    return sorted(expanded, key=lambda argument: not argument.startswith("--config="))
 
 
-def _refuse_earlier(arguments: list[str], parser: ArgumentParser) -> None:
-    """Refuse what a configuration of an earlier version says: nothing converts it."""
-    known = {key for key, _ in flatten(parser.get_defaults().as_dict())}
+def _check(arguments: list[str], parser: ArgumentParser) -> None:
+    """Refuse what the parser would take in silence, or refuse in other words than the user's."""
+    typed = [action for action in parser._actions if hasattr(action, "_typehint") and not action.dest.endswith(".help")]
+    hints = {action.dest: action._typehint for action in typed}
     for argument in arguments:
         option, _, value = argument.partition("=")
-        where, prefix = "", option.removeprefix("--")
+        name = option.removeprefix("--").removesuffix("+")  # with it the value is appended to a list
         if option == "--config":
-            content = yaml.safe_load(Path(value).read_text())
-            where, prefix = f"{value}: ", ""
-        else:
-            content = yaml.safe_load(value) if value.startswith("{") else None
-        keys = [prefix]
-        if isinstance(content, Mapping):
-            keys = [key for key, _ in flatten(content, f"{prefix}." if prefix else "")]
-        for key in keys:
-            old = ".".join(key.split(".")[:2])
-            if old in _EARLIER and not {key, old} & known and (key == old or old != "method.momentum"):
-                raise ValueError(
-                    f"{where}{key} is from an earlier version, whose configurations and checkpoints this one does not "
-                    f"read; recipes have {_EARLIER[old]} in its place"
-                )
+            for key, leaf in flatten(read_config(Path(value))):
+                _check_key(key, leaf, f"{value}: ", hints)
+            continue
+        _refuse_earlier(name, "--", hints)
+        for leaf in hints:
+            if re.match(rf"{re.escape(leaf)}(\[|\..*\.)", name):
+                # It would silently replace all that stands beside it.
+                raise ValueError(f"{option} is too deep; give the whole node, as --{leaf} '{{...}}'")
+        if value.startswith("{"):
+            for key, leaf in flatten({name: _read_yaml(value, option)}):
+                _check_key(key, leaf, "--", hints)
+        elif option.startswith("--"):
+            known = option in parser._option_string_actions
+            if not known or (_inside(name, hints) and not Path(value).is_file()):
+                _check_key(name, value, "--", hints)
 
 
-def _refuse_deep(arguments: list[str], parser: ArgumentParser) -> None:
-    """Refuse an option deep inside a free mapping: it would silently replace all that stands beside it."""
-    mappings = [action.dest for action in parser._actions if hasattr(action, "_typehint")]
-    for argument in arguments:
-        name = argument.partition("=")[0].removeprefix("--")
-        for mapping in mappings:
-            if name.startswith(f"{mapping}.") and name.count(".") > mapping.count(".") + 1:
-                raise ValueError(f"--{name} is too deep; give the whole node, as --{mapping} '{{...}}'")
+def _refuse_earlier(key: str, where: str, leaves: Collection[str]) -> None:
+    old = ".".join(key.split(".")[:2])
+    if old in _EARLIER and not {key, old} & {*leaves} and (key == old or old != "method.momentum"):
+        raise ValueError(
+            f"{where}{key} is from an earlier version, whose configurations and checkpoints this one does not "
+            f"read; recipes have {_EARLIER[old]} in its place"
+        )
+
+
+def _check_key(key: str, value: Any, where: str, hints: dict[str, Any]) -> None:
+    _refuse_earlier(key, where, hints)
+    if inside := _inside(key, hints):
+        if value != {}:
+            raise ValueError(f"{where}{key} holds options ({', '.join(inside)}) and cannot be {_in_yaml(value)}")
+    elif key in hints:
+        kinds = get_args(hints[key]) or (hints[key],)
+        if value is None and NoneType not in kinds:
+            raise ValueError(f"{where}{key} cannot be null")
+        if str in kinds and isinstance(value, int | float) and not {int, float} & {*kinds}:
+            raise ValueError(f"{where}{key} {value} is no text; quote it")
+    elif not any(key.startswith(f"{leaf}.") for leaf in hints):
+        raise ValueError(f"{where}{key} is no option{_meant(key, hints)}")
+
+
+def _inside(node: str, leaves: Collection[str]) -> list[str]:
+    """Names of what a node holds; empty for what is no node."""
+    start = f"{node}." if node else ""
+    return sorted({leaf[len(start) :].partition(".")[0] for leaf in leaves if leaf.startswith(start)})
+
+
+def _meant(key: str, leaves: Collection[str]) -> str:
+    name = key.rpartition(".")[2]
+    close = difflib.get_close_matches(key, leaves, cutoff=0.8)
+    close = close or sorted(leaf for leaf in leaves if leaf.rpartition(".")[2] == name)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    node = key
+    while not (inside := _inside(node, leaves)):
+        node = node.rpartition(".")[0]
+    return f"; {node or 'a configuration'} has {', '.join(inside)}"
+
+
+def _in_yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without what it reads otherwise than people mean it."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A mapping, whose keys must differ: else the last would win."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: list[Any] = []
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.composer.ComposerError(None, None, f"{key.value} stands there twice", key.start_mark)
+            seen.append(key.value)
+        return node
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """An integer of base 10, 2 or 16: else 010 is 8 and 1:30 is 90."""
+        value: int = super().construct_yaml_int(node)
+        if re.match(r"[-+]?0[0-7_]|.*:", node.value):
+            problem = f"{node.value} is {value} in YAML; write the number that is meant, or quote it for a text"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return value
+
+    def construct_yaml_timestamp(self, node: yaml.ScalarNode) -> Any:
+        """A text: no option is a date."""
+        return node.value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_timestamp)
+
+
+def _read_yaml(text: str, name: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{name}{line}: {getattr(error, 'problem', None) or error}") from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of a YAML file with options.
+
+    Raises:
+        ValueError: if it is not such a file, says a key twice, or has a number that people and YAML read differently.
+    """
+    try:
+        content = _read_yaml(path.read_text(), str(path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a YAML file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {_in_yaml(content)[:40]} instead of options, such as `seed: 0`")
+    return content
 
 
 def _resume_arguments(run: Path) -> list[str]:
     missing = [name for name in ("config.yaml", "checkpoints/last.pt") if not (run / name).is_file()]
+    if run.is_file():
+        raise ValueError(f"--resume {run}: give a run directory; --encoder.weights {run} starts from its weights")
     if missing:
         raise ValueError(f"--resume {run}: not a run directory with a checkpoint ({', '.join(missing)} missing)")
     return [f"--config={run / 'config.yaml'}", f"--out={run}"]
