@@ -118,7 +118,7 @@ def test_a_folder_of_kinds_that_are_not_read_says_what_would_read_them(tmp_path,
 def test_every_suffix_that_the_document_names_is_an_image(tmp_path, make):
     document = (Path(__file__).parents[4] / "docs/data.md").read_text().partition("## Files of a folder")[2]
     listed = re.findall(r"`\.\w[^`]*`", document.partition("Others are ignored")[0])
-    assert {suffix for part in listed for suffix in part.strip("`").split()} == set(suffixes())
+    assert {suffix for part in listed for suffix in part.strip("`").split()} == {*suffixes(), ".avif", ".avifs"}
 
 
 def test_links_are_followed_and_a_loop_ends(tmp_path, make):

@@ -15,6 +15,7 @@ import tifffile
 from PIL import Image, ImageCms
 
 from ssl_core.data import BrokenImageError, decode_image
+from ssl_core.data.decode import suffixes
 
 TABLES = (Path(__file__).parents[4] / "docs/data.md").read_text()
 COLUMNS = (None, 1, 2, 3, 4, 5)
@@ -48,15 +49,19 @@ def by_pillow(format, bands, dtype=np.uint8, **options):
     return through_pillow(Image.fromarray(pixels[..., 0] if bands == 1 else pixels), format, **options), pixels
 
 
+def packed(pixels, bits):
+    """Rows of bytes that hold so many bits of each sample."""
+    of_samples = np.unpackbits(pixels.astype(">u2").view(np.uint8).reshape(HEIGHT, -1, 2), axis=2)
+    return np.packbits(of_samples[..., 16 - bits :].reshape(HEIGHT, -1), axis=1)
+
+
 def png(bits, color, pixels, transparent=None):
     """A PNG of samples of any size and meaning, and the pixels that it stands for."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    samples = pixels.reshape(HEIGHT, -1)
-    if bits < 8:
-        samples = np.packbits(np.unpackbits(samples[..., None], axis=2)[..., 8 - bits :].reshape(HEIGHT, -1), axis=1)
+    samples = packed(pixels, bits) if bits < 8 else pixels.reshape(HEIGHT, -1)
     rows = b"".join(b"\0" + row.astype(f">u{max(1, bits // 8)}").tobytes() for row in samples)
     key = b"" if transparent is None else chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", WIDTH, HEIGHT, bits, color, 0, 0, 0))
@@ -139,6 +144,12 @@ def retagged(file, tag, value, number=None):
     return data[:entry] + changed + data[entry + 12 :], pixels
 
 
+def tiff_of_bits(bits):
+    pixels = smooth(1, DEEP) >> (16 - bits)
+    narrow = tiff(1, pixels=packed(pixels, bits)[..., None])
+    return retagged(retagged(narrow, 256, WIDTH), 258, bits)[0], pixels
+
+
 def pages(*written, read):
     buffer = io.BytesIO()
     with tifffile.TiffWriter(buffer) as writer:
@@ -184,7 +195,7 @@ FILES = {
     "BMP, RGB, 8": lambda: by_pillow("BMP", 3),
     "PPM, bilevel, 1": lambda: bilevel("PPM"),
     "PPM, gray, 8": lambda: by_pillow("PPM", 1),
-    "PPM, gray, 16": lambda: by_pillow("PPM", 1, DEEP),
+    "PPM, gray, 16": lambda: (b"P5 24 16 65535\n" + smooth(1, ">u2").tobytes(), smooth(1, DEEP)),
     "PPM, RGB, 8": lambda: by_pillow("PPM", 3),
     "PPM, RGB, 16": lambda: (b"P6 24 16 65535\n" + smooth(3, ">u2").tobytes(), None),
     "JPEG 2000, gray, 8": lambda: jpeg_2000(1),
@@ -201,9 +212,9 @@ FILES = {
     "AVIF, RGBA, 8": lambda: by_pillow("AVIF", 4, quality=100, subsampling="4:4:4"),
     "AVIF, RGB, 10": lambda: (imagecodecs.avif_encode(smooth(3, DEEP) >> 6, bitspersample=10, level=100), None),
     "TIFF, gray, 1": lambda: bilevel("TIFF"),
-    "TIFF, gray, 4": lambda: (tiff(1, pixels=smooth(1) >> 4, bitspersample=4)[0], (smooth(1) >> 4) * np.uint8(17)),
+    "TIFF, gray, 4": lambda: (tiff_of_bits(4)[0], (smooth(1, DEEP) >> 12).astype(np.uint8) * 17),
     "TIFF, gray, 8": lambda: tiff(1),
-    "TIFF, gray, 12": lambda: tiff(1, pixels=smooth(1, DEEP) >> 4, bitspersample=12),
+    "TIFF, gray, 12": lambda: tiff_of_bits(12),
     "TIFF, gray, 16": lambda: tiff(1, DEEP),
     "TIFF, gray, big-endian, 16": lambda: tiff(1, DEEP, byteorder=">"),
     "TIFF, gray, BigTIFF, 16": lambda: tiff(1, DEEP, bigtiff=True),
@@ -302,6 +313,8 @@ def expected(cell, stored, premultiplied):
 @pytest.mark.parametrize("column", COLUMNS)
 def test_a_cell_of_the_table_is_what_is_read(row, column, monkeypatch):
     name, cell, needs = ", ".join(row[:3]), row[3 + COLUMNS.index(column)], row[9]
+    if needs == "Pillow 11.3" and ".avif" not in suffixes():
+        pytest.skip("this Pillow cannot read AVIF")
     data, stored = FILES[name]()
     for module in {"tifffile", "pillow_heif"} - set(NEEDS[needs]):
         monkeypatch.setitem(sys.modules, module, None)
