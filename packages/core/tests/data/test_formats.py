@@ -225,6 +225,7 @@ FILES = {
     "TIFF, gray whose white is zero, 16": lambda: inverted(DEEP),
     "TIFF, gray, float 16": lambda: tiff(1, np.float16),
     "TIFF, gray, float 32": lambda: tiff(1, np.float32),
+    "TIFF, gray, big-endian, Deflate, float 32": lambda: tiff(1, np.float32, byteorder=">", compression="zlib"),
     "TIFF, gray, float 64": lambda: tiff(1, np.float64),
     "TIFF, gray, signed 8": lambda: tiff(1, np.int8),
     "TIFF, gray, signed 16": lambda: tiff(1, np.int16),

@@ -164,6 +164,8 @@ def _page(number: int, tags: dict[int, tuple[int, ...]], data: bytes) -> _Page:
     kinds = set(tags.get(_FORMAT, (_UNSIGNED,)))
     if samples < 1 or len(kinds) > 1 or len(set(bits)) > 1:
         raise BrokenImageError("a TIFF whose bands have several types; save them as one")
+    # What Pillow takes for little-endian, or swaps though its library has done so.
+    is_swapped = data[:2] == b"MM" and (_is_big(data) or (kinds == {_FLOAT} and compression != 1))
     extra = tuple(kind if kind in (_ASSOCIATED, _UNASSOCIATED) else 0 for kind in tags.get(_EXTRA, ()))
     # Old writers leave the tag out where nothing is known of a band.
     extra = (0,) * (samples - _COLORS.get(photometric, 1) - len(extra)) + extra
@@ -178,7 +180,7 @@ def _page(number: int, tags: dict[int, tuple[int, ...]], data: bytes) -> _Page:
         compression,
         tags.get(_ORIENTATION, (1,))[0],
         is_planar=samples > 1 and tags.get(_PLANES, (1,))[0] == 2,
-        is_known_to_pillow=compression in COMPRESSION_INFO and not (_is_big(data) and data[:2] == b"MM"),
+        is_known_to_pillow=compression in COMPRESSION_INFO and not is_swapped,
     )
 
 
