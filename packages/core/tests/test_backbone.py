@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import pytest
 import timm
@@ -101,6 +102,17 @@ def test_a_card_for_another_architecture_is_refused(tmp_path):
     )
     with pytest.raises(ValueError, match=r"(?s)x.safetensors does not fit resnet50;.*layer1.0.conv3"):
         load_backbone(tmp_path / "x.safetensors")
+
+
+def test_weights_of_another_project_are_a_backbone_with_the_card_that_the_message_shows(tmp_path):
+    path = tmp_path / "moco.pth.tar"
+    with pytest.raises(FileNotFoundError, match=r"no card .*moco.pth.json") as refused:
+        load_backbone(path)
+    text = re.search(r"{.*}", str(refused.value))[0].replace("resnet50", "resnet18").replace("2048", "512")
+    path.with_suffix(".json").write_text(text)
+    trained = make_card_encoder(load_card(path.with_suffix(".json")))
+    torch.save({"state_dict": {f"module.encoder_q.{key}": v for key, v in trained.state_dict().items()}}, path)
+    assert torch.equal(load_backbone(path).conv1.weight, trained.conv1.weight)
 
 
 def test_missing_files_are_named(tmp_path):

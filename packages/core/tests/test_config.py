@@ -205,11 +205,19 @@ def test_help_lists_every_option(parse, capsys):
     assert all(option in said for option in ("usage: train", "--config", "--resume", "--optim.lr", "--views"))
 
 
-def test_weights_given_to_resume_are_sent_to_the_encoder(parse, tmp_path, capsys):
-    (tmp_path / "moco.pth").touch()
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("moco.pth", "--resume takes a run directory; --encoder.weights"),
+        ("run/checkpoints/last.pt", "directory, {}/run;"),
+    ],
+)
+def test_a_file_given_to_resume_is_sent_where_it_belongs(parse, tmp_path, capsys, name, hint):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
     with pytest.raises(SystemExit):
-        parse("--resume", str(tmp_path / "moco.pth"))
-    assert "give a run directory; --encoder.weights" in capsys.readouterr().err
+        parse("--resume", str(tmp_path / name))
+    assert hint.format(tmp_path) in capsys.readouterr().err
 
 
 def test_a_configuration_of_an_earlier_version_is_refused_in_one_sentence(parse, tmp_path, capsys):

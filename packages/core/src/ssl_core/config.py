@@ -251,7 +251,8 @@ def read_config(path: Path) -> dict[str, Any]:
 def _resume_arguments(run: Path) -> list[str]:
     missing = [name for name in ("config.yaml", "checkpoints/last.pt") if not (run / name).is_file()]
     if run.is_file():
-        raise ValueError(f"--resume {run}: give a run directory; --encoder.weights {run} starts from its weights")
+        folder = f", {run.parent.parent}" if run.parent.name == "checkpoints" else ""
+        raise ValueError(f"--resume takes a run directory{folder}; --encoder.weights {run} starts from its weights")
     if missing:
         raise ValueError(f"--resume {run}: not a run directory with a checkpoint ({', '.join(missing)} missing)")
     return [f"--config={run / 'config.yaml'}", f"--out={run}"]

@@ -1,12 +1,12 @@
 """Which encoder is evaluated: a run's, an exported one, timm's, a random one, or none but the pixels.
 
-=====================  ===============================================================
+=====================  =========================================================================
 ``RUN``                a run directory: its last checkpoint
-``x.safetensors``      an exported backbone, with its card ``x.json`` beside it
+``x.safetensors``      an exported backbone or another weights file, with its card ``x.json`` beside it
 ``timm:resnet50``      timm's pretrained weights, downloaded where they are not cached
 ``random``             a fresh encoder of the architecture of ``like``
 ``pixels``             the pixels that an encoder like ``like`` is fed
-=====================  ===============================================================
+=====================  =========================================================================
 """
 
 import dataclasses
