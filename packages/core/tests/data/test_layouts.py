@@ -64,7 +64,7 @@ LISTS = {
     "pandas' index of paths, `,label`": ("list.csv", ",label\n1.png,a\n2.png,b\n3.png,a\n"),
     "semicolons": ("list.csv", "path;label\n1.png;a\n2.png;b\n3.png;a\n"),
     "`list.tsv`": ("list.tsv", "path\tlabel\n1.png\ta\n2.png\tb\n3.png\ta\n"),
-    "lines that end in CR LF, a byte order mark (Excel)": ("list.csv", "\ufeffpath,label\r\n1.png,a\r\n2.png,b\r\n"),
+    "lines that end in CR LF, a byte order mark (Excel)": ("list.csv", "\ufeff1.png,a\r\n2.png,b\r\n"),
     "UTF-16 (PowerShell)": ("list.txt", "1.png\r\n2.png\r\n3.png\r\n".encode("utf-16")),
     "some labels empty, or -1": ("list.csv", "path,label\n1.png,1.0\n2.png,\n3.png,0.0\n4.png,-1\n"),
     "labels that are no classes": ("list.csv", "path,label\n1.png,0.37\n2.png,1\n3.png,0.5\n"),

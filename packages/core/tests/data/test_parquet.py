@@ -117,6 +117,34 @@ def test_rows_without_bytes_and_broken_bytes_are_broken_images(tmp_path, pngs):
     assert "no bytes in this row" in source.broken[0]
 
 
+def test_shards_of_one_name_in_several_folders_are_told_apart(tmp_path, pngs):
+    for name in ("label=a%2Fb", "label=c", "label=__HIVE_DEFAULT_PARTITION__"):
+        write_shard(tmp_path / name / "train-0.parquet", pngs[:1])
+    source = open_source(config(tmp_path))
+    assert [source.identifier(index) for index in range(3)] == [
+        "label=__HIVE_DEFAULT_PARTITION__/train-0.parquet:0",
+        "label=a%2Fb/train-0.parquet:0",
+        "label=c/train-0.parquet:0",
+    ]
+    assert source.classes == ("a/b", "c")
+    assert [source.label(index) for index in range(3)] == [-1, 0, 1]
+
+
+@pytest.mark.parametrize("memory_gib", [4.0, 0.0], ids=["held", "by row group"])
+def test_the_images_of_a_damaged_row_group_are_broken(tmp_path, make, pngs, memory_gib):
+    write_shard(tmp_path / "a.parquet", pngs, row_group_size=3)
+    place = pq.read_metadata(tmp_path / "a.parquet").row_group(1).column(0)
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    start = place.dictionary_page_offset or place.data_page_offset
+    data[start : start + 30] = b"\xff" * 30
+    (tmp_path / "a.parquet").write_bytes(data)
+    source = open_source(config(tmp_path / "a.parquet", memory_gib=memory_gib, broken_limit=0.5))
+    images = [source.image(index) for index in range(len(source))]
+    assert torch.equal(images[0], pixels(make, 0))
+    assert torch.equal(images[-1], pixels(make, 6))
+    assert [line.partition(": ")[0] for line in source.broken] == [f"a.parquet:{row}" for row in (3, 4, 5)]
+
+
 def test_a_file_that_is_not_parquet_is_an_error(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 or not")
     with pytest.raises(ValueError, match="cannot be read as parquet"):

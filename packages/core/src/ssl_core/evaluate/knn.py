@@ -168,7 +168,7 @@ def check_knn(train: ImageSource, test: ImageSource, k: int) -> None:
         ValueError: if a label is missing or cannot be compared, or k is beyond the training images.
     """
     if k > len(train):
-        raise ValueError(f"k {k} is more than the {len(train)} labelled images of {train.name}")
+        raise ValueError(f"k {k} is more than the {len(train)} labelled images of {train.name}; give a smaller one")
     check_classes(train, test)
 
 
