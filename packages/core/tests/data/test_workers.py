@@ -1,7 +1,9 @@
+import multiprocessing
 import os
 import re
 import resource
 import signal
+import time
 from collections import namedtuple
 from multiprocessing.reduction import ForkingPickler
 
@@ -39,6 +41,7 @@ def test_an_error_in_a_worker_is_the_one_that_it_would_be_without(error):
             list(worker_map(function, [1, 2], workers))
         caught.append(raised.value)
     assert str(caught[0]) == str(caught[1])
+    assert not multiprocessing.active_children()  # the workers have left, and nobody has waited for them
     assert "in worker process" in caught[1].__notes__[0]
     assert "raise error" in caught[1].__notes__[0]
 
@@ -91,7 +94,7 @@ def test_too_few_descriptors_are_named(descriptors):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS], ids=lambda number: number.name)
 def test_a_worker_that_dies_ends_the_work_in_the_main_process(number):
     with pytest.raises(RuntimeError, match=r"^DataLoader worker") as raised:
-        list(worker_map(lambda item: os.kill(os.getpid(), number), [1, 2], 1))
+        list(worker_map(lambda item: time.sleep(0.2) or os.kill(os.getpid(), number), [1, 2], 1))
     told = str(worker_error(raised.value))
     assert re.match(r"worker processes: DataLoader worker \(pid \d+\) is killed by signal: .*; .*--data.workers", told)
 
@@ -99,6 +102,18 @@ def test_a_worker_that_dies_ends_the_work_in_the_main_process(number):
 def test_a_worker_that_exits_ends_the_work_in_the_main_process():
     with pytest.raises(RuntimeError, match=r"^DataLoader worker \(pid.*\) exited unexpectedly"):
         list(worker_map(lambda item: os._exit(3), [1, 2], 1))
+
+
+def test_workers_whose_parent_was_killed_end_with_what_nobody_reads():
+    reading, writing = os.pipe()
+    if (parent := os.fork()) == 0:
+        results = worker_map(lambda item: os.write(writing, b"%d " % os.getpid()) and bytes(10**6), [1] * 8, 2)
+        next(results)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.close(writing)
+    os.waitpid(parent, 0)
+    with os.fdopen(reading) as file:
+        assert len(set(file.read().split())) == 2  # ends when all who could write have ended
 
 
 def test_workers_leave_signals_to_the_main_process():

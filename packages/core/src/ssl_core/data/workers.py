@@ -110,11 +110,14 @@ class Loader(Generic[Item, Result]):
                 results = iter(self._loader)
         except OSError as error:
             raise worker_error(error) from error
-        for result in results:
-            opened = result.opened() if isinstance(result, _Parcel) else result
-            if isinstance(opened, Exception):
-                raise opened
-            yield opened
+        try:
+            for result in results:
+                opened = result.opened() if isinstance(result, _Parcel) else result
+                if isinstance(opened, Exception):
+                    raise opened
+                yield opened
+        finally:
+            del results  # workers that are not kept leave now, though the traceback of an error may hold this frame
 
     def _check_resources(self) -> None:
         """Fail where workers would: what a DataLoader has begun to start then prints tracebacks at the end."""
@@ -226,17 +229,21 @@ def _prepare_worker(worker: int) -> None:
     """Leave signals to the main process, which may want to finish a step and save before its workers go.
 
     Ctrl-C, a lost terminal and a scheduler's SIGTERM reach all processes of a job; a worker ends when its parent tells
-    it to.
+    it to, or has ended itself.
     """
     logging.getLogger("ssl_core").setLevel(logging.WARNING)  # or each says what an op runs as
     for number in _STOPPING:
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":  # sigwaitinfo is not everywhere
+    if sys.platform == "linux":  # sigtimedwait is not everywhere
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_leave_when_told_by_parent, daemon=True).start()
+        threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 
-def _leave_when_told_by_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
+def _leave_with_parent() -> None:
+    # A DataLoader's worker also looks for its parent, but then waits for ever for somebody to read its results.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    told = None
+    while os.getppid() == parent.pid and (told is None or told.si_pid != parent.pid):
+        told = signal.sigtimedwait({signal.SIGTERM}, 1.0)
     os._exit(0)
