@@ -117,6 +117,13 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def fuzz_images(session: nox.Session) -> None:
+    """Open 100,000 damaged files of every format (about 4 minutes): nox -s fuzz_images -- --seed 3 --number 20000."""
+    install(session, "core")
+    session.run("python", "packages/core/tests/fuzz_images.py", *session.posargs)
+
+
+@nox.session(default=False)
 def tests_interpret(session: nox.Session) -> None:
     """Run the op tests of the Triton kernels through Triton's interpreter, on the CPU (about 5 minutes)."""
     install(session, "core")
@@ -207,6 +214,7 @@ def nightly(session: nox.Session) -> None:
     for name in (
         "tests_nightly",
         "fuzz",
+        "fuzz_images",
         "tests_interpret",
         "tests_without_compiler",
         "tests_sanitized",

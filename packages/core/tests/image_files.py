@@ -63,6 +63,12 @@ def png_levels(bits, **options):
     return png(bits, 0, smooth(1) >> (8 - bits), **options)
 
 
+def run_lengths(width, height):
+    """A BMP of two runs of 8 pixels."""
+    header = struct.pack("<2sIIIIiiHHIIiiII", b"BM", 0, 0, 1078, 40, width, height, 1, 8, 1, 0, 0, 0, 0, 0)
+    return header + bytes(1024) + bytes([8, 7, 0, 0, 8, 7, 0, 1])
+
+
 def palette(format, transparent=False):
     colors = smooth(3)[::4, ::6].reshape(-1, 3)  # 16 colors
     index = np.random.default_rng(0).integers(0, 16, (HEIGHT, WIDTH), dtype=np.uint8)

@@ -1,12 +1,13 @@
-import contextlib
 import io
 
+import fuzz_images
 import numpy as np
 import pillow_heif
 import pytest
 import tifffile
 import torch
 import torch.nn.functional as F
+from image_files import retagged, run_lengths, tiff
 from PIL import Image, PngImagePlugin
 
 from ssl_core.data import BrokenImageError, decode_image
@@ -294,22 +295,47 @@ def test_a_truncated_image_is_broken_wherever_it_ends(make, format):
             decode_image(data[: int(len(data) * fraction)])
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP", "PPM", "JPEG2000", "NPY", "PNG16"])
-def test_damaged_bytes_give_an_image_or_a_broken_image(make, format):
-    if format == "NPY":
-        data = npy(make.noise(16, 16, 3))
-    elif format == "PNG16":
-        data = make.png_16bit(make.noise(16, 16, 3, dtype=np.uint16))
-    else:
-        data = make.encoded(make.noise(16, 16, 3), format)
-    generator = np.random.default_rng(0)
-    for _ in range(100):
-        damaged = bytearray(data)
-        for position in generator.integers(0, min(len(data), 200), 4):
-            damaged[position] = generator.integers(0, 256)
-        with contextlib.suppress(BrokenImageError):
-            decode_image(bytes(damaged), 3)
+@pytest.mark.parametrize(("compression", "bands"), [(None, 3), (None, 5), ("jpegxr", 3)], ids=str)
+def test_a_truncated_tiff_is_broken_whoever_reads_it(compression, bands):
+    data, _ = tiff(bands, compression=compression, photometric="rgb" if bands == 3 else "minisblack")
+    assert decode_image(data).shape[0] == bands
+    for cut in (50, 300):
+        with pytest.raises(BrokenImageError):
+            decode_image(data[:-cut])
+
+
+@pytest.mark.parametrize("bands", [3, 5], ids=["Pillow", "tifffile"])
+@pytest.mark.parametrize("layout", [{"rowsperstrip": 16}, {"tile": (16, 16)}, {"planarconfig": "separate"}], ids=str)
+def test_a_tiff_that_lacks_strips_or_tiles_is_broken(bands, layout):
+    file = tiff(bands, photometric="rgb" if bands == 3 else "minisblack", **{"rowsperstrip": 16, **layout})
+    assert decode_image(file[0]).shape == (bands, 16, 24)
+    higher, _ = retagged(file, 257, 40)
+    with pytest.raises(BrokenImageError, match=r"damaged TIFF: \d+ of \d+ strips or tiles"):
+        decode_image(higher)
+
+
+def test_a_number_of_bands_that_cannot_be_asks_for_no_memory():
+    data, _ = tiff(3, photometric="rgb")
+    samples = b"\x15\x01\x03\0\1\0\0\0\3\0\0\0"
+    assert samples in data
+    with pytest.raises(BrokenImageError, match="damaged TIFF: 4294967295 bands"):
+        decode_image(data.replace(samples, b"\x15\x01\x04\0\1\0\0\0\xff\xff\xff\xff"))
+
+
+def test_run_lengths_that_are_decoded_for_minutes_are_refused():
+    assert decode_image(run_lengths(8, 2))[0].tolist() == [[0] * 8] * 2
+    with pytest.raises(BrokenImageError, match="a BMP of 8192 x 8192 pixels in run lengths; save it as PNG"):
+        decode_image(run_lengths(8192, 8192))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of what is damaged
+def test_damaged_files_are_read_or_refused_in_one_line(tmp_path):
+    fuzz_images.write_listed(tmp_path)
+    files = fuzz_images.undamaged_files()
+    for number in range(600):
+        format, name, data, channels = fuzz_images.damaged_file(files, 0, number)
+        outcome, problem = fuzz_images.verdict(format, data, channels, tmp_path)
+        assert not problem, f"{number} ({name}) is {outcome}: {problem}"
 
 
 def test_an_image_of_3000_pixels_a_side_is_read(make):

@@ -201,6 +201,12 @@ def test_a_file_that_a_list_names_wrongly_is_broken(tmp_path, make):
         open_source(config(tmp_path / "list.txt"))
 
 
+def test_a_list_of_something_else_is_refused_in_a_short_line(tmp_path):
+    (tmp_path / "list.txt").write_text("\x01" * 10_000)
+    with pytest.raises(ValueError, match=r"names a file, such as '.{,79}; paths start at"):
+        open_source(config(tmp_path / "list.txt"))
+
+
 def test_an_empty_list_is_an_error(tmp_path):
     (tmp_path / "list.txt").write_text("\n")
     with pytest.raises(ValueError, match="lists no images"):

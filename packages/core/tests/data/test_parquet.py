@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fuzz_images import varint, with_footer_length
 
 from ssl_core.data import DataConfig, LazyImages, open_source
 
@@ -145,9 +146,35 @@ def test_the_images_of_a_damaged_row_group_are_broken(tmp_path, make, pngs, memo
     assert [line.partition(": ")[0] for line in source.broken] == [f"a.parquet:{row}" for row in (3, 4, 5)]
 
 
-def test_a_file_that_is_not_parquet_is_an_error(tmp_path):
-    (tmp_path / "a.parquet").write_bytes(b"PAR1 or not")
-    with pytest.raises(ValueError, match="cannot be read as parquet"):
+@pytest.mark.parametrize("memory_gib", [4.0, 0.0], ids=["held", "by row group"])
+def test_the_images_of_a_row_group_that_lacks_rows_are_broken(tmp_path, pngs, memory_gib):
+    write_shard(tmp_path / "a.parquet", pngs)
+    data = (tmp_path / "a.parquet").read_bytes()
+    # In the footer, each number of rows: 7 becomes 8 (Thrift's i64, which holds the double).
+    (tmp_path / "a.parquet").write_bytes(data.replace(b"\x16\x0e", b"\x16\x10"))
+    with pytest.raises(ValueError, match=r"a\.parquet:7: 7 rows in a row group of 8"):
+        open_source(config(tmp_path / "a.parquet", memory_gib=memory_gib, channels=3)).image(7)
+
+
+@pytest.mark.parametrize("place", range(3), ids=["of the file", "of images", "of a row group"])
+def test_numbers_of_rows_that_contradict_each_other_ask_for_no_memory(tmp_path, pngs, place):
+    write_shard(tmp_path / "a.parquet", pngs, struct=False)
+    data = (tmp_path / "a.parquet").read_bytes()
+    parts = data.split(b"\x16\x0e")  # as above
+    assert len(parts) == 4
+    numbers = [b"\x16\x0e"] * 3
+    numbers[place] = b"\x16" + varint(2**40)
+    damaged = b"".join(part + number for part, number in zip(parts, [*numbers, b""], strict=True))
+    footer_bytes = int.from_bytes(data[-8:-4], "little") + len(damaged) - len(data)
+    (tmp_path / "a.parquet").write_bytes(with_footer_length(damaged, footer_bytes))
+    with pytest.raises(ValueError, match=r"cannot be read as parquet: \d+ images in .*\d+ rows"):
+        open_source(config(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("footer", [b"PAR1 or not", b"PAR1" + bytes(9) + b"\x09\0\0\0PAR1"], ids=["none", "damaged"])
+def test_a_file_that_is_not_parquet_is_an_error_of_one_line(tmp_path, footer):
+    (tmp_path / "a.parquet").write_bytes(footer)
+    with pytest.raises(ValueError, match=r"cannot be read as parquet: [^\n]+\Z"):
         open_source(config(tmp_path / "a.parquet"))
 
 

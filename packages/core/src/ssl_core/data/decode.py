@@ -35,7 +35,15 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
-from ssl_core.data.pixels import BrokenImageError, from_array, over_white, pillow_pixels, refuse_large, with_channels
+from ssl_core.data.pixels import (
+    BrokenImageError,
+    from_array,
+    in_one_line,
+    over_white,
+    pillow_pixels,
+    refuse_large,
+    with_channels,
+)
 from ssl_core.data.tiff import tiff_pixels
 
 try:
@@ -62,6 +70,8 @@ _KIND = re.compile(
     re.DOTALL,
 )
 HEADER_BYTES = 64  # enough to tell
+# Of a BMP of run lengths, which Pillow decodes pixel by pixel in Python: some seconds.
+_MOST_RUN_PIXELS = 2**24
 
 # PNG's chunks of text and of color profiles, save those that may hold the orientation.
 _UNREAD_CHUNK = re.compile(rb"iCCP|(?:tEX|zTX|iTX)t(?!Raw profile type exif\0|XML:com\.adobe\.xmp\0)")
@@ -99,8 +109,7 @@ def decode_image(
     except BrokenImageError as error:
         raise BrokenImageError(f"{identifier}: {error}") from error
     except Exception as error:  # of damaged bytes a decoder may raise anything, and one image must not end a command
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BrokenImageError(f"{identifier}: damaged {kind.replace('_', ' ')}: {reason[:300]}") from error
+        raise BrokenImageError(f"{identifier}: damaged {kind.replace('_', ' ')}: {in_one_line(error)}") from error
 
 
 def image_kind(data: bytes) -> str | None:
@@ -197,6 +206,11 @@ def _png(data: bytes, channels: int | None, at_least: int | None) -> Tensor:
     return _through_pillow(PngImageFile, b"".join([*kept, data[start:]]) if kept else data, channels, at_least)
 
 
+def _refuse_long_runs(image: ImageFile) -> None:
+    if image.tile[0][0] == "bmp_rle" and image.width * image.height > _MOST_RUN_PIXELS:
+        raise BrokenImageError(f"a BMP of {image.width} x {image.height} pixels in run lengths; save it as PNG")
+
+
 def _refuse_deep_ppm(image: ImageFile) -> None:
     arguments = image.tile[0][3]  # raw mode and largest level, of which each pixel is a fraction
     if image.mode == "RGB" and isinstance(arguments, tuple) and isinstance(arguments[1], int) and arguments[1] > 255:
@@ -250,7 +264,7 @@ _READERS: dict[str, Callable[[bytes, int | None, int | None], Tensor]] = {
     "JPEG": partial(_through_pillow, JpegImageFile),
     "PNG": _png,
     "GIF": partial(_through_pillow, GifImageFile),
-    "BMP": partial(_through_pillow, BmpImageFile),
+    "BMP": partial(_through_pillow, BmpImageFile, refuse=_refuse_long_runs),
     "WebP": partial(_through_pillow, WebPImageFile),
     "TIFF": _tiff,
     "PPM": partial(_through_pillow, PpmImageFile, refuse=_refuse_deep_ppm),

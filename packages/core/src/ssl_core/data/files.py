@@ -371,7 +371,7 @@ def _table(file: Path) -> tuple[list[list[str]], int]:
         raise ValueError(f"{file} lists no images; it needs one path on each line")
     if best[0] == 0:
         raise ValueError(
-            f"none of the lines tried of {file} names a file, such as {','.join(rows[-1])!r}; "
+            f"none of the lines tried of {file} names a file, such as {','.join(rows[-1])!r:.80}; "
             f"paths start at {file.parent}"
         )
     return [row for row in best[1] if _cell(row, best[2])], best[2]

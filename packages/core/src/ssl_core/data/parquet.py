@@ -30,7 +30,7 @@ from torch import Tensor
 from ssl_core.data.decode import decode_image, suffixes
 from ssl_core.data.files import TEST_NAMES, TRAIN_NAMES, split_name, visible_files
 from ssl_core.data.labels import labels_of
-from ssl_core.data.pixels import BrokenImageError
+from ssl_core.data.pixels import BrokenImageError, in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class ParquetImages:
         try:
             data = self.groups.column(group)[row].as_py()
         except (pa.ArrowException, OSError) as error:
-            raise BrokenImageError(f"{self.identifier(index)}: {error}") from error
+            raise BrokenImageError(f"{self.identifier(index)}: {in_one_line(error)}") from error
         if data is None:
             raise BrokenImageError(f"{self.identifier(index)}: no bytes in this row")
         return decode_image(data, self.channels, at_least=self.at_least, identifier=self.identifier(index))
@@ -137,7 +137,10 @@ class _RowGroups:
             table = pq.ParquetFile(self._files[shard]).read_row_group(number, [self._leaves[shard]], use_threads=False)
             if not self._holds_all:
                 self._held.clear()
-            self._held[group] = table.flatten().column(0)
+            column = table.flatten().column(0)
+            if len(column) != self.lengths[group]:
+                raise pa.ArrowInvalid(f"{len(column)} rows in a row group of {self.lengths[group]}")
+            self._held[group] = column
         return self._held[group]
 
     def has_no_bytes(self) -> bool:
@@ -173,10 +176,11 @@ def parquet_images(
         try:
             shard = pq.ParquetFile(file)
             leaves.append(_leaf(shard.schema_arrow, image_column, label_column, file))
+            _refuse_wrong_counts(shard.metadata, leaves[-1])
             values += _label_values(shard, label_column, file)
             names = names or _class_names(shard.schema_arrow, label_column)
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{file} cannot be read as parquet: {error}") from error
+            raise ValueError(f"{file} cannot be read as parquet: {in_one_line(error)}") from error
     groups = _RowGroups(files, leaves, memory_bytes)
     name = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
     if not values:
@@ -281,6 +285,20 @@ def _leaf(schema: pa.Schema, image_column: str | None, label_column: str, file: 
         f"{file}: data.image_column {image_column!r} does not name a column of image bytes, one image in a row; "
         f"such columns: {sorted(leaves)}, all columns: {columns}"
     )
+
+
+def _refuse_wrong_counts(metadata: pq.FileMetaData, leaf: str) -> None:
+    """Refuse numbers of rows that contradict each other, before memory is taken for so many."""
+    total = 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = [group.column(position) for position in range(group.num_columns)]
+        (num_images,) = (column.num_values for column in columns if column.path_in_schema == leaf)
+        if num_images != group.num_rows:
+            raise pa.ArrowInvalid(f"{num_images} images in a row group of {group.num_rows} rows")
+        total += num_images
+    if total != metadata.num_rows:
+        raise pa.ArrowInvalid(f"{total} images in {metadata.num_rows} rows")
 
 
 def _is_binary(kind: pa.DataType) -> bool:

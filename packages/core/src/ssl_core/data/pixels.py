@@ -38,6 +38,11 @@ def refuse_large(width: int, height: int, pixel_bytes: int = 4) -> None:
         )
 
 
+def in_one_line(error: Exception) -> str:
+    """What a library says of damaged data, which may be of many lines, or of none."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def with_channels(image: Shaped[Tensor, "c h w"], channels: int | None) -> Shaped[Tensor, "d h w"]:
     """An image with another number of channels: gray repeated, or RGB reduced to its luma.
 

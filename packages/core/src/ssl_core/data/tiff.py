@@ -6,6 +6,7 @@ reads exactly is refused.
 """
 
 import io
+import math
 import struct
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,8 +24,10 @@ from ssl_core.data.pixels import BrokenImageError, from_array, over_white, refus
 # Tags, the values that matter here, and how a message names them.
 _SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _ORIENTATION, _SAMPLES, _PLANES, _EXTRA, _FORMAT = 274, 277, 284, 338, 339
+_STRIPS, _STRIP_HEIGHT, _TILE_WIDTH, _TILE_HEIGHT, _TILES = 273, 278, 322, 323, 324
 _TAGS = {_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC} | {
     *(_ORIENTATION, _SAMPLES, _PLANES, _EXTRA, _FORMAT),
+    *(_STRIPS, _STRIP_HEIGHT, _TILE_WIDTH, _TILE_HEIGHT, _TILES),
 }
 _REDUCED_OR_MASK = 1 | 4
 _OLD_JPEG, _JPEG = 6, 7
@@ -162,8 +165,13 @@ def _page(number: int, tags: dict[int, tuple[int, ...]], data: bytes) -> _Page:
     (samples, *_) = tags.get(_SAMPLES, (3 if is_old_jpeg else 1,))
     bits = tags.get(_BITS, (8 if is_old_jpeg else 1,))
     kinds = set(tags.get(_FORMAT, (_UNSIGNED,)))
-    if samples < 1 or len(kinds) > 1 or len(set(bits)) > 1:
+    if len(kinds) > 1 or len(set(bits)) > 1:
         raise BrokenImageError("a TIFF whose bands have several types; save them as one")
+    if not 0 < samples < 2**16:
+        raise BrokenImageError(f"damaged TIFF: {samples} bands")
+    is_planar = samples > 1 and tags.get(_PLANES, (1,))[0] == 2
+    if not is_old_jpeg:  # which may say elsewhere where its pixels are
+        _refuse_missing_parts(tags, samples if is_planar else 1)
     # What Pillow takes for little-endian, or swaps though its library has done so.
     is_swapped = data[:2] == b"MM" and (_is_big(data) or (kinds == {_FLOAT} and compression != 1))
     extra = tuple(kind if kind in (_ASSOCIATED, _UNASSOCIATED) else 0 for kind in tags.get(_EXTRA, ()))
@@ -179,9 +187,20 @@ def _page(number: int, tags: dict[int, tuple[int, ...]], data: bytes) -> _Page:
         extra,
         compression,
         tags.get(_ORIENTATION, (1,))[0],
-        is_planar=samples > 1 and tags.get(_PLANES, (1,))[0] == 2,
+        is_planar=is_planar,
         is_known_to_pillow=compression in COMPRESSION_INFO and not is_swapped,
     )
+
+
+def _refuse_missing_parts(tags: dict[int, tuple[int, ...]], num_planes: int) -> None:
+    """Refuse a page of fewer strips or tiles than its size needs, the rest of which readers leave black."""
+    width, height = tags[_WIDTH][0], tags[_HEIGHT][0]
+    part_width = tags.get(_TILE_WIDTH, (width,))[0]
+    part_height = tags.get(_TILE_HEIGHT, tags.get(_STRIP_HEIGHT, (height,)))[0]
+    needed = num_planes * math.ceil(width / part_width) * math.ceil(height / part_height)
+    have = len(tags.get(_TILES, tags.get(_STRIPS, ())))
+    if have < needed:
+        raise BrokenImageError(f"damaged TIFF: {have} of {needed} strips or tiles")
 
 
 def _opened(data: bytes, page: int) -> TiffImageFile:
@@ -198,8 +217,16 @@ def _read_by_tifffile(data: bytes, pages: list[_Page], channels: int | None) -> 
     except ImportError:
         raise BrokenImageError(f"a TIFF ({pages[0]}) that tifffile reads: pip install 'ssl-core[tiff]'") from None
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        # One thread: a worker process has no other either.
-        return [_meant(file.pages[page.number].asarray(maxworkers=1), page, channels) for page in pages]
+        images = []
+        for page in pages:
+            stored = file.pages[page.number]
+            # Some decoders make up the pixels that are missing.
+            parts = zip(stored.dataoffsets, stored.databytecounts, strict=False)
+            if any(start + length > len(data) for start, length in parts):
+                raise BrokenImageError("damaged TIFF: it ends before its pixels do")
+            # One thread: a worker process has no other either.
+            images.append(_meant(stored.asarray(maxworkers=1), page, channels))
+        return images
 
 
 def _refuse_unread(page: _Page) -> None:
