@@ -12,6 +12,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.reduction import ForkingPickler
@@ -113,6 +114,8 @@ class Loader(Generic[Item, Result]):
         try:
             for result in results:
                 opened = result.opened() if isinstance(result, _Parcel) else result
+                if isinstance(opened, WorkerError):
+                    time.sleep(0.2)  # if its worker has died, a signal arrives and torch's handler says of what
                 if isinstance(opened, Exception):
                     raise opened
                 yield opened
