@@ -153,8 +153,8 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
     path = tmp_path / "x.json"
     path.write_text("old")
 
-    def fail(part):
-        part.write_text("half")
+    def fail(file):
+        file.write(b"half")
         raise OSError("No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
@@ -167,7 +167,7 @@ def test_a_write_replaces_the_file_and_does_not_write_into_it(tmp_path):
     path, link = tmp_path / "x.json", tmp_path / "link"
     path.write_text("old")
     link.hardlink_to(path)
-    write_atomically(path, lambda part: part.write_text("new"))
+    write_atomically(path, lambda file: file.write(b"new"))
     assert (path.read_text(), link.read_text()) == ("new", "old")
 
 

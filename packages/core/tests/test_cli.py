@@ -32,7 +32,7 @@ def run(tmp_path_factory):
     (folder / "checkpoints").mkdir()
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     save_checkpoint(
-        folder / "checkpoints" / "last.pt", method=method, optimizer=optimizer, batches={}, step=1, config={}
+        folder / "checkpoints" / "last.pt", method=method, optimizer=optimizer, batches={}, step=1, config={}, data={}
     )
     card = BackboneCard(
         "resnet18",

@@ -1,5 +1,4 @@
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +26,7 @@ class Settings:
     source: str | list[str] = "digits"
     method: dict[str, dict[str, Any]] = field(default_factory=dict)
     out: str | None = None
+    resume: str | None = None
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_several_values_of_one_option_are_a_list(parse):
         (["--optm.lr", "1"], "--optm.lr is no option; did you mean optim.lr?"),
         (["--lr", "1"], "--lr is no option; did you mean optim.lr?"),
         (["--optim.weight", "1"], "--optim.weight is no option; optim has betas, lr"),
-        (["--wandb", "x"], "--wandb is no option; a configuration has method, optim, out, source, views"),
+        (["--wandb", "x"], "--wandb is no option; a configuration has method, optim, out, resume, source, views"),
         (["--optim", "{lrr: 1}"], "--optim.lrr is no option; did you mean optim.lr?"),
         (["--optim", "adam"], "--optim holds options (betas, lr) and cannot be adam"),
         (["--optim", "{lr: 1"], "--optim, line 1: expected ',' or '}', but got '<stream end>'"),
@@ -158,7 +158,6 @@ def test_a_wrong_command_line_is_an_error_that_names_it(parse, capsys, arguments
         ("out: a\n---\nout: b", ", line 2: but found another document"),
         ("!!python/object/apply:os.mkdir [executed]", ", line 1: could not determine a constructor for the tag"),
         ("config: other.yaml", ": config is no option"),
-        ("resume: run", ": resume is no option"),
         (b"PK\x03\x04\x80", " is not a YAML file"),
     ],
 )
@@ -205,19 +204,13 @@ def test_help_lists_every_option(parse, capsys):
     assert all(option in said for option in ("usage: train", "--config", "--resume", "--optim.lr", "--views"))
 
 
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [
-        ("moco.pth", "--resume takes a run directory; --encoder.weights"),
-        ("run/checkpoints/last.pt", "directory, {}/run;"),
-    ],
-)
-def test_a_file_given_to_resume_is_sent_where_it_belongs(parse, tmp_path, capsys, name, hint):
+@pytest.mark.parametrize("name", ["moco.pth", "run/checkpoints/last.pt"])
+def test_a_checkpoint_in_no_run_is_sent_where_it_belongs(parse, tmp_path, capsys, name):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).touch()
     with pytest.raises(SystemExit):
         parse("--resume", str(tmp_path / name))
-    assert hint.format(tmp_path) in capsys.readouterr().err
+    assert f"(config.yaml missing); --encoder.weights {tmp_path / name} starts from" in capsys.readouterr().err
 
 
 def test_a_configuration_of_an_earlier_version_is_refused_in_one_sentence(parse, tmp_path, capsys):
@@ -245,19 +238,29 @@ def test_a_saved_configuration_reads_back_the_same(parse, tmp_path):
     assert parse("--config", str(tmp_path / "config.yaml")) == settings
 
 
-def test_resume_reads_the_run_and_writes_into_it(parse, tmp_path):
+@pytest.mark.parametrize("named", ["", "checkpoints/epoch_0002.pt"], ids=["a run", "a checkpoint"])
+def test_resume_reads_the_configuration_of_the_run_but_not_where_it_lay(parse, tmp_path, monkeypatch, named):
+    monkeypatch.setenv("HOME", str(tmp_path))
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    (run / "checkpoints" / "last.pt").touch()
-    save_config(Settings(Optim(0.7)), run / "config.yaml")
-    settings = parse("--resume", str(run))
-    assert settings.optim.lr == 0.7
-    assert Path(settings.out) == run
+    for name in ("last.pt", "epoch_0002.pt"):
+        (run / "checkpoints" / name).touch()
+    save_config(Settings(Optim(0.7), out="elsewhere"), run / "config.yaml")
+    for path in (str(run / named), f"~/run/{named}"):
+        assert parse("--resume", path) == Settings(Optim(0.7), resume=path)
+    assert parse("--resume", str(run / named), "--out", "b").out == "b"
+
+
+def test_a_configuration_in_the_home_folder_is_found(parse, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_config(Settings(Optim(0.7)), tmp_path / "mine.yaml")
+    assert parse("--config=~/mine.yaml").optim.lr == 0.7
 
 
 def test_difference_names_each_key_but_those_that_cannot_change_the_numbers():
     old = yaml.safe_load(yaml.safe_dump(to_dict(Settings(out="here"))))
     new = to_dict(Settings(Optim(0.3), source=["x"], out="there"))
+    assert config_difference({"data": {"source": "a"}}, {"data": {"source": "b"}}) == []
     assert config_difference(old, new) == ["optim.lr: 0.1 -> 0.3", "source: digits -> ['x']"]
     assert config_difference({"train": {"device": "cpu"}}, {"train": {"device": "cuda"}}) == []
     assert config_difference({"data": {"renderer": "cpu"}}, {"data": {"renderer": "device"}}) == []

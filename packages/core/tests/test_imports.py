@@ -24,7 +24,8 @@ ALLOWED = {
     "console": set(),
     "allocator": set(),
     "distributed": set(),
-    "config": {"recipes"},
+    "folder": {"distributed"},
+    "config": {"folder", "recipes"},
     "recipes": {"console"},
     "doctor": {"ops"},
     "lazy": set(),
@@ -39,7 +40,7 @@ ALLOWED = {
     # From a command line to a run directory; nothing above imports these.
     "run": {"data", "nn", "distributed", "views", "backbone", "train", "evaluate"},
     "summary": {"ops", "distributed", "data", "train", "run"},
-    "pretrain": {"allocator", "config", "data", "nn", "distributed", "views", "backbone", "train", "evaluate"}
+    "pretrain": {"allocator", "config", "folder", "data", "nn", "distributed", "views", "backbone", "train", "evaluate"}
     | {"run", "summary"},
     "command": {"config", "console", "distributed", "data", "train", "run", "pretrain"},
 }

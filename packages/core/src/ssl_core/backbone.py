@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -75,7 +75,7 @@ def save_backbone(path: Path | str, encoder: nn.Module, card: BackboneCard) -> N
     if path.suffix != ".safetensors":
         raise ValueError(f"a backbone is a .safetensors file, not {path}")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
-    write_atomically(path, lambda part: save_file(state, part, metadata={"format": "pt"}))
+    write_atomically(path, lambda file: file.write(save(state, metadata={"format": "pt"})))
     save_card(path.with_suffix(".json"), card)
 
 
@@ -108,7 +108,7 @@ def make_card_encoder(card: BackboneCard, *, weights: Path | str | None = None) 
 def save_card(path: Path | str, card: BackboneCard) -> None:
     """Write a card as JSON, atomically."""
     text = json.dumps(dataclasses.asdict(card), indent=2) + "\n"
-    write_atomically(Path(path), lambda part: part.write_text(text))
+    write_atomically(Path(path), lambda file: file.write(text.encode()))
 
 
 def load_card(path: Path | str) -> BackboneCard:

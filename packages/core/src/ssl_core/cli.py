@@ -5,6 +5,7 @@ Options are read from the signatures of the functions that do the work. Of a con
 """
 
 import importlib.util
+import os
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
@@ -239,7 +240,7 @@ def _parser(function: Callable[..., Any]) -> ArgumentParser:
 
 
 def _call(function: Callable[..., Any], options: Namespace) -> None:
-    keywords = dict(vars(options))
+    keywords = {name: _expanded(value) for name, value in vars(options).items()}
     arguments = signature(function).parameters
     if "device" in arguments:
         keywords["device"] = choose_device(keywords.get("device", "auto"))
@@ -260,6 +261,13 @@ def _call(function: Callable[..., Any], options: Namespace) -> None:
                 own = read_nodes(keywords.get("like") or keywords.get("encoder") or keywords["config"]).data
             keywords["data"] = replace(own, **changes)
     function(**keywords)
+
+
+def _expanded(value: Any) -> Any:
+    """A path, or each of several, with the home folder in place of ``~``."""
+    if isinstance(value, list):
+        return [_expanded(each) for each in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def _first_line(function: Callable[..., Any]) -> str:

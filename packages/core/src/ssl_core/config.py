@@ -18,6 +18,8 @@ from typing import Any, TypeVar, get_args
 import yaml
 from jsonargparse import ArgumentParser
 
+from ssl_core.files import write_atomically
+from ssl_core.folder import named_run
 from ssl_core.recipes import recipe_path
 
 Config = TypeVar("Config")
@@ -30,8 +32,13 @@ _OPTION = re.compile(r"--?[A-Za-z]")  # and not a negative number
 # set held in memory leaves broken images out, another replaces them). `train.device` and `data.renderer` say where
 # numbers are computed: another place rounds otherwise, and a run that moves has to be able to change them.
 # `train.epochs` is not among them: every schedule here ends at the last step, so more epochs would be another run.
+# The images themselves are compared beside these: `data.source` and `data.root` say where they lie now.
 FREE_ON_RESUME = (
     "out",
+    "resume",
+    "data.source",
+    "data.test_source",
+    "data.changed",
     "data.workers",
     "data.renderer",
     "data.root",
@@ -74,13 +81,12 @@ def parse_config(
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = ArgumentParser(prog=prog, description=description, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", action="config", help="a recipe's name, a YAML file, or: list; other options win")
-    parser.add_argument("--resume", help="a run directory to continue; its own config.yaml is read")
     parser.add_class_arguments(config_class)
     try:
         arguments = _expand(arguments, recipes)
         _check(arguments, parser)
         namespace = parser.parse_args(arguments)
-        del namespace["config"], namespace["resume"]
+        del namespace["config"]
         return config_class(**vars(parser.instantiate(namespace)))
     except (ArgumentError, ValueError, OSError) as error:
         # Without the usage, which is longer than a screen.
@@ -112,7 +118,7 @@ def _expand(arguments: list[str], recipes: Path) -> list[str]:
             if len(values) != 1:
                 raise ValueError(f"{option} needs one value, got {values}")
             if option == "--resume":
-                expanded += _resume_arguments(Path(values[0]))
+                expanded += _resume_arguments(values[0])
             else:
                 expanded.append(f"--config={recipe_path(values[0], recipes)}")
         elif len(values) > 1:
@@ -248,14 +254,16 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def _resume_arguments(run: Path) -> list[str]:
-    missing = [name for name in ("config.yaml", "checkpoints/last.pt") if not (run / name).is_file()]
-    if run.is_file():
-        folder = f", {run.parent.parent}" if run.parent.name == "checkpoints" else ""
-        raise ValueError(f"--resume takes a run directory{folder}; --encoder.weights {run} starts from its weights")
+def _resume_arguments(resume: str) -> list[str]:
+    run, checkpoint = named_run(resume)
+    missing = [str(path.relative_to(run)) for path in (run / "config.yaml", checkpoint) if not path.is_file()]
     if missing:
-        raise ValueError(f"--resume {run}: not a run directory with a checkpoint ({', '.join(missing)} missing)")
-    return [f"--config={run / 'config.yaml'}", f"--out={run}"]
+        weights = f"; --encoder.weights {resume} starts from its weights" if checkpoint.is_file() else ""
+        raise ValueError(
+            f"--resume {resume}: not a run directory with a checkpoint, nor a checkpoint in one "
+            f"({', '.join(missing)} missing){weights}"
+        )
+    return [f"--config={run / 'config.yaml'}", "--out=null", f"--resume={resume}"]
 
 
 def refuse_changed(settings: Any, names: Sequence[str], when: str) -> None:
@@ -305,7 +313,8 @@ def _plain(value: Any) -> Any:
 
 def save_config(config: Any, path: Path) -> None:
     """Write a configuration that ``--config`` reads back."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    text = yaml.safe_dump(to_dict(config), sort_keys=False)
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def config_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -1,10 +1,12 @@
 """From a command line to a run directory: what every method's command does around the loop.
 
-Order: everything that can be refused is refused first (folder, device, data, views, encoder, method), then training
-starts; afterwards the backbone is exported and, where the data has labels, a kNN says what it is worth.
+Order: everything is read, compared and decided first (checkpoint, data, views, encoder, method), so that what is
+refused changes no file. Then the run directory is claimed and training starts; afterwards the backbone is exported and,
+where the data has labels, a kNN says what it is worth.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -16,15 +18,18 @@ from ssl_core import distributed
 from ssl_core.allocator import keep_freed_memory
 from ssl_core.backbone import BackboneCard, head_layers, save_backbone, save_card
 from ssl_core.config import save_config, to_dict
-from ssl_core.data import Batches, normalization, open_source
+from ssl_core.data import Batches, decoded, identity, normalization, open_encoded
 from ssl_core.evaluate import collapse, evaluate_knn, health
 from ssl_core.evaluate.online import decoded_side, knn_of_method, knn_sources
+from ssl_core.files import copy_atomically
+from ssl_core.folder import LAST, check_writable, claimed, find_run, last_saved_ns
 from ssl_core.nn import MomentumBranch, make_encoder, stem_for, sync_batch_norm
-from ssl_core.run import Config, MakeMethod, Prepare, Run, TrainedMethod, choose_device, prepare_folder
+from ssl_core.run import Config, MakeMethod, Prepare, PretrainConfig, Run, TrainedMethod, choose_device
 from ssl_core.summary import summary
-from ssl_core.train import learning_rate, make_optimizer, train
-from ssl_core.train.checkpoint import load_run
-from ssl_core.views import choose_renderer, save_view_gallery
+from ssl_core.train import Method, learning_rate, make_optimizer, train
+from ssl_core.train.checkpoint import load_run, restore_, same_data
+from ssl_core.train.log import load_tensorboard
+from ssl_core.views import ViewSpec, choose_renderer, save_view_gallery
 
 
 def pretrain(
@@ -34,7 +39,7 @@ def pretrain(
     name: str,
     prepare: Prepare[Config, TrainedMethod] | None = None,
 ) -> Path:
-    """Train a method as a configuration says, continuing its run directory if there is a checkpoint in it.
+    """Train a method as a configuration says, from the checkpoint of ``resume`` on, or else from that in ``out``.
 
     Args:
         config: configuration of the run.
@@ -49,8 +54,8 @@ def pretrain(
         and card.
 
     Raises:
-        ValueError: for settings that do not fit each other or the data.
-        OSError: if the run directory cannot be written.
+        ValueError: for settings that do not fit each other or the data, or that are not those of the run to continue.
+        OSError: if the run directory cannot be written, or another process trains there.
     """
     device = distributed.setup(choose_device(config.train.device))
     specs = config.view_specs()
@@ -61,14 +66,24 @@ def pretrain(
         keep_freed_memory()
     # Every process starts from the same weights; views and order have generators of their own.
     torch.manual_seed(config.seed)
-    folder = prepare_folder(config, name)
-    if (last := folder / "checkpoints" / "last.pt").exists():
-        load_run(last, to_dict(config))  # refuses another configuration before anything of that run is overwritten
+    out, checkpoint = find_run(config.out, config.resume)
+    check_writable(out or Path("runs"))
+    if config.train.tensorboard:
+        load_tensorboard()
+    saved_ns = last_saved_ns(out)
+    content = None if checkpoint is None else load_run(checkpoint, to_dict(config))
+    data = config.data
+    if content is not None:  # normalized as before, whatever is measured or published now
+        mean, std = content["data"]["mean"], content["data"]["std"]
+        data = replace(data, channels=len(mean), mean=mean, std=std)
     sizes = {size for spec in specs for size in spec.sizes}
     image_size = max(sizes)
     at_least = decoded_side(specs)
-    source = open_source(config.data, split="train", at_least=at_least)
-    mean, std = normalization(config.data, source)
+    images = open_encoded(data)
+    found = distributed.broadcast_object(identity(images) if distributed.is_main() else {})
+    is_same = content is None or same_data(content, found, accept=data.changed == "accept")
+    source = decoded(images, data, at_least=at_least)
+    mean, std = normalization(data, source)
     encoder = make_encoder(config.encoder, channels=len(mean), image_size=image_size, other_sizes=sizes)
     num_features = cast(int, encoder.num_features)
     method = make_method(config, encoder, num_features, specs)
@@ -110,15 +125,13 @@ def pretrain(
         recipe=name,
         projector=head_layers(method.projector),
     )
-    knn = knn_sources(config.data, config.evaluate, source, at_least)
-    run = Run(config, method, source, batches, card, device, folder)
-    before_epoch = prepare and prepare(run)
-    if distributed.is_main():
-        save_config(config, folder / "config.yaml")
-        save_card(folder / "backbone.json", card)
-        if not (pictures := folder / "views.png").exists():
-            save_view_gallery(source, specs, pictures, seed=config.seed)
-        print(summary(run), flush=True)
+    knn = knn_sources(data, config.evaluate, source, at_least)
+    done = 0
+    if content is not None:
+        if is_same:  # else what they hold of each image is of others
+            batches.load_state_dict(content["batches"])
+        done = restore_(content, method=module, optimizer=optimizer)
+        del content  # as large as all that is trained
 
     def on_epoch(epoch: int) -> dict[str, float]:
         every = config.evaluate.knn_every
@@ -126,38 +139,64 @@ def pretrain(
             return {}
         return distributed.broadcast_object(knn_of_method(config.evaluate, method, card, *knn, device))
 
-    started = time.perf_counter()
-    speed = train(
-        method,
-        batches,
-        optimizer,
-        config.train,
-        folder=folder,
-        learning_rate=lambda step: learning_rate(
-            config.optim, step.index, step.steps_per_epoch, step.total, config.train.batch_size
-        ),
-        settings=to_dict(config),
-        health=health,
-        collapse=collapse,
-        before_epoch=before_epoch,
-        on_epoch=on_epoch,
-    )
-    trained_s = time.perf_counter() - started
+    with claimed(out, name, saved_ns=saved_ns) as folder:
+        run = Run(config, method, source, batches, card, device, folder)
+        before_epoch = prepare and prepare(run)
+        if distributed.is_main():
+            _begin(run, checkpoint, specs)
+            print(summary(run), flush=True)
 
-    if distributed.is_main():
-        save_backbone(folder / "backbone.safetensors", encoder, card)
-        reached = speed and f", {speed.images_per_s:,.0f} images/s, {100 * speed.data_wait:.1f} % waiting for data"
-        print(f"trained in {trained_s:.0f} s{reached or ''}; the backbone is {folder / 'backbone.safetensors'}")
-        if knn is not None:
-            settings = config.evaluate
-            result = evaluate_knn(
-                str(folder),
-                features=settings.features,
-                k=settings.k,
-                temperature=settings.temperature,
-                device=device,
-                sources=knn,
-            )
-            save_card(folder / "backbone.json", replace(card, metrics={"knn_top1": result["top1"]}))
-    distributed.barrier()
+        started = time.perf_counter()
+        speed = train(
+            method,
+            batches,
+            optimizer,
+            config.train,
+            folder=folder,
+            learning_rate=lambda step: learning_rate(
+                config.optim, step.index, step.steps_per_epoch, step.total, config.train.batch_size
+            ),
+            start=done,
+            settings=to_dict(config),
+            data={**found, "mean": mean, "std": std},
+            health=health,
+            collapse=collapse,
+            before_epoch=before_epoch,
+            on_epoch=on_epoch,
+        )
+        trained_s = time.perf_counter() - started
+
+        if distributed.is_main():
+            save_backbone(folder / "backbone.safetensors", encoder, card)
+            reached = speed and f", {speed.images_per_s:,.0f} images/s, {100 * speed.data_wait:.1f} % waiting for data"
+            print(f"trained in {trained_s:.0f} s{reached or ''}; the backbone is {folder / 'backbone.safetensors'}")
+            if knn is not None:
+                settings = config.evaluate
+                result = evaluate_knn(
+                    str(folder),
+                    features=settings.features,
+                    k=settings.k,
+                    temperature=settings.temperature,
+                    device=device,
+                    sources=knn,
+                )
+                save_card(folder / "backbone.json", replace(card, metrics={"knn_top1": result["top1"]}))
+        distributed.barrier()
     return folder
+
+
+def _begin(run: Run[PretrainConfig, Method], checkpoint: Path | None, specs: Sequence[ViewSpec]) -> None:
+    """Write what a run directory holds from the first step on, over what an earlier try has left there."""
+    folder, config = run.folder, run.config
+    if checkpoint is not None and checkpoint.resolve() != (folder / LAST).resolve():
+        (folder / LAST).parent.mkdir(exist_ok=True)
+        copy_atomically(checkpoint, folder / LAST)
+        metrics = checkpoint.parents[1] / "metrics.jsonl"
+        if metrics.exists() and metrics.resolve() != (folder / metrics.name).resolve():
+            copy_atomically(metrics, folder / metrics.name)
+    # What says where a run lies, and what it was allowed once, would make a repetition or continuation another one.
+    saved = replace(config, out=None, resume=None, data=replace(config.data, changed="refuse"))
+    save_config(saved, folder / "config.yaml")
+    save_card(folder / "backbone.json", run.card)
+    if checkpoint is None or not (folder / "views.png").exists():
+        save_view_gallery(run.source, specs, folder / "views.png", seed=config.seed)

@@ -1,6 +1,7 @@
 """Recipes that a package ships, and its command, which lists them without importing PyTorch."""
 
 import difflib
+import os
 import sys
 from collections.abc import Iterator
 from importlib import import_module, metadata
@@ -49,8 +50,8 @@ def recipe_path(name: str, recipes: Path) -> Path:
     shipped = recipes / f"{name}.yaml"
     if shipped.is_file():
         return shipped
-    if Path(name).is_file():
-        return Path(name)
+    if (path := Path(os.path.expanduser(name))).is_file():
+        return path
     names = [known for known, _ in recipe_headers(recipes)]
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""

@@ -1,7 +1,5 @@
 """A run: its configuration, its device and its folder, and what a method sees of it between epochs."""
 
-import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +10,7 @@ from torch import nn
 
 from ssl_core import distributed
 from ssl_core.backbone import BackboneCard
-from ssl_core.data import Batches, DataConfig, ImageSource
+from ssl_core.data import Batches, DataConfig, ImageSource, rows_at_once
 from ssl_core.evaluate import EvaluateConfig
 from ssl_core.nn import EncoderConfig, HeadConfig, MomentumConfig, QueueConfig
 from ssl_core.train import Method, OptimConfig, TrainConfig
@@ -26,7 +24,9 @@ class PretrainConfig:
     Attributes:
         views: views of each image, in the order in which the method takes them.
         projector: head after the encoder.
-        out: run directory; null makes a new one in ``runs/``.
+        out: run directory; null is that of ``resume``, or else a new one in ``runs/``.
+        resume: run directory, or checkpoint in one, to continue; its ``config.yaml`` is read. With another ``out`` it
+            stays as it is, and the run goes on there.
         seed: seeds the weights, the queue, the order of the images and their views.
     """
 
@@ -38,6 +38,7 @@ class PretrainConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     out: str | None = None
+    resume: str | None = None
     seed: int = 0
 
     def view_specs(self) -> tuple[ViewSpec, ...]:
@@ -103,7 +104,7 @@ def check_batch(
             f"queue.length {queue.length} is less than the {keys_per_step} keys of one step; "
             "use a longer queue or a smaller train.batch_size"
         )
-    rows = train.batch_size // (train.accumulate * distributed.world_size())
+    rows = rows_at_once(train.batch_size, train.accumulate, distributed.world_size())
     if rows % momentum.batch_norm_splits:
         raise ValueError(
             f"momentum.batch_norm_splits {momentum.batch_norm_splits} does not divide the {rows} images that a "
@@ -124,22 +125,3 @@ def choose_device(name: str) -> torch.device:
         there = ", ".join(device for device, there in available.items() if there)
         raise ValueError(f"train.device {name}: torch {torch.__version__} sees no such device; there is {there}")
     return torch.device(name)
-
-
-def prepare_folder(config: PretrainConfig, name: str) -> Path:
-    """Make the run directory, or find that it cannot be written before any work is done.
-
-    Raises:
-        OSError: if it cannot be made or written.
-        ValueError: for a name that evaluation takes for another encoder.
-    """
-    if config.out in ("random", "pixels") or (config.out or "").startswith("timm:"):
-        raise ValueError(f"out {config.out}: ssl-core eval takes this name for another encoder; take runs/{config.out}")
-    folder = Path(distributed.broadcast_object(config.out or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"))
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(f"cannot write to the run directory {folder} ({error}); choose another --out") from error
-    return folder

@@ -63,7 +63,7 @@ def run(tmp_path):
     save_backbone(folder / "backbone.safetensors", make_card_encoder(CARD), card)  # not the checkpoint's weights
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     save_checkpoint(
-        folder / "checkpoints" / "last.pt", method=method, optimizer=optimizer, batches={}, step=1, config={}
+        folder / "checkpoints" / "last.pt", method=method, optimizer=optimizer, batches={}, step=1, config={}, data={}
     )
     data = to_dict(DataConfig(source=str(images), workers=0))
     (folder / "config.yaml").write_text(yaml.safe_dump({"data": data, "method": {"unknown": "to core"}}))

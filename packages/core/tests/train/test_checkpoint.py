@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_core.train.checkpoint import load_checkpoint, restore_, save_checkpoint
+from ssl_core.train.checkpoint import load_checkpoint, load_run, restore_, same_data, save_checkpoint
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def state():
 
 def test_a_checkpoint_gives_back_state_generators_and_step(tmp_path, state):
     path = tmp_path / "last.pt"
-    save_checkpoint(path, **state, step=7, config={"seed": 1})
+    save_checkpoint(path, **state, step=7, config={"seed": 1}, data={"images": 3})
     expected = torch.rand(3)
     fresh = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(fresh.parameters(), lr=0.5, momentum=0.9)
@@ -25,7 +25,7 @@ def test_a_checkpoint_gives_back_state_generators_and_step(tmp_path, state):
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(fresh.weight, state["method"].weight)
     assert optimizer.state_dict()["state"].keys() == state["optimizer"].state_dict()["state"].keys()
-    assert content["config"] == {"seed": 1}
+    assert (content["config"], content["data"]) == ({"seed": 1}, {"images": 3})
     assert content["batches"] == {"partners": None}
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
 
@@ -33,11 +33,54 @@ def test_a_checkpoint_gives_back_state_generators_and_step(tmp_path, state):
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 0.99], ids=["empty", "a third", "almost whole"])
 def test_a_truncated_checkpoint_is_a_clear_error(tmp_path, state, fraction):
     path = tmp_path / "last.pt"
-    save_checkpoint(path, **state, step=1, config={})
+    save_checkpoint(path, **state, step=1, config={}, data={})
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * fraction)])
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         load_checkpoint(path)
+
+
+def test_a_truncated_checkpoint_names_another_one_beside_it(tmp_path):
+    for name in ("last.pt", "epoch_0002.pt", "epoch_0004.pt"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"last.pt is not a readable .* --resume .*epoch_0004.pt, or choose another"):
+        load_checkpoint(tmp_path / "last.pt")
+    with pytest.raises(ValueError, match=r"such as --resume .*epoch_0002.pt"):
+        load_checkpoint(tmp_path / "epoch_0004.pt")
+
+
+@pytest.mark.parametrize(("longer", "remedy"), [(False, ""), (True, "--encoder.weights {path}")])
+def test_a_checkpoint_of_another_configuration_is_refused_with_the_difference(tmp_path, state, longer, remedy):
+    path = tmp_path / "last.pt"
+    old = {"optim": {"lr": 0.1}, "train": {"epochs": 2, "log_every": 1}}
+    save_checkpoint(path, **state, step=1, config=old, data={})
+    new = {"optim": {"lr": 0.2}, "train": {"epochs": 2 + 2 * longer, "log_every": 5}}
+    with pytest.raises(ValueError, match=r"optim\.lr: 0\.1 -> 0\.2") as error:
+        load_run(path, new)
+    assert str(error.value).endswith(remedy.format(path=path))
+    assert ("train.epochs: 2 -> 4" in str(error.value)) is ("--encoder.weights" in str(error.value)) is longer
+
+
+BEFORE = {"images": 60, "classes": 2, "digest": "a"}
+
+
+@pytest.mark.parametrize(
+    ("now", "difference"),
+    [
+        ({"images": 80, "digest": "b"}, "images: 60 -> 80\n  names, sizes or pixels differ"),
+        ({"digest": "b"}, "names, sizes or pixels differ"),
+        ({"classes": 3}, "classes: 2 -> 3"),
+    ],
+    ids=["more images", "other images", "more classes"],
+)
+def test_other_data_is_refused_with_the_difference_unless_accepted(caplog, now, difference):
+    content = {"step": 7, "data": {**BEFORE, "mean": (0.5,), "std": (0.2,)}}
+    assert same_data(content, BEFORE, accept=False)
+    with pytest.raises(ValueError, match=r"up to step 7:\n(.*\n)+.*--data\.changed accept") as error:
+        same_data(content, BEFORE | now, accept=False)
+    assert difference in str(error.value)
+    assert not same_data(content, BEFORE | now, accept=True)
+    assert difference.replace("\n  ", ", ") in caplog.text
 
 
 def test_another_file_of_torch_is_not_a_checkpoint(tmp_path):
@@ -47,8 +90,8 @@ def test_another_file_of_torch_is_not_a_checkpoint(tmp_path):
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_sentence(tmp_path):
-    torch.save({"format": 2, "method": {}}, tmp_path / "earlier.pt")
-    with pytest.raises(ValueError, match=r"earlier.pt is of format 2, from another version .* reads format 3"):
+    torch.save({"format": 3, "method": {}}, tmp_path / "earlier.pt")
+    with pytest.raises(ValueError, match=r"earlier.pt is of format 3, from another version .* reads format 4"):
         load_checkpoint(tmp_path / "earlier.pt")
 
 
@@ -62,13 +105,13 @@ def test_a_file_that_would_run_code_is_not_loaded(tmp_path):
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, state, bytes_left):
     resource = pytest.importorskip("resource", reason="only on POSIX can the size of files be limited")
     path = tmp_path / "last.pt"
-    save_checkpoint(path, **state, step=1, config={})
+    save_checkpoint(path, **state, step=1, config={}, data={})
     assert path.stat().st_size > 2000
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, hard))  # the kernel refuses to write more, as a full disk
     try:
-        with pytest.raises(OSError, match=r"could not save step 2.*is intact"):
-            save_checkpoint(path, **state, step=2, config={})
+        with pytest.raises(OSError, match=r"cannot write .*last.pt \(File too large\); the one before it is intact"):
+            save_checkpoint(path, **state, step=2, config={}, data={})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert load_checkpoint(path)["step"] == 1

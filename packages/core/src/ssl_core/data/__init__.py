@@ -1,7 +1,11 @@
 """Where images come from, and how batches of views are made of them."""
 
 from ssl_core.data.batches import Batches as Batches
+from ssl_core.data.batches import rows_at_once as rows_at_once
 from ssl_core.data.config import DataConfig as DataConfig
+from ssl_core.data.config import decoded as decoded
+from ssl_core.data.config import identity as identity
+from ssl_core.data.config import open_encoded as open_encoded
 from ssl_core.data.config import open_source as open_source
 from ssl_core.data.dataset import dataset_source as dataset_source
 from ssl_core.data.decode import decode_image as decode_image

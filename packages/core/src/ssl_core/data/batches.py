@@ -86,18 +86,14 @@ class Batches:
                 f"{source.name} has {len(source)} images, fewer than one batch of {batch_size}; "
                 "lower train.batch_size or add images"
             )
-        if batch_size < 1 or batch_size % (accumulate * world_size):
-            raise ValueError(
-                f"train.batch_size {batch_size} is not a positive multiple of train.accumulate {accumulate} "
-                f"times {world_size} processes"
-            )
+        rows = rows_at_once(batch_size, accumulate, world_size)
         num_channels = source.image(0).shape[0]
         if not len(mean) == len(std) == num_channels:
             raise ValueError(f"mean {mean} and std {std} need one number for each of {num_channels} channels")
         self.batches_per_epoch = len(source) // batch_size
         self._source = source
         self._seed = seed
-        self._layout = (self.batches_per_epoch, accumulate, world_size, batch_size // (accumulate * world_size))
+        self._layout = (self.batches_per_epoch, accumulate, world_size, rows)
         self._rank = rank
         self._partners: Int32[Tensor, "n p"] | None = None
         self._requests: list[Request] = []  # of the current epoch; the pipeline reads this list
@@ -182,3 +178,18 @@ class Batches:
         streams = torch.stack([index, torch.full_like(index, epoch), torch.full_like(index, _PARTNER_STREAM)], dim=1)
         column = (uniform(self._seed, streams, 1) * self._partners.shape[1]).long()
         return self._partners[index].gather(1, column).squeeze(1)
+
+
+def rows_at_once(batch_size: int, accumulate: int, world_size: int) -> int:
+    """Number of images that a process forwards at once.
+
+    Raises:
+        ValueError: if the batch cannot be divided so.
+    """
+    rows, rest = divmod(batch_size, accumulate * world_size)
+    if rest or rows < 1:
+        raise ValueError(
+            f"train.batch_size {batch_size} is not a positive multiple of train.accumulate {accumulate} "
+            f"times {world_size} processes"
+        )
+    return rows

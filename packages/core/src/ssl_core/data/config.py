@@ -72,6 +72,8 @@ class DataConfig:
         memory_gib: largest size of the decoded images that are held in memory, in each process (CIFAR and STL-10
             always are).
         broken_limit: largest fraction of images that may be unreadable.
+        changed: what happens where a run is to continue with other images than before: ``refuse``, or ``accept``, which
+            keeps the run's normalization.
         scaled_decode: training decodes a JPEG at a half, a quarter or an eighth of its size where even the smallest
             crop of a view still has the view's pixels then, so that nothing is enlarged because of it.
     """
@@ -92,6 +94,7 @@ class DataConfig:
     renderer: Literal["auto", "reference", "cpu", "device"] = "auto"
     memory_gib: float = 4.0
     broken_limit: float = 0.01
+    changed: Literal["refuse", "accept"] = "refuse"
     scaled_decode: bool = True
 
     def __post_init__(self) -> None:
@@ -125,7 +128,11 @@ def open_source(config: DataConfig, *, split: str = "train", at_least: int | Non
         >>> len(source), source.image(0).shape
         (800, torch.Size([1, 32, 32]))
     """
-    images = open_encoded(config, split)
+    return decoded(open_encoded(config, split), config, split=split, at_least=at_least)
+
+
+def decoded(images: Images, config: DataConfig, *, split: str = "train", at_least: int | None = None) -> ImageSource:
+    """What :func:`open_source` gives, of images that are open already."""
     if isinstance(images, MemoryImages):
         return images
     is_said = split == "test" and config.holdout is not None  # when the training images were opened
@@ -144,6 +151,11 @@ def open_source(config: DataConfig, *, split: str = "train", at_least: int | Non
         config.memory_gib,
     )
     return LazyImages(images, broken_limit=config.broken_limit)
+
+
+def identity(images: Images) -> dict[str, int | str]:
+    """What tells whether images are the same as before: their number, that of their classes, and a digest."""
+    return {"images": len(images), "classes": len(images.classes or ()), "digest": images.digest()}
 
 
 def open_encoded(config: DataConfig, split: str = "train") -> Images:
@@ -269,7 +281,8 @@ def _paths(source: str, root: str | None) -> list[Path]:
         if found := sorted(glob.glob(str(path), recursive=True)):
             return [Path(each) for each in found]
         raise FileNotFoundError(f"no file matches {str(path)!r}")
-    raise FileNotFoundError(f"{str(path)!r} does not exist; it is no name either (names: {', '.join(NAMES)})")
+    where = "" if path.is_absolute() else f" in {Path.cwd()}"
+    raise FileNotFoundError(f"{str(path)!r} does not exist{where}; it is no name either (names: {', '.join(NAMES)})")
 
 
 def _local(name: str) -> Path:
@@ -279,7 +292,7 @@ def _local(name: str) -> Path:
         raise ValueError(f"{name!r} is an address, and images are read from files: {remedy}")
     if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]|\\\\", name):
         raise ValueError(f"{name!r} is a path of Windows; under WSL, C:\\photos is /mnt/c/photos")
-    return Path(name).expanduser()
+    return Path(os.path.expanduser(name))
 
 
 def _kind(path: Path) -> str:

@@ -12,8 +12,10 @@
 import codecs
 import csv
 import errno
+import hashlib
 import io
 import logging
+import operator
 import os
 import re
 import stat
@@ -104,9 +106,27 @@ class FileImages:
         """The image's path."""
         return os.fsdecode(self.paths[index])
 
+    def digest(self) -> str:
+        """Hash of the files' names, from the folder on that all have in common, and of their sizes."""
+        paths: list[bytes] = self.paths.tolist()
+        first, last = min(paths), max(paths)
+        shared = [*map(operator.eq, first, last), False].index(False)
+        start = first.rfind(os.sep.encode(), 0, shared) + 1
+        digest = hashlib.blake2b(digest_size=16)
+        for path in paths:
+            digest.update(b"%s\0%d\0" % (path[start:], _size(path)))
+        return digest.hexdigest()
+
     def subset(self, indices: Int64[Tensor, " m"]) -> "FileImages":
         """The images at some indices."""
         return replace(self, paths=self.paths[indices.numpy()], labels=self.labels[indices])
+
+
+def _size(path: bytes) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # a broken image
+        return -1
 
 
 def _open_regular(path: str | bytes, flags: int) -> int:

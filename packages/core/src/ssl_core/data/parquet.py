@@ -12,6 +12,7 @@ Face writes 100 images a group) then cost the least.
 # mypy: disable-error-code="no-untyped-call,name-defined,attr-defined"
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -86,6 +87,12 @@ class ParquetImages:
         group, row = self.rows[index].tolist()
         return self.groups.identifier(group, row)
 
+    def digest(self) -> str:
+        """Hash of the shards' names, sizes and columns, and of which of their rows the images are."""
+        digest = hashlib.blake2b(repr(self.groups.shards()).encode(), digest_size=16)
+        digest.update(self.rows.numpy().tobytes())
+        return digest.hexdigest()
+
     def subset(self, indices: Int64[Tensor, " m"]) -> "ParquetImages":
         """The images at some indices."""
         return replace(self, rows=self.rows[indices], labels=self.labels[indices])
@@ -142,6 +149,13 @@ class _RowGroups:
                 raise pa.ArrowInvalid(f"{len(column)} rows in a row group of {self.lengths[group]}")
             self._held[group] = column
         return self._held[group]
+
+    def shards(self) -> list[tuple[str, int, str]]:
+        """Name, size and column of each shard."""
+        return [
+            (name, os.stat(file).st_size, leaf)
+            for name, file, leaf in zip(self._names, self._files, self._leaves, strict=True)
+        ]
 
     def has_no_bytes(self) -> bool:
         """Whether all rows of all groups are null, as in shards that hold paths only."""

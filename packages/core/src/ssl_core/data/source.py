@@ -1,5 +1,6 @@
 """What an image source is, and its two forms: held decoded in memory, or decoded when asked for."""
 
+import hashlib
 import logging
 import mmap
 from collections.abc import Sequence
@@ -80,6 +81,13 @@ class MemoryImages:
     def label(self, index: int) -> int:
         """The class of an image, -1 when unknown."""
         return int(self.labels[index])
+
+    def digest(self) -> str:
+        """Hash of the pixels."""
+        digest = hashlib.blake2b(digest_size=16)
+        for image in self.images:
+            digest.update(image.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def identifier(self, index: int) -> str:
         """The image's file or row."""

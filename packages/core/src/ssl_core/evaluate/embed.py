@@ -1,6 +1,7 @@
 """Features of a source in a file, for whatever else reads them: ``ssl-core embed``."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -58,17 +59,16 @@ def embed(
     source = open_source(subject.data, split=split)
     found = subject.extract(source, "features" if progress else "")
     identifiers = [source.identifier(index) for index in readable(source)]
-    write_atomically(path, lambda part: _write_features(part, path.suffix, found, identifiers))
+    write_atomically(path, lambda file: _write_features(file, path.suffix, found, identifiers))
     print(f"wrote {len(identifiers)} features of length {found.features.shape[1]} to {path}")
     return path
 
 
-def _write_features(part: Path, suffix: str, found: Features, identifiers: list[str]) -> None:
+def _write_features(file: BinaryIO, suffix: str, found: Features, identifiers: list[str]) -> None:
     features, labels = found.features.numpy(), found.labels.numpy()
     if suffix == ".npz":
-        with part.open("wb") as file:  # given a name, numpy would append a suffix
-            np.savez(file, features=features, labels=labels, identifiers=np.array(identifiers))
+        np.savez(file, features=features, labels=labels, identifiers=np.array(identifiers))
     else:
         rows = FixedSizeListArray.from_arrays(array(features.ravel()), features.shape[1])
         rows_table = table({"identifier": identifiers, "label": labels, "features": rows})
-        write_table(rows_table, part)  # type: ignore[no-untyped-call]  # pyarrow's is untyped
+        write_table(rows_table, file)  # type: ignore[no-untyped-call]  # pyarrow's is untyped

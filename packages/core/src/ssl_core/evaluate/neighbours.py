@@ -177,6 +177,6 @@ def draw_neighbours(
     queries = [there[row] for row in shown]
     caption = f"{encoder}: nearest of {len(bank.labels)} training images to {len(queries)} test images of {test.name}"
     picture = neighbour_picture(train, test, queries, blocks, image_size=subject.card.image_size, k=k, caption=caption)
-    write_atomically(path, lambda part: picture.save(part, format="PNG"))
+    write_atomically(path, lambda file: picture.save(file, format="PNG"))
     print(f"wrote {path}")
     return path

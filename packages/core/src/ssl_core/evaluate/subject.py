@@ -69,7 +69,8 @@ class Subject(NamedTuple):
         if out is None and not path.exists():
             return
         folder = Path(out) if out is not None else path if path.is_dir() else path.parent
-        write_atomically(folder / name, lambda part: part.write_text(json.dumps(result, indent=2) + "\n"))
+        text = json.dumps(result, indent=2) + "\n"
+        write_atomically(folder / name, lambda file: file.write(text.encode()))
 
 
 def load_subject(

@@ -247,7 +247,7 @@ def draw_tsne(
     names = test.classes or [str(label) for label in range(count_classes(test))]
     caption = f"{source}, {of}; {how}; above: mean cosine of pairs"
     figure = tsne_picture(panels, shown.labels, names, caption=caption)
-    write_atomically(path, lambda part: figure.savefig(part, format="png"))
+    write_atomically(path, lambda file: figure.savefig(file, format="png"))
     print(f"wrote {path}: {how}; {of} of {test.name}")
     return path
 

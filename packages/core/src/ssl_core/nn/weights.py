@@ -120,7 +120,7 @@ def load_weights_(encoder: nn.Module, weights: Path | str, *, name: str) -> str:
 def _file(weights: Path | str) -> Path:
     if "://" in str(weights):
         raise ValueError(f"encoder.weights {weights}: download it and give the file")
-    path = Path(weights).expanduser()
+    path = Path(os.path.expanduser(weights))
     if (path / "backbone.safetensors").is_file():
         return path / "backbone.safetensors"
     if path.is_dir():

@@ -1,5 +1,6 @@
 """Checkpoints: everything that the next step depends on, in one file that is either whole or absent."""
 
+import logging
 import pickle
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -13,7 +14,9 @@ from ssl_core import distributed
 from ssl_core.config import config_difference
 from ssl_core.files import write_atomically
 
-_FORMAT = 3
+logger = logging.getLogger(__name__)
+
+_FORMAT = 4
 
 
 def save_checkpoint(
@@ -24,6 +27,7 @@ def save_checkpoint(
     batches: dict[str, Any],
     step: int,
     config: dict[str, Any],
+    data: dict[str, Any],
 ) -> None:
     """Write a checkpoint atomically: a crash or a full disk leaves the previous file as it was.
 
@@ -37,9 +41,10 @@ def save_checkpoint(
         batches: state of the batches, tensors and plain values.
         step: optimizer steps done; with the config it gives the epoch and the position in it.
         config: the run's complete configuration, plain values only.
+        data: what tells the run's images from others, and what they are normalized by, plain values only.
 
     Raises:
-        OSError: if the file cannot be written; names the checkpoint that survives.
+        OSError: if the file cannot be written; says whether there is an earlier one.
     """
     generators = distributed.gather_objects(_generator_states())
     if not distributed.is_main():
@@ -52,13 +57,10 @@ def save_checkpoint(
         "step": step,
         "generators": generators,
         "config": config,
+        "data": data,
         "versions": {name: version(name) for name in ("ssl-core", "torch", "timm")},
     }
-    try:
-        write_atomically(path, lambda part: torch.save(content, part))
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-        survivor = f"the checkpoint before it is intact: {path}" if path.exists() else "there is none before it"
-        raise OSError(f"could not save step {step} to {path} ({error}); {survivor}") from error
+    write_atomically(path, lambda file: torch.save(content, file))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -72,9 +74,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        kept = [other for other in sorted(path.parent.glob("epoch_*.pt")) if other != path]
+        remedy = f"continue from another, such as --resume {kept[-1]}" if kept else "there is no other beside it"
         raise ValueError(
-            f"{path} is not a readable checkpoint: it is truncated or of another kind. "
-            "Resume from an earlier one in the same folder, or choose another --out."
+            f"{path} is not a readable checkpoint: truncated, or of another kind; {remedy}, or choose another --out"
         ) from error
     if not isinstance(content, dict) or "format" not in content:
         raise ValueError(f"{path} is not a checkpoint of a run")
@@ -98,12 +101,41 @@ def load_run(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """
     content = load_checkpoint(path)
     if difference := config_difference(content["config"], config):
+        longer = any(line.startswith("train.epochs:") for line in difference)
         raise ValueError(
             f"{path} was made with another configuration, so continuing would mix two runs:\n  "
             + "\n  ".join(difference)
             + "\nChoose another --out, or give these keys their old values."
+            + longer * f"\nA new run of so many epochs can start from the encoder of this one: --encoder.weights {path}"
         )
     return content
+
+
+def same_data(content: Mapping[str, Any], data: Mapping[str, Any], *, accept: bool) -> bool:
+    """Whether a run goes on with the images that it began with.
+
+    Args:
+        content: checkpoint that it continues from.
+        data: number of images and of classes, and a digest, as they are now.
+        accept: whether other images will do.
+
+    Raises:
+        ValueError: if they are others, with the difference, unless ``accept``.
+    """
+    before = content["data"]
+    difference = [f"{key}: {before[key]} -> {data[key]}" for key in ("images", "classes") if before[key] != data[key]]
+    if before["digest"] != data["digest"]:
+        difference.append("names, sizes or pixels differ")
+    if difference and not accept:
+        raise ValueError(
+            f"the data is no longer what the run has been trained on up to step {content['step']}:\n  "
+            + "\n  ".join(difference)
+            + "\nGive it the images of before, choose another --out, or go on with these and the run's mean and std: "
+            "--data.changed accept"
+        )
+    if difference:
+        logger.warning("the run goes on from step %d with other data: %s", content["step"], ", ".join(difference))
+    return not difference
 
 
 def restore_(content: dict[str, Any], *, method: nn.Module, optimizer: torch.optim.Optimizer) -> int:

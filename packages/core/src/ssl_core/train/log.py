@@ -1,5 +1,6 @@
 """The run's log: one JSON line per record, TensorBoard events on request, and a progress bar."""
 
+import contextlib
 import json
 import sys
 import time
@@ -57,7 +58,7 @@ class Log:
         _drop_records_after(path, start)
         self._file = path.open("a")
         if tensorboard:
-            self._events = _summary_writer(folder)
+            self._events = load_tensorboard()(str(folder))
 
     def advance(self) -> None:
         """Move the bar by one optimizer step; once, soon after the first, say how long training will take."""
@@ -88,8 +89,13 @@ class Log:
         if shown:
             self._bar.set_postfix_str(shown, refresh=False)
         if self._file is not None:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps({"step": step, **values}) + "\n")
+                self._file.flush()
+            except OSError as error:
+                raise OSError(
+                    f"cannot write {self._file.name} ({error.strerror}); what was written before is intact"
+                ) from error
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
@@ -107,7 +113,8 @@ class Log:
     ) -> None:
         self._bar.close()
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # of the record that could not be written
+                self._file.close()
         if self._events is not None:
             self._events.close()
 
@@ -131,7 +138,7 @@ def _drop_records_after(path: Path, step: int) -> None:
     # A run that was killed while it wrote may have left half a line at the end.
     lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
     kept = [line for line in lines if _is_before(json.loads(line), step)]
-    write_atomically(path, lambda part: part.write_text("".join(kept)))
+    write_atomically(path, lambda file: file.write("".join(kept).encode()))
 
 
 def _is_before(record: Mapping[str, Any], step: int) -> bool:
@@ -139,7 +146,12 @@ def _is_before(record: Mapping[str, Any], step: int) -> bool:
     return record["step"] < step or (record["step"] == step and "before_epoch" not in record)
 
 
-def _summary_writer(folder: Path) -> "SummaryWriter":
+def load_tensorboard() -> type["SummaryWriter"]:
+    """TensorBoard's writer of events.
+
+    Raises:
+        ImportError: if it is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -147,4 +159,4 @@ def _summary_writer(folder: Path) -> "SummaryWriter":
             "train.tensorboard is on but tensorboard is not installed: pip install 'ssl-core[tensorboard]', "
             "or set --train.tensorboard false"
         ) from error
-    return SummaryWriter(str(folder))
+    return SummaryWriter

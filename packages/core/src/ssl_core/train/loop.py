@@ -6,7 +6,6 @@ Extension is by argument: a method, batches, a learning rate and callables; ther
 import contextlib
 import functools
 import inspect
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl_core import distributed
+from ssl_core.files import copy_atomically
 from ssl_core.step import Step
-from ssl_core.train.checkpoint import load_run, restore_, save_checkpoint
+from ssl_core.train.checkpoint import save_checkpoint
 from ssl_core.train.log import Log
 from ssl_core.train.method import Method, StepOutput
 from ssl_core.train.stop import StopSignal
@@ -106,9 +106,6 @@ class BatchSource(Protocol):
     def state_dict(self) -> dict[str, Any]:
         """What the batches of later epochs depend on and a checkpoint must keep; tensors and plain values."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state of a checkpoint."""
-
 
 class CollapseError(ArithmeticError):
     """All images are mapped to the same embedding, or nearly, and the run was told to stop there."""
@@ -122,13 +119,15 @@ def train(
     *,
     folder: Path,
     learning_rate: Callable[[Step], float],
+    start: int = 0,
     settings: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
     health: Callable[[Tensor], dict[str, float]] | None = None,
     collapse: Callable[[Mapping[str, float]], str | None] | None = None,
     before_epoch: Callable[[int], dict[str, float]] | None = None,
     on_epoch: Callable[[int], dict[str, float]] | None = None,
 ) -> Speed | None:
-    """Train a method, continuing from ``folder/checkpoints/last.pt`` if it is there.
+    """Train a method, from its first step or from where a checkpoint has left it.
 
     Stopping at any step and continuing gives the same losses as never having stopped, to the last bit on CPU.
     SIGINT and SIGTERM save a checkpoint after the current step and raise SystemExit.
@@ -141,8 +140,9 @@ def train(
         config: settings of the training.
         folder: run directory; ``checkpoints/`` and ``metrics.jsonl`` are written there.
         learning_rate: function of the step, before a group's ``lr_scale``.
-        settings: complete configuration of the run as plain values; it is kept in checkpoints, and a checkpoint made
-            with other settings is refused.
+        start: optimizer steps already done: what :func:`ssl_core.train.checkpoint.restore_` returns.
+        settings: complete configuration of the run as plain values, to be kept in checkpoints.
+        data: what tells the images from others as plain values, to be kept in checkpoints.
         health: measures of a batch of embeddings (n d), for the log.
         collapse: function of the latest value of every number in the log, by name, that returns what shows that the
             embeddings have collapsed, or None. It is asked from the second epoch on, since an untrained head may look
@@ -156,15 +156,14 @@ def train(
         The speed of the steps taken; None if there were none left.
 
     Raises:
-        ValueError: if the checkpoint was made with other settings.
+        OSError: if a checkpoint or the log cannot be written.
         FloatingPointError: at the first loss that is not finite.
         CollapseError: where ``collapse`` gives a reason, with ``config.stop_on_collapse``; a checkpoint is saved.
     """
     module = cast(nn.Module, method)
-    settings = dict(settings or {})
     last = folder / "checkpoints" / "last.pt"
     last.parent.mkdir(parents=True, exist_ok=True)
-    done = _resume(last, module, optimizer, batches, settings)
+    done = start
     per_epoch = batches.batches_per_epoch
     total = config.epochs * per_epoch
     checkpoint_every = config.checkpoint_every or per_epoch
@@ -189,7 +188,13 @@ def train(
         def save() -> None:
             window.check()  # never save what a bad loss has spoilt
             save_checkpoint(
-                last, method=module, optimizer=optimizer, batches=batches.state_dict(), step=done, config=settings
+                last,
+                method=module,
+                optimizer=optimizer,
+                batches=batches.state_dict(),
+                step=done,
+                config=dict(settings or {}),
+                data=dict(data or {}),
             )
 
         def leave() -> NoReturn:
@@ -242,19 +247,9 @@ def train(
             if config.keep_every and (epoch + 1) % config.keep_every == 0:
                 save()
                 if distributed.is_main():
-                    shutil.copyfile(last, last.with_name(f"epoch_{epoch + 1:04d}.pt"))
+                    copy_atomically(last, last.with_name(f"epoch_{epoch + 1:04d}.pt"))
             between_epochs(on_epoch, epoch + 1, "epoch")
     return window.speed()
-
-
-def _resume(
-    last: Path, method: nn.Module, optimizer: torch.optim.Optimizer, batches: BatchSource, settings: dict[str, Any]
-) -> int:
-    if not last.exists():
-        return 0
-    content = load_run(last, settings)
-    batches.load_state_dict(content["batches"])
-    return restore_(content, method=method, optimizer=optimizer)
 
 
 def _wrap(method: nn.Module, config: TrainConfig) -> Callable[[tuple[Tensor, ...], Step], StepOutput]:

@@ -13,6 +13,7 @@ from jaxtyping import Float32, Num
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ssl_core.files import write_atomically
 from ssl_core.views.images import to_unit
 from ssl_core.views.render import render
 from ssl_core.views.sampling import sample_parameters
@@ -124,7 +125,8 @@ def save_view_gallery(
     num_rows = min(num_images, len(source))
     chosen = [row * len(source) // num_rows for row in range(num_rows)]
     images = [source.image(index) for index in chosen]
-    view_gallery(images, specs, seed=seed, epoch=epoch, image_index=chosen).save(path, format="PNG")
+    picture = view_gallery(images, specs, seed=seed, epoch=epoch, image_index=chosen)
+    write_atomically(Path(path), lambda file: picture.save(file, format="PNG"))
 
 
 def _fitted(image: Num[Tensor, "c h w"], cell: int) -> Image.Image:

@@ -1,0 +1,178 @@
+"""The directory of a run: which one, what it continues from, and that one process at a time writes into it.
+
+A run reads and decides first (:func:`find_run`, :func:`check_writable`), then claims its directory and writes.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from ssl_core import distributed
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+LAST = Path("checkpoints") / "last.pt"
+_LOCK = ".lock"
+
+_held: set[TextIO] = set()
+if hasattr(os, "register_at_fork"):
+    # A worker would hold the lock of a main process that was killed until it notices.
+    os.register_at_fork(after_in_child=lambda: [file.close() for file in _held])
+
+
+def named_run(path: str) -> tuple[Path, Path]:
+    """The run directory and the checkpoint that ``--resume`` names: a run, whose last one it is, or one in it."""
+    named = Path(os.path.expanduser(path))
+    return (named.parent.parent, named) if named.is_file() else (named, named / LAST)
+
+
+def find_run(out: str | None, resume: str | None) -> tuple[Path | None, Path | None]:
+    """The run directory, None for a new one, and the checkpoint to continue from, None to begin.
+
+    Args:
+        out: run directory; None is that of ``resume``, or else a new one.
+        resume: run directory or checkpoint in one to continue from; None is ``out``, if there is one in it.
+
+    Raises:
+        ValueError: if ``out`` holds another run, or evaluation takes its name for another encoder.
+    """
+    if out in ("random", "pixels") or (out or "").startswith("timm:"):
+        raise ValueError(f"out {out}: ssl-core eval takes this name for another encoder; take runs/{out}")
+    folder = None if out is None else Path(os.path.expanduser(out))
+    run, checkpoint = (None, None) if resume is None else named_run(resume)
+    if folder is None or (run is not None and folder.resolve() == run.resolve()):
+        return run, checkpoint
+    if (last := folder / LAST).exists():
+        if resume is None:
+            return folder, last
+        raise ValueError(f"{folder} holds a run already: continue it with --resume {folder}, or choose another --out")
+    if (folder / "backbone.safetensors").exists():
+        raise ValueError(f"{folder} holds a run's backbone without its checkpoint: choose another --out")
+    return folder, checkpoint
+
+
+def last_saved_ns(folder: Path | None) -> int | None:
+    """When the last checkpoint in a run directory was written; None where there is none."""
+    return (folder / LAST).stat().st_mtime_ns if folder is not None and (folder / LAST).exists() else None
+
+
+def check_writable(folder: Path) -> None:
+    """Find that a run directory cannot be made or written before any work is done; nothing is left behind.
+
+    Raises:
+        OSError: naming it, and why.
+    """
+    try:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+@contextlib.contextmanager
+def claimed(folder: Path | None, name: str, *, saved_ns: int | None) -> Iterator[Path]:
+    """A run directory for this process, or the group that ``torchrun`` started, alone; it is made if it is not there.
+
+    All processes have decided by then. If the block fails before anything has been written, what was made is gone.
+
+    Args:
+        folder: run directory; None makes a new one in ``runs/``.
+        name: beginning of a new one's name.
+        saved_ns: what :func:`last_saved_ns` said when the checkpoint was read.
+
+    Raises:
+        OSError: if another process holds it or has trained there meanwhile, or it cannot be written.
+    """
+    distributed.barrier()
+    with contextlib.ExitStack() as stack:
+        answer: Path | OSError = Path()
+        if distributed.is_main():
+            try:
+                answer = stack.enter_context(_made_and_locked(folder, name))
+                if last_saved_ns(answer) != saved_ns:
+                    raise OSError(f"another process has trained in {answer} meanwhile: start again")
+            except OSError as error:
+                answer = error
+        answer = distributed.broadcast_object(answer)
+        if isinstance(answer, OSError):
+            raise answer
+        yield answer
+
+
+@contextlib.contextmanager
+def _made_and_locked(given: Path | None, name: str) -> Iterator[Path]:
+    folder = given or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if given is None:
+            made[:1] = [folder := _new(folder)]
+        else:
+            folder.mkdir(exist_ok=True)
+        before = set(os.listdir(folder))
+        file = (folder / _LOCK).open("a+")
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    with file:
+        _lock(folder, file)
+        _held.add(file)
+        try:
+            yield folder
+        except BaseException:
+            if set(os.listdir(folder)) - before == {_LOCK}:
+                with contextlib.suppress(OSError):  # another may have a run beside it by now
+                    (folder / _LOCK).unlink()
+                    for path in made:
+                        path.rmdir()
+            raise
+        finally:
+            _held.remove(file)
+
+
+def _new(folder: Path) -> Path:
+    """Make a folder that was not there, with a number behind its name where there is one of that name."""
+    path, number = folder, 1
+    while True:
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            number += 1
+            path = folder.with_name(f"{folder.name}-{number}")
+
+
+def _lock(folder: Path, file: TextIO) -> None:
+    """Lock an open file, which the system releases when the process ends in whatever way, and write down who holds it.
+
+    Raises:
+        OSError: naming who holds it.
+    """
+    try:
+        if fcntl is None:
+            raise OSError("this system has no such locks")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        raise OSError(f"{folder} is in use by {holder}; wait for its end, or choose another --out") from error
+    except OSError as error:
+        logger.warning("%s cannot be locked (%s): see to it that no other command trains there", folder, error)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+
+
+def _unwritable(folder: Path, error: OSError) -> OSError:
+    return OSError(f"cannot write to the run directory {folder} ({error}); choose another --out")
