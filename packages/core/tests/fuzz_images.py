@@ -197,7 +197,7 @@ def verdict(format, data, channels, folder):
                 with contextlib.suppress(BrokenImageError):
                     images.image(index)
         else:
-            decode_image(data, channels, at_least=4, identifier="a")
+            decode_image(data, channels, at_least=channels and 4, identifier="a")
     except BrokenImageError as error:
         return "broken", wrong(str(error))
     except (ValueError, OSError) as error:

@@ -314,6 +314,27 @@ def test_a_tiff_that_lacks_strips_or_tiles_is_broken(bands, layout):
         decode_image(higher)
 
 
+@pytest.mark.parametrize("fill", [b"\0", b"\xff"], ids=["zeros", "ones"])
+def test_a_jpeg_whose_rest_was_never_written_is_broken(make, fill):
+    data = make.encoded(make.noise(40, 40, 3), "JPEG")
+    assert torch.equal(decode_image(data + fill * 5000), decode_image(data))
+    with pytest.raises(BrokenImageError, match="damaged JPEG: image file is truncated"):
+        decode_image(data[: len(data) // 2] + fill * 2**20)
+
+
+def test_the_pages_of_a_tiff_are_no_larger_together_than_an_image_may_be(make, monkeypatch):
+    pages = [Image.fromarray(make.noise(4, 6, seed=seed)) for seed in range(5)]
+    data = make.encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    monkeypatch.setattr("ssl_core.data.pixels.MAX_BYTES", 4 * 6 * 5 - 1)
+    with pytest.raises(BrokenImageError, match="6 x 20 pixels take"):
+        decode_image(data)
+
+
+def test_a_number_of_tags_that_cannot_be_is_not_counted_to():
+    with pytest.raises(BrokenImageError, match="damaged TIFF: 1099511627776 tags"):
+        decode_image(b"II+\0\x08\0\0\0" + (16).to_bytes(8, "little") + (2**40).to_bytes(8, "little") + bytes(100))
+
+
 def test_a_number_of_bands_that_cannot_be_asks_for_no_memory():
     data, _ = tiff(3, photometric="rgb")
     samples = b"\x15\x01\x03\0\1\0\0\0\3\0\0\0"

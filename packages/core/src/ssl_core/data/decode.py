@@ -194,10 +194,15 @@ def _in_other_order(tile: Any) -> Any:
     return make([*place, (_OTHER_ORDER[mode], *rest) if rest else _OTHER_ORDER[mode]])
 
 
+def _jpeg(data: bytes, channels: int | None, at_least: int | None) -> Tensor:
+    """A JPEG up to its last byte that was written: of zeros Pillow makes pixels, and bytes of ones it reads slowly."""
+    return _through_pillow(JpegImageFile, data.rstrip(b"\0\xff"), channels, at_least)
+
+
 def _png(data: bytes, channels: int | None, at_least: int | None) -> Tensor:
     """A PNG without its texts and color profile: nobody asks for them, and Pillow refuses long ones."""
     kept, start, position = [], 0, 8
-    while position < len(data):
+    while data[position + 4 : position + 8].isalpha():
         end = position + 12 + int.from_bytes(data[position : position + 4])
         if _UNREAD_CHUNK.match(data, position + 4):
             kept.append(data[start:position])
@@ -261,7 +266,7 @@ def _npy(data: bytes, channels: int | None, at_least: int | None) -> Tensor:
 
 
 _READERS: dict[str, Callable[[bytes, int | None, int | None], Tensor]] = {
-    "JPEG": partial(_through_pillow, JpegImageFile),
+    "JPEG": _jpeg,
     "PNG": _png,
     "GIF": partial(_through_pillow, GifImageFile),
     "BMP": partial(_through_pillow, BmpImageFile, refuse=_refuse_long_runs),

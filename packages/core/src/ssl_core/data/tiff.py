@@ -105,6 +105,9 @@ def tiff_pixels(
         BrokenImageError: for a layout that nobody reads exactly, and without tifffile for one that it would read.
     """
     pages = _pages(data)
+    # All of them, or a small file could fill the memory with one page again and again.
+    widest, total_height = max(page.width for page in pages), sum(page.height for page in pages)
+    refuse_large(widest, total_height, max(sum(page.bits) for page in pages) // 8)
     if all(page.is_read_by_pillow for page in pages):
         with _opened(data, 0) as image:
             images = []
@@ -140,6 +143,8 @@ def _directories(data: bytes) -> Iterator[dict[int, tuple[int, ...]]]:
     while offset and offset not in seen:
         seen.add(offset)
         (num_tags,) = struct.unpack_from(order + ("Q" if is_big else "H"), data, offset)
+        if num_tags >= 2**16:  # as only BigTIFF can say
+            raise BrokenImageError(f"damaged TIFF: {num_tags} tags")
         start = offset + (8 if is_big else 2)
         tags = {}
         for entry in range(start, start + num_tags * (4 + 2 * size), 4 + 2 * size):
@@ -237,7 +242,6 @@ def _refuse_unread(page: _Page) -> None:
         raise unread_type(f"{_TYPES.get(page.kind, 'complex')}{bits}")
     if bits < 8 or (page.photometric == _WHITE_IS_ZERO and (page.kind == _FLOAT or page.extra)):
         raise BrokenImageError(f"a TIFF ({page}) that cannot be read exactly; save its bands as 8 or 16 bits")
-    refuse_large(page.width, page.height, sum(page.bits) // 8)
 
 
 def _meant(array: NDArray[np.generic], page: _Page, channels: int | None) -> Shaped[Tensor, "c h w"]:
