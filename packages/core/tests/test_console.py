@@ -8,24 +8,27 @@ import pytest
 from ssl_core.console import console
 
 
-def interrupt(times):
+def interrupt(times, left):
     with console("tool"):
         try:
             os.kill(os.getpid(), signal.SIGINT)
         finally:
             for _ in range(times - 1):  # while what was begun is left
                 os.kill(os.getpid(), signal.SIGINT)
+            left.append(times)
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
 def test_ctrl_c_ends_a_command_in_one_line_however_often_it_comes(times, capsys):
+    left = []
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(SystemExit) as stopped:
-            interrupt(times)
+            interrupt(times, left)
     finally:
         signal.signal(signal.SIGINT, before)
     assert stopped.value.code == 130
+    assert left == [times]
     assert capsys.readouterr().err == "tool: interrupted\n"
 
 

@@ -106,7 +106,7 @@ class Loader(Generic[Item, Result]):
             WorkerError: if the workers cannot be started or cannot go on.
         """
         try:
-            with _signals_held():
+            with _signals_blocked():
                 self._check_resources()
                 results = iter(self._loader)
         except OSError as error:
@@ -216,8 +216,8 @@ def _unchanged(result: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Signals wait until workers that are being started are ready to ignore them."""
+def _signals_blocked() -> Iterator[None]:
+    """Signals wait while workers are started, and never reach those."""
     if sys.platform == "win32":
         yield
         return
@@ -235,8 +235,8 @@ def _prepare_worker(worker: int) -> None:
     it to, or has ended itself.
     """
     logging.getLogger("ssl_core").setLevel(logging.WARNING)  # or each says what an op runs as
-    for number in _STOPPING:
-        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "win32":  # elsewhere they are blocked, from before the worker was started
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":  # sigtimedwait is not everywhere
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_leave_with_parent, daemon=True).start()
