@@ -69,7 +69,7 @@ def quickstart(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests and the documented examples of all packages, or of one: nox -s tests -- packages/sce."""
+    """Run the tests and the documented examples of everything, or of a package: nox -s tests -- packages/sce."""
     install(session, *PACKAGES)
     session.run("pytest", *PARALLEL, *session.posargs)
 

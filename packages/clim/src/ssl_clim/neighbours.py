@@ -132,7 +132,10 @@ def check_counts(n: int, *, clusters: int = 1, neighbours: int = 1, positives: i
         ValueError: unless 1 <= clusters <= n and 1 <= positives <= neighbours < n; names the keys of ``neighbours``.
     """
     if not 1 <= clusters <= n:
-        raise ValueError(f"neighbours.clusters {clusters}: {n} images make at least 1 cluster and at most {n}")
+        raise ValueError(
+            f"neighbours.clusters {clusters}: {n} images make at least 1 cluster and at most {n}; "
+            "null makes one for every 128"
+        )
     if not 1 <= neighbours < n:
         raise ValueError(f"neighbours.k {neighbours}: of {n} images, each has at least 1 and at most {n - 1}")
     if not 1 <= positives <= neighbours:

@@ -164,7 +164,9 @@ class Recipes:
         Raises:
             AssertionError: naming what stood still, or moved against expectation.
         """
-        config = self._shrunk(self.parse("--config", name))
+        config = self.parse("--config", name)
+        keys_per_image = self.keys_per_image(config.method)
+        config = shrunk(config, queue_length=_BATCH * (1 + keys_per_image) if keys_per_image else None)
         method = self._method(config).train()
         optimizer = make_optimizer(method, config.optim, batch_size=_BATCH)
         views, step = random_views(method, _BATCH, _channels(config)), Step(0, 10, 5)
@@ -230,26 +232,35 @@ class Recipes:
         assert has_queue == (keys_per_image > 0), f"keys_per_image of Recipes is {keys_per_image}, but there is {found}"
         return keys_per_image * batch_size
 
-    def _shrunk(self, config: Any) -> Any:
-        largest = max(size for view in config.views for size in view.sizes)
-        sizes = {"hidden_dim": 16, "out_dim": 8, "batch_norm_splits": 2}
-        if keys_per_image := self.keys_per_image(config.method):
-            sizes["length"] = _BATCH * (1 + keys_per_image)
-        nodes = {name: _small(node, sizes) for name, node in vars(config).items() if name in _NODES}
-        options = config.encoder.options | {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
-        return replace(
-            config,
-            train=replace(config.train, batch_size=_BATCH, accumulate=1),
-            views=[replace(view, size=[max(8, size * 16 // largest) for size in view.sizes]) for view in config.views],
-            encoder=replace(config.encoder, options=options),
-            **nodes,
-        )
-
 
 @cache
 def parse(train: ModuleType, *arguments: str) -> Any:
     """The configuration that a package's command reads from a command line; SystemExit on a wrong one."""
     return parse_config(train.Config, arguments, prog=train.__name__, description="", recipes=_folder(train))
+
+
+def shrunk(config: Any, *, queue_length: int | None = None) -> Any:
+    """The configuration of a method with few pixels and channels, and a batch of eight images.
+
+    Everything that chooses a path through the code stays.
+
+    Args:
+        config: configuration of a run.
+        queue_length: length of a longer queue; null leaves it as it is.
+    """
+    largest = max(size for view in config.views for size in view.sizes)
+    sizes = {"hidden_dim": 16, "out_dim": 8, "batch_norm_splits": 2}
+    if queue_length is not None:
+        sizes["length"] = queue_length
+    nodes = {name: _small(node, sizes) for name, node in vars(config).items() if name in _NODES}
+    options = config.encoder.options | {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
+    return replace(
+        config,
+        train=replace(config.train, batch_size=_BATCH, accumulate=1),
+        views=[replace(view, size=[max(8, size * 16 // largest) for size in view.sizes]) for view in config.views],
+        encoder=replace(config.encoder, options=options),
+        **nodes,
+    )
 
 
 def _folder(train: ModuleType) -> Path:
