@@ -109,11 +109,11 @@ def undamaged_files():
     }
     if has_avif:
         files |= {"AVIF, animated": by_pillow("AVIF", **frames), "AVIF, turned": by_pillow("AVIF", exif=oriented(3))}
-    for codec in ("packbits", "tiff_lzw", "tiff_adobe_deflate", "jpeg", "lzma", "zstd"):
+    for codec in ("packbits", "tiff_lzw", "tiff_adobe_deflate", "jpeg"):
         files[f"TIFF, RGB, {codec}"] = by_pillow("TIFF", compression=codec)
     for codec in ("lzw", "zstd", "lzma", "deflate", "packbits", "jpeg2000", "png", "lerc"):
         files[f"TIFF, 2 bands, {codec}"] = tiff(2, np.uint16, compression=codec)[0]
-    for codec in ("jpegxl", "jpegxr", "webp"):
+    for codec in ("lzma", "zstd", "jpegxl", "jpegxr", "webp"):
         files[f"TIFF, RGB, {codec}"] = tiff(3, compression=codec, photometric="rgb")[0]
     by_format = {}
     for name, content in files.items():
