@@ -1,5 +1,7 @@
 """What every method's command does, with the smallest method: refuse folders, stop on a signal, skip broken images."""
 
+import dataclasses
+import json
 import os
 import re
 import shutil
@@ -12,16 +14,20 @@ from pathlib import Path
 import pytest
 import ssl_tiny.train
 import torch
+import yaml
 from PIL import Image
 from ssl_tiny.train import main
 
-from ssl_core import pretrain
+from ssl_core import cli, distributed, pretrain
 from ssl_core.data import Batches
 from ssl_core.evaluate import evaluate_similarity
+from ssl_core.folder import LAST, claimed, last_saved_ns
+from ssl_core.nn import MomentumConfig
 from ssl_core.ops import _triton, cpp
+from ssl_core.run import check_batch
 from ssl_core.testing import SINGLE, error_of, make_images, started_process
 from ssl_core.testing.process import TIMEOUT_S
-from ssl_core.train import load_checkpoint, read_metrics
+from ssl_core.train import TrainConfig, load_checkpoint, read_metrics
 
 SMOKE = ["--config", "smoke", "--device", "cpu"]
 
@@ -157,11 +163,205 @@ def test_a_run_directory_called_like_another_encoder_is_refused(name):
     assert f"out {name}: ssl-core eval takes this name for another encoder" in error(f"--out={name}")
 
 
-def test_another_configuration_in_the_same_folder_is_refused_with_the_difference(smoke_run):
-    before = {file: file.read_bytes() for file in smoke_run.rglob("*") if file.is_file()}
-    message = error(f"--out={smoke_run}", "--method.momentum=0.3", "--data.mean=[0.1]", "--data.std=[0.7]")
-    assert "method.momentum: 0.9 -> 0.3" in message
-    assert {file: file.read_bytes() for file in smoke_run.rglob("*") if file.is_file()} == before
+def contents(folder):
+    """Everything in a folder, with its time, as a refused command must leave it."""
+    return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def without_tensorboard(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+
+
+def refuse(run):
+    raise ValueError(f"no partners among {len(run.source)} images")
+
+
+REFUSED = {
+    "--data.source=nowhere": "'nowhere' does not exist in ",
+    "--train.tensorboard=true": "train.tensorboard is on but tensorboard is not installed",
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        *REFUSED.items(),
+        ("--method.momentum=0.3 --data.mean=[0.1] --data.std=[0.7]", "method.momentum: 0.9 -> 0.3"),
+        ("--train.epochs=2", "--encoder.weights {run}/checkpoints/last.pt"),
+        ("--data.source={images}", "images: 1397 -> 80\n  classes: 10 -> 2\n  names, sizes or pixels differ"),
+        ("--data.holdout=0.5", "data.holdout"),
+    ],
+)
+def test_a_refused_command_changes_no_file_of_a_finished_run(
+    smoke_run, tmp_path, without_tensorboard, options, message
+):
+    before = contents(smoke_run)
+    images = make_images(tmp_path / "images")
+    assert message.format(run=smoke_run) in error(f"--out={smoke_run}", *options.format(images=images).split())
+    assert contents(smoke_run) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        *REFUSED.items(),
+        ("--encoder.weights=nowhere.pt", "nowhere.pt"),
+        ("--train.batch_size=2000", "fewer than one batch"),
+        ("", "no partners among 1397 images"),
+        ("--resume={run} --train.epochs=2", "train.epochs: 1 -> 2"),
+        ("--resume={run} --out={run}/../other", "other holds a run already"),
+    ],
+)
+@pytest.mark.parametrize("out", [[], ["--out=runs/x"]], ids=["a new folder", "out"])
+def test_a_refused_command_leaves_nothing_behind(
+    smoke_run, tmp_path, monkeypatch, without_tensorboard, out, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ssl_tiny.train, "main", dataclasses.replace(main, prepare=refuse))
+    (smoke_run.parent / "other" / LAST.parent).mkdir(parents=True, exist_ok=True)
+    (smoke_run.parent / "other" / LAST).touch()
+    before = contents(smoke_run)
+    assert message in error(*out, *options.format(run=smoke_run).split())
+    assert not list(tmp_path.iterdir())
+    assert contents(smoke_run) == before
+
+
+def test_a_run_directory_in_use_is_refused_and_not_touched(smoke_run):
+    before = contents(smoke_run)
+    with claimed(smoke_run, "", saved_ns=last_saved_ns(smoke_run)):
+        held = contents(smoke_run)
+        assert f"{smoke_run} is in use by process {os.getpid()} on " in error(f"--out={smoke_run}")
+        assert contents(smoke_run) == held
+    assert held.keys() == before.keys()
+
+
+@pytest.fixture(scope="module")
+def stopped_run(tmp_path_factory):
+    """A run of three epochs on 80 images that was stopped in the second, in the folder that holds them."""
+
+    class Stopped(ssl_tiny.train.Tiny):
+        def update(self, keys, step):
+            super().update(keys, step)
+            if step.index + 1 == 8:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    images = make_images(tmp_path_factory.mktemp("stopped") / "images")
+    options = [
+        "--data.source=.",
+        "--train.batch_size=16",
+        "--train.epochs=3",
+        "--train.keep_every=1",
+        "--train.log_every=4",
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(images)
+        patch.setattr(ssl_tiny.train, "Tiny", Stopped)
+        with pytest.raises(SystemExit):
+            main([*SMOKE, *options, "--out=runs/x"])
+    return images / "runs" / "x"
+
+
+@pytest.fixture
+def images_run(stopped_run, tmp_path, monkeypatch):
+    """A copy of it to work with, from inside its folder of images."""
+    monkeypatch.chdir(shutil.copytree(stopped_run.parents[1], tmp_path / "images"))
+    return tmp_path / "images" / "runs" / "x"
+
+
+def steps(run):
+    return [record["step"] for record in read_metrics(run) if "loss" in record]
+
+
+def card(run):
+    return json.loads((run / "backbone.json").read_text())
+
+
+def test_a_run_among_its_images_continues_on_them_alone_wherever_they_are_by_then(images_run, tmp_path, monkeypatch):
+    before = card(images_run)
+    (tmp_path / "images").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "moved" / "runs" / "x"
+    moved = [f"--data.source={tmp_path / 'moved'}", f"--data.test_source={tmp_path / 'moved'}"]
+    main([f"--resume={run}", *moved, "--evaluate.knn_every=0"])
+    assert load_checkpoint(run / "checkpoints" / "last.pt")["step"] == 15
+    assert {name: card(run)[name] for name in ("mean", "std")} == {name: before[name] for name in ("mean", "std")}
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["source"] == str(tmp_path / "moved")
+
+
+def darker(images):
+    for file in sorted(images.rglob("??.png"))[:20]:
+        with Image.open(file) as image:
+            image.point(lambda level: level // 4).save(file.with_name(f"dark_{file.name}"))
+
+
+def test_changed_images_are_refused_and_if_accepted_normalized_as_before(images_run, caplog):
+    before, kept = contents(images_run), card(images_run)
+    darker(images_run.parents[1])
+    message = error_of(ssl_tiny.train, f"--resume={images_run}")
+    assert "up to step 8:\n  images: 80 -> 100\n  names, sizes or pixels differ\n" in message
+    assert contents(images_run) == before
+    main([f"--resume={images_run}", "--data.changed=accept"])
+    assert "goes on from step 8 with other data: images: 80 -> 100" in caplog.text
+    assert {name: card(images_run)[name] for name in ("mean", "std")} == {n: kept[n] for n in ("mean", "std")}
+    data = load_checkpoint(images_run / "checkpoints" / "last.pt")["data"]
+    assert (data["images"], list(data["mean"])) == (100, kept["mean"])
+    (images_run.parents[1] / "more.png").write_bytes(b"")
+    assert "images: 100 -> 101" in error_of(ssl_tiny.train, f"--resume={images_run}")  # accepted once
+
+
+@pytest.mark.parametrize("from_", ["", "checkpoints/epoch_0001.pt"], ids=["the last", "an earlier"])
+def test_a_run_continues_in_another_folder_and_stays_as_it_is(images_run, tmp_path, from_):
+    before = contents(images_run)
+    main([f"--resume={images_run / from_}", f"--out={tmp_path / 'other'}"])
+    assert contents(images_run) == before
+    assert steps(tmp_path / "other") == [4, 8, 12, 15]
+    main([f"--resume={images_run / from_}"])
+    assert steps(images_run) == steps(tmp_path / "other")
+    ours, theirs = (load_checkpoint(run / "checkpoints" / "last.pt") for run in (images_run, tmp_path / "other"))
+    assert all(torch.equal(value, theirs["method"][name]) for name, value in ours["method"].items())
+    main([f"--resume={images_run}", f"--out={tmp_path / 'finished'}"])  # where nothing is left to do but to export
+    assert load_checkpoint(tmp_path / "finished" / "checkpoints" / "last.pt")["step"] == 15
+
+
+def test_a_saved_configuration_repeats_its_run_in_a_new_folder_with_pictures_of_its_own(images_run, tmp_path):
+    before = contents(images_run)
+    main(["--config", str(images_run / "config.yaml")])
+    (again,) = (path for path in images_run.parent.iterdir() if path != images_run)
+    assert contents(images_run) == before
+    assert (again / "views.png").read_bytes() == (images_run / "views.png").read_bytes()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "views.png").write_bytes(b"of what a first try was given")
+    main(["--config", str(images_run / "config.yaml"), f"--out={tmp_path / 'run'}"])
+    assert (tmp_path / "run" / "views.png").read_bytes() == (images_run / "views.png").read_bytes()
+    assert steps(tmp_path / "run") == steps(again) == [4, 8, 12, 15]
+
+
+def test_processes_that_do_not_divide_the_batch_are_named_before_what_follows_from_them(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    with pytest.raises(ValueError, match=r"train.batch_size 16 is not a positive multiple of .* times 3 processes"):
+        check_batch(TrainConfig(batch_size=16), MomentumConfig(batch_norm_splits=2), None)
+
+
+def test_a_path_may_begin_at_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(make_images(tmp_path / "images"))
+    paths = ["--data.source=~/images", "--data.test_source=~/images", "--out=~/runs/x"]
+    main([*SMOKE, *paths, "--train.batch_size=16", "--evaluate.knn_every=0"])
+    main(
+        [
+            *SMOKE,
+            "--data.source=images",
+            "--data.root=~/",
+            "--encoder.weights=~/runs/x",
+            "--out=~/y",
+            "--train.batch_size=16",
+        ]
+    )
+    evaluate = ["--out", "~/y", "--data.source", "~/images", "--data.holdout", "0.2", "--k", "5"]
+    cli.main(["eval", "knn", "~/runs/x", *evaluate])
+    assert {"knn.json", "backbone.safetensors"} <= {path.name for path in (tmp_path / "y").iterdir()}
+    assert not list((tmp_path / "images").glob("~*"))
 
 
 def test_a_truncated_checkpoint_is_refused(smoke_run, tmp_path):

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ssl_core.data import DataConfig, LazyImages, MemoryImages, open_source
+from ssl_core.data import DataConfig, LazyImages, MemoryImages, identity, open_encoded, open_source
 
 
 def config(source, **options):
@@ -200,3 +200,54 @@ def test_settings_that_a_source_would_ignore_are_refused(tmp_path, make):
         open_source(config(tmp_path / "list.txt", class_list="imagenet100"))
     with pytest.raises(ValueError, match="needs class folders, which digits does not have"):
         open_source(DataConfig(class_list="imagenet100"))
+
+
+def write_list(folder, names):
+    (folder / "list.txt").write_text("".join(f"{name}\n" for name in names))
+
+
+def add(folder, make):
+    make.write_images(folder, ["c/4.png"])
+
+
+CHANGES = {
+    "nothing": lambda folder, make: None,
+    "added": add,
+    "removed": lambda folder, make: (folder / "a" / "1.png").unlink(),
+    "renamed": lambda folder, make: (folder / "a" / "1.png").rename(folder / "a" / "0.png"),
+    "another class": lambda folder, make: (folder / "a" / "1.png").rename(folder / "b" / "1.png"),
+    "rewritten": lambda folder, make: (folder / "a" / "1.png").write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("sources", [["."], ["a", "b"]], ids=["a folder", "two folders"])
+def test_images_are_known_by_their_names_and_sizes_wherever_they_lie(tmp_path, make, sources, change):
+    folder = tmp_path / "here"
+    make.write_images(folder, ["a/1.png", "a/2.png", "b/3.png"])
+
+    def found():
+        data = DataConfig(source=sources, root=str(folder), workers=0)
+        return identity(open_encoded(data))
+
+    before = found()
+    assert before["images"] == 3
+    (tmp_path / "far").mkdir()
+    folder = folder.rename(tmp_path / "far" / "away")
+    CHANGES[change](folder, make)
+    assert (found() == before) is (change == "nothing" or (change == "added" and sources == ["a", "b"]))
+
+
+def test_a_list_is_known_by_the_order_of_its_images(tmp_path, make):
+    make.write_images(tmp_path, ["a/1.png", "a/2.png", "b/3.png"])
+    found = []
+    for names in (["a/1.png", "b/3.png"], ["b/3.png", "a/1.png"], ["a/1.png", str(tmp_path / "b" / "3.png")]):
+        write_list(tmp_path, names)
+        found.append(identity(open_encoded(DataConfig(source=str(tmp_path / "list.txt")))))
+    assert found[0] == found[2] != found[1]
+
+
+def test_images_without_files_are_known_by_their_pixels():
+    held = [open_encoded(DataConfig(source="digits"), split) for split in ("train", "train", "test")]
+    first, again, test = (identity(images)["digest"] for images in held)
+    assert first == again != test

@@ -8,7 +8,7 @@ import pytest
 import torch
 from fuzz_images import varint, with_footer_length
 
-from ssl_core.data import DataConfig, LazyImages, open_source
+from ssl_core.data import DataConfig, LazyImages, identity, open_encoded, open_source
 
 CIFAR = Path(__file__).parents[5] / "shared/data/cifar10"
 
@@ -50,6 +50,20 @@ def test_a_shard_gives_its_images_in_order(tmp_path, make, pngs, struct, memory_
         assert torch.equal(source.image(index), pixels(make, index))
     assert source.identifier(4) == "a.parquet:4"
     assert source.classes is None
+
+
+def test_shards_are_known_by_name_size_and_rows(tmp_path, pngs):
+    def found(source, **options):
+        return identity(open_encoded(config(source, **options)))
+
+    for name, images in (("a", pngs), ("b", pngs), ("c", pngs[:6])):
+        write_shard(tmp_path / name / "train.parquet", images)
+    first = found(tmp_path / "a")
+    assert first["images"] == 7
+    assert found(tmp_path / "b") == first != found(tmp_path / "c")
+    assert found(tmp_path / "a", holdout=0.3)["digest"] != first["digest"]
+    (tmp_path / "a" / "train.parquet").rename(tmp_path / "a" / "other.parquet")
+    assert found(tmp_path / "a") != first
 
 
 def test_class_names_come_from_hugging_face_metadata(tmp_path, pngs):

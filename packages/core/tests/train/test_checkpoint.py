@@ -101,12 +101,13 @@ def test_a_file_that_would_run_code_is_not_loaded(tmp_path):
         load_checkpoint(tmp_path / "code.pt")
 
 
-@pytest.mark.parametrize("bytes_left", [0, 2000], ids=["at once", "midway"])
+@pytest.mark.parametrize("bytes_left", [0, 2000, 50_000], ids=["at once", "midway", "in torch's writer"])
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, state, bytes_left):
     resource = pytest.importorskip("resource", reason="only on POSIX can the size of files be limited")
     path = tmp_path / "last.pt"
     save_checkpoint(path, **state, step=1, config={}, data={})
     assert path.stat().st_size > 2000
+    state["batches"] = {"partners": torch.zeros(20_000)}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, hard))  # the kernel refuses to write more, as a full disk
     try:
