@@ -144,14 +144,16 @@ def _through_pillow(
     at_least: int | None,
     refuse: Callable[[ImageFile], None] | None = None,
 ) -> Tensor:
-    def reopened() -> ImageFile:
-        # Not Image.open, whose limit of pixels is a setting of the whole process, and which hides what a decoder says.
-        return open_file(io.BytesIO(data), "")
-
+    # Not Image.open, whose limit of pixels is a setting of the whole process, and which hides what a decoder says.
+    reopened = partial(_opened, open_file, data)
     with reopened() as image:
         if refuse is not None:
             refuse(image)
         return _page_pixels(image, reopened, channels, at_least)
+
+
+def _opened(open_file: Callable[[io.BytesIO, str], ImageFile], data: bytes) -> ImageFile:
+    return open_file(io.BytesIO(data), "")
 
 
 def _page_pixels(
