@@ -85,6 +85,8 @@ def test_several_values_of_one_option_are_a_list(parse):
         (["--optim", "{lr: 1, lr: 2}"], "--optim, line 1: lr stands there twice"),
         (["--optim", "{lr: null}"], "--optim.lr cannot be null"),
         (["--views[0].size", "3"], "--views[0].size is too deep; give the whole node, as --views '{...}'"),
+        (["--optim.lr", "1:30"], "--optim.lr, line 1: 1:30 is 90 in YAML; write the number that is meant"),
+        (["--out", "#x"], """--out #x: YAML reads nothing there; quote it once more: --out '"#x"'"""),
         (["--views.0.size", "3"], "--views.0.size is too deep"),
         (["--source="], "--source has an empty value, as an unset variable gives"),
         (["--out", ""], "--out has an empty value"),
@@ -113,6 +115,8 @@ def test_several_values_of_one_option_are_a_list(parse):
         "twice in a mapping",
         "null in a mapping",
         "inside a list",
+        "base 60",
+        "comment",
         "inside a list by a dot",
         "empty",
         "empty text",
@@ -147,6 +151,7 @@ def test_a_wrong_command_line_is_an_error_that_names_it(parse, capsys, arguments
         ("optim: 3", ": optim holds options (betas, lr) and cannot be 3"),
         ("optim: {lr: 010}", ", line 1: 010 is 8 in YAML; write the number that is meant, or quote it for a text"),
         ("optim: {lr: 1:30}", ", line 1: 1:30 is 90 in YAML"),
+        ("optim: {lr: 1:30.5}", ", line 1: 1:30.5 is 90.5 in YAML"),
         ("out: 123", ": out 123 is no text; quote it"),
         ("out: on", ": out True is no text; quote it"),
         ("", " holds null instead of options, such as `seed: 0`"),
@@ -230,6 +235,13 @@ def test_settings_without_effect_are_refused_by_name_and_nodes_by_the_number_ins
         refuse_changed(Settings(Optim(0.3)), names, "without training")
     with pytest.raises(ValueError, match=r"^out there has no effect without training; leave it at null$"):
         refuse_changed(Settings(out="there"), names, "without training")
+
+
+def test_a_run_directory_in_place_of_its_configuration_is_sent_there(parse, tmp_path, capsys):
+    save_config(parse("--config", "small"), tmp_path / "config.yaml")
+    with pytest.raises(SystemExit):
+        parse("--config", str(tmp_path))
+    assert f"is a run directory; its configuration is --config '{tmp_path / 'config.yaml'}'" in capsys.readouterr().err
 
 
 def test_a_saved_configuration_reads_back_the_same(parse, tmp_path):

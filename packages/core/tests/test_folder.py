@@ -108,6 +108,8 @@ def runs(tmp_path, monkeypatch):
     (tmp_path / "a" / "checkpoints" / "epoch_0001.pt").touch()
     (tmp_path / "lost").mkdir()
     (tmp_path / "lost" / "backbone.safetensors").touch()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").touch()
     return tmp_path
 
 
@@ -135,6 +137,7 @@ def test_a_run_continues_where_out_or_resume_says(runs, out, resume, expected):
         ("~/b", "~/a", "b holds a run already: continue it with --resume"),
         ("~/lost", "~/a", "lost holds a run's backbone without its checkpoint"),
         ("~/lost", None, "lost holds a run's backbone without its checkpoint"),
+        ("~/mine", None, "mine/config.yaml is of no run and would be overwritten: choose another --out"),
     ],
 )
 def test_another_run_is_not_written_over(runs, out, resume, message):

@@ -320,7 +320,10 @@ def test_a_run_continues_in_another_folder_and_stays_as_it_is(images_run, tmp_pa
     assert steps(images_run) == steps(tmp_path / "other")
     ours, theirs = (load_checkpoint(run / "checkpoints" / "last.pt") for run in (images_run, tmp_path / "other"))
     assert all(torch.equal(value, theirs["method"][name]) for name, value in ours["method"].items())
+    (tmp_path / "finished").mkdir()
+    (tmp_path / "finished" / "views.png").write_bytes(b"of what a first try was given")
     main([f"--resume={images_run}", f"--out={tmp_path / 'finished'}"])  # where nothing is left to do but to export
+    assert (tmp_path / "finished" / "views.png").read_bytes() == (images_run / "views.png").read_bytes()
     assert load_checkpoint(tmp_path / "finished" / "checkpoints" / "last.pt")["step"] == 15
 
 

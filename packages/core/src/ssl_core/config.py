@@ -152,6 +152,16 @@ def _check(arguments: list[str], parser: ArgumentParser) -> None:
             known = option in parser._option_string_actions
             if not known or (_inside(name, hints) and not Path(value).is_file()):
                 _check_key(name, value, "--", hints)
+            elif name in hints:
+                _check_text(option, value, hints[name])
+
+
+def _check_text(option: str, value: str, hint: Any) -> None:
+    """Refuse a value of which YAML, as the parser reads it, makes another number or nothing."""
+    if str not in (get_args(hint) or (hint,)):
+        _read_yaml(value, option)
+    elif value[:1] in ("#", "&"):  # a comment, an anchor
+        raise ValueError(f"{option} {value}: YAML reads nothing there; quote it once more: {option} '\"{value}\"'")
 
 
 def _refuse_earlier(key: str, where: str, leaves: Collection[str]) -> None:
@@ -225,7 +235,15 @@ class _Loader(yaml.SafeLoader):
         """A text: no option is a date."""
         return node.value
 
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        """A floating-point number: else 1:30.5 is 90.5."""
+        if ":" in node.value:
+            problem = f"{node.value} is {super().construct_yaml_float(node)} in YAML; write the number that is meant"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_yaml_float(node)
 
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_timestamp)
 

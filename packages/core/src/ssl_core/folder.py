@@ -45,7 +45,8 @@ def find_run(out: str | None, resume: str | None) -> tuple[Path | None, Path | N
         resume: run directory or checkpoint in one to continue from; None is ``out``, if there is one in it.
 
     Raises:
-        ValueError: if ``out`` holds another run, or evaluation takes its name for another encoder.
+        ValueError: if ``out`` holds another run, or a configuration of none, or has a name that evaluation takes for
+            another encoder.
     """
     if out in ("random", "pixels") or (out or "").startswith("timm:"):
         raise ValueError(f"out {out}: ssl-core eval takes this name for another encoder; take runs/{out}")
@@ -59,6 +60,8 @@ def find_run(out: str | None, resume: str | None) -> tuple[Path | None, Path | N
         raise ValueError(f"{folder} holds a run already: continue it with --resume {folder}, or choose another --out")
     if (folder / "backbone.safetensors").exists():
         raise ValueError(f"{folder} holds a run's backbone without its checkpoint: choose another --out")
+    if (folder / "config.yaml").exists() and not (folder / "backbone.json").exists():
+        raise ValueError(f"{folder / 'config.yaml'} is of no run and would be overwritten: choose another --out")
     return folder, checkpoint
 
 

@@ -188,7 +188,8 @@ def pretrain(
 def _begin(run: Run[PretrainConfig, Method], checkpoint: Path | None, specs: Sequence[ViewSpec]) -> None:
     """Write what a run directory holds from the first step on, over what an earlier try has left there."""
     folder, config = run.folder, run.config
-    if checkpoint is not None and checkpoint.resolve() != (folder / LAST).resolve():
+    is_new = checkpoint is None or checkpoint.resolve() != (folder / LAST).resolve()
+    if checkpoint is not None and is_new:
         (folder / LAST).parent.mkdir(exist_ok=True)
         copy_atomically(checkpoint, folder / LAST)
         metrics = checkpoint.parents[1] / "metrics.jsonl"
@@ -196,7 +197,7 @@ def _begin(run: Run[PretrainConfig, Method], checkpoint: Path | None, specs: Seq
             copy_atomically(metrics, folder / metrics.name)
     # What says where a run lies, and what it was allowed once, would make a repetition or continuation another one.
     saved = replace(config, out=None, resume=None, data=replace(config.data, changed="refuse"))
+    save_card(folder / "backbone.json", run.card)  # first, since a config.yaml alone would be somebody's own
     save_config(saved, folder / "config.yaml")
-    save_card(folder / "backbone.json", run.card)
-    if checkpoint is None or not (folder / "views.png").exists():
+    if is_new or not (folder / "views.png").exists():
         save_view_gallery(run.source, specs, folder / "views.png", seed=config.seed)

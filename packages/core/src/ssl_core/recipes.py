@@ -52,6 +52,8 @@ def recipe_path(name: str, recipes: Path) -> Path:
         return shipped
     if (path := Path(os.path.expanduser(name))).is_file():
         return path
+    if (saved := Path(name) / "config.yaml").is_file():
+        raise ValueError(f"--config {name!r} is a run directory; its configuration is --config {str(saved)!r}")
     names = [known for known, _ in recipe_headers(recipes)]
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""

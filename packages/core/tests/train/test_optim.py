@@ -240,10 +240,12 @@ def test_a_part_without_trainable_parameters_is_refused_with_those_that_have_som
         ({"milestones": (60, 80)}, "optim.schedule step"),
         ({"name": "adamw", "nesterov": True}, "optim.nesterov"),
         ({"warmup_epochs": -1}, "got -1"),
+        ({"lr": -1.0}, "optim.lr must be a finite number of at least 0, got -1.0"),
+        ({"lr": float("nan")}, "got nan"),
         ({"lr_1d": -0.1}, "got -0.1 and 0.06"),
         ({"lr": 0.0, "lr_1d": 0.1}, "got 0.1 and 0.0"),
     ],
-    ids=["milestones", "nesterov", "warm-up", "lr_1d", "lr"],
+    ids=["milestones", "nesterov", "warm-up", "negative", "nan", "lr_1d", "lr"],
 )
 def test_settings_without_a_meaning_are_refused(options, message):
     with pytest.raises(ValueError, match=message):

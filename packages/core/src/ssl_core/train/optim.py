@@ -46,6 +46,8 @@ class OptimConfig:
     constant_lr: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not 0 <= self.lr < float("inf"):  # NaN is neither
+            raise ValueError(f"optim.lr must be a finite number of at least 0, got {self.lr}")
         if self.milestones and self.schedule != "step":
             raise ValueError(f"optim.milestones {self.milestones} need optim.schedule step, not {self.schedule}")
         if self.nesterov and self.name == "adamw":
