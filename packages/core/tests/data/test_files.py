@@ -347,3 +347,35 @@ def test_what_is_no_regular_file_is_a_broken_image(make_other, listed, tmp_path,
     assert np.array_equal(source.image(1), source.image(2))
     with pytest.raises(BrokenImageError, match=r"b\.png: (not a regular file|No such device or address)"):
         source._source.image(1)
+
+
+@pytest.mark.parametrize("line", ["", "val_1.png"])
+def test_a_short_line_of_annotations_is_named(line, tmp_path, make):
+    make.write_images(tmp_path, ["train/n1/0.png", "train/n2/1.png", "val/images/val_0.png"], size=4)
+    (tmp_path / "val/val_annotations.txt").write_text(f"val_0.png\tn2\t0\t0\t63\t63\n{line}\nval_0.png\tn1\n")
+    with pytest.raises(
+        ValueError, match=rf"line 2 of {re.escape(str(tmp_path))}.*val_annotations.txt, '{line}', is no"
+    ):
+        open_source(config(tmp_path), split="test")
+
+
+def test_classes_that_are_named_like_splits_are_told_by_a_list(tmp_path, make):
+    make.write_images(tmp_path, ["bullet_train/1.png", "test_tube/2.png"], size=4)
+    with pytest.raises(ValueError, match="name them in a file for data"):
+        open_source(config(tmp_path))
+    (tmp_path / "classes.txt").write_text("bullet_train test_tube")
+    assert open_source(config(tmp_path, class_list=str(tmp_path / "classes.txt"))).classes == (
+        "bullet_train",
+        "test_tube",
+    )
+
+
+def test_the_log_says_what_a_column_of_splits_does(tmp_path, make, caplog):
+    make.write_images(tmp_path, ["1.png", "2.png"], size=4)
+    for words, said in [("train test", "its rows of test are tested"), ("0 1", "not used (")]:
+        first, second = words.split()
+        (tmp_path / "list.csv").write_text(f"path,split\n1.png,{first}\n2.png,{second}\n")
+        with caplog.at_level("INFO"):
+            open_source(config(tmp_path / "list.csv"))
+        assert f"column split of {tmp_path / 'list.csv'}" in caplog.text
+        assert said in caplog.text

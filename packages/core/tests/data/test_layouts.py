@@ -26,6 +26,8 @@ PAIRS = [
     ("TRAIN", "TEST"),
     ("train2017", "val2017"),
     ("seg_train", "seg_test"),
+    ("trainset", "testset"),
+    ("TrainingSet", "TestSet"),
     ("set/train", "set/valid"),
 ]
 
@@ -45,7 +47,17 @@ FOLDERS = {
     "`train/a/1.png`, `train/b/2.png`, `val/3.png`": None,
     "`train/a/1.png`, `train/b/2.png`, `val/c/3.png`": None,
     "`train/1.png`, `extra/2.png`": None,
-    "`bullet_train/1.png`, `test_tube/2.png`": None,
+    "`bullet_train/1.png`, `test_tube/2.png`, `cat/3.png`": None,
+    "`train/a/1.png`, `train/b/2.png`, `val/.keep`, `test/a/3.png`": None,
+    "`a/1.png`, `b/2.png`, `train/config.yaml`, `train/backbone.json`, `train/3.png` (a run)": None,
+    "`train/1.png`, `val/config.yaml`, `val/backbone.json`, `val/2.png` (a run), `test/3.png`": None,
+    "`train/a/1.png`, `train/b/2.png`, `test1/3.png`": None,
+    "`train/a/1.png`, `train/b/2.png`, `test_images/3.png`, `sample/4.png`": None,
+    "`trainval/1.png`, `test/2.png`": None,
+    "`01_train/1.png`, `02_test/2.png`": None,
+    "`train2/1.png`, `val/2.png`": None,
+    "`validation/a/1.png`, `validation/b/2.png`, `test/a/3.png`": None,
+    "`a/train/1.png`, `a/test/2.png`, `b/train/3.png`, `b/test/4.png`": None,
 }
 LISTS = {
     "`list.txt`: a path in each line": ("list.txt", "1.png\n2.png\n3.png\n"),
@@ -67,6 +79,18 @@ LISTS = {
     "lines that end in CR LF, a byte order mark (Excel)": ("list.csv", "\ufeff1.png,a\r\n2.png,b\r\n"),
     "UTF-16 (PowerShell)": ("list.txt", "1.png\r\n2.png\r\n3.png\r\n".encode("utf-16")),
     "some labels empty, or -1": ("list.csv", "path,label\n1.png,1.0\n2.png,\n3.png,0.0\n4.png,-1\n"),
+    "a path, a space and -1": ("list.txt", "1.png -1\n2.png 0\n3.png 1\n"),
+    "NaN, nan, NULL, null, None, N/A, n/a, NA, <NA> or #N/A (pandas, Excel)": (
+        "list.csv",
+        "\n1.png,".join(["1.png,a", "b", "NaN", "nan", "NULL", "null", "None", "N/A", "n/a", "NA", "<NA>", "#N/A"]),
+    ),
+    "the first line `sep=;` (Excel)": ("list.csv", "sep=;\r\npath;label\r\n1.png;a, b\r\n2.png;c\r\n"),
+    "the header `path,split,label`": ("list.csv", "path,split,label\n1.png,train,a\n2.png,train,b\n3.png,test,a\n"),
+    "the header `path,Set`, of training, validation and test": (
+        "list.csv",
+        "path,Set\n1.png,Training\n2.png,Training\n3.png,Validation\n4.png,Test\n",
+    ),
+    "the header `path,fold,label`": ("list.csv", "path,fold,label\n1.png,0,a\n2.png,1,b\n3.png,2,a\n"),
     "labels that are no classes": ("list.csv", "path,label\n1.png,0.37\n2.png,1\n3.png,0.5\n"),
     "Latin-1": ("list.csv", "1.png,Gr\u00f6\u00dfe\n".encode("latin-1")),
     "a quote that does not end": ("list.csv", 'path,label\n"1.png,a\n2.png,b\n'),

@@ -17,6 +17,7 @@ from torch import Tensor
 from ssl_core.data.decode import suffixes
 from ssl_core.data.files import (
     FileImages,
+    check_splits,
     concatenated,
     folder_images,
     inner_folder,
@@ -262,11 +263,13 @@ def _path_images(paths: Sequence[Path], kind: str, config: DataConfig, split: st
             memory_bytes=config.memory_gib * 2**30,
         )
     if kind == "list":
-        if split == "test":
-            return None
-        return concatenated([listed_images(path, label_column=config.label_column) for path in paths])
+        lists = [listed_images(path, label_column=config.label_column, split=split) for path in paths]
+        read = [images for images in lists if images is not None]
+        return concatenated(read) if read else None
     if config.class_list is None:
         paths = [inner_folder(path) for path in paths]
+        for path in paths:
+            check_splits(path)
     folders = [folder for path in paths if (folder := split_folder(path, split)) is not None]
     classes = None if config.class_list is None else _class_list(config.class_list)
     return concatenated([folder_images(folder, class_list=classes) for folder in folders]) if folders else None

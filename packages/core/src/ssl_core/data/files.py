@@ -6,7 +6,8 @@
 * List file: ``.txt``, a path on each line, then optionally a tab and a label, or a space and a label that is
   a whole number; ``.csv`` or ``.tsv``, columns of paths and labels, with or without a header. Relative paths start at
   the list file's folder.
-* ``train`` beside ``val``, ``valid``, ``test`` and the like: a folder's natural split (ImageNet, Roboflow).
+* ``train`` beside ``val``, ``valid``, ``test`` and the like: a folder's natural split (ImageNet, Roboflow); so is a
+  list's column ``split``.
 """
 
 import codecs
@@ -20,7 +21,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -53,10 +54,17 @@ _MOST_KINDS = 8
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("val", "valid", "validation", "dev", "eval", "test", "testing")  # of several, the first is taken
-_SPLIT = re.compile(rf"(?<![a-z])({'|'.join(TRAIN_NAMES + TEST_NAMES)})(?![a-z])", re.IGNORECASE)
+_SPLIT_NAMES = (*TRAIN_NAMES, "trainval", *TEST_NAMES)
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+# Columns of lists that may say the split of a row, in lower case.
+_SPLIT_COLUMNS = {"split", "set", "subset", "partition", "phase", "fold"}
+# Texts that pandas reads as missing in a column of labels, but for names of floating-point oddities.
+_MISSING = {"NaN", "nan", "NULL", "null", "None", "N/A", "n/a", "NA", "<NA>", "#N/A"}
+_NUMBER = re.compile(r"-?\d+(\.\d*)?")
 
 # How the lines of a list may be parted; the first that gives files is taken. None: see _text_rows.
 _SEPARATORS = {".txt": (None, "\t", ",", ";", " "), ".csv": (",", ";", "\t"), ".tsv": ("\t", ",", ";")}
+_EXCEL_SEPARATOR = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)  # what Excel heeds in a first line
 _TRIED = 16  # lines
 
 
@@ -161,8 +169,7 @@ def folder_images(folder: Path, *, class_list: Sequence[str] | None = None) -> F
     ignored: list[str] = []
     readable = suffixes()
     for path in found:
-        suffix = _suffix(path)
-        (paths if suffix in readable or (not suffix and _begins_as_image(path)) else ignored).append(path)
+        (paths if _is_image(path, readable) else ignored).append(path)
     if not paths:
         others = f"; its {len(ignored)} files, such as {ignored[0]}, are of other kinds" if ignored else ""
         kinds = f"; {unread_kinds(ignored)}".rstrip("; ")
@@ -184,12 +191,13 @@ def unread_kinds(ignored: Sequence[str]) -> str:
     return f"ignored {counts.total():,} files of kinds that are not read: {', '.join(kinds)}{more}"
 
 
-def listed_images(file: Path, *, label_column: str = "label") -> FileImages:
-    """The images that a list file names.
+def listed_images(file: Path, *, label_column: str = "label", split: str = "train") -> FileImages | None:
+    """The images that a list file names; None if it has none of a split.
 
     The column of paths is the one that names files; a first line that does not, nor ends like an image, is a header.
     Labels are in the column that the header calls ``label_column``, or else in the only other one that has a name;
-    without a header, in the column after the paths, or the only other one.
+    without a header, in the column after the paths, or the only other one. A column ``split`` or the like parts the
+    rows if some are for training, some for testing.
 
     Raises:
         ValueError: if the list is no text, or names no file.
@@ -199,11 +207,23 @@ def listed_images(file: Path, *, label_column: str = "label") -> FileImages:
     first = _cell(rows[0], column)
     if not os.path.isfile(file.parent / first) and _suffix(first) not in suffixes():
         header, rows = rows[0], rows[1:]
+    parting = next(
+        (at for at, name in enumerate(header or ()) if name.lower() in _SPLIT_COLUMNS - {label_column}), None
+    )
+    position = _label_column(header, width, column, parting, label_column)
+    chosen = None
+    if header is not None and parting is not None:
+        chosen = _rows_of_split(rows, parting, split, f"column {header[parting]} of {file}")
+    if chosen is not None:
+        rows = chosen
+    elif split == "test":
+        return None
     labels, classes = torch.full((len(rows),), -1), None
-    position = _label_column(header, width, column, label_column)
     if position is not None:
         name = _cell(header or [], position) or position + 1
-        labels, classes = labels_of([_cell(row, position) for row in rows], f"column {name} of {file}")
+        labels, classes = labels_of(
+            ["" if (cell := _cell(row, position)) in _MISSING else cell for row in rows], f"column {name} of {file}"
+        )
     elif header is not None and width > 1:
         logger.info("%s: which of its columns %s has labels data.label_column does not say: no labels", file, header)
     paths = np.array([os.fsencode(os.path.join(file.parent, row[column])) for row in rows])
@@ -236,35 +256,84 @@ def split_folder(folder: Path, split: str) -> Path | None:
         folder: folder as the user named it.
         split: ``train`` or ``test``.
     """
-    folders, _ = _children(folder)
-    parts = {name: split_name(name) for name in folders}
-    trains = {part[1]: name for name, part in parts.items() if part is not None and part[0] in TRAIN_NAMES}
-    pairs = sorted(
-        (part[1], TEST_NAMES.index(part[0]), name)
-        for name, part in parts.items()
-        if part is not None and part[0] in TEST_NAMES and part[1] in trains
-    )
-    if not pairs:
+    pair = _split_pair(folder)
+    if pair is None:
         return folder if split == "train" else None
-    rest, _, test = pairs[0]
-    train = trains[rest]
-    if split == "test" and len(folders) > 2:
-        others = ", ".join(name for name in folders if name not in (train, test))
+    train, test = pair
+    if split == "test" and (others := [name for name in _children(folder)[0] if name not in pair]):
         logger.info(
-            "%s: %s tests what %s trains; not read: %s (data.test_source names another)", folder, test, train, others
+            "%s: %s tests what %s trains; not read: %s (data.test_source names another)",
+            folder,
+            test,
+            train,
+            ", ".join(others),
         )
     return folder / (train if split == "train" else test)
+
+
+def check_splits(folder: Path) -> None:
+    """Refuses a folder whose subfolders seem to be splits and are not named alike: test images would be trained on.
+
+    Raises:
+        ValueError: if that is so, or if the subfolders have splits of their own.
+    """
+    if _split_pair(folder) is not None:
+        return
+    folders, _ = _children(folder)
+    words = _split_words(folder, folders)
+    by_word = sorted(words, key=lambda name: _SPLIT_NAMES.index(words[name][0]))
+    is_test = [words[name][0] in TEST_NAMES for name in by_word]
+    if len(words) > 1 and any(is_test):
+        # A whole name, train beside test_images, is a split whatever else is there; a bullet_train may be a class.
+        is_whole = not all(is_test) and any(not _WORD.search(rest) for _, rest in words.values())
+        if is_whole or not any(_has_images(visible_files(folder / name)) for name in folders if name not in words):
+            raise ValueError(
+                f"the folders {', '.join(by_word[:5])} of {folder} look like splits, and which of them to train on is "
+                f"not clear: say it, as in --data.source {folder / by_word[0]} --data.test_source "
+                f"{folder / by_word[-1]}; where they are classes, name them in a file for data.class_list"
+            )
+    for name in folders:
+        if (pair := _split_pair(folder / name)) is not None:
+            raise ValueError(
+                f"{folder / name} has splits of its own, {pair[0]} and {pair[1]}, beside other folders: give "
+                f"--data.source {folder / name}, or put splits above classes, as in {pair[0]}/{name} and "
+                f"{pair[1]}/{name}"
+            )
+
+
+def _split_words(folder: Path, names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """The subfolders named like a split that hold images, which a run of that name does not."""
+    words = {name: word for name in names if (word := split_name(name)) is not None}
+    return {name: word for name, word in words.items() if _has_images(visible_files(folder / name))}
+
+
+def _split_pair(folder: Path) -> tuple[str, str] | None:
+    """The subfolders for training and for testing, named alike but for the word for their split."""
+    words = _split_words(folder, _children(folder)[0])
+    trains = {rest: name for name, (word, rest) in words.items() if word in TRAIN_NAMES}
+    tests = [
+        (rest, TEST_NAMES.index(word), name)
+        for name, (word, rest) in words.items()
+        if word in TEST_NAMES and rest in trains
+    ]
+    if not tests:
+        return None
+    rest, _, test = min(tests)
+    return trains[rest], test
 
 
 def split_name(name: str) -> tuple[str, str] | None:
     """The word for a split in a name, and the name without it; None without such a word.
 
     Example:
-        >>> split_name("Training"), split_name("val2017"), split_name("bullet_trains")
-        (('training', ''), ('val', '2017'), None)
+        >>> split_name("Training"), split_name("val2017"), split_name("testset"), split_name("bullet_trains")
+        (('training', ''), ('val', '2017'), ('test', 'set'), None)
     """
-    word = _SPLIT.search(name)
-    return word and (word[0].lower(), name[: word.start()] + name[word.end() :])
+    for match in _WORD.finditer(name):
+        word = match[0].lower().removesuffix("set")
+        if word in _SPLIT_NAMES:
+            return word, name[: match.start()] + name[match.start() + len(word) :]
+    return None
 
 
 def read_text(file: Path) -> str:
@@ -329,6 +398,11 @@ def _suffix(path: str) -> str:
     return os.path.splitext(path)[1].lower()
 
 
+def _is_image(path: str, readable: Container[str]) -> bool:
+    suffix = _suffix(path)
+    return suffix in readable or (not suffix and _begins_as_image(path))
+
+
 def _begins_as_image(path: str) -> bool:
     try:
         with open(path, "rb", opener=_open_regular) as file:
@@ -342,22 +416,28 @@ def _refuse(error: OSError) -> None:
 
 
 def _children(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of the folders and the files in a folder that are not hidden."""
+    """Names of the folders, and paths of the files, in a folder that are not hidden."""
     _, *found = next(os.walk(folder, onerror=_refuse))
     folders, files = (
         sorted(name for name in names if not name.startswith(".") and name.lower() not in _CLUTTER) for names in found
     )
-    return folders, files
+    return folders, [os.path.join(folder, name) for name in files]
 
 
 def _has_images(files: Iterable[str]) -> bool:
     readable = suffixes()
-    return any(_suffix(name) in readable for name in files)
+    return any(_is_image(path, readable) for path in files)
 
 
 def _tiny_imagenet_val(folder: Path, class_list: Sequence[str] | None) -> FileImages:
     """Tiny-ImageNet's flat validation folder; each line of its annotations is a file, a class and a box."""
-    rows = [line.split("\t")[:2] for line in read_text(folder / "val_annotations.txt").splitlines()]
+    file = folder / "val_annotations.txt"
+    rows = [line.split("\t")[:2] for line in read_text(file).splitlines()]
+    for number, row in enumerate(rows, start=1):
+        if len(row) < 2:
+            raise ValueError(
+                f"line {number} of {file}, {row[0]!r:.80}, is no image, tab and class; repair or remove it"
+            )
     if class_list is not None:
         rows = [row for row in rows if row[1] in class_list]
     classes = class_list or sorted({name for _, name in rows})
@@ -368,10 +448,13 @@ def _tiny_imagenet_val(folder: Path, class_list: Sequence[str] | None) -> FileIm
 def _table(file: Path) -> tuple[list[list[str]], int]:
     """The rows of a list, and the column whose cells name files: of a sample of the lines, the most."""
     text = read_text(file)
+    separators = _SEPARATORS[file.suffix.lower()]
+    if None not in separators and (said := _EXCEL_SEPARATOR.match(text)):
+        text, separators = text[said.end() :], (said[1],)
     best: tuple[int, list[list[str]], int] = (0, [], 0)
     rows: list[list[str]] = []
     error = None
-    for separator in _SEPARATORS[file.suffix.lower()]:
+    for separator in separators:
         try:
             rows = _text_rows(text) if separator is None else _csv_rows(text, separator)
         except csv.Error as refused:
@@ -401,14 +484,33 @@ def _cell(row: Sequence[str], column: int) -> str:
     return row[column] if column < len(row) else ""
 
 
-def _label_column(header: Sequence[str] | None, width: int, paths: int, name: str) -> int | None:
+def _rows_of_split(rows: list[list[str]], column: int, split: str, where: str) -> list[list[str]] | None:
+    """The rows of a split; None, and a line in the log, where the column's words are not for training and testing."""
+    words = [_cell(row, column).lower() for row in rows]
+    tests = [word for word in TEST_NAMES if word in words][:1]
+    if not tests or not any(word in words for word in TRAIN_NAMES):
+        if split == "train":
+            logger.info("%s does not part training from test images: not used (data.label_column names labels)", where)
+        return None
+    if split == "train":
+        others = sorted({*words}.difference(TRAIN_NAMES, tests))
+        logger.info("%s: its rows of %s are tested; not read: %s", where, tests[0], ", ".join(others) or "none")
+    taken = TRAIN_NAMES if split == "train" else tests
+    return [row for row, word in zip(rows, words, strict=True) if word in taken]
+
+
+def _label_column(header: Sequence[str] | None, width: int, paths: int, parting: int | None, name: str) -> int | None:
     """Which column of a list has its labels; None if that cannot be told."""
     if header is None:
         return paths + 1 if paths + 1 < width else 0 if width == 2 else None
     if name in header:
         return header.index(name)
     # Pandas writes its index without a name.
-    others = [number for number in range(width) if number != paths and (number >= len(header) or header[number])]
+    others = [
+        number
+        for number in range(width)
+        if number not in (paths, parting) and (number >= len(header) or header[number])
+    ]
     return others[0] if len(others) == 1 else None
 
 
@@ -419,7 +521,7 @@ def _text_rows(text: str) -> list[list[str]]:
         path, separator, label = line.rpartition("\t")
         if not separator:
             path, separator, label = line.rpartition(" ")
-            if not label.isdecimal():
+            if not _NUMBER.fullmatch(label) and label not in _MISSING:
                 path, label = line, ""
         if path:
             rows.append([path.strip(), label.strip()] if label else [path])
