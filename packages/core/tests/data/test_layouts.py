@@ -27,6 +27,7 @@ PAIRS = [
     ("train2017", "val2017"),
     ("seg_train", "seg_test"),
     ("trainset", "testset"),
+    ("traindata", "testdata"),
     ("TrainingSet", "TestSet"),
     ("set/train", "set/valid"),
 ]

@@ -330,7 +330,7 @@ def split_name(name: str) -> tuple[str, str] | None:
         (('training', ''), ('val', '2017'), ('test', 'set'), None)
     """
     for match in _WORD.finditer(name):
-        word = match[0].lower().removesuffix("set")
+        word = match[0].lower().removesuffix("set").removesuffix("data")
         if word in _SPLIT_NAMES:
             return word, name[: match.start()] + name[match.start() + len(word) :]
     return None
