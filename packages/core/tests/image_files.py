@@ -142,6 +142,13 @@ def tiff_of_bits(bits):
     return retagged(retagged(narrow, 256, WIDTH), 258, bits)[0], pixels
 
 
+def stack(**options):
+    """A TIFF whose slices, without tags of their own, follow the first."""
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, smooth(4).transpose(2, 0, 1), photometric="minisblack", **options)
+    return buffer.getvalue(), None
+
+
 def pages(*written, read):
     buffer = io.BytesIO()
     with tifffile.TiffWriter(buffer) as writer:
@@ -213,6 +220,10 @@ FILES = {
     "TIFF, gray, big-endian BigTIFF, 16": lambda: tiff(1, DEEP, bigtiff=True, byteorder=">"),
     "TIFF, gray, tiles, LZW, 16": lambda: tiff(1, DEEP, tile=(16, 16), compression="lzw"),
     "TIFF, gray, JPEG 2000 inside, 16": lambda: tiff(1, DEEP, compression="jpeg2000", compressionargs={"level": 0}),
+    "TIFF, RGB, WebP inside, 8": lambda: tiff(3, **RGB, compression="webp", compressionargs={"level": 101}),
+    "TIFF, gray, Zstandard, 16": lambda: tiff(1, DEEP, compression="zstd"),
+    "TIFF, gray, LZMA, 16": lambda: tiff(1, DEEP, compression="lzma"),
+    "TIFF, gray, LERC, 16": lambda: tiff(1, DEEP, compression="lerc"),
     "TIFF, gray whose white is zero, 8": lambda: inverted(np.uint8),
     "TIFF, gray whose white is zero, 16": lambda: inverted(DEEP),
     "TIFF, gray, float 16": lambda: tiff(1, np.float16),
@@ -226,6 +237,11 @@ FILES = {
     "TIFF, 5 gray pages, 16": lambda: pages(
         *((page, {"photometric": "minisblack"}) for page in smooth(5, DEEP).transpose(2, 0, 1)), read=smooth(5, DEEP)
     ),
+    "TIFF, 4 gray slices of a volume, 8": lambda: stack(volumetric=True, tile=(4, 16, 16)),
+    "TIFF, 4 gray slices of ImageJ, 8": lambda: tiff(1, description="ImageJ=1.54f\nimages=4\nslices=4\n"),
+    "TIFF, 4 gray slices of tifffile with one page, 8": lambda: stack(truncate=True),
+    "TIFF, 4 gray slices of MetaMorph, 8": lambda: tiff(1, extratags=[(33629, 5, 4, (1,) * 8, True)]),
+    "TIFF, gray of tifffile with one page, 8": lambda: tiff(1, description='{"shape": [16, 24], "truncated": true}'),
     "TIFF, gray and a smaller copy of it, 8": lambda: pages(
         (smooth(1)[..., 0], {"photometric": "minisblack"}),
         (smooth(1)[::2, ::2, 0], {"photometric": "minisblack", "subfiletype": 1}),
@@ -259,6 +275,10 @@ FILES = {
     "TIFF, 13 bands, 16": lambda: tiff(13, DEEP),
     "TIFF, palette, 8": lambda: palette("TIFF"),
     "TIFF, palette, 16": lambda: tiff(1, DEEP, photometric="palette", colormap=np.zeros((3, 65536), DEEP)),
+    "TIFF, palette of 8 bits, 8": lambda: tiff(
+        1, photometric="palette", colormap=np.arange(768, dtype=DEEP).reshape(3, 256) % 256
+    ),
+    "TIFF, 4 inks, 8": lambda: tiff(4, photometric="separated", extratags=[(332, 3, 1, 2, True)]),
     "TIFF, CMYK, 8": lambda: cmyk("TIFF"),
     "TIFF, CMYK, 16": lambda: tiff(4, DEEP, photometric="separated"),
     "TIFF, YCbCr, JPEG, 8": lambda: by_pillow("TIFF", 3, compression="jpeg", quality=98),

@@ -399,3 +399,10 @@ def test_a_smaller_jpeg_keeps_its_orientation_and_channels(make):
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "JPEG2000", "TIFF"])
 def test_other_formats_are_decoded_whole(make, format):
     assert decode_image(make.encoded(smooth(40, 64), format), at_least=10).shape == (3, 40, 64)
+
+
+@pytest.mark.parametrize("value", [1.0000001, -1e-9])
+def test_floating_point_just_beyond_its_range_is_refused_with_all_its_digits(value):
+    data, _ = tiff(1, pixels=np.full((4, 4, 1), value, np.float32))
+    with pytest.raises(BrokenImageError, match=r"span (1\.0000001\d* to 1\.0000001|-[\d.]+e-\d+ to -)"):
+        decode_image(data)

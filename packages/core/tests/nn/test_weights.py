@@ -1,11 +1,13 @@
 """Each file is made up, with the names that the project's released code gives to what it saves."""
 
 import argparse
+import functools
+import gzip
 import logging
 import os
 import pickle
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from datetime import datetime
 from pathlib import Path
 
@@ -257,22 +259,90 @@ def test_files_of_before_2020_and_safetensors_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("beside", [{}, {"model": 1}], ids=["alone", "beside a state dict"])
-def test_nothing_in_a_file_is_executed(tmp_path, monkeypatch, beside):
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_nothing_in_a_file_is_executed(tmp_path, monkeypatch, beside, is_zip):
     monkeypatch.chdir(tmp_path)
-    torch.save(beside | {"state_dict": Command()}, "hostile.pth")
-    with pytest.raises(ValueError, match=r"^hostile.pth is not a readable weights file: .*posix.mkdir.* is blocked.$"):
+    torch.save(beside | {"state_dict": Command()}, "hostile.pth", _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(ValueError, match=r"^hostile.pth is not a readable weights file: it holds posix.*not read; "):
         make(RESNET, weights="hostile.pth")
     assert not os.path.exists("executed")
 
 
-def test_objects_of_libraries_are_left_out_and_not_imported(tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_objects_of_libraries_are_left_out_and_not_imported(tmp_path, monkeypatch, is_zip):
     trained = make(RESNET).state_dict()
-    beside = [Settings({"lr": 0.1}), Options(lr=0.1), np.float64(0.1), np.arange(3), Path(), datetime.now(), Options]
-    torch.save({"state_dict": trained, "hyper_parameters": beside}, tmp_path / "theirs.ckpt")
+    scheduler = torch.optim.lr_scheduler.LRScheduler.__new__(torch.optim.lr_scheduler.LRScheduler)
+    beside = [
+        scheduler,
+        Settings({"lr": 0.1}),
+        Options(lr=0.1),
+        np.float64(0.1),
+        np.arange(3),
+        Path(),
+        slice(1),
+        datetime.now(),
+        Options,
+    ]
+    content = {"state_dict": trained, "hyper_parameters": beside}
+    torch.save(content, tmp_path / "theirs.ckpt", _use_new_zipfile_serialization=is_zip)
     for name in ("Settings", "Options"):
         monkeypatch.delattr(sys.modules[__name__], name)  # as where the library is not installed
     loaded = make(RESNET, weights=str(tmp_path / "theirs.ckpt")).state_dict()
     assert torch.equal(loaded["conv1.weight"], trained["conv1.weight"])
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize(
+    ("beside", "name"),
+    [
+        (deque([OrderedDict()]), "collections.deque"),
+        (functools.partial(OrderedDict, lr=1), "functools.partial"),
+    ],
+)
+def test_objects_that_cannot_be_left_out_are_named_with_the_remedy(tmp_path, beside, name, is_zip):
+    path = tmp_path / "theirs.pth"
+    torch.save({"state_dict": {}, "meters": beside}, path, _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(ValueError, match=rf"it holds {name}.*, which is not read; save its state_dict alone$"):
+        make(RESNET, weights=str(path))
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model.SAFETENSORS", "model.pth"])
+def test_safetensors_are_known_by_their_content(tmp_path, name):
+    trained = make(RESNET).state_dict()
+    save_file(trained, tmp_path / name)
+    assert torch.equal(make(RESNET, weights=str(tmp_path / name)).state_dict()["conv1.weight"], trained["conv1.weight"])
+
+
+def test_torch_save_is_known_under_the_name_of_safetensors(tmp_path):
+    trained, path = make(RESNET).state_dict(), tmp_path / "model.safetensors"
+    torch.save(trained, path)
+    assert torch.equal(make(RESNET, weights=str(path)).state_dict()["conv1.weight"], trained["conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer of Git LFS, .*; run git lfs pull"),
+        (gzip.compress(b"weights"), "a gzip archive; unpack it"),
+        (b"<!DOCTYPE html><html>", "a page of HTML; download the file itself"),
+        (b"encoder: resnet50\n", "text"),
+    ],
+    ids=["pointer", "gzip", "HTML", "text"],
+)
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
+def test_a_file_of_another_kind_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"is not a readable weights file: {message}$"):
+        make(RESNET, weights=str(tmp_path / name))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_the_name_of_the_tensor(tmp_path, value):
+    trained = under("module.", make(RESNET).state_dict())
+    trained["module.bn1.running_var"][0] = value
+    torch.save({"state_dict": trained}, tmp_path / "diverged.pth")
+    with pytest.raises(ValueError, match=r"diverged.pth holds NaN or infinity in state_dict.module.bn1.running_var; "):
+        make(RESNET, weights=str(tmp_path / "diverged.pth"))
 
 
 @pytest.mark.parametrize(

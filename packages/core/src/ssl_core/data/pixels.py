@@ -88,7 +88,7 @@ def from_array(array: NDArray[Any], channels: int | None = None) -> Shaped[Tenso
         if not np.isfinite([low, high]).all():
             raise BrokenImageError("pixels that are NaN or infinite; replace them, and scale all to [0, 1]")
         if low < 0 or high > 1:
-            raise BrokenImageError(f"floating-point pixels span {low:g} to {high:g}; scale them to [0, 1]")
+            raise BrokenImageError(f"floating-point pixels span {low} to {high}; scale them to [0, 1]")
         return torch.from_numpy(array.astype(np.float32))
     if array.dtype.kind == "u" and array.dtype.itemsize <= 2:
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))

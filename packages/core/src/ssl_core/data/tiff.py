@@ -7,10 +7,11 @@ reads exactly is refused.
 
 import io
 import math
+import re
 import struct
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,12 +26,15 @@ from ssl_core.data.pixels import BrokenImageError, from_array, over_white, refus
 _SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _ORIENTATION, _SAMPLES, _PLANES, _EXTRA, _FORMAT = 274, 277, 284, 338, 339
 _STRIPS, _STRIP_HEIGHT, _TILE_WIDTH, _TILE_HEIGHT, _TILES = 273, 278, 322, 323, 324
+_DESCRIPTION, _COLOR_MAP, _INK_SET, _DEPTH, _STACK = 270, 320, 332, 32997, 33629
 _TAGS = {_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC} | {
     *(_ORIENTATION, _SAMPLES, _PLANES, _EXTRA, _FORMAT),
     *(_STRIPS, _STRIP_HEIGHT, _TILE_WIDTH, _TILE_HEIGHT, _TILES),
+    *(_DESCRIPTION, _COLOR_MAP, _INK_SET, _DEPTH, _STACK),
 }
 _REDUCED_OR_MASK = 1 | 4
 _OLD_JPEG, _JPEG = 6, 7
+_WEBP = 50001  # in Pillow's list, but not in the libtiff of its wheels
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 5, 6, 8
 _COLORS = {_RGB: 3, _CMYK: 4, _YCBCR: 3, _LAB: 3}
 _NAMES = {
@@ -43,7 +47,7 @@ _ASSOCIATED, _UNASSOCIATED = 1, 2
 
 # By the first two bytes of a file, and by the type of a tag.
 _ORDERS = {b"II": "<", b"MM": ">"}
-_CODES = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_CODES = {1: "B", 2: "s", 3: "H", 4: "I", 5: "Q", 16: "Q"}
 
 # Photometric interpretation, type, bits of each band, what is beyond color.
 _PILLOW_READS = {
@@ -124,9 +128,12 @@ def tiff_pixels(
 
 
 def _pages(data: bytes) -> list[_Page]:
+    directories = list(_directories(data))
+    if len(directories) == 1 and (slices := _described_slices(directories[0])) > 1:
+        raise BrokenImageError(f"a TIFF stack of {slices} slices with the tags of one; save each slice as a page")
     pages = [
         _page(number, tags, data)
-        for number, tags in enumerate(_directories(data))
+        for number, tags in enumerate(directories)
         if not tags.get(_SUBFILE_TYPE, (0,))[0] & _REDUCED_OR_MASK
     ]
     if not pages:
@@ -134,8 +141,19 @@ def _pages(data: bytes) -> list[_Page]:
     return pages
 
 
-def _directories(data: bytes) -> Iterator[dict[int, tuple[int, ...]]]:
-    """The tags of each page that are whole numbers."""
+def _described_slices(tags: dict[int, tuple[Any, ...]]) -> int:
+    """Of how many slices ImageJ or tifffile wrote the tags of the first alone."""
+    (text, *_) = tags.get(_DESCRIPTION, (b"",))
+    if found := re.match(rb"ImageJ=.*?\nimages=(\d+)", text, re.DOTALL):
+        return int(found[1])
+    if found := re.match(rb'{"shape": \[([\d, ]+)\], "truncated": true', text):
+        page_size: int = tags[_WIDTH][0] * tags[_HEIGHT][0] * tags.get(_SAMPLES, (1,))[0]
+        return math.prod(map(int, found[1].split(b","))) // page_size
+    return 1
+
+
+def _directories(data: bytes) -> Iterator[dict[int, tuple[Any, ...]]]:
+    """The tags of each page: whole numbers, a fraction as one, and text as bytes."""
     order, is_big = _ORDERS[data[:2]], _is_big(data)
     number, size = ("Q", 8) if is_big else ("I", 4)
     (offset,) = struct.unpack_from(order + number, data, size)
@@ -163,7 +181,7 @@ def _is_big(data: bytes) -> bool:
     return b"+" in data[2:4]
 
 
-def _page(number: int, tags: dict[int, tuple[int, ...]], data: bytes) -> _Page:
+def _page(number: int, tags: dict[int, tuple[Any, ...]], data: bytes) -> _Page:
     (compression, *_) = tags.get(_COMPRESSION, (1,))
     is_old_jpeg = compression == _OLD_JPEG
     photometric = _YCBCR if is_old_jpeg else tags.get(_PHOTOMETRIC, (-1,))[0]
@@ -174,6 +192,12 @@ def _page(number: int, tags: dict[int, tuple[int, ...]], data: bytes) -> _Page:
         raise BrokenImageError("a TIFF whose bands have several types; save them as one")
     if not 0 < samples < 2**16:
         raise BrokenImageError(f"damaged TIFF: {samples} bands")
+    if (slices := max(tags.get(_DEPTH, (1,))[0], len(tags.get(_STACK, ())))) > 1:
+        raise BrokenImageError(f"a TIFF volume of {slices} slices; save each slice as a page")
+    if photometric == _CMYK and tags.get(_INK_SET, (1,))[0] != 1:
+        raise BrokenImageError("a TIFF of inks other than CMYK; save it as RGB or gray")
+    if photometric == _PALETTE and 0 < max(tags.get(_COLOR_MAP, (0,))) < 256:
+        raise BrokenImageError("a TIFF whose palette has 8 bits, not the 16 that belong there; save it as RGB")
     is_planar = samples > 1 and tags.get(_PLANES, (1,))[0] == 2
     if not is_old_jpeg:  # which may say elsewhere where its pixels are
         _refuse_missing_parts(tags, samples if is_planar else 1)
@@ -193,7 +217,7 @@ def _page(number: int, tags: dict[int, tuple[int, ...]], data: bytes) -> _Page:
         compression,
         tags.get(_ORIENTATION, (1,))[0],
         is_planar=is_planar,
-        is_known_to_pillow=compression in COMPRESSION_INFO and not is_swapped,
+        is_known_to_pillow=compression in COMPRESSION_INFO.keys() - {_WEBP} and not is_swapped,
     )
 
 

@@ -12,6 +12,8 @@ other of the same layers. Names are timm's, which for ResNets are torchvision's,
 import math
 import os
 import pickle
+import pickletools
+import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -46,6 +48,11 @@ _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 
 _LISTED = 12
 
+# What torch reads by itself, among them dtypes and storages.
+_KNOWN = re.compile(
+    r"torch\.(\w+|_utils\.\w+|nn\.parameter\.Parameter)|collections\.OrderedDict|builtins\.set|_codecs\.encode"
+)
+
 
 class _Ignored:
     """Stands for an object in a file that is neither a tensor nor a plain value, and keeps nothing of it."""
@@ -79,7 +86,7 @@ def load_weights_(encoder: nn.Module, weights: Path | str, *, name: str) -> str:
 
     Args:
         encoder: a timm module, changed in place.
-        weights: path of a ``.safetensors`` file, of what ``torch.save`` wrote, or of a run directory with its backbone.
+        weights: path of a file of safetensors, of what ``torch.save`` wrote, or of a run directory with its backbone.
         name: name of the encoder, for messages.
 
     Returns:
@@ -87,7 +94,8 @@ def load_weights_(encoder: nn.Module, weights: Path | str, *, name: str) -> str:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read, or does not hold exactly this encoder once or in a place of ``PREFERRED``.
+        ValueError: if it cannot be read, holds NaN, or does not hold exactly this encoder once or in a place of
+            ``PREFERRED``.
     """
     path = _file(weights)
     originals, tensors = {}, {}
@@ -107,6 +115,9 @@ def load_weights_(encoder: nn.Module, weights: Path | str, *, name: str) -> str:
     if others and _rank(taken) == _rank(others[0]):
         raise ValueError(f"{path} holds {len(fitting)} encoders, under {', '.join(prefixes)}; save one alone")
     state = {key: tensors[found] for key, found in taken.names.items() if found in tensors}
+    for key, tensor in state.items():
+        if not tensor.float().isfinite().all():
+            raise ValueError(f"{path} holds NaN or infinity in {originals[taken.names[key]]}; give weights before that")
     encoder.load_state_dict(state, strict=False)
     unused = [key for key in tensors.keys() - taken.names.values() if tensors[key].is_floating_point()]
     left = _groups([originals[key] for key in unused], prefixes[0])
@@ -135,25 +146,52 @@ def _file(weights: Path | str) -> Path:
 
 def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Name and tensor of each in a file."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    foreign: list[str] = []
     try:
-        if path.suffix == ".safetensors":
+        # The length of a header of JSON, which safetensors limits.
+        if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000:
             content: Any = load_file(path)
         else:
-            with torch.serialization.safe_globals([*map(_stand_in, _foreign_objects(path))]):
-                content = torch.load(path, map_location="cpu", weights_only=True)
+            foreign = _foreign_objects(path, head)
+            # Opened, since torch goes by a path's suffix.
+            with torch.serialization.safe_globals([*map(_stand_in, foreign)]), path.open("rb") as file:
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # what is damaged or of another kind fails in many ways
-        reason = str(error).partition("\n\nCheck the documentation")[0].strip() or type(error).__name__
-        line = reason.splitlines()[-1 if isinstance(error, pickle.UnpicklingError) else 0]
-        raise ValueError(f"{path} is not a readable weights file: {line.strip()}") from error
+        lines = str(error).partition("\n\nCheck the documentation")[0].strip().splitlines() or [type(error).__name__]
+        reason = _kind(head) or lines[-1 if isinstance(error, pickle.UnpicklingError) else 0].strip()
+        if foreign and not isinstance(error, (RuntimeError, EOFError)):  # which are those of damage
+            reason = f"it holds {', '.join(sorted(foreign)[:_LISTED])}, which is not read; save its state_dict alone"
+        raise ValueError(f"{path} is not a readable weights file: {reason}") from error
     return _flatten(content, "")
 
 
-def _foreign_objects(path: Path) -> list[str]:
+def _foreign_objects(path: Path, head: bytes) -> list[str]:
     """Names of the objects in a file that torch does not read by itself."""
-    with path.open("rb") as file:
-        if file.read(2) != b"PK":
-            return ["argparse.Namespace"]  # torch lists them in its zip files alone; older ones hold this, if any
-    return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    if head.startswith(b"PK"):
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    with path.open("rb") as file:  # of before 2020: a number, a version and the system's sizes come before the content
+        pickles = [list(pickletools.genops(file)) for _ in range(4)]
+    names = {
+        str(arg).replace(" ", ".").replace("__builtin__", "builtins")
+        for opcode, arg, _ in pickles[3]
+        if opcode.name == "GLOBAL"
+    }
+    return sorted(name for name in names if not _KNOWN.fullmatch(name))
+
+
+def _kind(head: bytes) -> str:
+    """What a file is that begins like this, if no weights file does."""
+    if not head:
+        return "zero bytes"
+    if head.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, whose file was not fetched; run git lfs pull"
+    if head.startswith(b"\x1f\x8b"):
+        return "a gzip archive; unpack it"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "a page of HTML; download the file itself"
+    return "text" if head.isascii() and min(head) > 8 else ""
 
 
 def _stand_in(name: str) -> Callable[..., Any] | tuple[Callable[..., Any], str]:
