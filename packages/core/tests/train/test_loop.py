@@ -27,6 +27,18 @@ from ssl_core.train.checkpoint import restore_
 
 Batch = namedtuple("Batch", ["views", "index"])
 
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+
+
+@pytest.fixture(autouse=True)
+def _no_signal_ignored():
+    """Signals as they are unless ``nohup`` or a shell's background, where a test may run, ignores some."""
+    heard = {number: signal.SIG_DFL for number in SIGNALS} | {signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in heard.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
 
 class Toy(nn.Module):
     views = ()
@@ -207,19 +219,6 @@ def test_stopping_and_resuming_gives_the_same_losses_to_the_last_bit(tmp_path, s
     assert losses[0] == losses[1]
 
 
-@pytest.fixture
-def no_signal_ignored():
-    """The signals of a shell that ignores none, as ``nohup`` does; a test may run below it."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS if number != signal.SIGINT}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
-
-
-@pytest.mark.usefixtures("no_signal_ignored")
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 @pytest.mark.parametrize("moment", ["step", "data", "before_epoch", "on_epoch"])
 def test_each_signal_saves_at_any_moment_and_exits_with_its_number(tmp_path, number, moment, capsys):
@@ -251,7 +250,6 @@ def test_each_signal_saves_at_any_moment_and_exits_with_its_number(tmp_path, num
     assert load_checkpoint(tmp_path / "checkpoints" / "last.pt")["step"] == 4
 
 
-@pytest.mark.usefixtures("no_signal_ignored")
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1], ids=lambda number: number.name)
 def test_what_schedulers_and_shells_send_twice_saves_all_the_same(tmp_path, number):
     class Interrupted(Toy):
