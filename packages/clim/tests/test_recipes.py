@@ -12,6 +12,7 @@ RECIPES = Recipes(train, words=["CLIM"])
 parse, header, overrides = RECIPES.parse, RECIPES.header, RECIPES.overrides
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES.names)
 def test_everything_in_the_header_holds(name):
     RECIPES.check_header(name)

@@ -13,6 +13,7 @@ RECIPES = Recipes(train, words=["CLSA"], keys_per_image=lambda method: 1 + metho
 parse, overrides = RECIPES.parse, RECIPES.overrides
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES.names)
 def test_everything_in_the_header_holds(name):
     RECIPES.check_header(name)

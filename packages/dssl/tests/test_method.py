@@ -64,6 +64,7 @@ CONTRACTS |= {f"{name} alone": {"base": name} | ALONE for name in BASES}
 CONTRACTS |= {f"two pairs of {name}": {"base": name, "views": STANDARD * 2, "heavy": "none"} for name in WITH_PREDICTOR}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CONTRACTS)
 def test_the_method_contract_holds(case):
     check_method(lambda: make_method(**CONTRACTS[case]))

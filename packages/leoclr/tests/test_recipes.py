@@ -29,6 +29,7 @@ RECIPES = Recipes(train, words=["LeOCLR"], keys_per_image=keys_per_image)
 parse, header, overrides = RECIPES.parse, RECIPES.header, RECIPES.overrides
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES.names)
 def test_everything_in_the_header_holds(name):
     RECIPES.check_header(name)

@@ -50,6 +50,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_method_contract_holds(case):
     check_method(lambda: make_method(**CASES[case]))
