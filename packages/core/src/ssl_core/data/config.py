@@ -21,12 +21,12 @@ from ssl_core.data.files import (
     concatenated,
     folder_images,
     inner_folder,
-    listed_images,
     read_text,
     split_folder,
     unread_kinds,
 )
 from ssl_core.data.labels import relabelled
+from ssl_core.data.lists import listed_images
 from ssl_core.data.named import IN_MEMORY_NAMES, digit_images, torchvision_images
 from ssl_core.data.parquet import ParquetImages, parquet_files, parquet_images, shards_in
 from ssl_core.data.pixels import BrokenImageError

@@ -1,20 +1,14 @@
-"""Images in files: folders of any nesting, list files, and the train and test folders inside a folder.
+"""Images in files: folders of any nesting, and the train and test folders inside a folder.
 
 * Folder: every image file below it, in the order of their paths; hidden files and folders, run directories and folders
   that systems make are ignored. A file without a suffix is an image if it begins as one. First-level subfolders that
   hold images are the classes, used by probes only; a single one is none.
-* List file: ``.txt``, a path on each line, then optionally a tab and a label, or a space and a label that is
-  a whole number; ``.csv`` or ``.tsv``, columns of paths and labels, with or without a header. Relative paths start at
-  the list file's folder.
-* ``train`` beside ``val``, ``valid``, ``test`` and the like: a folder's natural split (ImageNet, Roboflow); so is a
-  list's column ``split``.
+* ``train`` beside ``val``, ``valid``, ``test`` and the like: a folder's natural split (ImageNet, Roboflow).
 """
 
 import codecs
-import csv
 import errno
 import hashlib
-import io
 import logging
 import operator
 import os
@@ -34,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_core.data.decode import HEADER_BYTES, decode_image, image_kind, remedy, suffixes
-from ssl_core.data.labels import labels_of, ordered, relabelled
+from ssl_core.data.labels import ordered, relabelled
 from ssl_core.data.pixels import BrokenImageError
 
 logger = logging.getLogger(__name__)
@@ -56,16 +50,6 @@ TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("val", "valid", "validation", "dev", "eval", "test", "testing")  # of several, the first is taken
 _SPLIT_NAMES = (*TRAIN_NAMES, "trainval", *TEST_NAMES)
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-# Columns of lists that may say the split of a row, in lower case.
-_SPLIT_COLUMNS = {"split", "set", "subset", "partition", "phase", "fold"}
-# Texts that pandas reads as missing in a column of labels, but for names of floating-point oddities.
-_MISSING = {"NaN", "nan", "NULL", "null", "None", "N/A", "n/a", "NA", "<NA>", "#N/A"}
-_NUMBER = re.compile(r"-?\d+(\.\d*)?")
-
-# How the lines of a list may be parted; the first that gives files is taken. None: see _text_rows.
-_SEPARATORS = {".txt": (None, "\t", ",", ";", " "), ".csv": (",", ";", "\t"), ".tsv": ("\t", ",", ";")}
-_EXCEL_SEPARATOR = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)  # what Excel heeds in a first line
-_TRIED = 16  # lines
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,45 +173,6 @@ def unread_kinds(ignored: Sequence[str]) -> str:
     kinds = [f"{count:,} {suffix}{remedy(suffix)}" for suffix, count in counts.most_common(_MOST_KINDS)]
     more = ", ..." if len(counts) > _MOST_KINDS else ""
     return f"ignored {counts.total():,} files of kinds that are not read: {', '.join(kinds)}{more}"
-
-
-def listed_images(file: Path, *, label_column: str = "label", split: str = "train") -> FileImages | None:
-    """The images that a list file names; None if it has none of a split.
-
-    The column of paths is the one that names files; a first line that does not, nor ends like an image, is a header.
-    Labels are in the column that the header calls ``label_column``, or else in the only other one that has a name;
-    without a header, in the column after the paths, or the only other one. A column ``split`` or the like parts the
-    rows if some are for training, some for testing.
-
-    Raises:
-        ValueError: if the list is no text, or names no file.
-    """
-    rows, column = _table(file)
-    header, width = None, max(map(len, rows))
-    first = _cell(rows[0], column)
-    if not os.path.isfile(file.parent / first) and _suffix(first) not in suffixes():
-        header, rows = rows[0], rows[1:]
-    parting = next(
-        (at for at, name in enumerate(header or ()) if name.lower() in _SPLIT_COLUMNS - {label_column}), None
-    )
-    position = _label_column(header, width, column, parting, label_column)
-    chosen = None
-    if header is not None and parting is not None:
-        chosen = _rows_of_split(rows, parting, split, f"column {header[parting]} of {file}")
-    if chosen is not None:
-        rows = chosen
-    elif split == "test":
-        return None
-    labels, classes = torch.full((len(rows),), -1), None
-    if position is not None:
-        name = _cell(header or [], position) or position + 1
-        labels, classes = labels_of(
-            ["" if (cell := _cell(row, position)) in _MISSING else cell for row in rows], f"column {name} of {file}"
-        )
-    elif header is not None and width > 1:
-        logger.info("%s: which of its columns %s has labels data.label_column does not say: no labels", file, header)
-    paths = np.array([os.fsencode(os.path.join(file.parent, row[column])) for row in rows])
-    return FileImages(str(file), paths, labels, classes)
 
 
 def inner_folder(folder: Path) -> Path:
@@ -443,92 +388,3 @@ def _tiny_imagenet_val(folder: Path, class_list: Sequence[str] | None) -> FileIm
     classes = class_list or sorted({name for _, name in rows})
     paths = [os.path.join(folder, "images", file) for file, _ in rows]
     return _file_images(str(folder), paths, [name for _, name in rows], classes)
-
-
-def _table(file: Path) -> tuple[list[list[str]], int]:
-    """The rows of a list, and the column whose cells name files: of a sample of the lines, the most."""
-    text = read_text(file)
-    separators = _SEPARATORS[file.suffix.lower()]
-    if None not in separators and (said := _EXCEL_SEPARATOR.match(text)):
-        text, separators = text[said.end() :], (said[1],)
-    best: tuple[int, list[list[str]], int] = (0, [], 0)
-    rows: list[list[str]] = []
-    error = None
-    for separator in separators:
-        try:
-            rows = _text_rows(text) if separator is None else _csv_rows(text, separator)
-        except csv.Error as refused:
-            error = refused
-            continue
-        sample = rows[1:] or rows
-        sample = sample[:: max(1, len(sample) // _TRIED)]
-        for column in range(max(map(len, sample), default=0)):
-            found = sum(os.path.isfile(file.parent / cell) for row in sample if (cell := _cell(row, column)))
-            if found > best[0]:
-                best = (found, rows, column)
-        if best[0] == len(sample) > 0:
-            break
-    if best[0] == 0 and error is not None:
-        raise ValueError(f"{file} cannot be read: {error}; is a quote missing?") from error
-    if not rows:
-        raise ValueError(f"{file} lists no images; it needs one path on each line")
-    if best[0] == 0:
-        raise ValueError(
-            f"none of the lines tried of {file} names a file, such as {','.join(rows[-1])!r:.80}; "
-            f"paths start at {file.parent}"
-        )
-    return [row for row in best[1] if _cell(row, best[2])], best[2]
-
-
-def _cell(row: Sequence[str], column: int) -> str:
-    return row[column] if column < len(row) else ""
-
-
-def _rows_of_split(rows: list[list[str]], column: int, split: str, where: str) -> list[list[str]] | None:
-    """The rows of a split; None, and a line in the log, where the column's words are not for training and testing."""
-    words = [_cell(row, column).lower() for row in rows]
-    tests = [word for word in TEST_NAMES if word in words][:1]
-    if not tests or not any(word in words for word in TRAIN_NAMES):
-        if split == "train":
-            logger.info("%s does not part training from test images: not used (data.label_column names labels)", where)
-        return None
-    if split == "train":
-        others = sorted({*words}.difference(TRAIN_NAMES, tests))
-        logger.info("%s: its rows of %s are tested; not read: %s", where, tests[0], ", ".join(others) or "none")
-    taken = TRAIN_NAMES if split == "train" else tests
-    return [row for row, word in zip(rows, words, strict=True) if word in taken]
-
-
-def _label_column(header: Sequence[str] | None, width: int, paths: int, parting: int | None, name: str) -> int | None:
-    """Which column of a list has its labels; None if that cannot be told."""
-    if header is None:
-        return paths + 1 if paths + 1 < width else 0 if width == 2 else None
-    if name in header:
-        return header.index(name)
-    # Pandas writes its index without a name.
-    others = [
-        number
-        for number in range(width)
-        if number not in (paths, parting) and (number >= len(header) or header[number])
-    ]
-    return others[0] if len(others) == 1 else None
-
-
-def _text_rows(text: str) -> list[list[str]]:
-    rows = []
-    for line in io.StringIO(text, newline=None):
-        line = line.strip()
-        path, separator, label = line.rpartition("\t")
-        if not separator:
-            path, separator, label = line.rpartition(" ")
-            if not _NUMBER.fullmatch(label) and label not in _MISSING:
-                path, label = line, ""
-        if path:
-            rows.append([path.strip(), label.strip()] if label else [path])
-    return rows
-
-
-def _csv_rows(text: str, separator: str) -> list[list[str]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    rows = [[cell.strip() for cell in row] for row in reader]
-    return [row for row in rows if any(row)]

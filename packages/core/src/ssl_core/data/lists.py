@@ -1,0 +1,162 @@
+"""Lists of image files, with or without labels.
+
+``.txt``: a path on each line, then optionally a tab and a label, or a space and a label that is a whole number;
+``.csv`` or ``.tsv``: columns of paths and labels, with or without a header. Relative paths start at the list's folder.
+A column ``split`` or the like parts the rows.
+"""
+
+import csv
+import io
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ssl_core.data.decode import suffixes
+from ssl_core.data.files import TEST_NAMES, TRAIN_NAMES, FileImages, read_text
+from ssl_core.data.labels import labels_of
+
+logger = logging.getLogger(__name__)
+
+# Columns of lists that may say the split of a row, in lower case.
+_SPLIT_COLUMNS = {"split", "set", "subset", "partition", "phase", "fold"}
+# Texts that pandas reads as missing in a column of labels, but for names of floating-point oddities.
+_MISSING = {"NaN", "nan", "NULL", "null", "None", "N/A", "n/a", "NA", "<NA>", "#N/A"}
+_NUMBER = re.compile(r"-?\d+(\.\d*)?")
+
+# How the lines of a list may be parted; the first that gives files is taken. None: see _text_rows.
+_SEPARATORS = {".txt": (None, "\t", ",", ";", " "), ".csv": (",", ";", "\t"), ".tsv": ("\t", ",", ";")}
+_EXCEL_SEPARATOR = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)  # what Excel heeds in a first line
+_TRIED = 16  # lines
+
+
+def listed_images(file: Path, *, label_column: str = "label", split: str = "train") -> FileImages | None:
+    """The images that a list file names; None if it has none of a split.
+
+    The column of paths is the one that names files; a first line that does not, nor ends like an image, is a header.
+    Labels are in the column that the header calls ``label_column``, or else in the only other one that has a name;
+    without a header, in the column after the paths, or the only other one. A column ``split`` or the like parts the
+    rows if some are for training, some for testing.
+
+    Raises:
+        ValueError: if the list is no text, or names no file.
+    """
+    rows, column = _table(file)
+    header, width = None, max(map(len, rows))
+    first = _cell(rows[0], column)
+    if not os.path.isfile(file.parent / first) and os.path.splitext(first)[1].lower() not in suffixes():
+        header, rows = rows[0], rows[1:]
+    parting = next(
+        (at for at, name in enumerate(header or ()) if name.lower() in _SPLIT_COLUMNS - {label_column}), None
+    )
+    position = _label_column(header, width, column, parting, label_column)
+    chosen = None
+    if header is not None and parting is not None:
+        chosen = _rows_of_split(rows, parting, split, f"column {header[parting]} of {file}")
+    if chosen is not None:
+        rows = chosen
+    elif split == "test":
+        return None
+    labels, classes = torch.full((len(rows),), -1), None
+    if position is not None:
+        name = _cell(header or [], position) or position + 1
+        labels, classes = labels_of(
+            ["" if (cell := _cell(row, position)) in _MISSING else cell for row in rows], f"column {name} of {file}"
+        )
+    elif header is not None and width > 1:
+        logger.info("%s: which of its columns %s has labels data.label_column does not say: no labels", file, header)
+    paths = np.array([os.fsencode(os.path.join(file.parent, row[column])) for row in rows])
+    return FileImages(str(file), paths, labels, classes)
+
+
+def _table(file: Path) -> tuple[list[list[str]], int]:
+    """The rows of a list, and the column whose cells name files: of a sample of the lines, the most."""
+    text = read_text(file)
+    separators = _SEPARATORS[file.suffix.lower()]
+    if None not in separators and (said := _EXCEL_SEPARATOR.match(text)):
+        text, separators = text[said.end() :], (said[1],)
+    best: tuple[int, list[list[str]], int] = (0, [], 0)
+    rows: list[list[str]] = []
+    error = None
+    for separator in separators:
+        try:
+            rows = _text_rows(text) if separator is None else _csv_rows(text, separator)
+        except csv.Error as refused:
+            error = refused
+            continue
+        sample = rows[1:] or rows
+        sample = sample[:: max(1, len(sample) // _TRIED)]
+        for column in range(max(map(len, sample), default=0)):
+            found = sum(os.path.isfile(file.parent / cell) for row in sample if (cell := _cell(row, column)))
+            if found > best[0]:
+                best = (found, rows, column)
+        if best[0] == len(sample) > 0:
+            break
+    if best[0] == 0 and error is not None:
+        raise ValueError(f"{file} cannot be read: {error}; is a quote missing?") from error
+    if not rows:
+        raise ValueError(f"{file} lists no images; it needs one path on each line")
+    if best[0] == 0:
+        raise ValueError(
+            f"none of the lines tried of {file} names a file, such as {','.join(rows[-1])!r:.80}; "
+            f"paths start at {file.parent}"
+        )
+    return [row for row in best[1] if _cell(row, best[2])], best[2]
+
+
+def _cell(row: Sequence[str], column: int) -> str:
+    return row[column] if column < len(row) else ""
+
+
+def _rows_of_split(rows: list[list[str]], column: int, split: str, where: str) -> list[list[str]] | None:
+    """The rows of a split; None, and a line in the log, where the column's words are not for training and testing."""
+    words = [_cell(row, column).lower() for row in rows]
+    tests = [word for word in TEST_NAMES if word in words][:1]
+    if not tests or not any(word in words for word in TRAIN_NAMES):
+        if split == "train":
+            logger.info("%s does not part training from test images: not used (data.label_column names labels)", where)
+        return None
+    if split == "train":
+        others = sorted({*words}.difference(TRAIN_NAMES, tests))
+        logger.info("%s: its rows of %s are tested; not read: %s", where, tests[0], ", ".join(others) or "none")
+    taken = TRAIN_NAMES if split == "train" else tests
+    return [row for row, word in zip(rows, words, strict=True) if word in taken]
+
+
+def _label_column(header: Sequence[str] | None, width: int, paths: int, parting: int | None, name: str) -> int | None:
+    """Which column of a list has its labels; None if that cannot be told."""
+    if header is None:
+        return paths + 1 if paths + 1 < width else 0 if width == 2 else None
+    if name in header:
+        return header.index(name)
+    # Pandas writes its index without a name.
+    others = [
+        number
+        for number in range(width)
+        if number not in (paths, parting) and (number >= len(header) or header[number])
+    ]
+    return others[0] if len(others) == 1 else None
+
+
+def _text_rows(text: str) -> list[list[str]]:
+    rows = []
+    for line in io.StringIO(text, newline=None):
+        line = line.strip()
+        path, separator, label = line.rpartition("\t")
+        if not separator:
+            path, separator, label = line.rpartition(" ")
+            if not _NUMBER.fullmatch(label) and label not in _MISSING:
+                path, label = line, ""
+        if path:
+            rows.append([path.strip(), label.strip()] if label else [path])
+    return rows
+
+
+def _csv_rows(text: str, separator: str) -> list[list[str]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows = [[cell.strip() for cell in row] for row in reader]
+    return [row for row in rows if any(row)]
