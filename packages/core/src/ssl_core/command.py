@@ -62,7 +62,7 @@ def errors_in_one_line(prog: str) -> Iterator[None]:
     try:
         with lasting("stderr"):
             yield
-    except Exception as error:
+    except Exception as error:  # which of them a user can cause, _message says; others are raised again
         if isinstance(error, BrokenPipeError) and not isinstance(sys.stdout, Lasting):
             raise  # nobody reads what the command prints
         message = _message(error)

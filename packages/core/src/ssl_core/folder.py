@@ -133,7 +133,7 @@ def _made_and_locked(given: Path | None, name: str) -> Iterator[Path]:
         _held.add(file)
         try:
             yield folder
-        except BaseException:
+        except BaseException:  # a Ctrl-C too must leave nothing behind
             if set(os.listdir(folder)) - before == {_LOCK}:
                 with contextlib.suppress(OSError):  # another may have a run beside it by now
                     (folder / _LOCK).unlink()

@@ -170,7 +170,7 @@ class _Applied(Dataset[Any], Generic[Item, Result]):
             return self._function(item)
         try:
             return _Parcel(self._function(item))
-        except Exception as error:
+        except Exception as error:  # whatever the function raises is raised in the main process
             sent = _picklable(error)
             sent.add_note(f"in worker process {os.getpid()}:\n{traceback.format_exc()}")
             return _Parcel(sent)
@@ -205,7 +205,7 @@ def _picklable(error: Exception) -> Exception:
     """The error, or where its class cannot be pickled, one of the built-in class that it is made from."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:
+    except Exception:  # a class may refuse to be pickled, or to be made anew, in any way
         kind: type[Exception] = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
         return kind(str(error))
     return error

@@ -77,7 +77,7 @@ def run_in_processes(function: Callable[..., object], arguments: Sequence[Any], 
     )  # this module is light, so that what others import can be counted
 
     multiprocessing.set_forkserver_preload(["torch", "torch._dynamo"])
-    started = start_processes(  # type: ignore[no-untyped-call]
+    started = start_processes(  # type: ignore[no-untyped-call]  # torch's is untyped
         function, tuple(arguments), processes, join=False, start_method="forkserver"
     )
     deadline = time.monotonic() + TIMEOUT_S
