@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Generic
 
 from ssl_core import distributed
-from ssl_core.config import parse_config
+from ssl_core.config import given_options, parse_config
 from ssl_core.console import Lasting, lasting
 from ssl_core.data.workers import WorkerError, worker_error
 from ssl_core.pretrain import pretrain
@@ -47,7 +47,13 @@ class Command(Generic[Config, TrainedMethod]):
             self.config_class, arguments, prog=self.prog, description=self.description, recipes=recipes
         )
         with lasting("stdout"), errors_in_one_line(self.prog):
-            pretrain(config, self.make_method, name=self.prog.removesuffix("-train"), prepare=self.prepare)
+            pretrain(
+                config,
+                self.make_method,
+                name=self.prog.removesuffix("-train"),
+                prepare=self.prepare,
+                given=given_options(arguments),
+            )
 
 
 @contextlib.contextmanager

@@ -94,21 +94,41 @@ def parse_config(
         raise SystemExit(2) from error
 
 
-def _expand(arguments: list[str], recipes: Path) -> list[str]:
-    """Arguments as ``--option=value``, with recipes found, runs to resume opened, and several values made a list.
+def given_options(arguments: Sequence[str] | None) -> frozenset[str]:
+    """The options that a command line gives itself, in contrast to those of a recipe or of a run to resume.
 
-    Several values stand behind one option when the shell has expanded a pattern: ``--data.source shards/*.parquet``.
+    Args:
+        arguments: the command line without the program's name; None reads ``sys.argv``.
+
+    Example:
+        >>> sorted(given_options(["--config", "smoke", "--optim", "{lr: 0.1}", "--device=cpu", "--views+", "{}"]))
+        ['optim.lr', 'train.device', 'views']
     """
-    expanded: list[str] = []
+    given = set()
+    for option, values in _grouped(sys.argv[1:] if arguments is None else arguments):
+        name = option.removeprefix("--").removesuffix("+")
+        is_node = len(values) == 1 and values[0].startswith("{")
+        given |= {key for key, _ in flatten({name: _read_yaml(values[0], option) if is_node else None})}
+    return frozenset(given - {"config", "resume"})
+
+
+def _grouped(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each option with its values, of which there are several where the shell has expanded a pattern."""
     position = 0
     while position < len(arguments):
         option, has_value, value = arguments[position].partition("=")
-        option = _SHORT.get(option, option)
         position += 1
         values = [value] if has_value else []
         while position < len(arguments) and not has_value and not _OPTION.match(arguments[position]):
             values.append(arguments[position])
             position += 1
+        yield _SHORT.get(option, option), values
+
+
+def _expand(arguments: Sequence[str], recipes: Path) -> list[str]:
+    """Arguments as ``--option=value``, with recipes found, runs to resume opened, and several values made a list."""
+    expanded: list[str] = []
+    for option, values in _grouped(arguments):
         if option == "--views":
             # Else an entry takes what it does not say from the recipe's entry at the same place.
             expanded.append("--views=[]")

@@ -6,7 +6,7 @@ where the data has labels, a kNN says what it is worth.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -38,6 +38,7 @@ def pretrain(
     *,
     name: str,
     prepare: Prepare[Config, TrainedMethod] | None = None,
+    given: Collection[str] | None = None,
 ) -> Path:
     """Train a method as a configuration says, from the checkpoint of ``resume`` on, or else from that in ``out``.
 
@@ -48,6 +49,8 @@ def pretrain(
         prepare: function of the run that is called once in every process, before anything is written, to refuse what
             it cannot serve; the function that it returns is called before the first step of each epoch with the number
             of epochs done, and returns numbers for the log.
+        given: options that the user has set and that are refused where they do not fit the data; others are a
+            recipe's and give way, said in the log. None: all.
 
     Returns:
         The run directory: ``config.yaml``, ``views.png``, ``metrics.jsonl``, ``checkpoints/``, ``backbone.safetensors``
