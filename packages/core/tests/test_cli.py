@@ -8,7 +8,7 @@ import torch
 import yaml
 from PIL import Image
 
-from ssl_core import ops
+from ssl_core import machine, ops
 from ssl_core.backbone import BackboneCard, head_layers, save_backbone
 from ssl_core.cli import main, read_nodes
 from ssl_core.nn import EncoderConfig, make_encoder, mlp_head
@@ -159,6 +159,21 @@ def test_doctor_says_which_implementation_each_op_uses(capsys):
     assert f"cuda library     {ops.cuda.description()}" in printed
     assert torch.__version__.partition("+")[0] in printed
     assert f"ssl-core         {version('ssl-core')}" in printed
+
+
+def test_doctor_says_how_many_processors_are_usable_and_who_has_set_what_openmp_reads(capsys, monkeypatch):
+    monkeypatch.setattr(machine, "affinity", lambda: 8)
+    monkeypatch.setattr(machine, "cpu_quota", lambda root=None: 2.5)
+    monkeypatch.setattr(machine, "CHOSEN", {"GOMP_SPINCOUNT": "77"})
+    monkeypatch.setenv("GOMP_SPINCOUNT", "77")
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    main(["doctor"])
+    printed = capsys.readouterr().out
+    assert "processors       3 usable: 8 by affinity, 2.5 by the control group's quota\n" in printed
+    assert "GOMP_SPINCOUNT   77, chosen by this command\n" in printed
+    assert "OMP_NUM_THREADS  5, of the environment\n" in printed
+    assert "OMP_WAIT_POLICY  not set\n" in printed
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ssl_core.console import console
+from ssl_core.machine import configure_openmp
 
 
 def run_command(package: str) -> None:
@@ -17,6 +18,7 @@ def run_command(package: str) -> None:
     Args:
         package: the package's import name, such as ``ssl_sce``; its recipes are in the folder ``recipes`` inside it.
     """
+    configure_openmp()
     arguments = sys.argv[1:]
     prog = f"{package.replace('_', '-')}-train"
     with console(prog):
