@@ -6,7 +6,6 @@ the batches draw each image's partner from its row of the table until the next t
 
 import copy
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +36,7 @@ from ssl_clim.neighbours import (
 from ssl_core import distributed
 from ssl_core.data import DataConfig, ImageSource
 from ssl_core.evaluate import evaluation_view, iterate_features
+from ssl_core.machine import usable_cores
 from ssl_core.progress import progress_bar
 from ssl_core.run import Run
 from ssl_core.train import TrainConfig
@@ -178,11 +178,11 @@ def _search(
 @contextmanager
 def _threads_of_all_processes(library: ModuleType) -> Iterator[None]:
     """Let faiss use every core while the other processes wait: torchrun leaves a process one thread."""
-    if distributed.world_size() == 1 or not hasattr(os, "sched_getaffinity"):
+    if distributed.world_size() == 1:
         yield
         return
     before = library.omp_get_max_threads()
-    library.omp_set_num_threads(len(os.sched_getaffinity(0)))
+    library.omp_set_num_threads(usable_cores())
     try:
         yield
     finally:
