@@ -6,6 +6,7 @@ import pytest
 
 from ssl_clim import neighbours, train
 from ssl_core.testing import check_bad_input, check_exact_resume, check_imports, check_run, error_of, make_images
+from ssl_core.testing.recipes import parse
 from ssl_core.train import load_checkpoint, read_metrics
 
 
@@ -34,6 +35,18 @@ def test_partners_are_chosen_and_logged_between_epochs(tmp_path):
 def test_killed_and_resumed_gives_the_same_losses_to_the_last_bit(tmp_path):
     options = ["--method.queue.length=72", "--method.queue.initial=empty", "--method.momentum.value=0.9"]
     check_exact_resume(train, tmp_path, [*options, "--neighbours.k=20", "--neighbours.positives=3"])
+
+
+@pytest.mark.parametrize(
+    ("num_images", "left"),
+    [
+        (10_000, {}),
+        (9_999, {"neighbours.clusters": None}),
+        (300, {"train.batch_size": 256, "neighbours.clusters": None}),
+    ],
+)
+def test_more_clusters_than_images_give_way_to_one_for_every_128(num_images, left):
+    assert parse(train, "--config", "imagenet").fitting(num_images) == left
 
 
 def train_on_few(folder, *options):

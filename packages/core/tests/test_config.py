@@ -4,7 +4,16 @@ from typing import Any
 import pytest
 import yaml
 
-from ssl_core.config import config_difference, parse_config, refuse_changed, save_config, to_dict
+from ssl_core.config import (
+    changed_values,
+    config_difference,
+    give_way,
+    given_options,
+    parse_config,
+    refuse_changed,
+    save_config,
+    to_dict,
+)
 
 
 @dataclass(frozen=True)
@@ -292,3 +301,23 @@ def test_a_value_that_a_dataclass_refuses_is_an_error_of_the_command(recipes, ca
         parse_config(Positive, ["--lr", "-1"], prog="train", description="Train.", recipes=recipes)
     assert stopped.value.code == 2
     assert "lr must be positive, got -1.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "gave_way"),
+    [
+        (["--config", "small"], {"optim.lr": 0.1, "source": "digits"}),
+        (["--config", "small", "--source", "digits"], {"optim.lr": 0.1}),
+        (["--source=digits", "--optim", "{lr: 0.1}"], {}),
+        (["--optim", "optim.yaml", "--views+", "{size: 8}"], {"source": "digits"}),
+    ],
+)
+def test_what_a_command_line_gives_does_not_give_way(arguments, gave_way, caplog):
+    with caplog.at_level("INFO"):
+        config = give_way(Settings(), {"optim.lr": 0.3, "source": "b"}, given_options(arguments), "for a reason")
+    assert changed_values(Settings(), config) == gave_way
+    assert ("optim.lr: 0.3 instead of 0.1, for a reason" in caplog.text) is ("optim.lr" in gave_way)
+
+
+def test_nothing_gives_way_where_all_counts_as_given():
+    assert give_way(Settings(), {"optim.lr": 0.3}, None, "") == Settings()

@@ -14,10 +14,11 @@ ROOT = Path(__file__).parents[3]
 CORE = ROOT / "packages/core/src/ssl_core"
 
 # Room -> rooms of ssl_core that it may import, besides itself; anyone may use what stands in ANYWHERE.
-ANYWHERE = {"lazy", "philox", "files", "schedules", "step", "progress", "machine"}
+ANYWHERE = {"lazy", "philox", "files", "given", "schedules", "step", "progress", "machine"}
 ALLOWED = {
     "philox": {"ops"},
     "files": set(),
+    "given": set(),
     "schedules": set(),
     "step": set(),
     "progress": set(),

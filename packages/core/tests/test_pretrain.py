@@ -340,6 +340,88 @@ def test_a_saved_configuration_repeats_its_run_in_a_new_folder_with_pictures_of_
     assert steps(tmp_path / "run") == steps(again) == [4, 8, 12, 15]
 
 
+@pytest.fixture
+def foreign(tmp_path):
+    """A recipe for other data than the 40 images beside it, and the command that trains it on these."""
+    recipe = yaml.safe_load((Path(ssl_tiny.train.__file__).parent / "recipes" / "smoke.yaml").read_text())
+    recipe["data"] |= {"source": "imagenet", "class_list": "imagenet100"}
+    recipe["evaluate"] = {"knn_every": 1}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    images = make_images(tmp_path / "images", 40)
+    return [
+        f"--config={tmp_path / 'recipe.yaml'}",
+        "--device=cpu",
+        f"--data.source={images}",
+        f"--out={tmp_path / 'run'}",
+    ]
+
+
+def test_what_of_a_recipe_does_not_fit_other_data_gives_way_once_and_for_all(foreign, tmp_path, caplog):
+    run = tmp_path / "run"
+    caplog.set_level("INFO")
+    main(foreign)
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert (saved["data"]["class_list"], saved["train"]["batch_size"]) == (None, 32)
+    assert saved["evaluate"]["knn_every"] is None
+    for line in (
+        f"data.class_list: null instead of imagenet100, for {tmp_path / 'images'} has none of its folders",
+        "train.batch_size: 32 instead of 64, for there are 40 images",
+        f"no kNN: data.source '{tmp_path / 'images'}' has no test split",
+    ):
+        assert caplog.text.count(line) == 1
+    make_images(tmp_path / "images", 64)  # which the recipe's batch would fit
+    for again in (["--resume", str(run)], foreign):
+        main([*again, "--data.changed=accept"])
+        assert yaml.safe_load((run / "config.yaml").read_text()) == saved
+        assert load_checkpoint(run / LAST)["config"]["train"]["batch_size"] == 32
+    main(["--config", str(run / "config.yaml"), f"--out={tmp_path / 'other'}"])
+    assert yaml.safe_load((tmp_path / "other" / "config.yaml").read_text()) == saved
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--data.class_list=imagenet100", "has no subfolder for 100 of 100 classes"),
+        ("--train.batch_size=64", "has 40 images, fewer than one batch of 64"),
+        ("--evaluate.knn_every=1", "has no test split"),
+        ("--train={batch_size: 64}", "has 40 images, fewer than one batch of 64"),
+        ("--data.source=imagenet", "needs data.root"),
+    ],
+)
+def test_what_is_given_does_not_give_way_and_is_refused_before_anything_is_written(foreign, tmp_path, option, message):
+    before = set(tmp_path.rglob("*"))
+    assert message in error_of(ssl_tiny.train, *foreign, option)
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_recipe_that_asks_for_something_else_by_now_is_refused_with_the_difference(foreign, tmp_path):
+    main(foreign)
+    assert "train.batch_size: 32 -> 64" in error_of(ssl_tiny.train, *foreign, "--train.batch_size=64")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("batch_size: 64", "batch_size: 128"))
+    assert "train.batch_size: 32 -> 128" in error_of(ssl_tiny.train, *foreign)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "processes", "num_images", "left"),
+    [
+        (64, 1, 1, 64, None),
+        (64, 1, 1, 63, 32),
+        (4096, 1, 8, 300, 256),
+        (96, 8, 2, 50, 48),
+        (64, 1, 1, 3, 2),
+        (64, 1, 1, 1, 2),  # which is refused in its turn
+        (64, 1, 3, 20, None),  # likewise
+    ],
+)
+def test_a_batch_is_halved_until_there_are_images_for_it(
+    monkeypatch, batch_size, accumulate, processes, num_images, left
+):
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    config = ssl_tiny.train.Config(train=TrainConfig(batch_size=batch_size, accumulate=accumulate))
+    assert config.fitting(num_images) == ({} if left is None else {"train.batch_size": left})
+
+
 def test_processes_that_do_not_divide_the_batch_are_named_before_what_follows_from_them(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     with pytest.raises(ValueError, match=r"train.batch_size 16 is not a positive multiple of .* times 3 processes"):

@@ -33,6 +33,12 @@ def test_a_shrunk_recipe_takes_a_step(name):
     RECIPES.check_step(name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES.names)
+def test_a_recipe_takes_a_folder_of_few_images_without_labels(name, tmp_path):
+    RECIPES.check_folder(name, tmp_path)
+
+
 @pytest.mark.parametrize("name", RECIPES.names)
 def test_every_override_makes_views_and_weights_that_fit(name):
     for _, options in overrides(name):

@@ -30,6 +30,12 @@ def test_a_shrunk_recipe_takes_a_step(name):
     RECIPES.check_step(name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES.names)
+def test_a_recipe_takes_a_folder_of_few_images_without_labels(name, tmp_path):
+    RECIPES.check_folder(name, tmp_path)
+
+
 # -- values, from the specification (docs/papers/sce.md says where paper and code differ)
 
 CIFAR = {

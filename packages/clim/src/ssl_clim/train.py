@@ -8,6 +8,7 @@ torchrun --nproc-per-node 8 -m ssl_clim --config imagenet --data.root data
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -28,6 +29,11 @@ class Config(PretrainConfig):
 
     method: CLIMConfig = field(default_factory=CLIMConfig)
     neighbours: NeighbourConfig = field(default_factory=NeighbourConfig)
+
+    def fitting(self, num_images: int) -> dict[str, Any]:
+        """As `PretrainConfig.fitting`; more clusters than images become one for every 128."""
+        has_too_many = (self.neighbours.clusters or 0) > num_images
+        return super().fitting(num_images) | ({"neighbours.clusters": None} if has_too_many else {})
 
 
 def make_method(config: Config, encoder: nn.Module, num_features: int, views: tuple[ViewSpec, ...]) -> CLIM:

@@ -7,6 +7,7 @@ the result, ``--resume RUN`` continues a run directory, ``--device`` is short fo
 import dataclasses
 import difflib
 import json
+import logging
 import re
 import sys
 from argparse import ArgumentError
@@ -20,7 +21,10 @@ from jsonargparse import ArgumentParser
 
 from ssl_core.files import write_atomically
 from ssl_core.folder import named_run
+from ssl_core.given import is_given
 from ssl_core.recipes import recipe_path
+
+logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
 
@@ -370,6 +374,31 @@ def config_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
         if flat_old.get(key, absent) != flat_new.get(key, absent)
         and not any(key == free or key.startswith(free + ".") for free in FREE_ON_RESUME)
     ]
+
+
+def changed_values(old: Any, new: Any) -> dict[str, Any]:
+    """By dotted key, the values of a configuration that another one of its kind has changed."""
+    flat_new = dict(flatten(to_dict(new)))
+    return {key: value for key, value in flatten(to_dict(old)) if flat_new.get(key, value) != value}
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """A configuration with other values for some dotted keys."""
+    for key, value in values.items():
+        node, _, rest = key.partition(".")
+        inner = with_values(getattr(config, node), {rest: value}) if rest else value
+        config = dataclasses.replace(config, **{node: inner})  # type: ignore[type-var]  # any dataclass
+    return config
+
+
+def give_way(config: Config, values: Mapping[str, Any], given: Collection[str] | None, why: str) -> Config:
+    """A configuration with other values for some dotted keys, but for those that the user has set; the log says it."""
+    old = dict(flatten(to_dict(config)))
+    for key, value in values.items():
+        if old[key] != value and not is_given(given, key):
+            logger.info("%s: %s instead of %s, %s", key, "null" if value is None else value, old[key], why)
+            config = with_values(config, {key: value})
+    return config
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -17,10 +17,10 @@ from torch import nn
 from ssl_core import distributed
 from ssl_core.allocator import keep_freed_memory
 from ssl_core.backbone import BackboneCard, head_layers, save_backbone, save_card
-from ssl_core.config import save_config, to_dict
-from ssl_core.data import Batches, decoded, identity, normalization, open_encoded
+from ssl_core.config import changed_values, give_way, save_config, to_dict
+from ssl_core.data import Batches, decoded, identity, normalization, open_encoded, without_foreign_classes
 from ssl_core.evaluate import collapse, evaluate_knn, health
-from ssl_core.evaluate.online import decoded_side, knn_of_method, knn_sources
+from ssl_core.evaluate.online import decoded_side, fitting_knn, knn_of_method
 from ssl_core.files import copy_atomically
 from ssl_core.folder import LAST, check_writable, claimed, find_run, last_saved_ns
 from ssl_core.nn import MomentumBranch, make_encoder, stem_for, sync_batch_norm
@@ -74,7 +74,11 @@ def pretrain(
     if config.train.tensorboard:
         load_tensorboard()
     saved_ns = last_saved_ns(out)
-    content = None if checkpoint is None else load_run(checkpoint, to_dict(config))
+    asked, content = config, None
+    if checkpoint is None:
+        config = replace(config, data=without_foreign_classes(config.data, given))
+    else:
+        content, config = load_run(checkpoint, config, given)
     data = config.data
     if content is not None:  # normalized as before, whatever is measured or published now
         mean, std = content["data"]["mean"], content["data"]["std"]
@@ -87,6 +91,8 @@ def pretrain(
     is_same = content is None or same_data(content, found, accept=data.changed == "accept")
     source = decoded(images, data, at_least=at_least)
     mean, std = normalization(data, source)
+    if content is None:
+        config = give_way(config, config.fitting(len(source)), given, f"for there are {len(source)} images")
     encoder = make_encoder(config.encoder, channels=len(mean), image_size=image_size, other_sizes=sizes)
     num_features = cast(int, encoder.num_features)
     method = make_method(config, encoder, num_features, specs)
@@ -128,9 +134,11 @@ def pretrain(
         recipe=name,
         projector=head_layers(method.projector),
     )
-    knn = knn_sources(data, config.evaluate, source, at_least)
-    done = 0
+    evaluate, knn = fitting_knn(data, config.evaluate, source, at_least, given)
+    config = replace(config, evaluate=evaluate)
+    gave_way, done = changed_values(asked, config), 0
     if content is not None:
+        gave_way = content["data"]["asked"] | gave_way
         if is_same:  # else what they hold of each image is of others
             batches.load_state_dict(content["batches"])
         done = restore_(content, method=module, optimizer=optimizer)
@@ -161,7 +169,7 @@ def pretrain(
             ),
             start=done,
             settings=to_dict(config),
-            data={**found, "mean": mean, "std": std},
+            data={**found, "mean": mean, "std": std, "asked": gave_way},
             health=health,
             collapse=collapse,
             before_epoch=before_epoch,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -48,6 +48,16 @@ class PretrainConfig:
             ValueError: for views that do not make sense.
         """
         return make_view_specs(self.views)
+
+    def fitting(self, num_images: int) -> dict[str, Any]:
+        """By key, what takes the place of a recipe's value that does not fit so few images."""
+        unit = self.train.accumulate * distributed.world_size()
+        rows, rest = divmod(self.train.batch_size, unit)
+        if self.train.batch_size <= num_images or rest:
+            return {}
+        while rows * unit > num_images and rows > 2:  # one image has no negatives and no statistics
+            rows //= 2  # not the most that fit, so that split BatchNorm divides them as before
+        return {"train.batch_size": rows * unit}
 
 
 Config = TypeVar("Config", bound=PretrainConfig)

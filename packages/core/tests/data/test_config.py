@@ -7,7 +7,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ssl_core.data import DataConfig, LazyImages, MemoryImages, identity, open_encoded, open_source
+from ssl_core.data import (
+    DataConfig,
+    LazyImages,
+    MemoryImages,
+    identity,
+    open_encoded,
+    open_source,
+    without_foreign_classes,
+)
 
 
 def config(source, **options):
@@ -200,6 +208,37 @@ def test_settings_that_a_source_would_ignore_are_refused(tmp_path, make):
         open_source(config(tmp_path / "list.txt", class_list="imagenet100"))
     with pytest.raises(ValueError, match="needs class folders, which digits does not have"):
         open_source(DataConfig(class_list="imagenet100"))
+
+
+LISTED = {
+    "none of them": (["x/1.png", "y/2.png"], ".", None),
+    "a flat folder": (["1.png"], ".", None),
+    "none of them in its splits": (["train/x/1.png", "train/y/1.png", "val/x/2.png"], ".", None),
+    "a list": (["1.png"], "list.txt", None),
+    "several folders": (["x/1.png", "y/1.png"], ["x", "y"], None),
+    "a set without folders": (["1.png"], "digits", None),
+    "all": (["a/1.png", "b/2.png", "x/3.png"], ".", "classes.txt"),
+    "all in its splits": (["train/a/1.png", "train/b/1.png", "val/a/2.png"], ".", "classes.txt"),
+    "some, which opening refuses": (["a/1.png", "x/2.png"], ".", "classes.txt"),
+    "all further below, which opening refuses": (["set/train/a/1.png", "set/train/b/1.png"], ".", "classes.txt"),
+    "a set with folders": (["1.png"], "imagenet", "classes.txt"),
+}
+
+
+@pytest.mark.parametrize(("names", "source", "left"), LISTED.values(), ids=LISTED)
+def test_a_recipes_class_list_gives_way_to_a_given_source_with_no_folder_of_it(
+    tmp_path, monkeypatch, make, names, source, left, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    make.write_images(tmp_path, names)
+    (tmp_path / "list.txt").write_text("1.png\n")
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    asked = DataConfig(source, class_list="classes.txt")
+    with caplog.at_level("INFO"):
+        assert without_foreign_classes(asked, {"data.source"}) == DataConfig(source, class_list=left)
+    assert ("data.class_list: null instead of classes.txt, for " in caplog.text) is (left is None)
+    for given in (None, {"data.source", "data.class_list"}, {"data.root"}):
+        assert without_foreign_classes(asked, given) == asked
 
 
 def write_list(folder, names):

@@ -87,14 +87,19 @@ def test_knn_holds_images_out_of_a_source_without_a_test_split(run, tmp_path, ca
 
 
 def test_k_beyond_the_training_images_is_refused(run):
-    with pytest.raises(ValueError, match="k 200 is more than the 15 labelled images of"):
-        evaluate_knn(str(run), **QUIET)
+    with pytest.raises(ValueError, match="k 16 is more than the 15 labelled images of"):
+        evaluate_knn(str(run), k=16, **QUIET)
+
+
+def test_without_a_k_as_many_vote_as_a_class_has_images_where_there_are_few(run, capsys):
+    assert evaluate_knn(str(run), **QUIET)["k"] == 5
+    assert "(k=5, T=0.1, " in capsys.readouterr().out
 
 
 def test_data_without_labels_is_refused(run, tmp_path):
     data = DataConfig(str(tmp_path / "images/train/dark"), str(tmp_path / "images/val/dark"), workers=0)
     with pytest.raises(ValueError, match="5 of 5 training images have no label"):
-        evaluate_knn(str(run), data=data, k=3, **QUIET)
+        evaluate_knn(str(run), data=data, **QUIET)
 
 
 def test_linear_prints_its_protocol_and_its_line(run, capsys):

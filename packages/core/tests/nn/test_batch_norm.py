@@ -5,6 +5,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
+from ssl_core import distributed
 from ssl_core.nn import SplitBatchNorm, mlp_head, split_batch_norm, sync_batch_norm
 
 
@@ -116,9 +117,17 @@ def test_what_cannot_be_split_is_an_error(network, num_splits, message):
         split_batch_norm(network, num_splits)
 
 
-def test_sync_batch_norm_is_refused_on_cpu():
+def test_sync_batch_norm_of_several_processes_is_refused_on_cpu(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(ValueError, match="not on cpu"):
         sync_batch_norm(nn.Sequential(nn.BatchNorm2d(2)), torch.device("cpu"))
+
+
+def test_sync_batch_norm_of_one_process_is_batch_norm_on_any_device():
+    images, network = torch.randn(4, 2, 3, 3), nn.Sequential(nn.BatchNorm2d(2))
+    synchronized = sync_batch_norm(copy.deepcopy(network), torch.device("cpu"))
+    assert torch.equal(synchronized(images), network(images))
+    assert torch.equal(synchronized[0].running_var, network[0].running_var)
 
 
 def test_sync_batch_norm_converts_for_cuda_and_keeps_the_state():

@@ -1,7 +1,10 @@
+from dataclasses import dataclass, field
+
 import pytest
 import torch
 from torch import nn
 
+from ssl_core.config import to_dict
 from ssl_core.train.checkpoint import load_checkpoint, load_run, restore_, same_data, save_checkpoint
 
 
@@ -49,16 +52,41 @@ def test_a_truncated_checkpoint_names_another_one_beside_it(tmp_path):
         load_checkpoint(tmp_path / "epoch_0004.pt")
 
 
+@dataclass(frozen=True)
+class Optim:
+    lr: float = 0.1
+
+
+@dataclass(frozen=True)
+class Train:
+    epochs: int = 2
+    log_every: int = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    optim: Optim = field(default_factory=Optim)
+    train: Train = field(default_factory=Train)
+
+
 @pytest.mark.parametrize(("longer", "remedy"), [(False, ""), (True, "--encoder.weights {path}")])
 def test_a_checkpoint_of_another_configuration_is_refused_with_the_difference(tmp_path, state, longer, remedy):
     path = tmp_path / "last.pt"
-    old = {"optim": {"lr": 0.1}, "train": {"epochs": 2, "log_every": 1}}
-    save_checkpoint(path, **state, step=1, config=old, data={})
-    new = {"optim": {"lr": 0.2}, "train": {"epochs": 2 + 2 * longer, "log_every": 5}}
+    save_checkpoint(path, **state, step=1, config=to_dict(Settings()), data={"asked": {}})
+    new = Settings(Optim(0.2), Train(2 + 2 * longer, log_every=5))
     with pytest.raises(ValueError, match=r"optim\.lr: 0\.1 -> 0\.2") as error:
-        load_run(path, new)
+        load_run(path, new, set())
     assert str(error.value).endswith(remedy.format(path=path))
     assert ("train.epochs: 2 -> 4" in str(error.value)) is ("--encoder.weights" in str(error.value)) is longer
+
+
+def test_what_gave_way_stays_as_it_was_decided_where_the_same_is_asked_for_again(tmp_path, state):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, **state, step=1, config=to_dict(Settings(Optim(0.2))), data={"asked": {"optim.lr": 0.1}})
+    assert load_run(path, Settings(), {"data.source"})[1] == Settings(Optim(0.2))
+    for given, lr in (({"optim.lr"}, 0.1), (None, 0.1), (set(), 0.3)):
+        with pytest.raises(ValueError, match=rf"optim\.lr: 0\.2 -> {lr}"):
+            load_run(path, Settings(Optim(lr)), given)
 
 
 BEFORE = {"images": 60, "classes": 2, "digest": "a"}

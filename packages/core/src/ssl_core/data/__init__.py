@@ -7,6 +7,7 @@ from ssl_core.data.config import decoded as decoded
 from ssl_core.data.config import identity as identity
 from ssl_core.data.config import open_encoded as open_encoded
 from ssl_core.data.config import open_source as open_source
+from ssl_core.data.config import without_foreign_classes as without_foreign_classes
 from ssl_core.data.dataset import dataset_source as dataset_source
 from ssl_core.data.decode import decode_image as decode_image
 from ssl_core.data.pipeline import Batch as Batch

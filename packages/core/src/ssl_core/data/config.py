@@ -5,7 +5,7 @@ import importlib.resources
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -31,6 +31,7 @@ from ssl_core.data.named import IN_MEMORY_NAMES, digit_images, torchvision_image
 from ssl_core.data.parquet import ParquetImages, parquet_files, parquet_images, shards_in
 from ssl_core.data.pixels import BrokenImageError
 from ssl_core.data.source import ImageSource, LazyImages, MemoryImages, hold_in_memory, listing
+from ssl_core.given import is_given
 from ssl_core.philox import permutation
 
 logger = logging.getLogger(__name__)
@@ -154,6 +155,30 @@ def decoded(images: Images, config: DataConfig, *, split: str = "train", at_leas
     return LazyImages(images, broken_limit=config.broken_limit)
 
 
+def without_foreign_classes(config: DataConfig, given: Collection[str] | None) -> DataConfig:
+    """The settings, without the class list of a recipe where a source given in place of its own has no such folder.
+
+    A source with some of the folders is an incomplete one of the recipe's kind, and refused when it is opened.
+
+    Args:
+        config: settings of the data.
+        given: options that the user has set; None: all.
+    """
+    name, source = config.class_list, config.source
+    if name is None or is_given(given, "data.class_list") or not is_given(given, "data.source"):
+        return config
+    folders: list[Path] = []
+    if isinstance(source, list) or source not in NAMES:
+        folders = [inner_folder(path) for path in _source_paths(source, config) if path.is_dir()]
+    elif source not in IN_MEMORY_NAMES:
+        return config
+    splits = [split for folder in folders if (split := split_folder(folder, "train")) is not None]
+    if any((split / each).is_dir() for split in splits for each in _class_list(name)):
+        return config
+    logger.info("data.class_list: null instead of %s, for %s has none of its folders", name, source)
+    return replace(config, class_list=None)
+
+
 def identity(images: Images) -> dict[str, int | str]:
     """What tells whether images are the same as before: their number, that of their classes, and a digest."""
     return {"images": len(images), "classes": len(images.classes or ()), "digest": images.digest()}
@@ -225,7 +250,7 @@ def _split(source: str | list[str], config: DataConfig, split: str) -> Images | 
         return _named_images(source, config, split)
     if config.download:
         raise ValueError(f"data.download works for {', '.join(IN_MEMORY_NAMES[1:])}, not for {source!r}")
-    paths = [path for each in ([source] if isinstance(source, str) else source) for path in _paths(each, config.root)]
+    paths = _source_paths(source, config)
     kinds = {_kind(path) for path in paths}
     if len(kinds) != 1:
         raise ValueError(f"data.source {source!r} mixes {' and '.join(sorted(kinds))}; give paths of one kind")
@@ -273,6 +298,10 @@ def _path_images(paths: Sequence[Path], kind: str, config: DataConfig, split: st
     folders = [folder for path in paths if (folder := split_folder(path, split)) is not None]
     classes = None if config.class_list is None else _class_list(config.class_list)
     return concatenated([folder_images(folder, class_list=classes) for folder in folders]) if folders else None
+
+
+def _source_paths(source: str | list[str], config: DataConfig) -> list[Path]:
+    return [path for each in ([source] if isinstance(source, str) else source) for path in _paths(each, config.root)]
 
 
 def _paths(source: str, root: str | None) -> list[Path]:

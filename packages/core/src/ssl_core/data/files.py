@@ -147,7 +147,10 @@ def folder_images(folder: Path, *, class_list: Sequence[str] | None = None) -> F
     else:
         missing = [name for name in class_list if not (folder / name).is_dir()]
         if missing:
-            raise ValueError(f"{folder} has no subfolder for {len(missing)} classes of data.class_list: {missing[:5]}")
+            raise ValueError(
+                f"{folder} has no subfolder for {len(missing)} of {len(class_list)} classes of data.class_list: "
+                f"{missing[:5]}; without one (null) it is read whole"
+            )
         found = sorted(path for name in class_list for path in visible_files(folder / name))
     paths: list[str] = []
     ignored: list[str] = []

@@ -161,15 +161,27 @@ def knn_accuracy(train: Features, test: Features, *, k: int = 200, temperature: 
     return (ranks < 1).double().mean().item()
 
 
-def check_knn(train: ImageSource, test: ImageSource, k: int) -> None:
-    """Refuse sources that a kNN cannot serve, before their images are read.
+def checked_neighbours(train: ImageSource, test: ImageSource, k: int, *, fewer: bool) -> int:
+    """The number of neighbours that vote, after a look at sources that a kNN cannot serve, before images are read.
+
+    Where there are fewer images than neighbours, as many are left as a class has images on average: of more, some
+    would have to vote for another class, however good the features are.
+
+    Args:
+        train: images of the bank.
+        test: test images.
+        k: number of neighbours that is wanted.
+        fewer: whether fewer will do.
 
     Raises:
         ValueError: if a label is missing or cannot be compared, or k is beyond the training images.
     """
-    if k > len(train):
-        raise ValueError(f"k {k} is more than the {len(train)} labelled images of {train.name}; give a smaller one")
     check_classes(train, test)
+    if k <= len(train):
+        return k
+    if not fewer:
+        raise ValueError(f"k {k} is more than the {len(train)} labelled images of {train.name}; give a smaller one")
+    return max(1, len(train) // count_classes(train))
 
 
 def evaluate_knn(
@@ -178,7 +190,7 @@ def evaluate_knn(
     data: DataConfig | None = None,
     like: str | None = None,
     features: Layer = "backbone",
-    k: int = 200,
+    k: int | None = None,
     temperature: float = 0.1,
     device: torch.device | str = "cpu",
     seed: int = 0,
@@ -193,7 +205,7 @@ def evaluate_knn(
         data: labelled images; None takes those of the run that ``encoder``, or else ``like``, names.
         like: run directory or exported backbone whose input ``random`` and ``pixels`` take.
         features: layer to evaluate: ``backbone``, or ``projection``, the projector after it.
-        k: number of neighbours that vote.
+        k: number of neighbours that vote; None takes 200, or of fewer images as many as a class has on average.
         temperature: divisor in the weight of a vote, exp(cosine / temperature).
         device: device that computes the features.
         seed: seeds the weights of ``random``.
@@ -211,7 +223,7 @@ def evaluate_knn(
     """
     subject = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed)
     train, test = sources or (open_source(subject.data, split=split) for split in ("labelled", "test"))
-    check_knn(train, test, k)
+    k = checked_neighbours(train, test, 200 if k is None else k, fewer=k is None)
     bank = subject.extract(train, "training features" if progress else "").to(device)
     queries = subject.extract(test, "test features" if progress else "").to(device)
     num_classes = count_classes(train)

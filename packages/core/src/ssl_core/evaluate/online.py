@@ -1,8 +1,8 @@
 """The kNN beside training: which images it compares, how often, and what it says."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -13,8 +13,9 @@ from ssl_core.data import DataConfig, ImageSource, open_source
 from ssl_core.evaluate.accuracy import count_classes
 from ssl_core.evaluate.encoder import Layer
 from ssl_core.evaluate.features import evaluation_view, extract_features
-from ssl_core.evaluate.knn import check_knn, knn_accuracy
+from ssl_core.evaluate.knn import checked_neighbours, knn_accuracy
 from ssl_core.evaluate.similarity import intra_class_similarity
+from ssl_core.given import is_given
 from ssl_core.train import Method
 from ssl_core.views import ViewSpec, shortest_side
 
@@ -54,30 +55,49 @@ def decoded_side(specs: Sequence[ViewSpec]) -> int | None:
     return shortest_side((*specs, evaluation_view(max(size for spec in specs for size in spec.sizes))))
 
 
-def knn_sources(
-    data: DataConfig, config: EvaluateConfig, train: ImageSource, at_least: int | None
-) -> tuple[ImageSource, ImageSource] | None:
-    """The labelled images of the kNN, bank and queries; None, with a line in the log, where there can be no kNN.
+def fitting_knn(
+    data: DataConfig,
+    config: EvaluateConfig,
+    train: ImageSource,
+    at_least: int | None,
+    given: Collection[str] | None = None,
+) -> tuple[EvaluateConfig, tuple[ImageSource, ImageSource] | None]:
+    """The kNN that the data allows: its settings, and its labelled images, bank and queries.
+
+    Where there can be no kNN, the images are None and the log says why. A recipe's number of neighbours gives way too.
+
+    Args:
+        data: settings of the data.
+        config: settings of the kNN.
+        train: training images.
+        at_least: pixels that each side of a JPEG must keep, as `open_source` takes them.
+        given: options that the user has set, which do not give way; None: all.
 
     Raises:
-        ValueError: if there can be none and it was asked for: during training, or by test images of their own.
+        ValueError: if there can be none and the user has asked for it: during training, by test images of their own
+            or by a number of neighbours.
     """
     if config.knn_every == 0:
-        return None
+        return config, None
     try:
         if train.classes is None and data.source != "stl10":
             raise ValueError("the data has no labels")
         bank = open_source(data, split="labelled") if data.source == "stl10" else train
         test = open_source(data, split="test", at_least=at_least)
-        check_knn(bank, test, config.k)
+        k = checked_neighbours(bank, test, config.k, fewer=not is_given(given, "evaluate.k"))
     except ValueError as error:
-        if config.knn_every is not None or data.test_source is not None:
+        asked = {"evaluate.knn_every": config.knn_every, "data.test_source": data.test_source}
+        if given is not None:  # else it may be the default
+            asked["evaluate.k"] = config.k
+        if any(value is not None and is_given(given, name) for name, value in asked.items()):
             raise ValueError(f"no kNN can be computed: {error}; evaluate.knn_every 0 trains without it") from error
         # Training needs no labels, so it is not refused for an evaluation that nobody asked for.
-        logger.warning("no kNN at the end: %s", error)
-        return None
+        logger.warning("no kNN: %s", error)
+        return replace(config, knn_every=None), None
     logger.info("kNN: %d images of %s, among %d of %s", len(test), test.name, len(bank), bank.name)
-    return bank, test
+    if k < config.k:
+        logger.info("evaluate.k: %d instead of %d, as many as a class of %s has images", k, config.k, bank.name)
+    return replace(config, k=k), (bank, test)
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ssl_core import distributed
+
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
@@ -143,9 +145,9 @@ def sync_batch_norm(module: _Module, device: torch.device) -> _Module:
         The module with SyncBatchNorm layers; state keys and values stay the same.
 
     Raises:
-        ValueError: if the device is not a CUDA device, or if the module has split BatchNorm.
+        ValueError: if several processes train on a device other than CUDA, or if the module has split BatchNorm.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" and distributed.world_size() > 1:  # one process has the whole batch
         raise ValueError(f"SyncBatchNorm exists on CUDA only, not on {device.type}: switch sync_batch_norm off")
     if any(isinstance(layer, SplitBatchNorm) for layer in module.modules()):
         raise ValueError("BatchNorm is either split or synchronized: switch one of the two off")

@@ -25,12 +25,14 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ssl_core import cli
-from ssl_core.config import flatten, parse_config, to_dict
+from ssl_core.config import flatten, given_options, parse_config, to_dict
 from ssl_core.evaluate.protocol import PROTOCOLS
 from ssl_core.nn import make_encoder
+from ssl_core.pretrain import pretrain
 from ssl_core.recipes import recipe_headers
 from ssl_core.testing.method import random_views
 from ssl_core.train import Step, make_optimizer
@@ -40,6 +42,7 @@ _EVALUATION = re.compile(r"ssl-core (eval .+)")
 
 _NODES = ("method", "projector", "predictor")  # of a configuration, with sizes of the method
 _BATCH = 8  # images of a shrunk recipe's step
+_IMAGES = 300  # of a folder, fewer than many a recipe's batch
 
 
 class Recipes:
@@ -191,6 +194,39 @@ class Recipes:
             written = (method.queue.keys != before["queue.keys"]).any(dim=1).nonzero().flatten().tolist()
             assert written == list(range(enqueued)), f"rows {written} of the queue are new, not the first {enqueued}"
 
+    def check_folder(self, name: str, folder: Path) -> None:
+        """Check that a recipe takes a folder of few images without labels in place of its own data.
+
+        Everything that a run may refuse is done, with a small network. Nothing is trained.
+
+        Args:
+            name: name of the recipe.
+            folder: an empty one to work in.
+
+        Raises:
+            AssertionError: if the folder is refused.
+        """
+        source = folder / "images"
+        source.mkdir()
+        for number in range(_IMAGES):
+            image = Image.new("RGB", (8 + number % 5, 8 + number % 3), (number % 256, number // 2, number % 7))
+            image.save(source / f"{number}.bmp")
+        arguments = ["--config", name, f"--data.source={source}", "--data.workers=0", "--device=cpu"]
+        config = self.parse(*arguments, f"--out={folder / 'run'}")
+        small = replace(shrunk(config), train=config.train, method=config.method)
+
+        def stop(run: Any) -> Any:
+            if self.train.main.prepare is not None:
+                self.train.main.prepare(run)
+            raise _StopError
+
+        try:
+            pretrain(small, self.train.make_method, name=name, prepare=stop, given=given_options(arguments))
+        except _StopError:
+            return
+        except ValueError as error:
+            raise AssertionError(f"{name} refuses a folder of images: {error}") from error
+
     def _check_parses(self, arguments: list[str]) -> Any:
         try:
             return self.parse(*arguments)
@@ -231,6 +267,10 @@ class Recipes:
         found = "a queue" if has_queue else "no queue"
         assert has_queue == (keys_per_image > 0), f"keys_per_image of Recipes is {keys_per_image}, but there is {found}"
         return keys_per_image * batch_size
+
+
+class _StopError(Exception):
+    """A run has come to its first step."""
 
 
 @cache

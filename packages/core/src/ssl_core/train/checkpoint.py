@@ -2,7 +2,7 @@
 
 import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from ssl_core import distributed
-from ssl_core.config import config_difference
+from ssl_core.config import Config, config_difference, flatten, to_dict, with_values
 from ssl_core.files import write_atomically
+from ssl_core.given import is_given
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ def save_checkpoint(
         batches: state of the batches, tensors and plain values.
         step: optimizer steps done; with the config it gives the epoch and the position in it.
         config: the run's complete configuration, plain values only.
-        data: what tells the run's images from others, and what they are normalized by, plain values only.
+        data: what tells the run's images from others, what they are normalized by, and what was ``asked`` for and gave
+            way to them, by key; plain values only.
 
     Raises:
         OSError: if the file cannot be written; says whether there is an earlier one.
@@ -89,18 +91,24 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_run(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the checkpoint of a run that is to be continued.
+def load_run(path: Path, config: Config, given: Collection[str] | None) -> tuple[dict[str, Any], Config]:
+    """The checkpoint of a run that is to be continued, and its configuration with what gave way at its start.
 
     Args:
         path: file of the checkpoint.
-        config: complete configuration of the run as it is now, plain values only.
+        config: complete configuration of the run as it is now.
+        given: options that the user has set, which do not give way; None: all.
 
     Raises:
         ValueError: as :func:`load_checkpoint`, and for a checkpoint of another configuration, with the difference.
     """
     content = load_checkpoint(path)
-    if difference := config_difference(content["config"], config):
+    decided, now = dict(flatten(content["config"])), dict(flatten(to_dict(config)))
+    same = [
+        key for key, asked in content["data"]["asked"].items() if now.get(key) == asked and not is_given(given, key)
+    ]
+    config = with_values(config, {key: decided[key] for key in same})
+    if difference := config_difference(content["config"], to_dict(config)):
         longer = any(line.startswith("train.epochs:") for line in difference)
         raise ValueError(
             f"{path} was made with another configuration, so continuing would mix two runs:\n  "
@@ -108,7 +116,7 @@ def load_run(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
             + "\nChoose another --out, or give these keys their old values."
             + longer * f"\nA new run of so many epochs can start from the encoder of this one: --encoder.weights {path}"
         )
-    return content
+    return content, config
 
 
 def same_data(content: Mapping[str, Any], data: Mapping[str, Any], *, accept: bool) -> bool:

@@ -35,7 +35,7 @@ class TrainConfig:
         accumulate: number of micro-batches of one optimizer step, a divisor of ``batch_size``. In-batch negatives and
             BatchNorm see one micro-batch.
         precision: dtype of the forward pass; ``bfloat16`` is autocast with float32 parameters.
-        sync_batch_norm: BatchNorm statistics over all processes (CUDA only).
+        sync_batch_norm: BatchNorm statistics over all processes (of several, CUDA only).
         channels_last: images and convolutions in channels-last memory.
         compile: method run through ``torch.compile``.
         clip_grad_norm: largest norm of the gradient; None does not clip.
