@@ -376,6 +376,10 @@ def test_what_of_a_recipe_does_not_fit_other_data_gives_way_once_and_for_all(for
         assert load_checkpoint(run / LAST)["config"]["train"]["batch_size"] == 32
     main(["--config", str(run / "config.yaml"), f"--out={tmp_path / 'other'}"])
     assert yaml.safe_load((tmp_path / "other" / "config.yaml").read_text()) == saved
+    shutil.rmtree(tmp_path / "images")
+    make_images(tmp_path / "images", 20)
+    message = error_of(ssl_tiny.train, "--resume", str(run), "--data.changed=accept")
+    assert "has 20 images, fewer than one batch of 32" in message
 
 
 @pytest.mark.parametrize(

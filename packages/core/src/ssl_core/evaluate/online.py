@@ -92,7 +92,8 @@ def fitting_knn(
         if any(value is not None and is_given(given, name) for name, value in asked.items()):
             raise ValueError(f"no kNN can be computed: {error}; evaluate.knn_every 0 trains without it") from error
         # Training needs no labels, so it is not refused for an evaluation that nobody asked for.
-        logger.warning("no kNN: %s", error)
+        if distributed.is_main():  # all processes would say the same
+            logger.warning("no kNN: %s", error)
         return replace(config, knn_every=None), None
     logger.info("kNN: %d images of %s, among %d of %s", len(test), test.name, len(bank), bank.name)
     if k < config.k:
