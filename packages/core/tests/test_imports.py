@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 CORE = ROOT / "packages/core/src/ssl_core"
 
 # Room -> rooms of ssl_core that it may import, besides itself; anyone may use what stands in ANYWHERE.
-ANYWHERE = {"lazy", "philox", "files", "given", "schedules", "step", "progress", "machine"}
+ANYWHERE = {"lazy", "philox", "files", "given", "schedules", "step", "progress", "machine", "duration"}
 ALLOWED = {
     "philox": {"ops"},
     "files": set(),
@@ -23,6 +23,7 @@ ALLOWED = {
     "step": set(),
     "progress": set(),
     "machine": set(),
+    "duration": set(),
     "console": set(),
     "allocator": set(),
     "distributed": set(),
@@ -42,9 +43,12 @@ ALLOWED = {
     # From a command line to a run directory; nothing above imports these.
     "run": {"data", "nn", "distributed", "views", "backbone", "train", "evaluate"},
     "summary": {"ops", "distributed", "data", "train", "run"},
+    "build": {"nn", "train", "run"},
+    "auto": {"config", "distributed", "machine", "data", "nn", "views", "train", "run", "build"},
+    "budget": {"distributed", "data", "evaluate", "train", "run", "build"},
     "pretrain": {"allocator", "config", "folder", "data", "nn", "distributed", "views", "backbone", "train", "evaluate"}
-    | {"run", "summary"},
-    "command": {"config", "console", "distributed", "data", "train", "run", "pretrain"},
+    | {"run", "summary", "build", "auto", "budget"},
+    "command": {"config", "console", "folder", "distributed", "data", "train", "run", "pretrain"},
 }
 # These put the rooms together.
 FREE = {"testing", "cli", "__init__", "__main__"}

@@ -6,6 +6,7 @@ the batches draw each image's partner from its row of the table until the next t
 
 import copy
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -110,10 +111,17 @@ def prepare_partners(run: PartnerRun) -> Callable[[int], dict[str, float]]:
     """:func:`choose_partners` for a run, after a look at whether there are images enough for it, and one faiss.
 
     Raises:
-        ValueError: if there are too few images; names the key.
+        ValueError: if there are too few images, or no epoch would see a partner; names the key.
         ImportError: if faiss is absent, there twice, or broken.
     """
     config = run.config.neighbours
+    steps_per_epoch = run.batches.batches_per_epoch
+    epochs = math.ceil(run.config.train.total_steps(steps_per_epoch) / steps_per_epoch)
+    if config.selection != "none" and config.start_epoch >= epochs:
+        raise ValueError(
+            f"neighbours.start_epoch {config.start_epoch}: no partner would be chosen in {epochs} epochs; lower it, or "
+            "take selection none"
+        )
     if config.selection != "none":
         check_counts(len(run.source), **_counts(run))
     if config.selection not in ("none", "random"):

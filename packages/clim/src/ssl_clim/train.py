@@ -7,8 +7,9 @@ ssl-clim-train --resume runs/cifar10
 torchrun --nproc-per-node 8 -m ssl_clim --config imagenet --data.root data
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 from torch import nn
 
@@ -16,7 +17,7 @@ from ssl_clim.method import CLIM, CLIMConfig
 from ssl_clim.partners import NeighbourConfig, prepare_partners
 from ssl_core.command import Command
 from ssl_core.nn import mlp_head
-from ssl_core.run import PretrainConfig, check_batch
+from ssl_core.run import PretrainConfig, Upkeep, check_batch
 from ssl_core.views import ViewSpec
 
 
@@ -35,6 +36,24 @@ class Config(PretrainConfig):
         has_too_many = (self.neighbours.clusters or 0) > num_images
         return super().fitting(num_images) | ({"neighbours.clusters": None} if has_too_many else {})
 
+    def lasting(self, steps: int, steps_per_epoch: int) -> "Config":
+        """The same with another length; partners are chosen at the same parts of it, and as often."""
+        ratio = min(1.0, steps / self.train.total_steps(steps_per_epoch))
+        neighbours = replace(
+            self.neighbours,
+            start_epoch=int(ratio * self.neighbours.start_epoch),
+            update_every=max(1, round(ratio * self.neighbours.update_every)),
+        )
+        return replace(cast(Config, super().lasting(steps, steps_per_epoch)), neighbours=neighbours)
+
+    def upkeep(self, epochs: float) -> Upkeep:
+        """The choices of partners, each of which embeds all images, and the steps that have them."""
+        neighbours = self.neighbours
+        if neighbours.selection == "none":
+            return Upkeep()
+        choices = len(range(neighbours.start_epoch, math.ceil(epochs), neighbours.update_every))
+        return Upkeep(choices, max(0.0, 1 - neighbours.start_epoch / epochs))
+
 
 def make_method(config: Config, encoder: nn.Module, num_features: int, views: tuple[ViewSpec, ...]) -> CLIM:
     """The method that a configuration describes, around an encoder with ``num_features`` outputs."""
@@ -46,7 +65,7 @@ def make_method(config: Config, encoder: nn.Module, num_features: int, views: tu
 
 
 def _check_partners(config: Config, views: tuple[ViewSpec, ...]) -> None:
-    """Refuse a selection of partners that no view or no epoch would see."""
+    """Refuse a selection of partners that no view would see."""
     neighbours = config.neighbours
     if neighbours.selection == "none":
         return
@@ -54,11 +73,6 @@ def _check_partners(config: Config, views: tuple[ViewSpec, ...]) -> None:
         raise ValueError(
             f"neighbours.selection {neighbours.selection} gives each image a partner, but no view of it is in `views`; "
             "add them with `partner: true`, or take selection none"
-        )
-    if neighbours.start_epoch >= config.train.epochs:
-        raise ValueError(
-            f"neighbours.start_epoch {neighbours.start_epoch}: no partner would be chosen in {config.train.epochs} "
-            "epochs; lower it, or take selection none"
         )
 
 

@@ -18,10 +18,11 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from ssl_core.allocator import keep_freed_memory
+from ssl_core.auto import LEAST_IMAGES, RECIPE_SIDE, decided, decisions_text, look_at, this_machine
 from ssl_core.backbone import load_card
 from ssl_core.command import errors_in_one_line
 from ssl_core.config import read_config
-from ssl_core.data import DataConfig, inspect, open_source
+from ssl_core.data import DataConfig, inspect, open_encoded, open_source
 from ssl_core.doctor import doctor
 from ssl_core.evaluate import (
     EvaluateConfig,
@@ -36,7 +37,7 @@ from ssl_core.evaluate import (
 )
 from ssl_core.evaluate.online import decoded_side
 from ssl_core.recipes import recipe_path
-from ssl_core.run import choose_device
+from ssl_core.run import PretrainConfig, choose_device
 from ssl_core.views import ViewConfig, make_view_specs, save_view_gallery
 
 
@@ -63,13 +64,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def scan(data: DataConfig, *, split: Literal["train", "test", "labelled"] = "train") -> None:
-    """Read every image of a source and print counts, sizes, channels, mean and std, and what is broken.
+    """Read every image of a source and print what is there, what stands out, and what training would decide.
 
     Args:
         data: the images.
         split: train, test, or labelled, the training images of a probe.
     """
-    print(inspect(data, split=split, progress=True))
+    report = inspect(data, split=split, progress=True)
+    print(report)
+    if split == "test" or report.num_images < LEAST_IMAGES:
+        return
+    machine = this_machine(choose_device("auto"))
+    recipe = PretrainConfig(data=data, views=[ViewConfig(size=RECIPE_SIDE)], auto=True)
+    _, decisions = decided(recipe, look_at(open_encoded(data, split)), machine, ())
+    print(f"\nssl-METHOD-train --data.source ... would take, on {machine}:\n{decisions_text(decisions)}")
+    print("and half as many keys in a queue as there are images, and the faster precision")
 
 
 def draw_views(

@@ -14,6 +14,8 @@ from ssl_core import distributed
 from ssl_core.config import given_options, parse_config
 from ssl_core.console import Lasting, lasting
 from ssl_core.data.workers import WorkerError, worker_error
+from ssl_core.folder import find_run
+from ssl_core.given import is_given
 from ssl_core.pretrain import pretrain
 from ssl_core.run import Config, MakeMethod, Prepare, TrainedMethod
 from ssl_core.train import CollapseError
@@ -40,20 +42,35 @@ class Command(Generic[Config, TrainedMethod]):
     description: str
     prepare: Prepare[Config, TrainedMethod] | None = None
 
-    def __call__(self, arguments: Sequence[str] | None = None) -> None:
-        """Run the command."""
-        recipes = Path(inspect.getfile(self.config_class)).parent / "recipes"
-        config = parse_config(
-            self.config_class, arguments, prog=self.prog, description=self.description, recipes=recipes
-        )
+    def __call__(self, arguments: Sequence[str] | None = None, *, started: float | None = None) -> None:
+        """Run the command.
+
+        Args:
+            arguments: command line without the program's name; None reads ``sys.argv``.
+            started: time of ``time.monotonic()`` from which a budget counts; None is now.
+        """
+        arguments = list(sys.argv[1:] if arguments is None else arguments)
+        given = given_options(arguments)
+        if not {"config", "resume"} & given and is_given(given, "data.source"):
+            arguments = ["--config=auto", *arguments]
+        config = self._parse(arguments)
         with lasting("stdout"), errors_in_one_line(self.prog):
+            if config.resume is None and (config.auto or config.budget or config.train.precision == "auto"):
+                run, checkpoint = find_run(config.out, None)
+                if checkpoint is not None:  # what the run there has decided holds
+                    config = self._parse([*arguments, f"--resume={run}"])
             pretrain(
                 config,
                 self.make_method,
                 name=self.prog.removesuffix("-train"),
                 prepare=self.prepare,
-                given=given_options(arguments),
+                given=given,
+                started=started,
             )
+
+    def _parse(self, arguments: Sequence[str]) -> Config:
+        recipes = Path(inspect.getfile(self.config_class)).parent / "recipes"
+        return parse_config(self.config_class, arguments, prog=self.prog, description=self.description, recipes=recipes)
 
 
 @contextlib.contextmanager

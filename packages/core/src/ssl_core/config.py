@@ -106,14 +106,14 @@ def given_options(arguments: Sequence[str] | None) -> frozenset[str]:
 
     Example:
         >>> sorted(given_options(["--config", "smoke", "--optim", "{lr: 0.1}", "--device=cpu", "--views+", "{}"]))
-        ['optim.lr', 'train.device', 'views']
+        ['config', 'optim.lr', 'train.device', 'views']
     """
-    given = set()
+    given: set[str] = set()
     for option, values in _grouped(sys.argv[1:] if arguments is None else arguments):
         name = option.removeprefix("--").removesuffix("+")
         is_node = len(values) == 1 and values[0].startswith("{")
         given |= {key for key, _ in flatten({name: _read_yaml(values[0], option) if is_node else None})}
-    return frozenset(given - {"config", "resume"})
+    return frozenset(given)
 
 
 def _grouped(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:

@@ -5,9 +5,11 @@ refused changes no file. Then the run directory is claimed and training starts; 
 where the data has labels, a kNN says what it is worth.
 """
 
+import logging
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -16,20 +18,34 @@ from torch import nn
 
 from ssl_core import distributed
 from ssl_core.allocator import keep_freed_memory
+from ssl_core.auto import (
+    Decision,
+    decided,
+    decisions_text,
+    faster_precision,
+    fitting_batch,
+    forecast,
+    look_at,
+    this_machine,
+)
 from ssl_core.backbone import BackboneCard, head_layers, save_backbone, save_card
+from ssl_core.budget import measured_costs, within_budget
+from ssl_core.build import build
 from ssl_core.config import changed_values, give_way, save_config, to_dict
-from ssl_core.data import Batches, decoded, identity, normalization, open_encoded, without_foreign_classes
+from ssl_core.data import Batches, Images, decoded, identity, normalization, open_encoded, without_foreign_classes
 from ssl_core.evaluate import collapse, evaluate_knn, health
 from ssl_core.evaluate.online import decoded_side, fitting_knn, knn_of_method
 from ssl_core.files import copy_atomically
 from ssl_core.folder import LAST, check_writable, claimed, find_run, last_saved_ns
-from ssl_core.nn import MomentumBranch, make_encoder, stem_for, sync_batch_norm
+from ssl_core.nn import stem_for
 from ssl_core.run import Config, MakeMethod, Prepare, PretrainConfig, Run, TrainedMethod, choose_device
 from ssl_core.summary import summary
-from ssl_core.train import Method, learning_rate, make_optimizer, train
+from ssl_core.train import Method, learning_rate, train
 from ssl_core.train.checkpoint import load_run, restore_, same_data
 from ssl_core.train.log import load_tensorboard
 from ssl_core.views import ViewSpec, choose_renderer, save_view_gallery
+
+logger = logging.getLogger(__name__)
 
 
 def pretrain(
@@ -39,6 +55,7 @@ def pretrain(
     name: str,
     prepare: Prepare[Config, TrainedMethod] | None = None,
     given: Collection[str] | None = None,
+    started: float | None = None,
 ) -> Path:
     """Train a method as a configuration says, from the checkpoint of ``resume`` on, or else from that in ``out``.
 
@@ -51,6 +68,7 @@ def pretrain(
             of epochs done, and returns numbers for the log.
         given: options that the user has set and that are refused where they do not fit the data; others are a
             recipe's and give way, said in the log. None: all.
+        started: time of ``time.monotonic()`` from which ``config.budget`` counts; None is now.
 
     Returns:
         The run directory: ``config.yaml``, ``views.png``, ``metrics.jsonl``, ``checkpoints/``, ``backbone.safetensors``
@@ -60,15 +78,20 @@ def pretrain(
         ValueError: for settings that do not fit each other or the data, or that are not those of the run to continue.
         OSError: if the run directory cannot be written, or another process trains there.
     """
+    started = time.monotonic() if started is None else started
     device = distributed.setup(choose_device(config.train.device))
+    lengths = {"train.epochs", "train.steps"} & set(given or ())
+    if config.budget is not None and lengths:
+        raise ValueError(f"budget {config.budget} and {min(lengths)} both say how long a run is; give one")
     specs = config.view_specs()
     if not specs:
-        raise ValueError("`views` is empty: name a recipe, such as --config smoke (--config list shows all), or a view")
+        raise ValueError(
+            "`views` is empty: name a recipe, such as --config smoke (--config list shows all), your images alone, "
+            "--data.source FOLDER, or a view"
+        )
     renderer = choose_renderer(config.data.renderer, device, specs)  # refuses before anything is read
     if device.type == "cpu":
         keep_freed_memory()
-    # Every process starts from the same weights; views and order have generators of their own.
-    torch.manual_seed(config.seed)
     out, checkpoint = find_run(config.out, config.resume)
     check_writable(out or Path("runs"))
     if config.train.tensorboard:
@@ -83,31 +106,24 @@ def pretrain(
     if content is not None:  # normalized as before, whatever is measured or published now
         mean, std = content["data"]["mean"], content["data"]["std"]
         data = replace(data, channels=len(mean), mean=mean, std=std)
-    sizes = {size for spec in specs for size in spec.sizes}
-    image_size = max(sizes)
-    at_least = decoded_side(specs)
     images = open_encoded(data)
     found = distributed.broadcast_object(identity(images) if distributed.is_main() else {})
     is_same = content is None or same_data(content, found, accept=data.changed == "accept")
+    if content is None:
+        config = _settled(config, make_method, images, device, given)
+        specs = config.view_specs()
+        data = replace(data, workers=config.data.workers)
+    at_least = decoded_side(specs)
     source = decoded(images, data, at_least=at_least)
     mean, std = normalization(data, source)
     if content is None:
         config = give_way(config, config.fitting(len(source)), given, f"for there are {len(source)} images")
-    encoder = make_encoder(config.encoder, channels=len(mean), image_size=image_size, other_sizes=sizes)
-    num_features = cast(int, encoder.num_features)
-    method = make_method(config, encoder, num_features, specs)
-    module = cast(nn.Module, method)  # changed in place from here on
-    if config.train.sync_batch_norm:
-        sync_batch_norm(module, device)
-    module.to(device)
-    if config.train.channels_last:
-        module.to(memory_format=torch.channels_last)
-    if config.train.precision == "bfloat16":
-        for part in module.modules():
-            if isinstance(part, MomentumBranch):
-                part.use_bfloat16_weights_()
-    optimizer = make_optimizer(module, config.optim, batch_size=config.train.batch_size)
-    batches = Batches(
+    evaluate, knn = fitting_knn(data, config.evaluate, source, at_least, given)
+    config = replace(config, evaluate=evaluate)
+
+    make_parts = partial(build, make_method=make_method, channels=len(mean), device=device)
+    make_batches = partial(
+        Batches,
         source,
         specs,
         batch_size=config.train.batch_size,
@@ -122,26 +138,39 @@ def pretrain(
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
+    if content is None and config.budget is not None and (config.train.steps is None or "budget" in (given or ())):
+        batches = make_batches()
+        costs = measured_costs(config, make_parts(config), batches, source, mean=mean, std=std, device=device)
+        config = within_budget(
+            config,
+            costs,
+            elapsed_s=time.monotonic() - started,
+            steps_per_epoch=batches.batches_per_epoch,
+            num_images=len(source),
+            num_evaluated=0 if knn is None else sum(map(len, knn)),
+        )
+        del batches
+    parts, batches = make_parts(config), make_batches()
+    encoder, method, optimizer = parts.encoder, parts.method, parts.optimizer
+    image_size = max(size for spec in specs for size in spec.sizes)
     card = BackboneCard(
         architecture=config.encoder.name,
         channels=len(mean),
         image_size=image_size,
         mean=mean,
         std=std,
-        num_features=num_features,
+        num_features=parts.num_features,
         stem=stem_for(config.encoder, image_size),
         options=config.encoder.options,
         recipe=name,
         projector=head_layers(method.projector),
     )
-    evaluate, knn = fitting_knn(data, config.evaluate, source, at_least, given)
-    config = replace(config, evaluate=evaluate)
     gave_way, done = changed_values(asked, config), 0
     if content is not None:
         gave_way = content["data"]["asked"] | gave_way
         if is_same:  # else what they hold of each image is of others
             batches.load_state_dict(content["batches"])
-        done = restore_(content, method=module, optimizer=optimizer)
+        done = restore_(content, method=cast(nn.Module, method), optimizer=optimizer)
         del content  # as large as all that is trained
 
     def on_epoch(epoch: int) -> dict[str, float]:
@@ -194,6 +223,35 @@ def pretrain(
                 save_card(folder / "backbone.json", replace(card, metrics={"knn_top1": result["top1"]}))
         distributed.barrier()
     return folder
+
+
+def _settled(
+    config: Config,
+    make_method: MakeMethod[Config, TrainedMethod],
+    images: Images,
+    device: torch.device,
+    given: Collection[str] | None,
+) -> Config:
+    """The configuration with everything decided that can be before anything is decoded, and said."""
+    machine, seen = this_machine(device), look_at(images)
+    decisions: list[Decision] = []
+    tries_batch = config.auto and device.type == "cuda" and "train.batch_size" not in (given or ())
+    if config.auto:
+        config, decisions = decided(config, seen, machine, given or ())
+
+    make_parts = partial(build, make_method=make_method, channels=seen.channels, device=device)
+    if tries_batch:
+        config, decision = fitting_batch(config, make_parts, channels=seen.channels, device=device)
+        decisions.append(decision)
+    if config.train.precision == "auto":
+        config, decision = faster_precision(config, make_parts, channels=seen.channels, device=device)
+        decisions.append(decision)
+    if distributed.is_main():
+        if decisions:
+            print(f"decided for {seen.number:,} images on {machine}:\n{decisions_text(decisions)}", flush=True)
+        if warning := forecast(config, seen, machine):
+            logger.warning(warning)
+    return distributed.broadcast_object(config)
 
 
 def _begin(run: Run[PretrainConfig, Method], checkpoint: Path | None, specs: Sequence[ViewSpec]) -> None:

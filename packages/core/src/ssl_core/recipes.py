@@ -3,6 +3,7 @@
 import difflib
 import os
 import sys
+import time
 from collections.abc import Iterator
 from importlib import import_module, metadata
 from itertools import pairwise
@@ -18,6 +19,7 @@ def run_command(package: str) -> None:
     Args:
         package: the package's import name, such as ``ssl_sce``; its recipes are in the folder ``recipes`` inside it.
     """
+    started = time.monotonic()  # PyTorch, whose import takes seconds, comes later
     configure_openmp()
     arguments = sys.argv[1:]
     prog = f"{package.replace('_', '-')}-train"
@@ -28,7 +30,7 @@ def run_command(package: str) -> None:
         elif "--version" in arguments:
             print(f"{prog} {versions(package, 'ssl_core', 'torch')}")
         else:
-            import_module(f"{package}.train").main(arguments)
+            import_module(f"{package}.train").main(arguments, started=started)
 
 
 def versions(package: str, *others: str) -> str:

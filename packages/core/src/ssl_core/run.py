@@ -1,9 +1,9 @@
 """A run: its configuration, its device and its folder, and what a method sees of it between epochs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -11,10 +11,23 @@ from torch import nn
 from ssl_core import distributed
 from ssl_core.backbone import BackboneCard
 from ssl_core.data import Batches, DataConfig, ImageSource, rows_at_once
+from ssl_core.duration import seconds_of
 from ssl_core.evaluate import EvaluateConfig
 from ssl_core.nn import EncoderConfig, HeadConfig, MomentumConfig, QueueConfig
 from ssl_core.train import Method, OptimConfig, TrainConfig
 from ssl_core.views import ViewConfig, ViewSpec, make_view_specs
+
+
+class Upkeep(NamedTuple):
+    """What takes time in a run beside its steps.
+
+    Attributes:
+        passes: number of times that the features of all images are computed.
+        partners: fraction of the steps whose images have partners.
+    """
+
+    passes: int = 0
+    partners: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +41,10 @@ class PretrainConfig:
         resume: run directory, or checkpoint in one, to continue; its ``config.yaml`` is read. With another ``out`` it
             stays as it is, and the run goes on there.
         seed: seeds the weights, the queue, the order of the images and their views.
+        auto: what the command line does not say is decided from the images and the machine, see
+            :func:`ssl_core.auto.decided`; the saved configuration says false, beside what was decided.
+        budget: time that the whole run takes, such as 2h, 45m or 600s, in place of ``train.epochs``; as many steps as
+            fit are saved in ``train.steps``.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -40,6 +57,15 @@ class PretrainConfig:
     out: str | None = None
     resume: str | None = None
     seed: int = 0
+    auto: bool = False
+    budget: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget is not None:
+            try:
+                seconds_of(self.budget)
+            except ValueError as error:
+                raise ValueError(f"budget {error}") from error
 
     def view_specs(self) -> tuple[ViewSpec, ...]:
         """The views of each image: those of ``views``, unless a method makes more of them.
@@ -58,6 +84,32 @@ class PretrainConfig:
         while rows * unit > num_images and rows > 2:  # one image has no negatives and no statistics
             rows //= 2  # not the most that fit, so that split BatchNorm divides them as before
         return {"train.batch_size": rows * unit}
+
+    def lasting(self, steps: int, steps_per_epoch: int) -> "PretrainConfig":
+        """The same with another length: what is counted in epochs is shortened in proportion, and never lengthened.
+
+        A schedule that falls once an epoch falls at every step of a run of fewer than ten epochs: of one, it would
+        have its end alone.
+
+        Args:
+            steps: optimizer steps of the whole run.
+            steps_per_epoch: those of an epoch.
+        """
+        ratio = min(1.0, steps / self.train.total_steps(steps_per_epoch))
+        schedule = self.optim.schedule
+        if schedule in ("cosine_epoch", "cosine_epoch_from_0") and steps < 10 * steps_per_epoch:
+            schedule = "cosine"
+        optim = replace(
+            self.optim,
+            schedule=schedule,
+            warmup_epochs=ratio * self.optim.warmup_epochs,
+            milestones=tuple(round(ratio * milestone) for milestone in self.optim.milestones),
+        )
+        return replace(self, optim=optim, train=replace(self.train, steps=steps))
+
+    def upkeep(self, epochs: float) -> Upkeep:
+        """What a method does beside its steps in so many epochs."""
+        return Upkeep()
 
 
 Config = TypeVar("Config", bound=PretrainConfig)

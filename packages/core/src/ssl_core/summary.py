@@ -22,6 +22,10 @@ def summary(run: Run[PretrainConfig, Method]) -> str:
         for spec in run.method.views
     )
     backends = ", ".join(f"{op} {where[run.device.type]}" for op, where in ops.implementations().items())
+    steps = batches.batches_per_epoch
+    length = f"{training.epochs} epochs of {steps} steps"
+    if training.steps is not None:
+        length = f"{training.steps:,} steps, {training.steps / steps:.1f} epochs"
     lines = {
         "run": f"{run.folder}",
         "data": f"{run.source.name}: {len(run.source):,} images, {card.channels} channels, "
@@ -29,7 +33,7 @@ def summary(run: Run[PretrainConfig, Method]) -> str:
         "views": f"{views} (rendered by {_renderer_text(batches, config.data.workers)})",
         "encoder": f"{card.architecture}, {stems[card.stem]}, {parameters:.1f} M parameters, "
         f"{card.num_features} features",
-        "training": f"{training.epochs} epochs of {batches.batches_per_epoch} steps, batch {training.batch_size} over "
+        "training": f"{length}, batch {training.batch_size} over "
         f"{distributed.world_size()} process(es), {optim.name}, learning rate {rate:g}{scaling}{of_1d}{constant}",
         "device": f"{run.device}, {training.precision}; {backends}",
     }

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -37,10 +39,52 @@ def test_a_report_reads_as_a_table(tmp_path, make):
     (tmp_path / "cat/empty.png").write_bytes(b"")
     lines = str(inspect(DataConfig(source=str(tmp_path), workers=0), progress=False)).splitlines()
     assert [line[:11].rstrip() for line in lines] == [
-        *("source", "images", "height", "width", "channels", "type", "mean", "std", "classes", "broken", ""),
+        *(
+            "source",
+            "images",
+            "height",
+            "width",
+            "channels",
+            "type",
+            "mean",
+            "std",
+            "classes",
+            "broken",
+            "",
+            "note",
+            "note",
+        ),
     ]
     assert "classes     2, of 1 to 2 images" in lines
-    assert lines[-1] == f"            {tmp_path}/cat/empty.png: zero bytes"
+    assert lines[-3] == f"            {tmp_path}/cat/empty.png: zero bytes"
+
+
+@pytest.mark.parametrize(
+    ("change", "remark"),
+    [
+        ({"std": (0.1, 0.0, 0.1)}, "channel 1 (from 0) is the same everywhere"),
+        ({"mean": (0.4,) * 3, "std": (0.2,) * 3}, "--data.channels 1 reads it alone"),
+        ({"heights": (16, 300, 4000)}, "sides from 16 to 4000 px are far apart"),
+        ({"num_images": 999}, "999 images are few"),
+        ({"broken": ("1.png: zero bytes",) * 100}, "9.1 % of the images are broken"),
+        ({"classes": {"cat": 900, "dog": 89}}, "classes are of very different sizes"),
+    ],
+)
+def test_what_stands_out_is_remarked(change, remark):
+    report = inspect(DataConfig(), progress=False)
+    plain = replace(
+        report,
+        num_images=1000,
+        heights=(200, 300, 400),
+        widths=(200, 300, 400),
+        read_channels=3,
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.3, 0.2),
+        classes={"cat": 500, "dog": 500},
+    )
+    assert plain.remarks() == []
+    (told,) = replace(plain, **change).remarks()
+    assert remark in told
 
 
 def test_a_report_of_a_named_set_gives_its_published_values():

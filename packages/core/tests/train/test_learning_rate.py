@@ -64,6 +64,18 @@ def test_step_schedule_warms_up():
     assert [learning_rate(config, step, 3, 9, 256) for step in range(5)] == [0.0, 0.5, 1.0, 1.0, 1.0]
 
 
+def test_a_run_may_end_within_an_epoch():
+    # 5 steps of 2 in an epoch; half an epoch of warm-up is a step.
+    values = [
+        learning_rate(OptimConfig(lr=1.0, scale_lr=False, warmup_epochs=0.5), step, 2, 5, 256) for step in range(5)
+    ]
+    root = math.sqrt(0.5)
+    assert values == pytest.approx([0.0, 1.0, (1 + root) / 2, 0.5, (1 - root) / 2])
+    # The third epoch, of which there is a half, is the last.
+    config = OptimConfig(lr=1.0, scale_lr=False, schedule="cosine_epoch")
+    assert [learning_rate(config, step, 2, 5, 256) for step in range(5)] == pytest.approx([0.75, 0.75, 0.25, 0.25, 0.0])
+
+
 @pytest.mark.parametrize("warmup", [0, 1, 5, 9])
 def test_a_warm_up_of_any_length_stays_within_bounds(warmup):
     factors = [warmup_cosine(step, warmup, 5) for step in range(6)]

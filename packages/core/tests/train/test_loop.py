@@ -187,6 +187,17 @@ def test_every_step_of_every_epoch_is_taken_once_and_in_order(tmp_path):
     assert read_metrics(tmp_path)[-1]["lr"] == 0.0
 
 
+def test_a_length_in_steps_may_end_within_an_epoch(tmp_path):
+    epochs = []
+    options = {"steps": 10, "keep_every": 1, "on_epoch": lambda epoch: epochs.append(epoch) or {}}
+    method = run(tmp_path, **options)
+    assert [step for step, _ in method.seen] == [Step(i, 10, 4) for i in range(10)]
+    assert epochs == [1, 2]
+    steps = {path.stem: load_checkpoint(path)["step"] for path in (tmp_path / "checkpoints").iterdir()}
+    assert steps == {"epoch_0001": 4, "epoch_0002": 8, "last": 10}
+    assert run(tmp_path, **options).seen == []
+
+
 def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
     class Quiet(Toy):
         def forward(self, views, step):
@@ -199,20 +210,20 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
     torch.testing.assert_close(whole.key_sum, parts.key_sum)
 
 
-@pytest.mark.parametrize("stop_at", [1, 4, 6])
-def test_stopping_and_resuming_gives_the_same_losses_to_the_last_bit(tmp_path, stop_at):
+@pytest.mark.parametrize(("stop_at", "steps"), [(1, None), (4, None), (6, None), (4, 7), (6, 7), (8, 8)])
+def test_stopping_and_resuming_gives_the_same_losses_to_the_last_bit(tmp_path, stop_at, steps):
     class Interrupted(Toy):
         def update(self, keys, step):
             super().update(keys, step)
             if step.index + 1 == stop_at:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    whole = run(tmp_path / "whole")
+    whole = run(tmp_path / "whole", steps=steps)
     first = Interrupted()
     with pytest.raises(SystemExit) as stopped:
-        run(tmp_path / "parts", method=first)
+        run(tmp_path / "parts", method=first, steps=steps)
     assert stopped.value.code == 128 + signal.SIGTERM
-    second = run(tmp_path / "parts")
+    second = run(tmp_path / "parts", steps=steps)
     assert first.seen + second.seen == whole.seen
     assert torch.equal(second.encoder.weight, whole.encoder.weight)
     losses = [[record["loss"] for record in read_metrics(tmp_path / part)] for part in ("whole", "parts")]
@@ -449,14 +460,20 @@ def test_bfloat16_autocast_keeps_parameters_in_float32(tmp_path):
     ("values", "message"),
     [
         ({"epochs": 0}, "train.epochs must be at least 1, got 0"),
+        ({"steps": 0}, "train.steps must be at least 1 or null, got 0"),
         ({"batch_size": 10, "accumulate": 3}, "10 is not a multiple of train.accumulate 3"),
         ({"checkpoint_every": 0}, "train.checkpoint_every must be at least 1 or null, got 0"),
     ],
-    ids=["no epochs", "indivisible batch", "no checkpoint step"],
+    ids=["no epochs", "no steps", "indivisible batch", "no checkpoint step"],
 )
 def test_impossible_settings_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**values)
+
+
+def test_a_precision_that_nobody_has_decided_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="train.precision auto is for"):
+        run(tmp_path, precision="auto")
 
 
 class SlowImages(Images):

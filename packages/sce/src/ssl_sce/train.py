@@ -7,7 +7,8 @@ ssl-sce-train --resume runs/cifar10
 torchrun --nproc-per-node 8 -m ssl_sce --config imagenet --data.root data
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 from torch import nn
 
@@ -28,6 +29,16 @@ class Config(PretrainConfig):
 
     method: SCEConfig = field(default_factory=SCEConfig)
     predictor: HeadConfig | None = None
+
+    def lasting(self, steps: int, steps_per_epoch: int) -> "Config":
+        """The same with another length, for the warm-ups of temperature and coefficient too."""
+        ratio = min(1.0, steps / self.train.total_steps(steps_per_epoch))
+        method = replace(
+            self.method,
+            target_temperature_warmup_epochs=ratio * self.method.target_temperature_warmup_epochs,
+            coefficient_warmup_epochs=ratio * self.method.coefficient_warmup_epochs,
+        )
+        return replace(cast(Config, super().lasting(steps, steps_per_epoch)), method=method)
 
 
 def make_method(config: Config, encoder: nn.Module, num_features: int, views: tuple[ViewSpec, ...]) -> SCE:

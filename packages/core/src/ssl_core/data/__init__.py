@@ -3,10 +3,12 @@
 from ssl_core.data.batches import Batches as Batches
 from ssl_core.data.batches import rows_at_once as rows_at_once
 from ssl_core.data.config import DataConfig as DataConfig
+from ssl_core.data.config import Images as Images
 from ssl_core.data.config import decoded as decoded
 from ssl_core.data.config import identity as identity
 from ssl_core.data.config import open_encoded as open_encoded
 from ssl_core.data.config import open_source as open_source
+from ssl_core.data.config import probed as probed
 from ssl_core.data.config import without_foreign_classes as without_foreign_classes
 from ssl_core.data.dataset import dataset_source as dataset_source
 from ssl_core.data.decode import decode_image as decode_image

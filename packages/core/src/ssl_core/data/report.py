@@ -11,11 +11,13 @@ from ssl_core.data.files import FileImages, unread_kinds
 from ssl_core.data.parquet import ParquetImages
 from ssl_core.data.pixels import BrokenImageError
 from ssl_core.data.source import MemoryImages, check_broken
-from ssl_core.data.statistics import KNOWN, Channels, image_moments, mean_and_std
+from ssl_core.data.statistics import KNOWN, LEAST_STD, Channels, image_moments
 from ssl_core.data.workers import worker_map
 from ssl_core.progress import progress_bar
 
 _CHUNK = 64
+# What stands out: largest over smallest side, number of images, largest over smallest class.
+_FAR_APART, _FEW, _UNEVEN = 20, 1000, 10
 _ALPHA = "shown over white; --data.channels 4 reads it as a channel, which is right where it is another band"
 
 
@@ -96,7 +98,36 @@ class DataReport:
             kinds = f"; {unread_kinds(self.ignored).removeprefix('ignored ')}".rstrip("; ")
             listed = [f"{len(self.ignored):,} other files{kinds}", *self.ignored[:20]]
             lines.append(("ignored", "\n            ".join(listed)))
+        lines += [("note", remark) for remark in self.remarks()]
         return "\n".join(f"{name:<11} {value}" for name, value in lines)
+
+    def remarks(self) -> list[str]:
+        """What stands out, and what may be done about it."""
+        remarks = []
+        constant = [str(number) for number, std in enumerate(self.std) if std < LEAST_STD]
+        if constant:
+            remarks.append(
+                f"channel {', '.join(constant)} (from 0) is the same everywhere: leave it out of the files, or set "
+                "data.mean and data.std"
+            )
+        if self.read_channels == 3 and len({*self.mean}) == len({*self.std}) == 1:
+            remarks.append("all three channels seem to be one, of gray images: --data.channels 1 reads it alone")
+        smallest, largest = min(self.heights[0], self.widths[0]), max(self.heights[2], self.widths[2])
+        if largest > _FAR_APART * smallest:
+            remarks.append(f"sides from {smallest} to {largest} px are far apart: are icons or thumbnails among them?")
+        if self.num_images < _FEW:
+            remarks.append(
+                f"{self.num_images:,} images are few: weights that have been trained on others, such as "
+                "--encoder.name resnet18 --encoder.weights timm, may be a better start"
+            )
+        if self.broken:
+            part = len(self.broken) / (self.num_images + len(self.broken))
+            remarks.append(f"{100 * part:.2g} % of the images are broken; training takes up to data.broken_limit")
+        if self.classes is not None:
+            sizes = sorted(self.classes.values())
+            if sizes[-1] > _UNEVEN * max(1, sizes[0]):
+                remarks.append("classes are of very different sizes: look at the balanced accuracy beside the other")
+        return remarks
 
 
 def inspect(config: DataConfig, *, split: str = "train", progress: bool = True) -> DataReport:
@@ -128,7 +159,8 @@ def inspect(config: DataConfig, *, split: str = "train", progress: bool = True) 
             bar.update(len(chunk))
     if not facts:
         check_broken(broken, len(images), images.name, config.broken_limit)
-    mean, std = mean_and_std(torch.tensor([each.moments for each in facts]).double().mean(dim=0), images.name)
+    mean, mean_square = torch.tensor([each.moments for each in facts]).double().mean(dim=0)
+    std = (mean_square - mean**2).clamp(min=0).sqrt()
     numbers = Counter(labels)
     return DataReport(
         name=images.name,
@@ -139,8 +171,8 @@ def inspect(config: DataConfig, *, split: str = "train", progress: bool = True) 
         channels=dict(Counter(each.channels for each in facts).most_common()),
         dtypes=dict(Counter(each.dtype for each in facts).most_common()),
         read_channels=channels,
-        mean=mean,
-        std=std,
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
         published=KNOWN.get(config.source) if isinstance(config.source, str) and channels == 3 else None,
         decoded_bytes=sum(each.decoded_bytes for each in facts),
         classes=None if images.classes is None else {c: numbers[n] for n, c in enumerate(images.classes)},

@@ -83,6 +83,10 @@ def channel_statistics(
     return mean_and_std(moments.mean(dim=0), source.name)
 
 
+# Half a level of 16 bits, below which there is nothing but rounding.
+LEAST_STD = 0.5 / 65535
+
+
 def mean_and_std(moments: Float64[Tensor, "2 c"], name: str) -> tuple[Channels, Channels]:
     """Mean and standard deviation from the means of x and x^2.
 
@@ -91,8 +95,7 @@ def mean_and_std(moments: Float64[Tensor, "2 c"], name: str) -> tuple[Channels, 
     """
     mean, mean_square = moments
     variance = mean_square - mean**2
-    # Below half a level of 16 bits there is nothing but rounding.
-    if (variance < (0.5 / 65535) ** 2).any():
+    if (variance < LEAST_STD**2).any():
         raise ValueError(f"{name} has a constant channel (variances {variance.tolist()}); set data.mean and data.std")
     return tuple(mean.tolist()), tuple(variance.sqrt().tolist())
 

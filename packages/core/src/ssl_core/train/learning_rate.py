@@ -60,14 +60,14 @@ def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, total_st
         batch_size: images of one optimizer step over all processes, for the learning rate's scale.
     """
     highest = scaled_learning_rate(config, batch_size)
-    epoch, epochs = step // steps_per_epoch, total_steps // steps_per_epoch
+    epoch, epochs = step // steps_per_epoch, math.ceil(total_steps / steps_per_epoch)
     if config.schedule == "cosine_epoch":
-        return highest * warmup_cosine(epoch + 1, config.warmup_epochs, epochs)
+        return highest * warmup_cosine(epoch + 1, round(config.warmup_epochs), epochs)
     if config.schedule == "cosine_epoch_from_0":
-        return highest * warmup_cosine(epoch, config.warmup_epochs, epochs)
+        return highest * warmup_cosine(epoch, round(config.warmup_epochs), epochs)
     if config.schedule == "quarter_cosine_epoch":
         return highest * math.cos(math.pi / 2 * epoch / epochs)
-    warmup_steps = config.warmup_epochs * steps_per_epoch
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     if config.schedule == "step" and step >= warmup_steps:
         return highest * step_decay(epoch, config.milestones)
     return highest * warmup_cosine(step, warmup_steps, total_steps)

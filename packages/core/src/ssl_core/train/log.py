@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ssl_core.duration import duration
 from ssl_core.files import write_atomically
 from ssl_core.progress import progress_bar
 
@@ -74,7 +75,7 @@ class Log:
         images_to_go = self._total_images - int(self._bar.n)
         if elapsed_s >= _FORECAST_AFTER_S and images_to_go > 0:
             images_per_s = self._steps_since * self._images_per_step / elapsed_s
-            to_go = f"about {_duration(images_to_go / images_per_s)} of training to go ({images_to_go:,} images)"
+            to_go = f"about {duration(images_to_go / images_per_s)} of training to go ({images_to_go:,} images)"
             self.say(f"{images_per_s:,.0f} images/s so far: {to_go}")
             self._has_forecast = True
 
@@ -117,14 +118,6 @@ class Log:
                 self._file.close()
         if self._events is not None:
             self._events.close()
-
-
-def _duration(seconds: float) -> str:
-    """In the unit in which a person would say it."""
-    for unit, length_s in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length_s:
-            return f"{seconds / length_s:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

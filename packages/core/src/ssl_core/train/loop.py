@@ -6,6 +6,7 @@ Extension is by argument: a method, batches, a learning rate and callables; ther
 import contextlib
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +32,12 @@ class TrainConfig:
 
     Attributes:
         epochs: number of passes over the training set.
+        steps: number of optimizer steps in place of ``epochs``; schedules end there, within an epoch or not.
         batch_size: number of images of one optimizer step, over all processes and micro-batches.
         accumulate: number of micro-batches of one optimizer step, a divisor of ``batch_size``. In-batch negatives and
             BatchNorm see one micro-batch.
-        precision: dtype of the forward pass; ``bfloat16`` is autocast with float32 parameters.
+        precision: dtype of the forward pass; ``bfloat16`` is autocast with float32 parameters; ``auto`` takes the one
+            whose steps take less time, tried before training and saved.
         sync_batch_norm: BatchNorm statistics over all processes (of several, CUDA only).
         channels_last: images and convolutions in channels-last memory.
         compile: method run through ``torch.compile``.
@@ -48,9 +51,10 @@ class TrainConfig:
     """
 
     epochs: int = 200
+    steps: int | None = None
     batch_size: int = 256
     accumulate: int = 1
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     sync_batch_norm: bool = False
     channels_last: bool = False
     compile: bool = False
@@ -66,7 +70,7 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "accumulate", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("checkpoint_every", "keep_every"):
+        for name in ("steps", "checkpoint_every", "keep_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"train.{name} must be at least 1 or null, got {value}")
@@ -74,6 +78,10 @@ class TrainConfig:
             raise ValueError(
                 f"train.batch_size {self.batch_size} is not a multiple of train.accumulate {self.accumulate}"
             )
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of the whole run."""
+        return self.steps or self.epochs * steps_per_epoch
 
 
 @runtime_checkable
@@ -157,17 +165,20 @@ def train(
 
     Raises:
         OSError: if a checkpoint or the log cannot be written.
+        ValueError: if ``config.precision`` is not decided.
         FloatingPointError: at the first loss that is not finite.
         CollapseError: where ``collapse`` gives a reason, with ``config.stop_on_collapse``; a checkpoint is saved.
     """
+    if config.precision == "auto":
+        raise ValueError("train.precision auto is for `ssl_core.pretrain`, which tries both; choose one")
     module = cast(nn.Module, method)
     last = folder / "checkpoints" / "last.pt"
     last.parent.mkdir(parents=True, exist_ok=True)
     done = start
     per_epoch = batches.batches_per_epoch
-    total = config.epochs * per_epoch
+    total = config.total_steps(per_epoch)
     checkpoint_every = config.checkpoint_every or per_epoch
-    forward = _wrap(module, config)
+    forward = wrapped(module, config)
     module.train()
 
     with (
@@ -214,14 +225,14 @@ def train(
                 log.say(f"epoch {epochs}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
                 window.restart_clock()
 
-        for epoch in range(done // per_epoch, config.epochs):
+        for epoch in range(done // per_epoch, math.ceil(total / per_epoch)):
             if done % per_epoch == 0:
                 between_epochs(before_epoch, epoch, "before_epoch")
             micro_batches = batches.epoch(epoch, start=done % per_epoch)
-            for index in range(done, (epoch + 1) * per_epoch):
+            for index in range(done, min((epoch + 1) * per_epoch, total)):
                 step = Step(index, total, per_epoch)
                 _set_learning_rate(optimizer, learning_rate(step))
-                output = _take_step(forward, micro_batches, optimizer, config, step, window, interruptible)
+                output = take_step(forward, micro_batches, optimizer, config, step, window, interruptible)
                 method.update(output.keys, step)
                 done = index + 1
                 log.advance()
@@ -244,6 +255,8 @@ def train(
                     leave()
                 if done % checkpoint_every == 0 or done == total:
                     save()
+            if done % per_epoch:
+                break  # the run's end, within an epoch
             if config.keep_every and (epoch + 1) % config.keep_every == 0:
                 save()
                 if distributed.is_main():
@@ -252,22 +265,23 @@ def train(
     return window.speed()
 
 
-def _wrap(method: nn.Module, config: TrainConfig) -> Callable[[tuple[Tensor, ...], Step], StepOutput]:
-    wrapped: Any = method
+def wrapped(method: nn.Module, config: TrainConfig) -> Callable[[tuple[Tensor, ...], Step], StepOutput]:
+    """A method's forward as training calls it: of all processes, and compiled where that is asked for."""
+    forward: Any = method
     if distributed.world_size() > 1:
         # Buffers are not broadcast: queues agree by construction, running statistics belong to each process.
         options = inspect.signature(DistributedDataParallel).parameters
         renamed_in_torch_2_13 = "forward_sync_buffers" in options
         option = "forward_sync_buffers" if renamed_in_torch_2_13 else "broadcast_buffers"
         keywords: dict[str, Any] = {option: False}
-        wrapped = DistributedDataParallel(method, **keywords)
+        forward = DistributedDataParallel(method, **keywords)
     return cast(
         Callable[[tuple[Tensor, ...], Step], StepOutput],
-        torch.compile(wrapped) if config.compile else wrapped,
+        torch.compile(forward) if config.compile else forward,
     )
 
 
-def _take_step(
+def take_step(
     forward: Callable[[tuple[Tensor, ...], Step], StepOutput],
     micro_batches: Iterator[MicroBatch],
     optimizer: torch.optim.Optimizer,
@@ -276,7 +290,20 @@ def _take_step(
     window: Window,
     interruptible: Callable[[], contextlib.AbstractContextManager[None]],
 ) -> StepOutput:
-    """One optimizer step; the keys of all its micro-batches come back concatenated."""
+    """One optimizer step, without the method's update.
+
+    Args:
+        forward: what :func:`wrapped` gives.
+        micro_batches: the next ``config.accumulate`` are taken.
+        optimizer: optimizer of the method's trainable parameters.
+        config: settings of the training.
+        step: the step to take.
+        window: takes in losses and waiting.
+        interruptible: makes a context in which a run may be left, entered while the first batch is waited for.
+
+    Returns:
+        The output of the last micro-batch, with the keys of all of them concatenated.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     device = parameters[0].device
     memory_format = torch.channels_last if config.channels_last else torch.preserve_format

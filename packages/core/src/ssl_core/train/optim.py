@@ -25,7 +25,8 @@ class OptimConfig:
         schedule: ``cosine`` falls to 0 at every step; ``cosine_epoch``, ``cosine_epoch_from_0`` and
             ``quarter_cosine_epoch`` once an epoch; ``step`` is constant between ``milestones``; see
             :func:`ssl_core.train.learning_rate`.
-        warmup_epochs: epochs in which the learning rate rises linearly from 0.
+        warmup_epochs: epochs in which the learning rate rises linearly from 0; schedules that change once an epoch
+            round it.
         milestones: epochs at which schedule ``step`` divides the learning rate by 10.
         constant_lr: parts of the method whose learning rate is the highest at all times, such as ``predictor``
             for SimSiam (Chen and He, 2021, 2011.10566).
@@ -41,7 +42,7 @@ class OptimConfig:
     exclude_1d: bool = False
     trust_coefficient: float = 0.001
     schedule: Literal["cosine", "cosine_epoch", "cosine_epoch_from_0", "quarter_cosine_epoch", "step"] = "cosine"
-    warmup_epochs: int = 0
+    warmup_epochs: int | float = 0
     milestones: tuple[int, ...] = ()
     constant_lr: tuple[str, ...] = ()
 

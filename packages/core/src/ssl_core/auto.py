@@ -1,0 +1,310 @@
+"""What a run decides for itself, before anything is decoded: open values of the recipe ``auto``, and the precision.
+
+A value is decided from the images and the machine, said with its reason, and saved, so that a resumed run and a
+repetition decide nothing. What the command line gives is left alone.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+
+from ssl_core import distributed
+from ssl_core.build import Parts
+from ssl_core.config import with_values
+from ssl_core.data import Images, probed
+from ssl_core.duration import duration, seconds_of
+from ssl_core.given import is_given
+from ssl_core.machine import usable_cores
+from ssl_core.nn import make_encoder
+from ssl_core.run import Config, PretrainConfig, TrainedMethod
+from ssl_core.train.trial import random_views, time_steps
+from ssl_core.views import ViewConfig
+
+logger = logging.getLogger(__name__)
+
+LEAST_IMAGES = 16
+# Without epochs and without a budget: images that a run sees in all, within these bounds of epochs.
+_IMAGES_SEEN, _LEAST_EPOCHS, _MOST_EPOCHS = 600_000, 100, 1000
+RECIPE_SIDE = 32  # that the views of every recipe `auto` are written for
+_NARROW = {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}
+_LONG_S = 24 * 3600
+_TRIED_S = 1.0  # about
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run may use.
+
+    Attributes:
+        device: device that trains.
+        cores: processors that this process may use.
+        memory_gib: memory of the device; 0 for a CPU.
+        name: name of a GPU.
+    """
+
+    device: torch.device
+    cores: int
+    memory_gib: float = 0.0
+    name: str = ""
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is a CPU of a laptop rather than a server or a GPU."""
+        return self.device.type == "cpu" and self.cores <= 16
+
+    def __str__(self) -> str:
+        if self.device.type == "cpu":
+            return f"{self.cores} CPU core{'s' * (self.cores > 1)}"
+        return self.name or self.device.type
+
+
+def this_machine(device: torch.device) -> Machine:
+    """The machine that trains on a device."""
+    if device.type != "cuda":
+        return Machine(device, usable_cores())
+    properties = torch.cuda.get_device_properties(device)
+    return Machine(device, usable_cores(), properties.total_memory / 2**30, properties.name)
+
+
+class Seen(NamedTuple):
+    """What a few of the images look like.
+
+    Attributes:
+        number: number of all images.
+        sides: short sides of the few, pixels, ascending.
+        channels: number of channels that all are read with.
+    """
+
+    number: int
+    sides: tuple[int, ...]
+    channels: int
+
+
+def look_at(images: Images) -> Seen:
+    """A look at a few images, evenly spaced over all.
+
+    Raises:
+        ValueError: if none of the few can be read.
+    """
+    readable, broken = probed(images)
+    if not readable:
+        raise ValueError(f"none of {len(broken)} images tried of {images.name} can be read: {broken[0]}")
+    return Seen(len(images), tuple(sorted(min(image.shape[-2:]) for image in readable)), len(readable[0]))
+
+
+class Decision(NamedTuple):
+    """A value that was decided.
+
+    Attributes:
+        key: dotted key in the configuration.
+        text: value as it is said.
+        reason: why.
+    """
+
+    key: str
+    text: str
+    reason: str
+
+
+def decided(config: Config, seen: Seen, machine: Machine, given: Collection[str]) -> tuple[Config, list[Decision]]:
+    """The configuration with its open values decided, and what was decided.
+
+    Args:
+        config: configuration of a recipe ``auto``.
+        seen: training images.
+        machine: what trains.
+        given: keys that stay as they are.
+
+    Raises:
+        ValueError: if there are too few images to train on.
+    """
+    number, sides, channels = seen
+    if number < LEAST_IMAGES:
+        raise ValueError(f"data.source {config.data.source} has {number} images; auto takes {LEAST_IMAGES} or more")
+    decisions: list[Decision] = []
+
+    def decide(key: str, value: Any, reason: str, text: str = "") -> None:
+        nonlocal config
+        if not any(is_given([key], each) for each in given) and not is_given(given, key):
+            config = with_values(config, {key: value})
+            decisions.append(Decision(key, text or f"{value:,}", reason))
+
+    size, why = _view_size(sides, machine)
+    views = [_adapted(view, size, channels) for view in config.views]
+    if channels != 3:
+        why += f"; no changes of saturation, hue or to gray: images have {channels} channel{'s' * (channels > 1)}"
+    decide("views", views, why, f"{'/'.join(map(str, sorted({s for view in views for s in view.sizes})))} px")
+
+    name = _encoder_name(number, machine)
+    decide("encoder.name", name, f"{number:,} images on {machine}", name)
+    if machine.is_small and config.encoder == replace(config.encoder, name="resnet18", weights="random"):
+        decide("encoder.options", _NARROW, f"{machine}", "one block of 32 to 256 channels a stage")
+        if size <= 100:
+            decide("encoder.stem", "small_pool", "a fourth of the work of a stem without max-pool", "3x3, max-pool")
+
+    most = 64 if machine.device.type == "cpu" else 256
+    batch = min(most, max(8, 2 ** int(math.log2(number / 8))))
+    decide("train.batch_size", batch, f"the most for {machine.device.type} with 8 steps an epoch, of {most} at most")
+    queue = getattr(getattr(config, "method", None), "queue", None)
+    if queue is not None:
+        length = max(min(2 ** int(math.log2(number / 2)), queue.length), 2 * config.train.batch_size)
+        decide("method.queue.length", length, "at most half of the images: else most keys are of images in the batch")
+    if config.budget is None and not {"train.steps", "train.epochs"} & {*given}:
+        epochs = min(max(round(_IMAGES_SEEN / number), _LEAST_EPOCHS), _MOST_EPOCHS)
+        decide("train.epochs", epochs, f"{epochs * number:,} images seen; --budget 1h would end after an hour")
+    if machine.device.type == "cpu":
+        workers, why = machine.cores // 4 if machine.cores > 4 else 0, "training itself takes the cores"
+    else:
+        workers, why = min(machine.cores - 1, 16), "one core is left to the training"
+    decide("data.workers", workers, f"{machine.cores} cores: {why}")
+    return replace(config, auto=False), decisions
+
+
+def decisions_text(decisions: Sequence[Decision]) -> str:
+    """A line for each decision."""
+    widths = [max(len(decision[column]) for decision in decisions) for column in (0, 1)]
+    return "\n".join(f"  {key:{widths[0]}}  {text:{widths[1]}}  {reason}" for key, text, reason in decisions)
+
+
+def _encoder_name(num_images: int, machine: Machine) -> str:
+    return "resnet50" if machine.device.type == "cuda" and num_images >= 50_000 else "resnet18"
+
+
+def _view_size(sides: Sequence[int], machine: Machine) -> tuple[int, str]:
+    """Side of the views, and the reason for it."""
+    if machine.device.type == "cpu":
+        largest = 32 if machine.cores <= 8 else 64
+    else:
+        largest = 224 if machine.memory_gib >= 15 else 128
+    median = sides[len(sides) // 2]
+    if median < largest:
+        return max(8, 4 * (median // 4)), f"images have a short side of {sides[0]} to {sides[-1]} px"
+    return largest, f"what {machine} trains at a useful speed; images have {sides[0]} px and more"
+
+
+def _adapted(view: ViewConfig, size: int, channels: int) -> ViewConfig:
+    """A view of a recipe at another size, without changes of color where there is none."""
+    sizes = [max(8, 4 * round(side * size / RECIPE_SIDE / 4)) for side in view.sizes]
+    ops = view.augmentation
+    if channels != 3 and not isinstance(ops, str):
+        ops = [_without_color(op) for op in ops if not (isinstance(op, dict) and "grayscale" in op)]
+    return replace(view, size=sizes[0] if isinstance(view.size, int) else sizes, augmentation=ops)
+
+
+def _without_color(op: str | dict[str, Any]) -> str | dict[str, Any]:
+    if isinstance(op, dict) and "color_jitter" in op:
+        return {"color_jitter": {**op["color_jitter"], "saturation": 0.0, "hue": 0.0}}
+    return op
+
+
+def faster_precision(
+    config: Config, build: Callable[[Config], Parts[TrainedMethod]], *, channels: int, device: torch.device
+) -> tuple[Config, Decision]:
+    """The configuration with the precision in which its steps take less time, tried in turns on noise.
+
+    Args:
+        config: configuration with ``train.precision`` auto.
+        build: makes the parts of a configuration.
+        channels: number of channels of the images.
+        device: device that trains.
+    """
+    choices = {name: with_values(config, {"train.precision": name}) for name in ("float32", "bfloat16")}
+    built = {name: build(choice) for name, choice in choices.items()}
+    rows = config.train.batch_size // config.train.accumulate // distributed.world_size()
+    seconds = {name: math.inf for name in choices}
+    for _ in range(2):
+        for name, parts in built.items():
+            views = random_views(parts.method, rows, channels, device)
+            step_s = time_steps(parts.method, parts.optimizer, choices[name].train, views, seconds=0.5)
+            seconds[name] = min(seconds[name], step_s)
+    best = min(seconds, key=lambda name: seconds[name])
+    text = ", ".join(f"{name} {1000 * each:.3g} ms" for name, each in seconds.items())
+    return choices[best], Decision("train.precision", best, f"a step takes {text}")
+
+
+def fitting_batch(
+    config: Config, build: Callable[[Config], Parts[TrainedMethod]], *, channels: int, device: torch.device
+) -> tuple[Config, Decision]:
+    """The configuration with the largest batch, halved where it must be, of which one step fits the device's memory.
+
+    Args:
+        config: configuration whose ``train.batch_size`` is tried first.
+        build: makes the parts of a configuration.
+        channels: number of channels of the images.
+        device: device that trains.
+
+    Raises:
+        torch.OutOfMemoryError: if not even a batch of 8 fits.
+    """
+    while True:
+        size = config.train.batch_size
+        try:
+            parts = build(config)
+            views = random_views(parts.method, size, channels, device)
+            time_steps(parts.method, parts.optimizer, config.train, views, seconds=0.0)
+            return config, Decision("train.batch_size", f"{size}", "one step of it fits the memory of the device")
+        except torch.OutOfMemoryError:
+            if size < 16:
+                raise
+        del parts, views
+        torch.cuda.empty_cache()
+        config = with_values(config, {"train.batch_size": size // 2})
+
+
+def forecast(config: PretrainConfig, seen: Seen, machine: Machine) -> str | None:
+    """What is said of a run that would take long, or see few images in its budget; None of others.
+
+    A few images of noise go through the encoder and back for each view: no less than the time of a step.
+
+    Args:
+        config: configuration of the run.
+        seen: training images.
+        machine: what trains.
+    """
+    number, sides, channels = seen
+    image_s = _image_s(config, channels, machine.device)
+    training = config.train
+    epochs = training.epochs if training.steps is None else training.steps * training.batch_size / number
+    sizes = [size for spec in config.view_specs() for size in spec.sizes]
+    told = f"{config.encoder.name} at {max(sizes)} px on {machine}: about {1 / image_s:,.3g} images/s"
+    if config.budget is not None:
+        part = seconds_of(config.budget) / (number * image_s)
+        if part >= 1:
+            return None
+        told += f", so that --budget {config.budget} shows {100 * part:.2g} % of {number:,} images once"
+    elif epochs * number * image_s >= _LONG_S:
+        told += f", {duration(epochs * number * image_s)} for {epochs:,.0f} epochs of {number:,}"
+    else:
+        return None
+    name, side = _encoder_name(number, machine), _view_size(sides, machine)[0]
+    if config.encoder == replace(config.encoder, name=name) and side == max(sizes):
+        return told
+    return f"{told}; --config auto --budget {config.budget or '1h'} would take {name} at {side} px"
+
+
+def _image_s(config: PretrainConfig, channels: int, device: torch.device) -> float:
+    """About the seconds that an image takes, seen in all of its views."""
+    sizes = [size for spec in config.view_specs() for size in spec.sizes]
+    encoder = make_encoder(config.encoder, channels=channels, image_size=max(sizes), other_sizes=sizes).to(device)
+    memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    encoder.to(memory_format=memory_format)
+    total_s = 0.0
+    for size in sizes:
+        rows, image_s = 2, math.inf
+        while rows <= 64 and (rows == 2 or rows * image_s < _TRIED_S):  # larger batches may take less for an image
+            noise = torch.rand(rows, channels, size, size, device=device).to(memory_format=memory_format)
+            started = time.perf_counter()
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
+                features = encoder(noise)
+            features.float().sum().backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            image_s = min(image_s, (time.perf_counter() - started) / rows)
+            rows *= 2
+        total_s += image_s
+    return total_s

@@ -1,0 +1,223 @@
+import dataclasses
+
+import pytest
+import ssl_tiny.train
+import torch
+import yaml
+from ssl_tiny.train import main
+
+from ssl_core import auto, pretrain
+from ssl_core.auto import Machine, Seen, decided, decisions_text, faster_precision, fitting_batch, forecast
+from ssl_core.build import build
+from ssl_core.config import with_values
+from ssl_core.testing import error_of, make_images
+from ssl_core.testing.recipes import parse
+from ssl_core.train import read_metrics
+
+LAPTOP = Machine(torch.device("cpu"), 2)
+GPU = Machine(torch.device("cuda"), 16, 80.0, "a GPU")
+PHOTOS = Seen(3000, (120, 128, 400), 3)
+
+
+def recipe(*arguments):
+    return parse(ssl_tiny.train, "--config=auto", *arguments)
+
+
+def decide(seen=PHOTOS, machine=LAPTOP, given=(), config=None):
+    return decided(config or recipe(), seen, machine, given)[0]
+
+
+def sizes(config):
+    return [size for view in config.view_specs() for size in view.sizes]
+
+
+@pytest.mark.parametrize(
+    ("sides", "machine", "size"),
+    [
+        ((300, 400, 5000), LAPTOP, 32),
+        ((300, 400, 5000), Machine(torch.device("cpu"), 32), 64),
+        ((300, 400, 5000), GPU, 224),
+        ((300, 400, 5000), Machine(torch.device("cuda"), 8, 8.0), 128),
+        ((28, 28, 28), LAPTOP, 28),
+        ((96, 96, 97), GPU, 96),
+        ((5, 6, 7), LAPTOP, 8),
+    ],
+    ids=["laptop", "server", "gpu", "tiny", "gpu-small", "gpu-images", "few-pixels"],
+)
+def test_views_are_as_large_as_the_machine_trains_and_no_larger_than_images(sides, machine, size):
+    assert sizes(decide(PHOTOS._replace(sides=sides), machine)) == [size, size]
+
+
+def test_views_keep_their_proportions():
+    config = recipe("--views", "[{size: [32, 16]}, {size: 24}]")
+    assert sizes(decide(PHOTOS._replace(sides=(500,)), GPU, config=config)) == [224, 112, 168]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_colors_are_changed_of_images_that_have_three_channels(channels):
+    (entry,) = decide(PHOTOS._replace(channels=channels)).views
+    assert [next(iter(op)) for op in entry.augmentation] == ["random_resized_crop", "color_jitter"]
+    jitter = entry.augmentation[1]["color_jitter"]
+    assert (jitter["saturation"], jitter["hue"]) == (0, 0)
+    assert jitter["brightness"] > 0
+    (entry,) = decide(PHOTOS).views
+    assert entry.augmentation == recipe().views[0].augmentation
+
+
+@pytest.mark.parametrize("number", [16, 17, 100, 300, 3000, 10**5, 10**7])
+@pytest.mark.parametrize("machine", [LAPTOP, GPU], ids=["laptop", "gpu"])
+def test_batch_and_queue_fit_the_number_of_images(number, machine):
+    config = decide(PHOTOS._replace(number=number), machine)
+    batch, queue = config.train.batch_size, config.method.queue.length
+    assert 2 * batch <= number
+    assert 2 * batch <= queue
+    assert queue <= max(number / 2, 2 * batch)
+    assert queue <= 4096  # the recipe's
+    assert 100 <= config.train.epochs <= 1000
+
+
+def test_a_queue_is_decided_where_there_is_one_only():
+    config = recipe("--method.negatives", "batch", "--method.queue.length", "256")
+    assert decide(given=["method.queue.length"], config=config).method == config.method
+
+
+def test_what_the_command_line_gives_is_left_alone():
+    arguments = {
+        "--views": "[{size: 48}]",
+        "--encoder.name": "resnet34",
+        "--encoder.stem": "imagenet",
+        "--train.batch_size": "24",
+        "--method.queue": "{length: 77}",
+        "--train.epochs": "3",
+        "--data.workers": "5",
+    }
+    given = [name.removeprefix("--") for name in arguments if name != "--method.queue"] + ["method.queue.length"]
+    config = recipe(*(f"{name}={value}" for name, value in arguments.items()))
+    changed, decisions = decided(config, PHOTOS, LAPTOP, given)
+    assert changed == dataclasses.replace(config, auto=False)
+    assert decisions == []
+    # Blocks of a narrow ResNet-18 would not fit it.
+    assert changed.encoder.options == {}
+
+
+def test_an_encoder_with_weights_keeps_its_own_blocks():
+    config = recipe("--encoder.weights", "timm")
+    assert decide(given=["encoder.weights"], config=config).encoder.options == {}
+    assert decide().encoder.options["layers"] == [1, 1, 1, 1]
+
+
+def test_too_few_images_are_refused():
+    with pytest.raises(ValueError, match="has 15 images; auto takes 16 or more"):
+        decide(PHOTOS._replace(number=15))
+
+
+def test_decisions_are_said_in_columns_with_their_reasons():
+    lines = decisions_text(decided(recipe(), PHOTOS, LAPTOP, ())[1]).splitlines()
+    (queue,) = (line for line in lines if "queue.length" in line)
+    assert "1,024" in queue
+    assert len({line.index(line.split("  ")[-1].strip()) for line in lines if "at most half" in line}) == 1
+
+
+@pytest.mark.parametrize("faster", ["float32", "bfloat16"])
+def test_the_precision_whose_steps_take_less_time_is_taken(faster, monkeypatch):
+    def timed(method, optimizer, config, views, *, seconds):
+        next(views)
+        return 1.0 if config.precision == faster else 2.0
+
+    monkeypatch.setattr(auto, "time_steps", timed)
+    device = torch.device("cpu")
+
+    def make(config):
+        return build(config, ssl_tiny.train.make_method, channels=3, device=device)
+
+    config, decision = faster_precision(decide(), make, channels=3, device=device)
+    assert config.train.precision == decision.text == faster
+    assert "float32" in decision.reason
+    assert "bfloat16" in decision.reason
+
+
+def test_the_batch_is_halved_until_a_step_fits_the_memory(monkeypatch):
+    def timed(method, optimizer, config, views, *, seconds):
+        if config.batch_size > 50:
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(auto, "time_steps", timed)
+    device = torch.device("cpu")
+
+    def make(config):
+        return build(config, ssl_tiny.train.make_method, channels=3, device=device)
+
+    config = with_values(decide(), {"train.batch_size": 256})
+    assert fitting_batch(config, make, channels=3, device=device)[0].train.batch_size == 32
+
+
+def test_what_would_take_days_is_said_with_what_would_not(monkeypatch):
+    monkeypatch.setattr(auto, "_image_s", lambda *_: 0.5)
+    config = recipe("--encoder.name=resnet50", "--views=[{size: 224}]", "--train.epochs=200")
+    text = forecast(config, PHOTOS, LAPTOP)
+    assert text == (
+        "resnet50 at 224 px on 2 CPU cores: about 2 images/s, 3.5 days for 200 epochs of 3,000; "
+        "--config auto --budget 1h would take resnet18 at 32 px"
+    )
+    assert forecast(with_values(config, {"train.epochs": 10}), PHOTOS, LAPTOP) is None
+    short = forecast(dataclasses.replace(config, budget="10m"), PHOTOS, LAPTOP)
+    assert "so that --budget 10m shows 40 % of 3,000 images once; --config auto --budget 10m would take" in short
+    assert forecast(dataclasses.replace(config, budget="1h"), PHOTOS, LAPTOP) is None
+    assert "would take" not in forecast(dataclasses.replace(decide(), budget="10m"), PHOTOS, LAPTOP)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture(scope="module")
+def auto_run(photos, tmp_path_factory):
+    run = tmp_path_factory.mktemp("auto") / "run"
+    main([f"--data.source={photos}", "--device=cpu", "--train.epochs=2", f"--out={run}"])
+    return run
+
+
+def test_without_a_recipe_auto_decides_and_saves_what_it_has_decided(auto_run):
+    saved = yaml.safe_load((auto_run / "config.yaml").read_text())
+    assert saved["auto"] is False
+    assert saved["train"]["precision"] in ("float32", "bfloat16")
+    assert saved["train"]["epochs"] == 2
+    assert saved["encoder"]["stem"] == "small_pool"
+
+
+def test_the_same_command_again_goes_on_and_decides_nothing(auto_run, photos, capsys):
+    before = (auto_run / "config.yaml").read_text()
+    losses = read_metrics(auto_run)
+    main([f"--data.source={photos}", "--device=cpu", "--train.epochs=2", f"--out={auto_run}"])
+    assert "decided" not in capsys.readouterr().out
+    assert read_metrics(auto_run) == losses
+    assert (auto_run / "config.yaml").read_text() == before
+
+
+def test_a_repetition_decides_nothing_and_has_the_same_losses(auto_run, photos, tmp_path, capsys):
+    main([f"--config={auto_run / 'config.yaml'}", f"--data.source={photos}", f"--out={tmp_path / 'again'}"])
+    assert "decided" not in capsys.readouterr().out
+    assert [each["loss"] for each in read_metrics(tmp_path / "again")] == [
+        each["loss"] for each in read_metrics(auto_run)
+    ]
+
+
+def test_a_refusal_comes_before_anything_is_decided(photos, tmp_path):
+    arguments = [f"--data.source={photos}", "--budget=5m", "--train.epochs=2", f"--out={tmp_path / 'run'}"]
+    assert "budget 5m and train.epochs both say how long a run is" in error_of(ssl_tiny.train, *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_forecast_stands_before_the_images_are_decoded(photos, tmp_path, monkeypatch, caplog):
+    class Decoded(Exception):  # noqa: N818  # says what happened, and is no error
+        pass
+
+    def stop(*_, **__):
+        raise Decoded
+
+    monkeypatch.setattr(pretrain, "forecast", lambda *_: "it would take long")
+    monkeypatch.setattr(pretrain, "decoded", stop)
+    with pytest.raises(Decoded):
+        main(["--config=smoke", f"--data.source={photos}", f"--out={tmp_path / 'run'}"])
+    assert "it would take long" in caplog.text
