@@ -20,6 +20,7 @@ from ssl_core.evaluate import evaluating
 from ssl_core.nn import QueueConfig
 from ssl_core.run import Run
 from ssl_core.testing import finished_process
+from ssl_core.train import TrainConfig
 from ssl_core.views import ViewConfig, make_view_specs
 
 NUM_IMAGES, SIZE = 300, 8
@@ -49,7 +50,7 @@ def make_run(folder, *, norm=True, **options):
         neighbours=NeighbourConfig(**({"start_epoch": 0, "clusters": 6, "k": 12, "positives": 5} | options)),
         seed=3,
         data=SimpleNamespace(workers=0),
-        train=SimpleNamespace(precision="float32"),
+        train=TrainConfig(epochs=10, batch_size=4),
     )
     card = BackboneCard("small", 3, SIZE, MEAN, STD, num_features=6)
     return Run(config, method, source, batches, card, CPU, Path(folder))

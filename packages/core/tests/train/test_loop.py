@@ -472,7 +472,7 @@ def test_impossible_settings_are_refused(values, message):
 
 
 def test_a_precision_that_nobody_has_decided_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="train.precision auto is for"):
+    with pytest.raises(ValueError, match=r"train\.precision auto is for"):
         run(tmp_path, precision="auto")
 
 
