@@ -214,7 +214,7 @@ class Recipes:
         arguments = ["--config", name, f"--data.source={source}", "--data.workers=0", "--device=cpu"]
         config = self.parse(*arguments, f"--out={folder / 'run'}")
         # Without a trial of precisions: oneDNN's bfloat16 weight gradient of a strided convolution of one pixel, which
-        # only so small a network has, reads memory that nobody wrote.
+        # views as small as these come to, reads memory that nobody wrote.
         small = replace(shrunk(config), train=replace(config.train, precision="float32"), method=config.method)
 
         def stop(run: Any) -> Any:
