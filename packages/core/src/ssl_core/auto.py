@@ -32,6 +32,8 @@ LEAST_IMAGES = 16
 _IMAGES_SEEN, _LEAST_EPOCHS, _MOST_EPOCHS = 600_000, 100, 1000
 RECIPE_SIDE = 32  # that the views of every recipe `auto` are written for
 _NARROW = {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}
+# Under so many images, crops are of this part or more of the area: benchmarks/results/.
+_FEW_IMAGES, _LEAST_CROP = 20_000, 0.7
 _LONG_S = 24 * 3600
 _TRIED_S = 1.0  # about
 
@@ -135,33 +137,37 @@ def decided(config: Config, seen: Seen, machine: Machine, given: Collection[str]
             decisions.append(Decision(key, text or f"{value:,}", reason))
 
     size, why = _view_size(sides, machine)
-    views = [_adapted(view, size, channels) for view in config.views]
-    if channels != 3:
-        why += f"; no changes of saturation, hue or to gray: images have {channels} channel{'s' * (channels > 1)}"
-    decide("views", views, why, f"{'/'.join(map(str, sorted({s for view in views for s in view.sizes})))} px")
+    least_crop = _LEAST_CROP if number < _FEW_IMAGES else 0.0
+    decide("views", [_adapted(view, size, channels, least_crop) for view in config.views], why, f"{size} px")
+    if decisions and least_crop:
+        reason = f"under {_FEW_IMAGES:,} images, smaller crops teach a short run less"
+        decisions.append(Decision("", f"crops of {100 * least_crop:.0f} % or more", reason))
+    if decisions and channels != 3:
+        decisions.append(Decision("", "no hue, saturation, gray", f"images have {channels} channel(s)"))
 
     name = _encoder_name(number, machine)
-    decide("encoder.name", name, f"{number:,} images on {machine}", name)
+    decide("encoder.name", name, f"for {number:,} images on {machine}", name)
     if machine.is_small and config.encoder == replace(config.encoder, name="resnet18", weights="random"):
-        decide("encoder.options", _NARROW, f"{machine}", "one block of 32 to 256 channels a stage")
+        decide("encoder.options", _NARROW, "trains on a CPU", "a block of 32 to 256 channels a stage")
         if size <= 100:
             decide("encoder.stem", "small_pool", "a fourth of the work of a stem without max-pool", "3x3, max-pool")
 
-    most = 64 if machine.device.type == "cpu" else 256
+    most = 32 if machine.device.type == "cpu" else 256
     batch = min(most, max(8, 2 ** int(math.log2(number / 8))))
-    decide("train.batch_size", batch, f"the most for {machine.device.type} with 8 steps an epoch, of {most} at most")
+    why = "more steps in the same time than of a larger one" if batch == most else "8 or more steps an epoch"
+    decide("train.batch_size", batch, "fills a GPU" if batch == 256 else why)
     queue = getattr(getattr(config, "method", None), "queue", None)
     if queue is not None:
         length = max(min(2 ** int(math.log2(number / 2)), queue.length), 2 * config.train.batch_size)
-        decide("method.queue.length", length, "at most half of the images: else most keys are of images in the batch")
+        decide("method.queue.length", length, "at most half of the images, so that few keys are of those in the batch")
     if config.budget is None and not {"train.steps", "train.epochs"} & {*given}:
         epochs = min(max(round(_IMAGES_SEEN / number), _LEAST_EPOCHS), _MOST_EPOCHS)
-        decide("train.epochs", epochs, f"{epochs * number:,} images seen; --budget 1h would end after an hour")
+        decide("train.epochs", epochs, f"{epochs * number:,} images seen; --budget 1h would take an hour")
     if machine.device.type == "cpu":
-        workers, why = machine.cores // 4 if machine.cores > 4 else 0, "training itself takes the cores"
+        workers, why = machine.cores // 4 if machine.cores > 4 else 0, "the training itself takes the cores"
     else:
-        workers, why = min(machine.cores - 1, 16), "one core is left to the training"
-    decide("data.workers", workers, f"{machine.cores} cores: {why}")
+        workers, why = min(machine.cores - 1, 16), f"one of {machine.cores} cores is left to the training"
+    decide("data.workers", workers, why)
     return replace(config, auto=False), decisions
 
 
@@ -184,22 +190,28 @@ def _view_size(sides: Sequence[int], machine: Machine) -> tuple[int, str]:
     median = sides[len(sides) // 2]
     if median < largest:
         return max(8, 4 * (median // 4)), f"images have a short side of {sides[0]} to {sides[-1]} px"
-    return largest, f"what {machine} trains at a useful speed; images have {sides[0]} px and more"
+    return largest, f"trains on {machine} in reasonable time; images have {sides[0]} px and more"
 
 
-def _adapted(view: ViewConfig, size: int, channels: int) -> ViewConfig:
-    """A view of a recipe at another size, without changes of color where there is none."""
+def _adapted(view: ViewConfig, size: int, channels: int, least_crop: float) -> ViewConfig:
+    """A view of a recipe at another size, with larger crops, and without changes of color where there is none."""
     sizes = [max(8, 4 * round(side * size / RECIPE_SIDE / 4)) for side in view.sizes]
     ops = view.augmentation
-    if channels != 3 and not isinstance(ops, str):
-        ops = [_without_color(op) for op in ops if not (isinstance(op, dict) and "grayscale" in op)]
+    if not isinstance(ops, str):
+        ops = [op if isinstance(op, str) else _adapted_op(op, channels, least_crop) for op in ops]
+        ops = [op for op in ops if op]
     return replace(view, size=sizes[0] if isinstance(view.size, int) else sizes, augmentation=ops)
 
 
-def _without_color(op: str | dict[str, Any]) -> str | dict[str, Any]:
-    if isinstance(op, dict) and "color_jitter" in op:
-        return {"color_jitter": {**op["color_jitter"], "saturation": 0.0, "hue": 0.0}}
-    return op
+def _adapted_op(op: dict[str, Any], channels: int, least_crop: float) -> dict[str, Any]:
+    """An op of a view as it suits the images; empty where it suits none of them."""
+    ((name, arguments),) = op.items()
+    if name == "random_resized_crop":
+        least, most = arguments["scale"]
+        return {name: {**arguments, "scale": [max(least, least_crop), max(most, least_crop)]}}
+    if channels == 3 or name not in ("color_jitter", "grayscale"):
+        return op
+    return {} if name == "grayscale" else {name: {**arguments, "saturation": 0.0, "hue": 0.0}}
 
 
 def faster_precision(
