@@ -248,8 +248,8 @@ def save_images(folder, count):
 
 
 def pretrain_small(config, make_method, **options):
-    """Train for an epoch at sizes that take a second."""
-    config = shrunk(config)
+    """Train for an epoch at sizes that take a second; what `auto` and a budget do has tests of its own."""
+    config = replace(shrunk(config), auto=False, budget=None)
     training = replace(config.train, batch_size=32, epochs=1, precision="float32", device="cpu", sync_batch_norm=False)
     changes = {"train": training, "data": replace(config.data, workers=0)}
     if hasattr(config, "neighbours"):  # of CLIM, which would search for them after the fifth epoch

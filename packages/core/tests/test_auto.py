@@ -112,6 +112,22 @@ def test_an_encoder_with_weights_keeps_its_own_blocks():
     assert decide().encoder.options["layers"] == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("machine", "free_mib", "workers"),
+    [
+        (LAPTOP, 1000, 0),
+        (Machine(torch.device("cpu"), 32), 1000, 8),
+        (Machine(torch.device("cpu"), 32), 10, 1),  # batches of 32 pairs of 64 px: 3 MiB
+        (GPU, 100_000, 15),
+        (GPU, 1000, 1),  # batches of 256 images of 400 x 800: 234 MiB
+        (GPU, 64, 0),  # docker's default
+    ],
+)
+def test_workers_are_as_many_as_cores_and_shared_memory_allow(machine, free_mib, workers, monkeypatch):
+    monkeypatch.setattr("ssl_core.data.workers.free_shared_memory", lambda: float(free_mib * 2**20))
+    assert decide(machine=machine).data.workers == workers
+
+
 def test_too_few_images_are_refused():
     with pytest.raises(ValueError, match="has 15 images; auto takes 16 or more"):
         decide(PHOTOS._replace(number=15))

@@ -43,7 +43,7 @@ ALLOWED = {
     # From a command line to a run directory; nothing above imports these.
     "run": {"data", "nn", "distributed", "views", "backbone", "train", "evaluate"},
     "summary": {"ops", "distributed", "data", "train", "run"},
-    "build": {"nn", "train", "run"},
+    "build": {"evaluate", "nn", "train", "run"},
     "auto": {"config", "distributed", "machine", "data", "nn", "views", "train", "run", "build"},
     "budget": {"distributed", "data", "evaluate", "train", "run", "build"},
     "pretrain": {"allocator", "config", "folder", "data", "nn", "distributed", "views", "backbone", "train", "evaluate"}

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ssl_core import distributed
-from ssl_core.build import Parts
+from ssl_core.build import Parts, strides_over_a_pixel
 from ssl_core.config import with_values
 from ssl_core.data import Images, probed
+from ssl_core.data.workers import most_workers
 from ssl_core.duration import duration, seconds_of
 from ssl_core.given import is_given
 from ssl_core.machine import usable_cores
@@ -163,11 +164,7 @@ def decided(config: Config, seen: Seen, machine: Machine, given: Collection[str]
     if config.budget is None and not {"train.steps", "train.epochs"} & {*given}:
         epochs = min(max(round(_IMAGES_SEEN / number), _LEAST_EPOCHS), _MOST_EPOCHS)
         decide("train.epochs", epochs, f"{epochs * number:,} images seen; --budget 1h would take an hour")
-    if machine.device.type == "cpu":
-        workers, why = machine.cores // 4 if machine.cores > 4 else 0, "the training itself takes the cores"
-    else:
-        workers, why = min(machine.cores - 1, 16), f"one of {machine.cores} cores is left to the training"
-    decide("data.workers", workers, why)
+    decide("data.workers", *_workers(config, seen, machine))
     return replace(config, auto=False), decisions
 
 
@@ -191,6 +188,18 @@ def _view_size(sides: Sequence[int], machine: Machine) -> tuple[int, str]:
     if median < largest:
         return max(8, 4 * (median // 4)), f"images have a short side of {sides[0]} to {sides[-1]} px"
     return largest, f"trains on {machine} in reasonable time; images have {sides[0]} px and more"
+
+
+def _workers(config: PretrainConfig, seen: Seen, machine: Machine) -> tuple[int, str]:
+    """Number of worker processes, and the reason for it."""
+    if machine.device.type == "cpu":
+        workers, why = machine.cores // 4 if machine.cores > 4 else 0, "the training itself takes the cores"
+        image_bytes = 4 * seen.channels * sum(size**2 for spec in config.view_specs() for size in spec.sizes)
+    else:
+        workers, why = min(machine.cores - 1, 16), f"one of {machine.cores} cores is left to the training"
+        image_bytes = seen.channels * 2 * seen.sides[-1] ** 2  # images themselves, rarely longer than twice their side
+    fitting = most_workers(config.train.batch_size * image_bytes)
+    return (workers, why) if workers <= fitting else (fitting, "as many as /dev/shm holds batches of")
 
 
 def _adapted(view: ViewConfig, size: int, channels: int, least_crop: float) -> ViewConfig:
@@ -226,7 +235,12 @@ def faster_precision(
         device: device that trains.
     """
     choices = {name: with_values(config, {"train.precision": name}) for name in ("float32", "bfloat16")}
-    built = {name: build(choice) for name, choice in choices.items()}
+    built = {"float32": build(choices["float32"])}
+    sizes = {size for spec in config.view_specs() for size in spec.sizes}
+    if device.type == "cpu" and strides_over_a_pixel(built["float32"].encoder, channels, sizes):
+        reason = f"at {min(sizes)} px a convolution strides over a single pixel, which bfloat16 gets wrong"
+        return choices["float32"], Decision("train.precision", "float32", reason)
+    built["bfloat16"] = build(choices["bfloat16"])
     rows = config.train.batch_size // config.train.accumulate // distributed.world_size()
     seconds = {name: math.inf for name in choices}
     for _ in range(2):

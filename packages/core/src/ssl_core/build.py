@@ -1,11 +1,13 @@
 """From a configuration to what is trained: the encoder, the method around it, and its optimizer."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ssl_core.evaluate import evaluating
 from ssl_core.nn import MomentumBranch, make_encoder, sync_batch_norm
 from ssl_core.run import Config, MakeMethod, TrainedMethod
 from ssl_core.train import make_optimizer
@@ -48,6 +50,12 @@ def build(
     torch.manual_seed(config.seed)
     encoder = make_encoder(config.encoder, channels=channels, image_size=max(sizes), other_sizes=sizes)
     num_features = cast(int, encoder.num_features)
+    if config.train.precision == "bfloat16" and device.type == "cpu" and strides_over_a_pixel(encoder, channels, sizes):
+        raise ValueError(
+            f"train.precision bfloat16: at {min(sizes)} px a convolution of {config.encoder.name} strides over a "
+            f"single pixel, of which PyTorch {torch.__version__} computes a wrong gradient on CPUs; take float32, "
+            "larger views, or encoder.stem small"
+        )
     method = make_method(config, encoder, num_features, specs)
     module = cast(nn.Module, method)  # changed in place from here on
     if config.train.sync_batch_norm:
@@ -62,3 +70,31 @@ def build(
     return Parts(
         encoder, num_features, method, make_optimizer(module, config.optim, batch_size=config.train.batch_size)
     )
+
+
+def strides_over_a_pixel(encoder: nn.Module, channels: int, sizes: Iterable[int]) -> bool:
+    """Whether a convolution with a stride has inputs of one pixel at some size of the views.
+
+    oneDNN's bfloat16 gradient of its weights reads memory that nobody has written: torch 2.15, AVX512-BF16, a 3x3
+    convolution of stride 2, of any number of channels. Inputs of 2x2 pixels and strides of 1 are right.
+
+    Args:
+        encoder: (n c s s) -> (n f), on the CPU.
+        channels: number of channels c.
+        sizes: sides s of the views.
+    """
+    found = False
+
+    def look(convolution: nn.Conv2d, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal found
+        is_strided = max(convolution.stride) > 1 and max(convolution.kernel_size) > 1
+        found = found or (is_strided and inputs[0].shape[-2:].numel() == 1)
+
+    convolutions = [module for module in encoder.modules() if isinstance(module, nn.Conv2d)]
+    handles = [convolution.register_forward_pre_hook(look) for convolution in convolutions]
+    with evaluating(encoder):
+        for size in sizes:
+            encoder(torch.zeros(1, channels, size, size))
+    for handle in handles:
+        handle.remove()
+    return found

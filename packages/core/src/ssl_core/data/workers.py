@@ -6,6 +6,7 @@ a lack of shared memory, file descriptors or processes as a :class:`WorkerError`
 
 import contextlib
 import logging
+import math
 import multiprocessing
 import os
 import pickle
@@ -134,6 +135,20 @@ def worker_map(function: Callable[[Item], Result], items: list[Item], workers: i
     return iter(Loader(function, items, workers if len(items) > 1 else 0))
 
 
+def free_shared_memory() -> float:
+    """Bytes that are free in the shared memory; infinity where the system has none of a size of its own."""
+    if not os.path.isdir(_SHARED_MEMORY):
+        return math.inf
+    found = os.statvfs(_SHARED_MEMORY)
+    return float(found.f_bavail * found.f_frsize)
+
+
+def most_workers(result_bytes: int) -> int:
+    """The number of processes whose results the shared memory holds."""
+    at_once = free_shared_memory() / distributed.local_world_size() / result_bytes
+    return sys.maxsize if at_once == math.inf else max(0, int(at_once - 1) // _PREFETCHED)
+
+
 def check_shared_memory(result_bytes: int, num_results: int, workers: int) -> None:
     """Check that the shared memory holds what workers have made before it is used.
 
@@ -145,12 +160,11 @@ def check_shared_memory(result_bytes: int, num_results: int, workers: int) -> No
     Raises:
         ValueError: if it is too small.
     """
-    if not workers or not os.path.isdir(_SHARED_MEMORY):
+    if not workers:
         return
     # Beside what is prefetched, the result in use. The processes of a machine share its memory.
     at_once = min(_PREFETCHED * workers + 1, num_results) * distributed.local_world_size()
-    found = os.statvfs(_SHARED_MEMORY)
-    free_bytes = found.f_bavail * found.f_frsize
+    free_bytes = free_shared_memory()
     if at_once * result_bytes > free_bytes:
         raise ValueError(
             f"{_SHARED_MEMORY} has {free_bytes / 2**20:,.0f} MiB free, but data.workers {workers} need "
