@@ -164,15 +164,15 @@ def test_doctor_says_which_implementation_each_op_uses(capsys):
 def test_doctor_says_how_many_processors_are_usable_and_who_has_set_what_openmp_reads(capsys, monkeypatch):
     monkeypatch.setattr(machine, "affinity", lambda: 8)
     monkeypatch.setattr(machine, "cpu_quota", lambda root=None: 2.5)
-    monkeypatch.setattr(machine, "CHOSEN", {"GOMP_SPINCOUNT": "77"})
+    monkeypatch.setattr(machine, "CHOSEN", {"OMP_NUM_THREADS": "5"})
     monkeypatch.setenv("GOMP_SPINCOUNT", "77")
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     main(["doctor"])
     printed = capsys.readouterr().out
     assert "processors       3 usable: 8 by affinity, 2.5 by the control group's quota\n" in printed
-    assert "GOMP_SPINCOUNT   77, chosen by this command\n" in printed
-    assert "OMP_NUM_THREADS  5, of the environment\n" in printed
+    assert "GOMP_SPINCOUNT   77, of the environment\n" in printed
+    assert "OMP_NUM_THREADS  5, chosen by this command\n" in printed
     assert "OMP_WAIT_POLICY  not set\n" in printed
 
 

@@ -122,18 +122,13 @@ def of_openmp():
     return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
 
 
-SPIN = {"GOMP_SPINCOUNT": str(machine.SPIN_COUNT)}
-
-
 @pytest.mark.parametrize(
     ("users", "chosen"),
     [
-        ({}, {**SPIN, "OMP_NUM_THREADS": "4"}),
-        ({"OMP_NUM_THREADS": "7"}, SPIN),
-        ({"OMP_NUM_THREADS": ""}, SPIN),
+        ({}, {"OMP_NUM_THREADS": "4"}),
+        ({"OMP_NUM_THREADS": "7"}, {}),
+        ({"OMP_NUM_THREADS": ""}, {}),
         ({"GOMP_SPINCOUNT": "5"}, {"OMP_NUM_THREADS": "4"}),
-        ({"OMP_WAIT_POLICY": "active"}, {"OMP_NUM_THREADS": "4"}),
-        ({"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "infinite"}, {}),
     ],
 )
 def test_a_command_sets_what_the_user_has_not(before_torch, users, chosen):
@@ -150,7 +145,7 @@ def test_threads_are_set_for_a_quota_alone_and_are_never_more_than_cores(before_
     machine.CHOSEN.clear()
     before_torch.setattr(machine, "usable_cores", lambda: 8)
     configure_openmp()
-    assert of_openmp() == SPIN
+    assert of_openmp() == {}
 
 
 def test_nothing_is_set_where_it_would_not_act(before_torch):
@@ -162,38 +157,24 @@ def test_nothing_is_set_where_it_would_not_act(before_torch):
     assert of_openmp() == machine.CHOSEN == {}
 
 
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the variable is libgomp's")
 COMMANDS = {
     "core": "import ssl_core.__main__ as it; it.main()",
     "method": "import ssl_core.recipes as it; it.run_command('ssl_tiny')",
 }
 
 
-def environment(**users):
-    return {
-        name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-    } | users
-
-
-@on_linux
+@pytest.mark.skipif(sys.platform != "linux", reason="quotas are those of Linux")
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("users", [{}, {"GOMP_SPINCOUNT": "123"}], ids=["default", "user"])
+@pytest.mark.parametrize("users", [{}, {"OMP_NUM_THREADS": "77"}], ids=["default", "user"])
 def test_the_variable_is_set_before_torch_is_imported(tmp_path, command, users):
-    (tmp_path / "torch.py").write_text("import os; print(os.environ['GOMP_SPINCOUNT']); os._exit(7)")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv = ['x', 'doctor']; {COMMANDS[command]}"
-    done = finished_process([sys.executable, "-u", "-c", code], env=environment(**users))
-    assert (done.stdout, done.returncode) == (f"{(SPIN | users)['GOMP_SPINCOUNT']}\n", 7), done.stderr
-
-
-@on_linux
-@pytest.mark.slow
-def test_libgomp_of_torch_reads_the_variable():
-    done = finished_process(
-        [sys.executable, "-m", "ssl_core", "doctor"],
-        env=environment(OMP_DISPLAY_ENV="verbose"),  # printed by libgomp as it is loaded
+    (tmp_path / "torch.py").write_text("import os; print(os.environ['OMP_NUM_THREADS']); os._exit(7)")
+    quota = "import ssl_core.machine as m; m.affinity = lambda: 9; m.usable_cores = m.physical_cores = lambda: 5"
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv = ['x', 'doctor']; {quota}; {COMMANDS[command]}"
     )
-    assert done.returncode == 0, done.stderr
-    assert f"GOMP_SPINCOUNT = '{machine.SPIN_COUNT}'" in done.stderr
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | users
+    done = finished_process([sys.executable, "-u", "-c", code], env=environment)
+    assert (done.stdout, done.returncode) == (f"{users.get('OMP_NUM_THREADS', 5)}\n", 7), done.stderr
 
 
 def test_an_import_sets_nothing():

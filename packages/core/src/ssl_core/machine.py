@@ -6,25 +6,19 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
-# How often a thread of libgomp looks for work before it sleeps. Its own 300,000 hold a core for long at every barrier,
-# also where another process or a worker needs that core: table of benchmarks/bench_spin.py in benchmarks/results.
-SPIN_COUNT = 1000
-
 # Variables that this command has set in its environment.
 CHOSEN: dict[str, str] = {}
 
 
 def configure_openmp() -> None:
-    """Let OpenMP's threads wait and be as many as suits what else runs here, where torch is not imported yet.
+    """Let OpenMP take as many threads as a quota holds, where torch is not imported yet; it heeds the affinity alone.
 
-    A variable that is set already wins: the user's, or the ``OMP_NUM_THREADS=1`` of torchrun's processes. Only libgomp
-    is told how to wait, which torch's wheels for Linux bring; others do not read its variable.
+    What is set already wins: the user's, or the ``OMP_NUM_THREADS=1`` of torchrun's processes. How the threads wait is
+    left to OpenMP: no other way was faster beside a busy process without a cost alone, see
+    benchmarks/results/2026-11-28-waiting-cpu-2-cores.md.
     """
     if "torch" in sys.modules or sys.platform != "linux":  # OpenMP reads its variables when torch is imported
         return
-    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        CHOSEN["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
-    # OpenMP heeds the affinity, but no quota.
     if "OMP_NUM_THREADS" not in os.environ and usable_cores() < affinity():
         CHOSEN["OMP_NUM_THREADS"] = str(min(usable_cores(), physical_cores()))
     os.environ.update(CHOSEN)
