@@ -106,6 +106,17 @@ def test_what_the_command_line_gives_is_left_alone():
     assert changed.encoder.options == {}
 
 
+@pytest.mark.parametrize(
+    ("length", "warmup"), [("--train.epochs=200", 8), ("--train.epochs=50", 2), ("--train.steps=930", 0.4)]
+)
+def test_what_a_recipe_counts_in_epochs_keeps_its_part_of_the_run(length, warmup):
+    # The recipe's 4 of 100 epochs; 93 steps of 32 images are an epoch of 3,000.
+    config = recipe("--optim.warmup_epochs=4", length)
+    given = [length.removeprefix("--").partition("=")[0]]
+    assert decide(given=given, config=config).optim.warmup_epochs == pytest.approx(warmup)
+    assert decide(given=["optim", *given], config=config).optim.warmup_epochs == 4
+
+
 def test_an_encoder_with_weights_keeps_its_own_blocks():
     config = recipe("--encoder.weights", "timm")
     assert decide(given=["encoder.weights"], config=config).encoder.options == {}

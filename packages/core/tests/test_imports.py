@@ -45,7 +45,7 @@ ALLOWED = {
     "summary": {"ops", "distributed", "data", "train", "run"},
     "build": {"evaluate", "nn", "train", "run"},
     "auto": {"config", "distributed", "machine", "data", "nn", "views", "train", "run", "build"},
-    "budget": {"distributed", "data", "evaluate", "train", "run", "build"},
+    "budget": {"config", "distributed", "data", "evaluate", "train", "run", "build"},
     "pretrain": {"allocator", "config", "folder", "data", "nn", "distributed", "views", "backbone", "train", "evaluate"}
     | {"run", "summary", "build", "auto", "budget"},
     "command": {"config", "console", "folder", "distributed", "data", "train", "run", "pretrain"},

@@ -36,15 +36,14 @@ class Config(PretrainConfig):
         has_too_many = (self.neighbours.clusters or 0) > num_images
         return super().fitting(num_images) | ({"neighbours.clusters": None} if has_too_many else {})
 
-    def lasting(self, steps: int, steps_per_epoch: int) -> "Config":
-        """The same with another length; partners are chosen at the same parts of it, and as often."""
-        ratio = min(1.0, steps / self.train.total_steps(steps_per_epoch))
+    def scaled(self, ratio: float) -> "Config":
+        """As `PretrainConfig.scaled`: partners are chosen at the same parts of the run, and as often."""
         neighbours = replace(
             self.neighbours,
             start_epoch=int(ratio * self.neighbours.start_epoch),
             update_every=max(1, round(ratio * self.neighbours.update_every)),
         )
-        return replace(cast(Config, super().lasting(steps, steps_per_epoch)), neighbours=neighbours)
+        return replace(cast(Config, super().scaled(ratio)), neighbours=neighbours)
 
     def upkeep(self, epochs: float) -> Upkeep:
         """The choices of partners, each of which embeds all images, and the steps that have them."""

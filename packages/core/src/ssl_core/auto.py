@@ -9,13 +9,13 @@ import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
 from ssl_core import distributed
 from ssl_core.build import Parts, strides_over_a_pixel
-from ssl_core.config import with_values
+from ssl_core.config import with_given, with_values
 from ssl_core.data import Images, probed
 from ssl_core.data.workers import most_workers
 from ssl_core.duration import duration, seconds_of
@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 LEAST_IMAGES = 16
 # Without epochs and without a budget: images that a run sees in all, within these bounds of epochs.
 _IMAGES_SEEN, _LEAST_EPOCHS, _MOST_EPOCHS = 600_000, 100, 1000
-RECIPE_SIDE = 32  # that the views of every recipe `auto` are written for
+# What every recipe `auto` is written for.
+RECIPE_SIDE, _RECIPE_EPOCHS = 32, 100
 _NARROW = {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}
 # Under so many images, crops are of this part or more of the area: benchmarks/results/.
 _FEW_IMAGES, _LEAST_CROP = 20_000, 0.7
@@ -161,9 +162,13 @@ def decided(config: Config, seen: Seen, machine: Machine, given: Collection[str]
     if queue is not None:
         length = max(min(2 ** int(math.log2(number / 2)), queue.length), 2 * config.train.batch_size)
         decide("method.queue.length", length, "at most half of the images, so that few keys are of those in the batch")
-    if config.budget is None and not {"train.steps", "train.epochs"} & {*given}:
-        epochs = min(max(round(_IMAGES_SEEN / number), _LEAST_EPOCHS), _MOST_EPOCHS)
-        decide("train.epochs", epochs, f"{epochs * number:,} images seen; --budget 1h would take an hour")
+    if config.budget is None:
+        if "train.steps" not in given:
+            epochs = min(max(round(_IMAGES_SEEN / number), _LEAST_EPOCHS), _MOST_EPOCHS)
+            decide("train.epochs", epochs, f"{epochs * number:,} images seen; --budget 1h would take an hour")
+        steps = max(1, number // config.train.batch_size)
+        ratio = config.train.total_steps(steps) / (_RECIPE_EPOCHS * steps)
+        config = with_given(cast(Config, config.scaled(ratio)), config, given)
     decide("data.workers", *_workers(config, seen, machine))
     return replace(config, auto=False), decisions
 

@@ -8,7 +8,7 @@ fixed and saved as ``train.steps``, so that schedules, a resumed run and a repet
 import itertools
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -17,6 +17,7 @@ from torch import nn
 
 from ssl_core import distributed
 from ssl_core.build import Parts
+from ssl_core.config import with_given
 from ssl_core.data import Batches, ImageSource
 from ssl_core.duration import seconds_of
 from ssl_core.evaluate import evaluation_view, health, iterate_features
@@ -113,7 +114,14 @@ def _image_s(
 
 
 def within_budget(
-    config: Config, costs: Costs, *, elapsed_s: float, steps_per_epoch: int, num_images: int, num_evaluated: int
+    config: Config,
+    costs: Costs,
+    *,
+    elapsed_s: float,
+    steps_per_epoch: int,
+    num_images: int,
+    num_evaluated: int,
+    given: Collection[str] = (),
 ) -> Config:
     """The configuration with as many steps as end in time.
 
@@ -124,6 +132,7 @@ def within_budget(
         steps_per_epoch: optimizer steps of an epoch.
         num_images: number of training images.
         num_evaluated: number of images whose features a kNN needs; 0 without one.
+        given: keys that stay as they are.
 
     Raises:
         ValueError: if not even one step does.
@@ -147,5 +156,5 @@ def within_budget(
                 f"{step_s:.1f} s and the evaluation end in time; give more, or a smaller encoder or batch, as "
                 "--config auto chooses"
             )
-        fitted = cast(Config, config.lasting(steps, steps_per_epoch))
+        fitted = with_given(cast(Config, config.lasting(steps, steps_per_epoch)), config, given)
     return distributed.broadcast_object(fitted)

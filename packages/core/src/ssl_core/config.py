@@ -391,6 +391,13 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     return config
 
 
+def with_given(config: Config, old: Config, given: Collection[str]) -> Config:
+    """A configuration with the values that another one of its kind has of the options that the user has set."""
+    return with_values(
+        config, {key: value for key, value in changed_values(old, config).items() if is_given(given, key)}
+    )
+
+
 def give_way(config: Config, values: Mapping[str, Any], given: Collection[str] | None, why: str) -> Config:
     """A configuration with other values for some dotted keys, but for those that the user has set; the log says it."""
     old = dict(flatten(to_dict(config)))

@@ -148,6 +148,7 @@ def pretrain(
             steps_per_epoch=batches.batches_per_epoch,
             num_images=len(source),
             num_evaluated=0 if knn is None else sum(map(len, knn)),
+            given=given or (),
         )
         del batches
     parts, batches = make_parts(config), make_batches()

@@ -85,8 +85,21 @@ class PretrainConfig:
             rows //= 2  # not the most that fit, so that split BatchNorm divides them as before
         return {"train.batch_size": rows * unit}
 
+    def scaled(self, ratio: float) -> "PretrainConfig":
+        """The same with what is counted in epochs in proportion to another length.
+
+        Args:
+            ratio: new length over the old.
+        """
+        optim = replace(
+            self.optim,
+            warmup_epochs=ratio * self.optim.warmup_epochs,
+            milestones=tuple(round(ratio * milestone) for milestone in self.optim.milestones),
+        )
+        return replace(self, optim=optim)
+
     def lasting(self, steps: int, steps_per_epoch: int) -> "PretrainConfig":
-        """The same with another length: what is counted in epochs is shortened in proportion, and never lengthened.
+        """The same with a length in steps; what is counted in epochs is shortened in proportion, and never lengthened.
 
         A schedule that falls once an epoch falls at every step of a run of fewer than ten epochs: of one, it would
         have its end alone.
@@ -95,17 +108,11 @@ class PretrainConfig:
             steps: optimizer steps of the whole run.
             steps_per_epoch: those of an epoch.
         """
-        ratio = min(1.0, steps / self.train.total_steps(steps_per_epoch))
-        schedule = self.optim.schedule
-        if schedule in ("cosine_epoch", "cosine_epoch_from_0") and steps < 10 * steps_per_epoch:
-            schedule = "cosine"
-        optim = replace(
-            self.optim,
-            schedule=schedule,
-            warmup_epochs=ratio * self.optim.warmup_epochs,
-            milestones=tuple(round(ratio * milestone) for milestone in self.optim.milestones),
-        )
-        return replace(self, optim=optim, train=replace(self.train, steps=steps))
+        scaled = self.scaled(min(1.0, steps / self.train.total_steps(steps_per_epoch)))
+        by_epochs = scaled.optim.schedule in ("cosine_epoch", "cosine_epoch_from_0")
+        if by_epochs and steps < 10 * steps_per_epoch:
+            scaled = replace(scaled, optim=replace(scaled.optim, schedule="cosine"))
+        return replace(scaled, train=replace(self.train, steps=steps))
 
     def upkeep(self, epochs: float) -> Upkeep:
         """What a method does beside its steps in so many epochs."""

@@ -30,15 +30,14 @@ class Config(PretrainConfig):
     method: SCEConfig = field(default_factory=SCEConfig)
     predictor: HeadConfig | None = None
 
-    def lasting(self, steps: int, steps_per_epoch: int) -> "Config":
-        """The same with another length, for the warm-ups of temperature and coefficient too."""
-        ratio = min(1.0, steps / self.train.total_steps(steps_per_epoch))
+    def scaled(self, ratio: float) -> "Config":
+        """As `PretrainConfig.scaled`, with the warm-ups of temperature and coefficient."""
         method = replace(
             self.method,
             target_temperature_warmup_epochs=ratio * self.method.target_temperature_warmup_epochs,
             coefficient_warmup_epochs=ratio * self.method.coefficient_warmup_epochs,
         )
-        return replace(cast(Config, super().lasting(steps, steps_per_epoch)), method=method)
+        return replace(cast(Config, super().scaled(ratio)), method=method)
 
 
 def make_method(config: Config, encoder: nn.Module, num_features: int, views: tuple[ViewSpec, ...]) -> SCE:
