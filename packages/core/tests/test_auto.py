@@ -182,7 +182,10 @@ def test_the_batch_is_halved_until_a_step_fits_the_memory(monkeypatch):
         return build(config, ssl_tiny.train.make_method, channels=3, device=device)
 
     config = with_values(decide(), {"train.batch_size": 256})
-    assert fitting_batch(config, make, channels=3, device=device)[0].train.batch_size == 32
+    assert fitting_batch(config, make, channels=3, device=device).train.batch_size == 32
+    monkeypatch.setattr(auto, "_fits", lambda *_: False)
+    with pytest.raises(ValueError, match="not one step of 8 images fits the memory of cpu"):
+        fitting_batch(config, make, channels=3, device=device)
 
 
 def test_what_would_take_days_is_said_with_what_would_not(monkeypatch):

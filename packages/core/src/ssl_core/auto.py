@@ -260,8 +260,8 @@ def faster_precision(
 
 def fitting_batch(
     config: Config, build: Callable[[Config], Parts[TrainedMethod]], *, channels: int, device: torch.device
-) -> tuple[Config, Decision]:
-    """The configuration with the largest batch, halved where it must be, of which one step fits the device's memory.
+) -> Config:
+    """The configuration with its batch halved until one step of it, tried on noise, fits the device's memory.
 
     Args:
         config: configuration whose ``train.batch_size`` is tried first.
@@ -270,21 +270,26 @@ def fitting_batch(
         device: device that trains.
 
     Raises:
-        torch.OutOfMemoryError: if not even a batch of 8 fits.
+        ValueError: if not even a batch of 8 fits.
     """
-    while True:
-        size = config.train.batch_size
-        try:
-            parts = build(config)
-            views = random_views(parts.method, size, channels, device)
-            time_steps(parts.method, parts.optimizer, config.train, views, seconds=0.0)
-            return config, Decision("train.batch_size", f"{size}", "one step of it fits the memory of the device")
-        except torch.OutOfMemoryError:
-            if size < 16:
-                raise
-        del parts, views
+    while not _fits(config, build, channels, device):
+        size = config.train.batch_size // 2
+        if size < 8:
+            raise ValueError(f"not one step of {2 * size} images fits the memory of {device}; take smaller views")
+        config = with_values(config, {"train.batch_size": size})
+    return config
+
+
+def _fits(config: Config, build: Callable[[Config], Parts[TrainedMethod]], channels: int, device: torch.device) -> bool:
+    try:
+        parts = build(config)
+        views = random_views(parts.method, config.train.batch_size, channels, device)
+        time_steps(parts.method, parts.optimizer, config.train, views, seconds=0.0)
+    except torch.OutOfMemoryError:
+        return False
+    finally:
         torch.cuda.empty_cache()
-        config = with_values(config, {"train.batch_size": size // 2})
+    return True
 
 
 def forecast(config: PretrainConfig, seen: Seen, machine: Machine) -> str | None:
