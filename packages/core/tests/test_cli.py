@@ -64,6 +64,17 @@ def test_data_prints_what_is_in_a_source(run, capsys):
     printed = capsys.readouterr().out
     assert "80" in printed
     assert "10, of 8 to 8 images" in printed
+    assert "80 images are few" in printed
+
+
+def test_data_ends_with_what_auto_would_take_of_training_images(run, capsys):
+    main(["data", str(run / "images"), "--data.workers", "0"])
+    report, plan = capsys.readouterr().out.split("\n\n")
+    assert plan.startswith("ssl-METHOD-train --data.source ... would take, on ")
+    (batch,) = (line for line in plan.splitlines() if "train.batch_size" in line)
+    assert batch.split()[1] == "8"
+    main(["data", str(run / "images"), "--data.workers=0", "--data.holdout=0.25", "--split=test"])
+    assert "would take" not in capsys.readouterr().out
 
 
 def test_views_draws_a_gallery_of_a_configuration(run, capsys, tmp_path):
