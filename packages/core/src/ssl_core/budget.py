@@ -76,7 +76,8 @@ def measured_costs(
         return time_steps(parts.method, parts.optimizer, config.train, micro_batches, seconds=seconds, health=health)
 
     step_s = partner_step_s = steps_s()
-    if config.upkeep(1.0).partners:
+    steps_per_epoch = batches.batches_per_epoch
+    if config.upkeep(config.train.total_steps(steps_per_epoch) / steps_per_epoch).partners:
         batches.set_partners(torch.arange(len(source), dtype=torch.int32)[:, None])
         partner_step_s = steps_s()
     with tempfile.TemporaryDirectory() as folder:
