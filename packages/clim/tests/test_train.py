@@ -119,3 +119,11 @@ def test_without_a_search_faiss_is_not_asked_for(tmp_path, monkeypatch, selectio
     monkeypatch.setattr(neighbours, "packages_distributions", dict)
     train_on_few(tmp_path, "--neighbours.selection", selection, "--neighbours.start_epoch", "0", "--train.epochs", "1")
     assert (tmp_path / "run" / "backbone.safetensors").exists()
+
+
+def test_the_choices_of_partners_keep_their_parts_of_a_run_and_take_their_share_of_a_budget():
+    config = parse(train, "--config", "quickstart")
+    neighbours = config.lasting(200, 10).neighbours  # 20 epochs in place of 100
+    assert (neighbours.start_epoch, neighbours.update_every) == (10, 2)
+    assert config.upkeep(100.0) == (5, 0.5)
+    assert parse(train, "--config", "quickstart", "--neighbours.selection", "none").upkeep(100.0) == (0, 0.0)

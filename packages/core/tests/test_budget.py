@@ -8,6 +8,7 @@ from ssl_core.budget import Costs, within_budget
 from ssl_core.config import with_values
 from ssl_core.run import PretrainConfig, Upkeep
 from ssl_core.testing import error_of, make_images
+from ssl_core.testing.recipes import parse
 from ssl_core.train import OptimConfig, load_checkpoint, read_metrics
 
 COSTS = Costs(step_s=0.5, partner_step_s=0.5, image_s=0.0, checkpoint_s=0.0)
@@ -62,12 +63,13 @@ def test_a_budget_without_time_for_a_step_is_refused():
         fitted(elapsed_s=99.8)
 
 
-def test_what_is_counted_in_epochs_is_shortened_and_never_lengthened():
+def test_what_is_counted_in_epochs_keeps_its_part_of_the_run():
     optim = OptimConfig(warmup_epochs=10, schedule="step", milestones=(120, 160))
     config = with_values(PretrainConfig(optim=optim), {"train.epochs": 200})
-    short = config.lasting(500, 10)  # a fourth
-    assert (short.optim.warmup_epochs, short.optim.milestones) == (2.5, (30, 40))
-    assert config.lasting(20_000, 10).optim == optim
+    short, long = config.lasting(500, 10).optim, config.lasting(4000, 10).optim
+    assert (short.warmup_epochs, short.milestones) == (2.5, (30, 40))
+    assert (long.warmup_epochs, long.milestones) == (20, (240, 320))
+    assert config.lasting(10, 10).optim.milestones == (1, 1)  # and not from the first epoch on
 
 
 @pytest.mark.parametrize(("steps", "schedule"), [(99, "cosine"), (100, "cosine_epoch")])
@@ -120,10 +122,29 @@ def test_the_trial_leaves_no_trace_in_the_training(photos, tmp_path, quick):
     assert all((states[0][name] == value).all() for name, value in states[1].items())
 
 
+def test_another_recipe_in_the_directory_of_a_run_is_refused(photos, tmp_path, quick):
+    run = tmp_path / "run"
+    main(command(photos, run, "--budget=5m"))
+    message = error_of(ssl_tiny.train, *command(photos, run, "--budget=5m", "--optim.momentum=0.5"))
+    assert "optim.momentum: 0.9 -> 0.5" in message
+    assert "train.steps" not in message
+    message = error_of(ssl_tiny.train, *command(photos, run, "--budget=5m", "--config=batch"))
+    assert "method.negatives: queue -> batch" in message
+
+
 def test_another_budget_for_a_run_that_has_begun_is_refused(photos, tmp_path, quick):
     run = tmp_path / "run"
     main(command(photos, run, "--budget=5m"))
     assert "budget: 5m -> 1h" in error_of(ssl_tiny.train, *command(photos, run, "--budget=1h"))
+
+
+def test_from_python_too_a_run_goes_on_with_what_it_has_decided(photos, tmp_path, quick):
+    config = parse(
+        ssl_tiny.train, *command(photos, tmp_path / "run", "--config=auto", "--budget=5m", "--train.log_every=1")
+    )
+    for _ in range(2):
+        run = pretrain.pretrain(config, ssl_tiny.train.make_method, name="tiny")
+    assert len([each for each in read_metrics(run) if "loss" in each]) == 5
 
 
 def test_a_budget_that_is_no_time_is_refused(photos, tmp_path):

@@ -7,6 +7,7 @@ repetition decide nothing. What the command line gives is left alone.
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
@@ -16,7 +17,7 @@ import torch
 from ssl_core import distributed
 from ssl_core.build import Parts, strides_over_a_pixel
 from ssl_core.config import with_given, with_values
-from ssl_core.data import Images, probed
+from ssl_core.data import Images, probed, rows_at_once
 from ssl_core.data.workers import most_workers
 from ssl_core.duration import duration, seconds_of
 from ssl_core.given import is_given
@@ -25,14 +26,14 @@ from ssl_core.nn import make_encoder
 from ssl_core.run import Config, PretrainConfig, TrainedMethod
 from ssl_core.train.trial import random_views, time_steps
 from ssl_core.views import ViewConfig
+from ssl_core.views.ops import RandomResizedCrop
 
 logger = logging.getLogger(__name__)
 
 LEAST_IMAGES = 16
 # Without epochs and without a budget: images that a run sees in all, within these bounds of epochs.
 _IMAGES_SEEN, _LEAST_EPOCHS, _MOST_EPOCHS = 600_000, 100, 1000
-# What every recipe `auto` is written for.
-RECIPE_SIDE, _RECIPE_EPOCHS = 32, 100
+_RECIPE_EPOCHS = 100  # that every recipe `auto` is written for
 _NARROW = {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}
 # Under so many images, crops are of this part or more of the area: benchmarks/results/.
 _FEW_IMAGES, _LEAST_CROP = 20_000, 0.7
@@ -129,7 +130,10 @@ def decided(config: Config, seen: Seen, machine: Machine, given: Collection[str]
     """
     number, sides, channels = seen
     if number < LEAST_IMAGES:
-        raise ValueError(f"data.source {config.data.source} has {number} images; auto takes {LEAST_IMAGES} or more")
+        raise ValueError(
+            f"data.source {config.data.source} has {number} images and --config auto takes {LEAST_IMAGES} or more; add "
+            "images, or name another recipe"
+        )
     decisions: list[Decision] = []
 
     def decide(key: str, value: Any, reason: str, text: str = "") -> None:
@@ -140,7 +144,8 @@ def decided(config: Config, seen: Seen, machine: Machine, given: Collection[str]
 
     size, why = _view_size(sides, machine)
     least_crop = _LEAST_CROP if number < _FEW_IMAGES else 0.0
-    decide("views", [_adapted(view, size, channels, least_crop) for view in config.views], why, f"{size} px")
+    scale = size / max(side for view in config.views for side in view.sizes)
+    decide("views", [_adapted(view, scale, channels, least_crop) for view in config.views], why, f"{size} px")
     if decisions and least_crop:
         reason = f"under {_FEW_IMAGES:,} images, smaller crops teach a short run less"
         decisions.append(Decision("", f"crops of {100 * least_crop:.0f} % or more", reason))
@@ -149,21 +154,24 @@ def decided(config: Config, seen: Seen, machine: Machine, given: Collection[str]
 
     name = _encoder_name(number, machine)
     decide("encoder.name", name, f"for {number:,} images on {machine}", name)
-    if machine.is_small and config.encoder == replace(config.encoder, name="resnet18", weights="random"):
+    is_own = config.encoder.weights == "random" and not is_given(given, "encoder.name") and not config.encoder.options
+    if machine.is_small and is_own:
         decide("encoder.options", _NARROW, "trains on a CPU", "a block of 32 to 256 channels a stage")
-        if size <= 100:
+        if max(size for spec in config.view_specs() for size in spec.sizes) <= 100:
             decide("encoder.stem", "small_pool", "a fourth of the work of a stem without max-pool", "3x3, max-pool")
 
     most = 32 if machine.device.type == "cpu" else 256
-    batch = min(most, max(8, 2 ** int(math.log2(number / 8))))
-    why = "more steps in the same time than of a larger one" if batch == most else "8 or more steps an epoch"
-    decide("train.batch_size", batch, "fills a GPU" if batch == 256 else why)
+    parts = config.train.accumulate * distributed.world_size()
+    batch = max(1, min(most, max(8, 2 ** int(math.log2(number / 8)))) // parts) * parts
+    why = "fills a GPU" if batch == 256 else "more steps in the same time than of a larger one"
+    decide("train.batch_size", batch, why if batch >= most else f"there are {number:,} images")
     queue = getattr(getattr(config, "method", None), "queue", None)
     if queue is not None:
         length = max(min(2 ** int(math.log2(number / 2)), queue.length), 2 * config.train.batch_size)
-        decide("method.queue.length", length, "at most half of the images, so that few keys are of those in the batch")
+        why = "at most half of the images, so that few keys are of those in the batch"
+        decide("method.queue.length", length, why if length <= number / 2 else "keys of two batches")
     if config.budget is None:
-        if "train.steps" not in given:
+        if not is_given(given, "train.steps"):
             epochs = min(max(round(_IMAGES_SEEN / number), _LEAST_EPOCHS), _MOST_EPOCHS)
             decide("train.epochs", epochs, f"{epochs * number:,} images seen; --budget 1h would take an hour")
         steps = max(1, number // config.train.batch_size)
@@ -196,20 +204,21 @@ def _view_size(sides: Sequence[int], machine: Machine) -> tuple[int, str]:
 
 
 def _workers(config: PretrainConfig, seen: Seen, machine: Machine) -> tuple[int, str]:
-    """Number of worker processes, and the reason for it."""
+    """Number of worker processes of each training process, and the reason for it."""
+    cores = machine.cores // distributed.local_world_size()
     if machine.device.type == "cpu":
-        workers, why = machine.cores // 4 if machine.cores > 4 else 0, "the training itself takes the cores"
+        workers, why = cores // 4 if cores > 4 else 0, "the training itself takes the cores"
         image_bytes = 4 * seen.channels * sum(size**2 for spec in config.view_specs() for size in spec.sizes)
     else:
-        workers, why = min(machine.cores - 1, 16), f"one of {machine.cores} cores is left to the training"
-        image_bytes = seen.channels * 2 * seen.sides[-1] ** 2  # images themselves, rarely longer than twice their side
+        workers, why = max(0, min(cores - 1, 16)), f"one of {cores} cores is left to the training"
+        image_bytes = 4 * seen.channels * seen.sides[-1] ** 2  # images themselves
     fitting = most_workers(config.train.batch_size * image_bytes)
     return (workers, why) if workers <= fitting else (fitting, "as many as /dev/shm holds batches of")
 
 
-def _adapted(view: ViewConfig, size: int, channels: int, least_crop: float) -> ViewConfig:
+def _adapted(view: ViewConfig, scale: float, channels: int, least_crop: float) -> ViewConfig:
     """A view of a recipe at another size, with larger crops, and without changes of color where there is none."""
-    sizes = [max(8, 4 * round(side * size / RECIPE_SIDE / 4)) for side in view.sizes]
+    sizes = [max(8, 4 * round(side * scale / 4)) for side in view.sizes]
     ops = view.augmentation
     if not isinstance(ops, str):
         ops = [op if isinstance(op, str) else _adapted_op(op, channels, least_crop) for op in ops]
@@ -221,11 +230,11 @@ def _adapted_op(op: dict[str, Any], channels: int, least_crop: float) -> dict[st
     """An op of a view as it suits the images; empty where it suits none of them."""
     ((name, arguments),) = op.items()
     if name == "random_resized_crop":
-        least, most = arguments["scale"]
-        return {name: {**arguments, "scale": [max(least, least_crop), max(most, least_crop)]}}
+        least, most = (arguments or {}).get("scale", RandomResizedCrop().scale)
+        return {name: {**(arguments or {}), "scale": [max(least, least_crop), max(most, least_crop)]}}
     if channels == 3 or name not in ("color_jitter", "grayscale"):
         return op
-    return {} if name == "grayscale" else {name: {**arguments, "saturation": 0.0, "hue": 0.0}}
+    return {} if name == "grayscale" else {name: {**(arguments or {}), "saturation": 0.0, "hue": 0.0}}
 
 
 def faster_precision(
@@ -246,11 +255,10 @@ def faster_precision(
         reason = f"at {min(sizes)} px a convolution strides over a single pixel, which bfloat16 gets wrong"
         return choices["float32"], Decision("train.precision", "float32", reason)
     built["bfloat16"] = build(choices["bfloat16"])
-    rows = config.train.batch_size // config.train.accumulate // distributed.world_size()
     seconds = {name: math.inf for name in choices}
     for _ in range(2):
         for name, parts in built.items():
-            views = random_views(parts.method, rows, channels, device)
+            views = random_views(parts.method, _rows(config), channels, device)
             step_s = time_steps(parts.method, parts.optimizer, choices[name].train, views, seconds=0.5)
             seconds[name] = min(seconds[name], step_s)
     best = min(seconds, key=lambda name: seconds[name])
@@ -283,19 +291,23 @@ def fitting_batch(
 def _fits(config: Config, build: Callable[[Config], Parts[TrainedMethod]], channels: int, device: torch.device) -> bool:
     try:
         parts = build(config)
-        views = random_views(parts.method, config.train.batch_size, channels, device)
+        views = random_views(parts.method, _rows(config), channels, device)
         time_steps(parts.method, parts.optimizer, config.train, views, seconds=0.0)
+        fits = True
     except torch.OutOfMemoryError:
-        return False
-    finally:
-        torch.cuda.empty_cache()
-    return True
+        fits = False
+    torch.cuda.empty_cache()
+    return all(distributed.gather_objects(fits))
+
+
+def _rows(config: PretrainConfig) -> int:
+    return rows_at_once(config.train.batch_size, config.train.accumulate, distributed.world_size())
 
 
 def forecast(config: PretrainConfig, seen: Seen, machine: Machine) -> str | None:
     """What is said of a run that would take long, or see few images in its budget; None of others.
 
-    A few images of noise go through the encoder and back for each view: no less than the time of a step.
+    A few images of noise go through the encoder and back for each view, which is most of a step.
 
     Args:
         config: configuration of the run.
@@ -303,7 +315,7 @@ def forecast(config: PretrainConfig, seen: Seen, machine: Machine) -> str | None
         machine: what trains.
     """
     number, sides, channels = seen
-    image_s = _image_s(config, channels, machine.device)
+    image_s = _image_s(config, channels, machine.device) / distributed.world_size()
     training = config.train
     epochs = training.epochs if training.steps is None else training.steps * training.batch_size / number
     sizes = [size for spec in config.view_specs() for size in spec.sizes]
@@ -325,14 +337,16 @@ def forecast(config: PretrainConfig, seen: Seen, machine: Machine) -> str | None
 
 def _image_s(config: PretrainConfig, channels: int, device: torch.device) -> float:
     """About the seconds that an image takes, seen in all of its views."""
-    sizes = [size for spec in config.view_specs() for size in spec.sizes]
+    sizes = Counter(size for spec in config.view_specs() for size in spec.sizes)
     encoder = make_encoder(config.encoder, channels=channels, image_size=max(sizes), other_sizes=sizes).to(device)
     memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
     encoder.to(memory_format=memory_format)
     total_s = 0.0
-    for size in sizes:
+    for size, number in sizes.items():
         rows, image_s = 2, math.inf
-        while rows <= 64 and (rows == 2 or rows * image_s < _TRIED_S):  # larger batches may take less for an image
+        while rows <= max(2, min(64, _rows(config))) and (
+            rows == 2 or rows * image_s < _TRIED_S
+        ):  # larger batches may take less for an image
             noise = torch.rand(rows, channels, size, size, device=device).to(memory_format=memory_format)
             started = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
@@ -342,5 +356,5 @@ def _image_s(config: PretrainConfig, channels: int, device: torch.device) -> flo
                 torch.cuda.synchronize(device)
             image_s = min(image_s, (time.perf_counter() - started) / rows)
             rows *= 2
-        total_s += image_s
+        total_s += number * image_s
     return total_s

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Generic
 
 from ssl_core import distributed
-from ssl_core.config import given_options, parse_config
+from ssl_core.config import given_options, needs_recipe, parse_config
 from ssl_core.console import Lasting, lasting
 from ssl_core.data.workers import WorkerError, worker_error
-from ssl_core.folder import find_run
-from ssl_core.given import is_given
 from ssl_core.pretrain import pretrain
 from ssl_core.run import Config, MakeMethod, Prepare, TrainedMethod
 from ssl_core.train import CollapseError
@@ -49,28 +47,22 @@ class Command(Generic[Config, TrainedMethod]):
             arguments: command line without the program's name; None reads ``sys.argv``.
             started: time of ``time.monotonic()`` from which a budget counts; None is now.
         """
-        arguments = list(sys.argv[1:] if arguments is None else arguments)
-        given = given_options(arguments)
-        if not {"config", "resume"} & given and is_given(given, "data.source"):
+        recipes = Path(inspect.getfile(self.config_class)).parent / "recipes"
+        given = arguments = list(sys.argv[1:] if arguments is None else arguments)
+        if (recipes / "auto.yaml").exists() and needs_recipe(arguments):
             arguments = ["--config=auto", *arguments]
-        config = self._parse(arguments)
+        config = parse_config(
+            self.config_class, arguments, prog=self.prog, description=self.description, recipes=recipes
+        )
         with lasting("stdout"), errors_in_one_line(self.prog):
-            if config.resume is None and (config.auto or config.budget or config.train.precision == "auto"):
-                run, checkpoint = find_run(config.out, None)
-                if checkpoint is not None:  # what the run there has decided holds
-                    config = self._parse([*arguments, f"--resume={run}"])
             pretrain(
                 config,
                 self.make_method,
                 name=self.prog.removesuffix("-train"),
                 prepare=self.prepare,
-                given=given,
+                given=given_options(given),
                 started=started,
             )
-
-    def _parse(self, arguments: Sequence[str]) -> Config:
-        recipes = Path(inspect.getfile(self.config_class)).parent / "recipes"
-        return parse_config(self.config_class, arguments, prog=self.prog, description=self.description, recipes=recipes)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@
 the result, ``--resume RUN`` continues a run directory, ``--device`` is short for ``--train.device``.
 """
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -27,6 +28,8 @@ from ssl_core.recipes import recipe_path
 logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
+
+_NODES = (".yaml", ".yml")  # files that hold a node of options
 
 # Options that people expect without their node.
 _SHORT = {"--device": "--train.device"}
@@ -111,9 +114,19 @@ def given_options(arguments: Sequence[str] | None) -> frozenset[str]:
     given: set[str] = set()
     for option, values in _grouped(sys.argv[1:] if arguments is None else arguments):
         name = option.removeprefix("--").removesuffix("+")
-        is_node = len(values) == 1 and values[0].startswith("{")
-        given |= {key for key, _ in flatten({name: _read_yaml(values[0], option) if is_node else None})}
+        node = None
+        if len(values) == 1 and values[0].startswith("{"):
+            node = _read_yaml(values[0], option)
+        elif name not in ("config", "resume") and len(values) == 1 and (file := Path(values[0])).suffix in _NODES:
+            node = read_config(file) if file.is_file() else None
+        given |= {key for key, _ in flatten({name: node})}
     return frozenset(given)
+
+
+def needs_recipe(arguments: Sequence[str]) -> bool:
+    """Whether a command line names images, and neither a recipe nor a run to resume."""
+    names = {option.removeprefix("--") for option, _ in _grouped(arguments)}
+    return not {"config", "resume"} & names and not names.isdisjoint({"data", "data.source"})
 
 
 def _grouped(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -376,10 +389,33 @@ def config_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
     ]
 
 
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and plain value of each option of a configuration; a mapping that is one option stays whole."""
+    for name, value in vars(config).items():
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _plain(value)
+
+
 def changed_values(old: Any, new: Any) -> dict[str, Any]:
     """By dotted key, the values of a configuration that another one of its kind has changed."""
-    flat_new = dict(flatten(to_dict(new)))
-    return {key: value for key, value in flatten(to_dict(old)) if flat_new.get(key, value) != value}
+    new_values = dict(leaves(new))
+    return {key: value for key, value in leaves(old) if new_values[key] != value}
+
+
+def with_plain_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """A configuration with other values for some dotted keys, plain as a file has them."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(type(config))
+    plain = to_dict(config)
+    for key, value in values.items():
+        *nodes, name = key.split(".")
+        inner = plain
+        for node in nodes:
+            inner = inner[node]
+        inner[name] = copy.deepcopy(value)  # the parser changes what it is given
+    return type(config)(**vars(parser.instantiate(parser.parse_object(plain))))
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:

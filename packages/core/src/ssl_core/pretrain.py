@@ -37,6 +37,7 @@ from ssl_core.evaluate import collapse, evaluate_knn, health
 from ssl_core.evaluate.online import decoded_side, fitting_knn, knn_of_method
 from ssl_core.files import copy_atomically
 from ssl_core.folder import LAST, check_writable, claimed, find_run, last_saved_ns
+from ssl_core.given import is_given
 from ssl_core.nn import stem_for
 from ssl_core.run import Config, MakeMethod, Prepare, PretrainConfig, Run, TrainedMethod, choose_device
 from ssl_core.summary import summary
@@ -67,7 +68,8 @@ def pretrain(
             it cannot serve; the function that it returns is called before the first step of each epoch with the number
             of epochs done, and returns numbers for the log.
         given: options that the user has set and that are refused where they do not fit the data; others are a
-            recipe's and give way, said in the log. None: all.
+            recipe's and give way, said in the log. None: all, but for what ``config.auto`` decides, which is the rest
+            of the configuration.
         started: time of ``time.monotonic()`` from which ``config.budget`` counts; None is now.
 
     Returns:
@@ -80,9 +82,11 @@ def pretrain(
     """
     started = time.monotonic() if started is None else started
     device = distributed.setup(choose_device(config.train.device))
-    lengths = {"train.epochs", "train.steps"} & set(given or ())
+    lengths = [name for name in ("train.epochs", "train.steps") if is_given(given or (), name)]
     if config.budget is not None and lengths:
-        raise ValueError(f"budget {config.budget} and {min(lengths)} both say how long a run is; give one")
+        raise ValueError(
+            f"budget {config.budget} and {lengths[0]} both say how long a run is; give one (--budget null)"
+        )
     specs = config.view_specs()
     if not specs:
         raise ValueError(
@@ -102,6 +106,7 @@ def pretrain(
         config = replace(config, data=without_foreign_classes(config.data, given))
     else:
         content, config = load_run(checkpoint, config, given)
+        specs = config.view_specs()
     data = config.data
     if content is not None:  # normalized as before, whatever is measured or published now
         mean, std = content["data"]["mean"], content["data"]["std"]
@@ -138,7 +143,11 @@ def pretrain(
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-    if content is None and config.budget is not None and (config.train.steps is None or "budget" in (given or ())):
+    if (
+        content is None
+        and config.budget is not None
+        and (config.train.steps is None or is_given(given or (), "budget"))
+    ):
         batches = make_batches()
         costs = measured_costs(config, make_parts(config), batches, source, mean=mean, std=std, device=device)
         config = within_budget(
@@ -236,9 +245,10 @@ def _settled(
     """The configuration with everything decided that can be before anything is decoded, and said."""
     machine, seen = this_machine(device), look_at(images)
     decisions: list[Decision] = []
-    tries_batch = config.auto and device.type == "cuda" and "train.batch_size" not in (given or ())
+    tries_batch = config.auto and device.type == "cuda" and not is_given(given or (), "train.batch_size")
     if config.auto:
-        config, decisions = decided(config, seen, machine, given or ())
+        # Of one process: others may see other cores, and less shared memory.
+        config, decisions = distributed.broadcast_object(decided(config, seen, machine, given or ()))
 
     make_parts = partial(build, make_method=make_method, channels=seen.channels, device=device)
     if tries_batch:

@@ -94,21 +94,20 @@ class PretrainConfig:
         optim = replace(
             self.optim,
             warmup_epochs=ratio * self.optim.warmup_epochs,
-            milestones=tuple(round(ratio * milestone) for milestone in self.optim.milestones),
+            milestones=tuple(max(1, round(ratio * milestone)) for milestone in self.optim.milestones),
         )
         return replace(self, optim=optim)
 
     def lasting(self, steps: int, steps_per_epoch: int) -> "PretrainConfig":
-        """The same with a length in steps; what is counted in epochs is shortened in proportion, and never lengthened.
+        """The same with a length in steps, and what is counted in epochs in proportion.
 
-        A schedule that falls once an epoch falls at every step of a run of fewer than ten epochs: of one, it would
-        have its end alone.
+        ``cosine_epoch`` falls at every step of a run of fewer than ten epochs: of one, it would have its end alone.
 
         Args:
             steps: optimizer steps of the whole run.
             steps_per_epoch: those of an epoch.
         """
-        scaled = self.scaled(min(1.0, steps / self.train.total_steps(steps_per_epoch)))
+        scaled = self.scaled(steps / self.train.total_steps(steps_per_epoch))
         by_epochs = scaled.optim.schedule in ("cosine_epoch", "cosine_epoch_from_0")
         if by_epochs and steps < 10 * steps_per_epoch:
             scaled = replace(scaled, optim=replace(scaled.optim, schedule="cosine"))

@@ -1,6 +1,8 @@
 """Checkpoints: everything that the next step depends on, in one file that is either whole or absent."""
 
+import functools
 import logging
+import operator
 import pickle
 from collections.abc import Collection, Mapping
 from importlib.metadata import version
@@ -11,7 +13,7 @@ import torch
 from torch import nn
 
 from ssl_core import distributed
-from ssl_core.config import Config, config_difference, flatten, to_dict, with_values
+from ssl_core.config import Config, config_difference, leaves, to_dict, with_plain_values
 from ssl_core.files import write_atomically
 from ssl_core.given import is_given
 
@@ -97,17 +99,19 @@ def load_run(path: Path, config: Config, given: Collection[str] | None) -> tuple
     Args:
         path: file of the checkpoint.
         config: complete configuration of the run as it is now.
-        given: options that the user has set, which do not give way; None: all.
+        given: options that the user has set, which do not give way; None: nobody knows.
 
     Raises:
         ValueError: as :func:`load_checkpoint`, and for a checkpoint of another configuration, with the difference.
     """
     content = load_checkpoint(path)
-    decided, now = dict(flatten(content["config"])), dict(flatten(to_dict(config)))
+    now = dict(leaves(config))
     same = [
-        key for key, asked in content["data"]["asked"].items() if now.get(key) == asked and not is_given(given, key)
+        key for key, asked in content["data"]["asked"].items() if now[key] == asked and not is_given(given or (), key)
     ]
-    config = with_values(config, {key: decided[key] for key in same})
+    if same:
+        decided = {key: functools.reduce(operator.getitem, key.split("."), content["config"]) for key in same}
+        config = with_plain_values(config, decided)
     if difference := config_difference(content["config"], to_dict(config)):
         longer = any(line.startswith("train.epochs:") for line in difference)
         raise ValueError(

@@ -74,8 +74,8 @@ def time_steps(
             method.update(output.keys, step)
             if done % config.log_every == 0:
                 window.summary(output)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
         return time.perf_counter() - started
 
     take(_FIRST)
