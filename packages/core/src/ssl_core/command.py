@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Generic
 
 from ssl_core import distributed
-from ssl_core.config import given_options, needs_recipe, parse_config
+from ssl_core.config import given_options, parse_config
 from ssl_core.console import Lasting, lasting
 from ssl_core.data.workers import WorkerError, worker_error
 from ssl_core.pretrain import pretrain
@@ -48,9 +48,6 @@ class Command(Generic[Config, TrainedMethod]):
             started: time of ``time.monotonic()`` from which a budget counts; None is now.
         """
         recipes = Path(inspect.getfile(self.config_class)).parent / "recipes"
-        given = arguments = list(sys.argv[1:] if arguments is None else arguments)
-        if (recipes / "auto.yaml").exists() and needs_recipe(arguments):
-            arguments = ["--config=auto", *arguments]
         config = parse_config(
             self.config_class, arguments, prog=self.prog, description=self.description, recipes=recipes
         )
@@ -60,7 +57,7 @@ class Command(Generic[Config, TrainedMethod]):
                 self.make_method,
                 name=self.prog.removesuffix("-train"),
                 prepare=self.prepare,
-                given=given_options(given),
+                given=given_options(arguments),
                 started=started,
             )
 

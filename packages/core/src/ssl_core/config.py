@@ -72,7 +72,7 @@ _EARLIER |= {"method.predictor_dim": "predictor beside method"}
 def parse_config(
     config_class: type[Config], arguments: Sequence[str] | None, *, prog: str, description: str, recipes: Path
 ) -> Config:
-    """The configuration that a command line asks for.
+    """The configuration that a command line asks for; of images without a recipe that of the recipe ``auto``.
 
     Args:
         config_class: a frozen dataclass, usually of further dataclasses.
@@ -86,6 +86,8 @@ def parse_config(
             ``--print_config``.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if (recipes / "auto.yaml").is_file() and _needs_recipe(arguments):
+        arguments = ["--config=auto", *arguments]
     parser = ArgumentParser(prog=prog, description=description, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", action="config", help="a recipe's name, a YAML file, or: list; other options win")
     parser.add_class_arguments(config_class)
@@ -123,7 +125,7 @@ def given_options(arguments: Sequence[str] | None) -> frozenset[str]:
     return frozenset(given)
 
 
-def needs_recipe(arguments: Sequence[str]) -> bool:
+def _needs_recipe(arguments: Sequence[str]) -> bool:
     """Whether a command line names images, and neither a recipe nor a run to resume."""
     names = {option.removeprefix("--") for option, _ in _grouped(arguments)}
     return not {"config", "resume"} & names and not names.isdisjoint({"data", "data.source"})
