@@ -26,7 +26,7 @@ def duration(seconds: float) -> str:
     """Seconds in the unit in which a person would say them.
 
     Example:
-        >>> duration(90), duration(400)
+        >>> duration(90.0), duration(400.0)
         ('90 s', '6.7 min')
     """
     for unit, length_s in (("days", 86_400), ("h", 3600), ("min", 60)):

@@ -79,4 +79,4 @@ def test_a_mistake_that_is_accepted_is_named(tmp_path):
 
 
 def test_the_message_of_a_refusal_is_what_stands_on_standard_error():
-    assert "shipped: batch, smoke (ssl-tiny-train --help" in error_of(ssl_tiny.train, "--config", "smok")
+    assert "shipped: auto, batch, smoke (ssl-tiny-train --help" in error_of(ssl_tiny.train, "--config", "smok")

@@ -14,7 +14,7 @@ def recipes_of(train):
 @pytest.mark.parametrize("check", ["check_header", "check_full_size", "check_step"])
 def test_recipes_with_and_without_a_queue_keep_the_promises(check, name):
     recipes = recipes_of(ssl_tiny.train)
-    assert recipes.names == ["batch", "smoke"]
+    assert recipes.names == ["auto", "batch", "smoke"]
     getattr(recipes, check)(name)
 
 
