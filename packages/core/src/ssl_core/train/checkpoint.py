@@ -19,7 +19,7 @@ from ssl_core.given import is_given
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 4
+_FORMAT = 5
 
 
 def save_checkpoint(
