@@ -175,7 +175,7 @@ log        {Path(run) / "metrics.jsonl"}
 
 next       ssl-core eval linear {run} --protocol cached
            {command} --config list
-           {command} --config NAME --data.source FOLDER --out runs/mine""")
+           {command} --data.source FOLDER --budget 10m --out runs/mine""")
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def test_another_file_of_torch_is_not_a_checkpoint(tmp_path):
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_sentence(tmp_path):
     torch.save({"format": 3, "method": {}}, tmp_path / "earlier.pt")
-    with pytest.raises(ValueError, match=r"earlier.pt is of format 3, from another version .* reads format 4"):
+    with pytest.raises(ValueError, match=r"earlier.pt is of format 3, from another version .* reads format 5"):
         load_checkpoint(tmp_path / "earlier.pt")
 
 
