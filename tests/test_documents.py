@@ -285,7 +285,7 @@ def backbones(tmp_path_factory):
     folder = tmp_path_factory.mktemp("backbones")
     encoder = make_encoder(EncoderConfig("resnet50"), channels=3, image_size=224)
     card = BackboneCard("resnet50", 3, 224, (0.5,) * 3, (0.3,) * 3, 2048, "imagenet", {}, recipe="ssl-any")
-    for run in ("runs/x", "runs/photos"):
+    for run in ("runs/x", "runs/resnet50"):
         (folder / run).mkdir(parents=True)
         save_backbone(folder / run / "backbone.safetensors", encoder, card)
     return folder

@@ -70,7 +70,7 @@ def test_data_prints_what_is_in_a_source(run, capsys):
 def test_data_ends_with_what_auto_would_take_of_training_images(run, capsys):
     main(["data", str(run / "images"), "--data.workers", "0"])
     _, plan = capsys.readouterr().out.split("\n\n")
-    assert plan.startswith("ssl-METHOD-train --data.source ... would take, on ")
+    assert plan.startswith("the recipe auto would take, on ")
     (batch,) = (line for line in plan.splitlines() if "train.batch_size" in line)
     assert batch.split()[1] == "8"
     main(["data", str(run / "images"), "--data.workers=0", "--data.holdout=0.25", "--split=test"])

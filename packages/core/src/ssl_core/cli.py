@@ -18,7 +18,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from ssl_core.allocator import keep_freed_memory
-from ssl_core.auto import LEAST_IMAGES, decided, decisions_text, look_at, this_machine
+from ssl_core.auto import LEAST_IMAGES, Seen, decided, decisions_text, this_machine
 from ssl_core.backbone import load_card
 from ssl_core.command import errors_in_one_line
 from ssl_core.config import read_config
@@ -80,9 +80,9 @@ def scan(data: DataConfig, *, split: Literal["train", "test", "labelled"] = "tra
         except ValueError as error:
             print(f"{'note':<11} {error}")
     machine = this_machine(choose_device("auto"))
-    recipe = PretrainConfig(data=data, views=[ViewConfig()], auto=True)
-    _, decisions = decided(recipe, look_at(open_encoded(data, split)), machine, ())
-    print(f"\nssl-METHOD-train --data.source ... would take, on {machine}:\n{decisions_text(decisions)}")
+    seen = Seen(report.num_images, report.sides, report.read_channels)
+    _, decisions = decided(PretrainConfig(data=data, views=[ViewConfig()]), seen, machine, ())
+    print(f"\nthe recipe auto would take, on {machine}:\n{decisions_text(decisions)}")
     print("and half as many keys in a queue as there are images, and the faster precision")
 
 

@@ -64,7 +64,7 @@ def test_a_report_reads_as_a_table(tmp_path, make):
     [
         ({"std": (0.1, 0.0, 0.1)}, "channel 1 (from 0) is the same everywhere"),
         ({"mean": (0.4,) * 3, "std": (0.2,) * 3}, "--data.channels 1 reads it alone"),
-        ({"heights": (16, 300, 4000)}, "sides from 16 to 4000 px are far apart"),
+        ({"heights": (16, 300, 4000), "sides": (16, 300, 400)}, "sides from 16 to 4000 px are far apart"),
         ({"num_images": 999}, "999 images are few"),
         ({"broken": ("1.png: zero bytes",) * 100}, "9.1 % of the images are broken"),
         ({"classes": {"cat": 900, "dog": 89}}, "classes are of very different sizes"),
@@ -77,6 +77,7 @@ def test_what_stands_out_is_remarked(change, remark):
         num_images=1000,
         heights=(200, 300, 400),
         widths=(200, 300, 400),
+        sides=(200, 300, 400),
         read_channels=3,
         mean=(0.4, 0.5, 0.6),
         std=(0.2, 0.3, 0.2),

@@ -112,6 +112,15 @@ def test_linear_prints_its_protocol_and_its_line(run, capsys):
     assert result["changed"] == ["batch_size", "epochs", "lr"]
 
 
+def test_linear_takes_a_smaller_batch_of_few_images_and_says_so(run, caplog):
+    caplog.set_level("INFO")
+    result = evaluate_linear(str(run), protocol="cached", epochs=1, **QUIET)
+    assert (result["protocol"]["batch_size"], result["changed"]) == (8, ["batch_size", "epochs"])
+    assert "batch_size: 8 instead of 256, for there are 15 images" in caplog.text
+    with pytest.raises(ValueError, match="15 training images are less than one batch of 16"):
+        evaluate_linear(str(run), protocol="cached", epochs=1, batch_size=16, **QUIET)
+
+
 def test_a_cached_probe_says_so(run, capsys):
     evaluate_linear(str(run), protocol="cached", epochs=2, batch_size=5, **QUIET)
     out = capsys.readouterr().out

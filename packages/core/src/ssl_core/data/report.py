@@ -40,6 +40,7 @@ class DataReport:
         num_images: that can be read.
         heights: smallest, median and largest, pixels.
         widths: widths, likewise.
+        sides: short sides, likewise.
         channels: number of images by their number of channels, as they are stored.
         dtypes: number of images by their type.
         read_channels: number of channels that all images are read with.
@@ -59,6 +60,7 @@ class DataReport:
     num_images: int
     heights: tuple[int, int, int]
     widths: tuple[int, int, int]
+    sides: tuple[int, int, int]
     channels: dict[int, int]
     dtypes: dict[str, int]
     read_channels: int
@@ -112,7 +114,7 @@ class DataReport:
             )
         if self.read_channels == 3 and len({*self.mean}) == len({*self.std}) == 1:
             remarks.append("all three channels seem to be one, of gray images: --data.channels 1 reads it alone")
-        smallest, largest = min(self.heights[0], self.widths[0]), max(self.heights[2], self.widths[2])
+        smallest, largest = self.sides[0], max(self.heights[2], self.widths[2])
         if largest > _FAR_APART * smallest:
             remarks.append(f"sides from {smallest} to {largest} px are far apart: are icons or thumbnails among them?")
         if self.num_images < _FEW:
@@ -168,6 +170,7 @@ def inspect(config: DataConfig, *, split: str = "train", progress: bool = True) 
         num_images=len(facts),
         heights=_quantiles([each.height for each in facts]),
         widths=_quantiles([each.width for each in facts]),
+        sides=_quantiles([min(each.height, each.width) for each in facts]),
         channels=dict(Counter(each.channels for each in facts).most_common()),
         dtypes=dict(Counter(each.dtype for each in facts).most_common()),
         read_channels=channels,

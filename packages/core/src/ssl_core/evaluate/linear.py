@@ -5,6 +5,8 @@
 """
 
 import dataclasses
+import logging
+import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -34,6 +36,8 @@ from ssl_core.evaluate.subject import Subject, load_subject
 from ssl_core.philox import permutation
 from ssl_core.progress import progress_bar
 from ssl_core.views import ViewSpec
+
+logger = logging.getLogger(__name__)
 
 _SHUFFLE_STREAM = 1
 
@@ -222,7 +226,7 @@ def evaluate_linear(
         features: layer to evaluate: ``backbone``, or ``projection``, the projector after it.
         epochs: number of epochs in place of the protocol's; milestones move along.
         lr: learning rate in place of the protocol's, which the protocol may scale by the batch size.
-        batch_size: batch size in place of the protocol's.
+        batch_size: batch size in place of the protocol's; None takes of fewer images the largest power of two.
         crop: crop of test images: ``center`` as the protocol says; ``random`` and ``random_window`` test the same
             classifier on random crops as well, see :func:`view_for_random_crops`, and print a line of their own.
         crop_seeds: number of seeds of the random crops, from ``seed`` on, at least 3; null is 3.
@@ -248,6 +252,10 @@ def evaluate_linear(
     chosen = dataclasses.replace(find_protocol(protocol), **changes)
     subject = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed)
     train, test = (open_source(subject.data, split=split) for split in ("labelled", "test"))
+    if batch_size is None and len(train) < chosen.batch_size:
+        fewer = changes["batch_size"] = 2 ** int(math.log2(len(train)))
+        logger.info("batch_size: %d instead of %d, for there are %d images", fewer, chosen.batch_size, len(train))
+        chosen = dataclasses.replace(chosen, batch_size=fewer)
     print(protocol_text(protocol, chosen, subject.card.image_size))
     random_view = None if crop == "center" else view_for_random_crops(chosen, crop, subject.card.image_size)
     seeds = [seed + draw for draw in range(crop_seeds or 3)]
