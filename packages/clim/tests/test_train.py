@@ -3,8 +3,12 @@
 import importlib.metadata
 
 import pytest
+import torch
 
 from ssl_clim import neighbours, train
+from ssl_core import budget
+from ssl_core.build import build
+from ssl_core.data import Batches, open_source
 from ssl_core.testing import check_bad_input, check_exact_resume, check_imports, check_run, error_of, make_images
 from ssl_core.testing.recipes import parse
 from ssl_core.train import load_checkpoint, read_metrics
@@ -127,3 +131,18 @@ def test_the_choices_of_partners_keep_their_parts_of_a_run_and_take_their_share_
     assert (neighbours.start_epoch, neighbours.update_every) == (10, 2)
     assert config.upkeep(100.0) == (5, 0.5)
     assert parse(train, "--config", "quickstart", "--neighbours.selection", "none").upkeep(100.0) == (0, 0.0)
+
+
+def test_a_budget_times_the_steps_without_and_with_partners(monkeypatch):
+    config = parse(train, "--config", "quickstart", "--budget", "5m")
+    monkeypatch.setattr(
+        budget, "time_steps", lambda method, optimizer, config, micro, **_: float(len(next(micro).views))
+    )
+    specs, device = config.view_specs(), torch.device("cpu")
+    source = open_source(config.data)
+    shape = {"batch_size": 128, "mean": (0.1,), "std": (0.2,)}
+    batches = Batches(source, specs, **shape, seed=0, workers=0)
+    parts = build(config, train.make_method, channels=1, device=device)
+    costs = budget.measured_costs(config, parts, batches, source, mean=(0.1,), std=(0.2,), device=device)
+    assert (costs.step_s, costs.partner_step_s) == (2.0, 4.0)
+    assert min(costs) > 0

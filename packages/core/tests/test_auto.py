@@ -6,7 +6,7 @@ import torch
 import yaml
 from ssl_tiny.train import main
 
-from ssl_core import auto, pretrain
+from ssl_core import auto, pretrain, trial
 from ssl_core.auto import Machine, Seen, decided, decisions_text, faster_precision, fitting_batch, forecast
 from ssl_core.build import build
 from ssl_core.config import with_values
@@ -166,11 +166,11 @@ def test_decisions_are_said_in_columns_with_their_reasons():
 
 @pytest.mark.parametrize("faster", ["float32", "bfloat16"])
 def test_the_precision_whose_steps_take_less_time_is_taken(faster, monkeypatch):
-    def timed(method, optimizer, config, views, *, seconds):
-        next(views)
+    def timed(method, optimizer, config, micro_batches, *, seconds):
+        assert len(next(micro_batches).views[0]) == config.batch_size
         return 1.0 if config.precision == faster else 2.0
 
-    monkeypatch.setattr(auto, "time_steps", timed)
+    monkeypatch.setattr(trial, "time_steps", timed)
     device = torch.device("cpu")
 
     def make(config):
@@ -183,25 +183,27 @@ def test_the_precision_whose_steps_take_less_time_is_taken(faster, monkeypatch):
 
 
 def test_the_batch_is_halved_until_a_step_fits_the_memory(monkeypatch):
-    def timed(method, optimizer, config, views, *, seconds):
+    def timed(method, optimizer, config, micro_batches, *, seconds):
+        assert len(next(micro_batches).views[0]) == config.batch_size // 2  # micro-batches
         if config.batch_size > 50:
             raise torch.OutOfMemoryError
+        return 1.0
 
-    monkeypatch.setattr(auto, "time_steps", timed)
+    monkeypatch.setattr(trial, "time_steps", timed)
     device = torch.device("cpu")
 
     def make(config):
         return build(config, ssl_tiny.train.make_method, channels=3, device=device)
 
-    config = with_values(decide(), {"train.batch_size": 256})
-    assert fitting_batch(config, make, channels=3, device=device).train.batch_size == 32
-    monkeypatch.setattr(auto, "_fits", lambda *_: False)
-    with pytest.raises(ValueError, match="not one step of 8 images fits the memory of cpu"):
-        fitting_batch(config, make, channels=3, device=device)
+    config = with_values(decide(), {"train.batch_size": 256, "train.accumulate": 2})
+    assert fitting_batch(config, make, channels=3).train.batch_size == 32
+    monkeypatch.setattr(auto, "fits_memory", lambda *_, **__: False)
+    with pytest.raises(ValueError, match="not one step of 8 images fits the memory of the GPU"):
+        fitting_batch(config, make, channels=3)
 
 
 def test_what_would_take_days_is_said_with_what_would_not(monkeypatch):
-    monkeypatch.setattr(auto, "_image_s", lambda *_: 0.5)
+    monkeypatch.setattr(auto, "image_seconds", lambda *_, **__: 0.5)
     config = recipe("--encoder.name=resnet50", "--views=[{size: 224}]", "--train.epochs=200")
     text = forecast(config, PHOTOS, LAPTOP)
     assert text == (
@@ -252,7 +254,8 @@ def test_a_repetition_decides_nothing_and_has_the_same_losses(auto_run, photos, 
     ]
 
 
-def test_a_refusal_comes_before_anything_is_decided(photos, tmp_path):
+def test_a_refusal_comes_before_anything_is_read(photos, tmp_path, monkeypatch):
+    monkeypatch.delattr(pretrain, "open_encoded")
     arguments = [f"--data.source={photos}", "--budget=5m", "--train.epochs=2", f"--out={tmp_path / 'run'}"]
     assert "budget 5m and train.epochs both say how long a run is" in error_of(ssl_tiny.train, *arguments)
     assert not (tmp_path / "run").exists()

@@ -2,8 +2,7 @@ import pytest
 import ssl_tiny.train
 import torch
 
-from ssl_core.build import build, strides_over_a_pixel
-from ssl_core.nn import EncoderConfig, make_encoder
+from ssl_core.build import build
 from ssl_core.testing.recipes import parse
 
 CPU = torch.device("cpu")
@@ -20,14 +19,6 @@ def test_the_parts_of_a_run_are_the_same_each_time():
     assert first.num_features == 16
     again = second.method.state_dict()
     assert all(torch.equal(value, again[name]) for name, value in first.method.state_dict().items())
-
-
-# Of 16 px the stem small_pool leaves 8, 8, 4 and 2 to the stages, and the last of them strides over 2 x 2.
-@pytest.mark.parametrize(("size", "is_wrong"), [(8, True), (16, False), (32, False)])
-def test_a_convolution_that_strides_over_a_single_pixel_is_found(size, is_wrong):
-    encoder = make_encoder(EncoderConfig("resnet18", "small_pool"), channels=3, image_size=32)
-    assert strides_over_a_pixel(encoder, 3, [32, size]) == is_wrong
-    assert encoder.training
 
 
 def test_bfloat16_is_refused_where_a_processor_gets_it_wrong():

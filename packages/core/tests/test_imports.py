@@ -43,9 +43,10 @@ ALLOWED = {
     # From a command line to a run directory; nothing above imports these.
     "run": {"data", "nn", "distributed", "views", "backbone", "train", "evaluate"},
     "summary": {"ops", "distributed", "data", "train", "run"},
-    "build": {"evaluate", "nn", "train", "run"},
-    "auto": {"config", "distributed", "machine", "data", "nn", "views", "train", "run", "build"},
-    "budget": {"config", "distributed", "data", "evaluate", "train", "run", "build"},
+    "build": {"nn", "train", "run"},
+    "trial": {"config", "distributed", "data", "nn", "train", "run", "build"},
+    "auto": {"config", "distributed", "data", "nn", "views", "run", "build", "trial"},
+    "budget": {"config", "distributed", "data", "evaluate", "train", "run", "build", "trial"},
     "pretrain": {"allocator", "config", "folder", "data", "nn", "distributed", "views", "backbone", "train", "evaluate"}
     | {"run", "summary", "build", "auto", "budget"},
     "command": {"config", "console", "folder", "distributed", "data", "train", "run", "pretrain"},

@@ -4,6 +4,7 @@ import pytest
 
 from ssl_core.nn import MomentumBranch
 from ssl_core.testing import check_bad_input, check_exact_resume, check_imports, check_run
+from ssl_core.testing.recipes import parse
 from ssl_sce import train
 
 
@@ -46,3 +47,10 @@ def test_bad_input_is_one_clear_error(tmp_path):
         "--predictor.out_dim 7": "must equal projector.out_dim",
     }
     check_bad_input(train, tmp_path, mistakes)
+
+
+def test_warm_ups_of_temperature_and_coefficient_keep_their_part_of_a_budget():
+    warm_ups = ["--method.target_temperature_warmup_epochs=10", "--method.coefficient_warmup_epochs=20"]
+    config = parse(train, "--config", "quickstart", *warm_ups)
+    method = config.lasting(200, 10).method  # 20 epochs in place of 100
+    assert (method.target_temperature_warmup_epochs, method.coefficient_warmup_epochs) == (2, 4)

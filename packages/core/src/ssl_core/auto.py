@@ -4,10 +4,7 @@ A value is decided from the images and the machine, said with its reason, and sa
 repetition decide nothing. What the command line gives is left alone.
 """
 
-import logging
 import math
-import time
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
@@ -15,20 +12,18 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from ssl_core import distributed
-from ssl_core.build import Parts, strides_over_a_pixel
+from ssl_core.build import Parts
 from ssl_core.config import with_given, with_values
-from ssl_core.data import Images, probed, rows_at_once
+from ssl_core.data import Images, probed
 from ssl_core.data.workers import most_workers
 from ssl_core.duration import duration, seconds_of
 from ssl_core.given import is_given
 from ssl_core.machine import usable_cores
-from ssl_core.nn import make_encoder
+from ssl_core.nn import strides_over_a_pixel
 from ssl_core.run import Config, PretrainConfig, TrainedMethod
-from ssl_core.train.trial import random_views, time_steps
+from ssl_core.trial import fits_memory, image_seconds, time_in_turns
 from ssl_core.views import ViewConfig
 from ssl_core.views.ops import RandomResizedCrop
-
-logger = logging.getLogger(__name__)
 
 LEAST_IMAGES = 16
 # Without epochs and without a budget: images that a run sees in all, within these bounds of epochs.
@@ -38,7 +33,6 @@ _NARROW = {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}
 # Under so many images, crops are of this part or more of the area: benchmarks/results/.
 _FEW_IMAGES, _LEAST_CROP = 20_000, 0.7
 _LONG_S = 24 * 3600
-_TRIED_S = 1.0  # about
 
 
 @dataclass(frozen=True)
@@ -81,7 +75,7 @@ class Seen(NamedTuple):
 
     Attributes:
         number: number of all images.
-        sides: short sides of the few, pixels, ascending.
+        sides: short sides of the few, pixels, ascending, or their smallest, median and largest.
         channels: number of channels that all are read with.
     """
 
@@ -138,7 +132,7 @@ def decided(config: Config, seen: Seen, machine: Machine, given: Collection[str]
 
     def decide(key: str, value: Any, reason: str, text: str = "") -> None:
         nonlocal config
-        if not any(is_given([key], each) for each in given) and not is_given(given, key):
+        if not is_given(given, key):
             config = with_values(config, {key: value})
             decisions.append(Decision(key, text or f"{value:,}", reason))
 
@@ -255,59 +249,33 @@ def faster_precision(
         reason = f"at {min(sizes)} px a convolution strides over a single pixel, which bfloat16 gets wrong"
         return choices["float32"], Decision("train.precision", "float32", reason)
     built["bfloat16"] = build(choices["bfloat16"])
-    seconds = {name: math.inf for name in choices}
-    for _ in range(2):
-        for name, parts in built.items():
-            views = random_views(parts.method, _rows(config), channels, device)
-            step_s = time_steps(parts.method, parts.optimizer, choices[name].train, views, seconds=0.5)
-            seconds[name] = min(seconds[name], step_s)
+    seconds = time_in_turns(built, choices, channels)
     best = min(seconds, key=lambda name: seconds[name])
     text = ", ".join(f"{name} {1000 * each:.3g} ms" for name, each in seconds.items())
     return choices[best], Decision("train.precision", best, f"a step takes {text}")
 
 
-def fitting_batch(
-    config: Config, build: Callable[[Config], Parts[TrainedMethod]], *, channels: int, device: torch.device
-) -> Config:
-    """The configuration with its batch halved until one step of it, tried on noise, fits the device's memory.
+def fitting_batch(config: Config, build: Callable[[Config], Parts[TrainedMethod]], *, channels: int) -> Config:
+    """The configuration with its batch halved until one step of it, tried on noise, fits the GPU's memory.
 
     Args:
         config: configuration whose ``train.batch_size`` is tried first.
         build: makes the parts of a configuration.
         channels: number of channels of the images.
-        device: device that trains.
 
     Raises:
         ValueError: if not even a batch of 8 fits.
     """
-    while not _fits(config, build, channels, device):
+    while not fits_memory(config, build, channels=channels):
         size = config.train.batch_size // 2
         if size < 8:
-            raise ValueError(f"not one step of {2 * size} images fits the memory of {device}; take smaller views")
+            raise ValueError(f"not one step of {2 * size} images fits the memory of the GPU; take smaller views")
         config = with_values(config, {"train.batch_size": size})
     return config
 
 
-def _fits(config: Config, build: Callable[[Config], Parts[TrainedMethod]], channels: int, device: torch.device) -> bool:
-    try:
-        parts = build(config)
-        views = random_views(parts.method, _rows(config), channels, device)
-        time_steps(parts.method, parts.optimizer, config.train, views, seconds=0.0)
-        fits = True
-    except torch.OutOfMemoryError:
-        fits = False
-    torch.cuda.empty_cache()
-    return all(distributed.gather_objects(fits))
-
-
-def _rows(config: PretrainConfig) -> int:
-    return rows_at_once(config.train.batch_size, config.train.accumulate, distributed.world_size())
-
-
 def forecast(config: PretrainConfig, seen: Seen, machine: Machine) -> str | None:
     """What is said of a run that would take long, or see few images in its budget; None of others.
-
-    A few images of noise go through the encoder and back for each view, which is most of a step.
 
     Args:
         config: configuration of the run.
@@ -315,7 +283,7 @@ def forecast(config: PretrainConfig, seen: Seen, machine: Machine) -> str | None
         machine: what trains.
     """
     number, sides, channels = seen
-    image_s = _image_s(config, channels, machine.device) / distributed.world_size()
+    image_s = image_seconds(config, channels=channels, device=machine.device) / distributed.world_size()
     training = config.train
     epochs = training.epochs if training.steps is None else training.steps * training.batch_size / number
     sizes = [size for spec in config.view_specs() for size in spec.sizes]
@@ -330,31 +298,6 @@ def forecast(config: PretrainConfig, seen: Seen, machine: Machine) -> str | None
     else:
         return None
     name, side = _encoder_name(number, machine), _view_size(sides, machine)[0]
-    if config.encoder == replace(config.encoder, name=name) and side == max(sizes):
+    if config.encoder.name == name and side == max(sizes):
         return told
     return f"{told}; --config auto --budget {config.budget or '1h'} would take {name} at {side} px"
-
-
-def _image_s(config: PretrainConfig, channels: int, device: torch.device) -> float:
-    """About the seconds that an image takes, seen in all of its views."""
-    sizes = Counter(size for spec in config.view_specs() for size in spec.sizes)
-    encoder = make_encoder(config.encoder, channels=channels, image_size=max(sizes), other_sizes=sizes).to(device)
-    memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
-    encoder.to(memory_format=memory_format)
-    total_s = 0.0
-    for size, number in sizes.items():
-        rows, image_s = 2, math.inf
-        while rows <= max(2, min(64, _rows(config))) and (
-            rows == 2 or rows * image_s < _TRIED_S
-        ):  # larger batches may take less for an image
-            noise = torch.rand(rows, channels, size, size, device=device).to(memory_format=memory_format)
-            started = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
-                features = encoder(noise)
-            features.float().sum().backward()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            image_s = min(image_s, (time.perf_counter() - started) / rows)
-            rows *= 2
-        total_s += number * image_s
-    return total_s

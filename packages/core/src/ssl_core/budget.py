@@ -23,7 +23,7 @@ from ssl_core.duration import seconds_of
 from ssl_core.evaluate import evaluation_view, health, iterate_features
 from ssl_core.run import Config, PretrainConfig, TrainedMethod
 from ssl_core.train.checkpoint import save_checkpoint
-from ssl_core.train.trial import time_steps
+from ssl_core.trial import time_steps
 
 _TRIAL = (0.03, 2.0, 60.0)  # of the budget, at least and at most seconds for one measurement of steps
 _END_S = 1.5  # export, and the end of the process

@@ -1,14 +1,12 @@
 """From a configuration to what is trained: the encoder, the method around it, and its optimizer."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ssl_core.evaluate import evaluating
-from ssl_core.nn import MomentumBranch, make_encoder, sync_batch_norm
+from ssl_core.nn import MomentumBranch, make_encoder, strides_over_a_pixel, sync_batch_norm
 from ssl_core.run import Config, MakeMethod, TrainedMethod
 from ssl_core.train import make_optimizer
 
@@ -70,31 +68,3 @@ def build(
     return Parts(
         encoder, num_features, method, make_optimizer(module, config.optim, batch_size=config.train.batch_size)
     )
-
-
-def strides_over_a_pixel(encoder: nn.Module, channels: int, sizes: Iterable[int]) -> bool:
-    """Whether a convolution with a stride has inputs of one pixel at some size of the views.
-
-    oneDNN's bfloat16 gradient of its weights reads memory that nobody has written: torch 2.15, AVX512-BF16, a 3x3
-    convolution of stride 2, of any number of channels. Inputs of 2x2 pixels and strides of 1 are right.
-
-    Args:
-        encoder: (n c s s) -> (n f), on the CPU.
-        channels: number of channels c.
-        sizes: sides s of the views.
-    """
-    found = False
-
-    def look(convolution: nn.Conv2d, inputs: tuple[Tensor, ...]) -> None:
-        nonlocal found
-        is_strided = max(convolution.stride) > 1 and max(convolution.kernel_size) > 1
-        found = found or (is_strided and inputs[0].shape[-2:].numel() == 1)
-
-    convolutions = [module for module in encoder.modules() if isinstance(module, nn.Conv2d)]
-    handles = [convolution.register_forward_pre_hook(look) for convolution in convolutions]
-    with evaluating(encoder):
-        for size in sizes:
-            encoder(torch.zeros(1, channels, size, size))
-    for handle in handles:
-        handle.remove()
-    return found

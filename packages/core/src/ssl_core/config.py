@@ -7,8 +7,10 @@ the result, ``--resume RUN`` continues a run directory, ``--device`` is short fo
 import copy
 import dataclasses
 import difflib
+import functools
 import json
 import logging
+import operator
 import re
 import sys
 from argparse import ArgumentError
@@ -412,12 +414,14 @@ def with_plain_values(config: Config, values: Mapping[str, Any]) -> Config:
     parser.add_class_arguments(type(config))
     plain = to_dict(config)
     for key, value in values.items():
-        *nodes, name = key.split(".")
-        inner = plain
-        for node in nodes:
-            inner = inner[node]
-        inner[name] = copy.deepcopy(value)  # the parser changes what it is given
+        node, _, name = key.rpartition(".")
+        (value_at(plain, node) if node else plain)[name] = copy.deepcopy(value)  # the parser changes what it is given
     return type(config)(**vars(parser.instantiate(parser.parse_object(plain))))
+
+
+def value_at(values: Mapping[str, Any], key: str) -> Any:
+    """What nested mappings hold at a dotted key."""
+    return functools.reduce(operator.getitem, key.split("."), values)
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
@@ -438,7 +442,7 @@ def with_given(config: Config, old: Config, given: Collection[str]) -> Config:
 
 def give_way(config: Config, values: Mapping[str, Any], given: Collection[str] | None, why: str) -> Config:
     """A configuration with other values for some dotted keys, but for those that the user has set; the log says it."""
-    old = dict(flatten(to_dict(config)))
+    old = dict(leaves(config))
     for key, value in values.items():
         if old[key] != value and not is_given(given, key):
             logger.info("%s: %s instead of %s, %s", key, "null" if value is None else value, old[key], why)

@@ -4,14 +4,17 @@ from collections.abc import Collection
 
 
 def is_given(given: Collection[str] | None, name: str) -> bool:
-    """Whether an option was set, by itself or in a node.
+    """Whether an option was set, by itself, in a node, or in part, as ``encoder.options`` is by one of them.
 
     Args:
         given: options and nodes that were set; None: all.
         name: option.
 
     Example:
-        >>> [is_given(["data.source", "evaluate"], name) for name in ("evaluate.k", "data.source", "data.root")]
-        [True, True, False]
+        >>> given = ["data.source", "evaluate", "optim.lr"]
+        >>> [is_given(given, name) for name in ("evaluate.k", "data.source", "optim", "data.root")]
+        [True, True, True, False]
     """
-    return given is None or any(name == each or name.startswith(f"{each}.") for each in given)
+    return given is None or any(
+        f"{name}.".startswith(f"{each}.") or f"{each}.".startswith(f"{name}.") for each in given
+    )

@@ -253,7 +253,7 @@ def _settled(
     make_parts = partial(build, make_method=make_method, channels=seen.channels, device=device)
     if tries_batch:
         wanted = config.train.batch_size
-        config = fitting_batch(config, make_parts, channels=seen.channels, device=device)
+        config = fitting_batch(config, make_parts, channels=seen.channels)
         if (batch := config.train.batch_size) < wanted:
             decisions.append(
                 Decision("train.batch_size", f"{batch}", f"one step of {2 * batch} is too large for {machine}")

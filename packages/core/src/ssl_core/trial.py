@@ -1,40 +1,36 @@
-"""Optimizer steps for the time that they take: of a method that is built for it, and thrown away."""
+"""What is measured before a run begins: of methods that are built for it, and thrown away."""
 
 import contextlib
+import itertools
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ssl_core import distributed
+from ssl_core.build import Parts
+from ssl_core.data import Batch, rows_at_once
+from ssl_core.nn import make_encoder
+from ssl_core.run import Config, PretrainConfig, TrainedMethod
 from ssl_core.step import Step
-from ssl_core.train.loop import MicroBatch, TrainConfig, take_step, wrapped
-from ssl_core.train.method import Method
+from ssl_core.train import Method, TrainConfig
+from ssl_core.train.loop import MicroBatch, take_step, wrapped
 from ssl_core.train.window import Window
 
 _FIRST = 3  # steps that choose kernels, fill caches and start workers
+_ROUNDS, _ROUND_S = 2, 0.5  # of a comparison: times that each has its turn, and seconds of a turn
+# Images of noise: no larger batch is tried than this, and none that would take so many seconds.
+_MOST_NOISE, _LONG_NOISE_S = 64, 1.0
 
 
-class RandomViews(NamedTuple):
-    """A micro-batch of noise, which takes as long as one of images.
-
-    Attributes:
-        views: one (n c s s) tensor for each size of each view.
-        index: (n) zeros.
-    """
-
-    views: tuple[Tensor, ...]
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index
-
-
-def random_views(method: Method, rows: int, channels: int, device: torch.device) -> Iterator[RandomViews]:
-    """The same micro-batch of noise for ever, as a method wants its views."""
-    views = tuple(torch.rand(rows, channels, size, size, device=device) for view in method.views for size in view.sizes)
-    while True:
-        yield RandomViews(views, torch.zeros(rows, dtype=torch.int64))
+def random_views(method: Any, rows: int, channels: int) -> tuple[Tensor, ...]:
+    """A batch of noise for each view and size that a method asks for: (n c s s) each."""
+    return tuple(torch.randn(rows, channels, size, size) for spec in method.views for size in spec.sizes)
 
 
 def time_steps(
@@ -48,7 +44,8 @@ def time_steps(
 ) -> float:
     """Seconds that an optimizer step takes, its batch, its update and its share of the log included.
 
-    The method is moved about on the way, at a learning rate of 0; build another for the training.
+    The method's queue and momentum branch move, its parameters do not: the learning rate is 0. Build another for the
+    training.
 
     Args:
         method: method on its device.
@@ -74,11 +71,84 @@ def time_steps(
             method.update(output.keys, step)
             if done % config.log_every == 0:
                 window.summary(output)
-        if device.type != "cpu":
-            torch.accelerator.synchronize()
+        _wait_for(device)
         return time.perf_counter() - started
 
     take(_FIRST)
     # All processes must take as many.
     number = distributed.broadcast_object(max(1, int(seconds / take(1))))
     return distributed.broadcast_object(take(number) / number)
+
+
+def time_in_turns(
+    parts: dict[str, Parts[TrainedMethod]], configs: dict[str, Config], channels: int
+) -> dict[str, float]:
+    """Seconds of a step on noise of each of several builds, the least of its turns.
+
+    Args:
+        parts: builds by name.
+        configs: their configurations by name.
+        channels: number of channels of the images.
+    """
+    seconds = dict.fromkeys(parts, math.inf)
+    for _ in range(_ROUNDS):
+        for name, each in parts.items():
+            seconds[name] = min(seconds[name], _time_noise(each, configs[name], channels, _ROUND_S))
+    return seconds
+
+
+def fits_memory(config: Config, build: Callable[[Config], Parts[TrainedMethod]], *, channels: int) -> bool:
+    """Whether a few steps of a configuration, on noise, fit the memory of its GPU in every process."""
+    try:
+        _time_noise(build(config), config, channels, 0.0)
+        fits = True
+    except torch.OutOfMemoryError:
+        fits = False
+    torch.cuda.empty_cache()
+    return all(distributed.gather_objects(fits))
+
+
+def _time_noise(parts: Parts[TrainedMethod], config: Config, channels: int, seconds: float) -> float:
+    rows = _rows(config)
+    views = random_views(parts.method, rows, channels)
+    device = next(parts.encoder.parameters()).device
+    noise = Batch(tuple(view.to(device) for view in views), torch.zeros(rows, dtype=torch.int64))
+    return time_steps(parts.method, parts.optimizer, config.train, itertools.repeat(noise), seconds=seconds)
+
+
+def image_seconds(config: PretrainConfig, *, channels: int, device: torch.device) -> float:
+    """Seconds that an image takes in one process, about: noise goes through the encoder and back for each view.
+
+    Args:
+        config: configuration of the run.
+        channels: number of channels of the images.
+        device: device that trains.
+    """
+    sizes = Counter(size for spec in config.view_specs() for size in spec.sizes)
+    encoder = make_encoder(config.encoder, channels=channels, image_size=max(sizes), other_sizes=sizes).to(device)
+    memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    encoder.to(memory_format=memory_format)
+    total_s = 0.0
+    for size, number in sizes.items():
+        image_s = math.inf
+        for rows in (2, 4, 8, 16, 32, _MOST_NOISE):  # an image may take less time in a larger batch
+            if rows > 2 and (rows > _rows(config) or rows * image_s > _LONG_NOISE_S):
+                break
+            noise = torch.randn(rows, channels, size, size, device=device).to(memory_format=memory_format)
+            started = time.perf_counter()
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
+                features = encoder(noise)
+            features.float().sum().backward()
+            _wait_for(device)
+            image_s = min(image_s, (time.perf_counter() - started) / rows)
+        total_s += number * image_s
+    return total_s
+
+
+def _rows(config: PretrainConfig) -> int:
+    return rows_at_once(config.train.batch_size, config.train.accumulate, distributed.world_size())
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize()

@@ -5,7 +5,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from ssl_core.nn import EncoderConfig, make_encoder, stem_for
+from ssl_core.nn import EncoderConfig, make_encoder, stem_for, strides_over_a_pixel
 
 NARROW = {"layers": [1, 1, 1, 1], "channels": [8, 16, 32, 64]}
 
@@ -192,3 +192,11 @@ def test_resnet50_has_the_parameters_of_the_papers_without_its_classifier():
     with torch.device("meta"):
         encoder = make_encoder(EncoderConfig("resnet50"), channels=3, image_size=224)
     assert sum(parameter.numel() for parameter in encoder.parameters()) == 23_508_032
+
+
+# Of 16 px the stem small_pool leaves 8, 8, 4 and 2 to the stages, and the last of them strides over 2 x 2.
+@pytest.mark.parametrize(("size", "is_wrong"), [(8, True), (16, False), (32, False)])
+def test_a_convolution_that_strides_over_a_single_pixel_is_found(size, is_wrong):
+    encoder = make_encoder(EncoderConfig("resnet18", "small_pool"), channels=3, image_size=32)
+    assert strides_over_a_pixel(encoder, 3, [32, size]) == is_wrong
+    assert encoder.training

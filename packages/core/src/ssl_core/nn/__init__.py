@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from ssl_core.nn.encoder import EncoderConfig as EncoderConfig
     from ssl_core.nn.encoder import make_encoder as make_encoder
     from ssl_core.nn.encoder import stem_for as stem_for
+    from ssl_core.nn.encoder import strides_over_a_pixel as strides_over_a_pixel
     from ssl_core.nn.weights import load_weights_ as load_weights_
 
 # timm, which comes with torchvision, takes as long to import as PyTorch.
-__getattr__ = on_first_use(__name__, encoder="EncoderConfig make_encoder stem_for", weights="load_weights_")
+__getattr__ = on_first_use(
+    __name__, encoder="EncoderConfig make_encoder stem_for strides_over_a_pixel", weights="load_weights_"
+)

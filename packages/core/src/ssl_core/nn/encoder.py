@@ -145,6 +145,36 @@ def _num_features(encoder: nn.Module, name: str, channels: int, size: int) -> in
     return features.shape[1]
 
 
+def strides_over_a_pixel(encoder: nn.Module, channels: int, sizes: Iterable[int]) -> bool:
+    """Whether a convolution with a stride has inputs of one pixel at some size of the views.
+
+    On CPUs with AVX512-BF16, torch 2.15 gives such a convolution's weights a bfloat16 gradient that depends on what
+    memory held before: for a 3x3 convolution of stride 2, of 4 to 256 channels, it was not finite in 1 to 11 of 20
+    tries after NaN had been freed. Inputs of 2x2 pixels, and strides of 1, were right.
+
+    Args:
+        encoder: (n c s s) -> (n f), on the CPU, in training mode.
+        channels: number of channels c.
+        sizes: sides s of the views, pixels.
+    """
+    found = []
+
+    def look(convolution: nn.Conv2d, inputs: tuple[Tensor, ...]) -> None:
+        is_strided = max(convolution.stride) > 1 and max(convolution.kernel_size) > 1
+        found.append(is_strided and inputs[0].shape[-2:].numel() == 1)
+
+    convolutions = [module for module in encoder.modules() if isinstance(module, nn.Conv2d)]
+    handles = [convolution.register_forward_pre_hook(look) for convolution in convolutions]
+    encoder.eval()
+    with torch.no_grad():
+        for size in sizes:
+            encoder(torch.zeros(1, channels, size, size))
+    encoder.train()
+    for handle in handles:
+        handle.remove()
+    return any(found)
+
+
 def _size_option(name: str, image_size: int) -> dict[str, int]:
     """``img_size`` for a model that is built for one size (most ViTs), unless it is the model's default."""
     model = timm.get_pretrained_cfg(name)

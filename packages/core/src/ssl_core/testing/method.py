@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ssl_core.train import Step
+from ssl_core.trial import random_views as random_views
 
 
 def check_method(make_method: Callable[[], Any], *, batch_size: int = 8, channels: int = 3) -> None:
@@ -94,11 +95,6 @@ def check_method(make_method: Callable[[], Any], *, batch_size: int = 8, channel
         _descend(method, 0.05)
         losses.append(output.loss.item())
     assert min(losses[-3:]) < losses[0], f"20 steps of 0.05 times the gradient do not lower the loss: {losses}"
-
-
-def random_views(method: Any, batch_size: int, channels: int) -> tuple[Tensor, ...]:
-    """A batch of random images for each view and size that a method asks for: (n c h w) each."""
-    return tuple(torch.randn(batch_size, channels, size, size) for spec in method.views for size in spec.sizes)
 
 
 def _state(method: Any) -> dict[str, Tensor]:

@@ -34,8 +34,8 @@ from ssl_core.evaluate.protocol import PROTOCOLS
 from ssl_core.nn import make_encoder
 from ssl_core.pretrain import pretrain
 from ssl_core.recipes import recipe_headers
-from ssl_core.testing.method import random_views
 from ssl_core.train import Step, make_optimizer
+from ssl_core.trial import random_views
 
 _OVERRIDE = re.compile(r"#\s+(\d+\.\d+|-)\s+(--.+)")
 _EVALUATION = re.compile(r"ssl-core (eval .+)")

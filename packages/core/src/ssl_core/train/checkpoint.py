@@ -1,8 +1,6 @@
 """Checkpoints: everything that the next step depends on, in one file that is either whole or absent."""
 
-import functools
 import logging
-import operator
 import pickle
 from collections.abc import Collection, Mapping
 from importlib.metadata import version
@@ -13,7 +11,7 @@ import torch
 from torch import nn
 
 from ssl_core import distributed
-from ssl_core.config import Config, config_difference, leaves, to_dict, with_plain_values
+from ssl_core.config import Config, config_difference, leaves, to_dict, value_at, with_plain_values
 from ssl_core.files import write_atomically
 from ssl_core.given import is_given
 
@@ -110,8 +108,7 @@ def load_run(path: Path, config: Config, given: Collection[str] | None) -> tuple
         key for key, asked in content["data"]["asked"].items() if now[key] == asked and not is_given(given or (), key)
     ]
     if same:
-        decided = {key: functools.reduce(operator.getitem, key.split("."), content["config"]) for key in same}
-        config = with_plain_values(config, decided)
+        config = with_plain_values(config, {key: value_at(content["config"], key) for key in same})
     if difference := config_difference(content["config"], to_dict(config)):
         longer = any(line.startswith("train.epochs:") for line in difference)
         raise ValueError(
