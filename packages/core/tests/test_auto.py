@@ -7,9 +7,19 @@ import yaml
 from ssl_tiny.train import main
 
 from ssl_core import auto, pretrain, trial
-from ssl_core.auto import Machine, Seen, decided, decisions_text, faster_precision, fitting_batch, forecast
+from ssl_core.auto import (
+    Machine,
+    Seen,
+    decided,
+    decisions_text,
+    faster_precision,
+    feeding_workers,
+    fitting_batch,
+    forecast,
+)
 from ssl_core.build import build
 from ssl_core.config import with_values
+from ssl_core.data import MemoryImages
 from ssl_core.testing import error_of, make_images
 from ssl_core.testing.recipes import parse
 from ssl_core.train import read_metrics
@@ -53,15 +63,15 @@ def test_views_keep_their_proportions():
     assert sizes(decide(PHOTOS._replace(sides=(500,)), GPU, config=config)) == [224, 112, 168]
 
 
-@pytest.mark.parametrize("channels", [1, 2, 5])
-def test_colors_are_changed_of_images_that_have_three_channels(channels):
-    (entry,) = decide(PHOTOS._replace(channels=channels)).views
+def test_colors_are_changed_where_there_are_any():
+    (entry,) = decide(PHOTOS._replace(channels=1)).views
     assert [next(iter(op)) for op in entry.augmentation] == ["random_resized_crop", "color_jitter"]
     jitter = entry.augmentation[1]["color_jitter"]
     assert (jitter["saturation"], jitter["hue"]) == (0, 0)
     assert jitter["brightness"] > 0
-    (entry,) = decide(PHOTOS).views
-    assert entry.augmentation[1:] == recipe().views[0].augmentation[1:]
+    for channels in (2, 3, 5):
+        (entry,) = decide(PHOTOS._replace(channels=channels)).views
+        assert entry.augmentation[1:] == recipe().views[0].augmentation[1:]
 
 
 @pytest.mark.parametrize(("number", "least"), [(3000, 0.7), (10**6, 0.5)])
@@ -200,6 +210,25 @@ def test_the_batch_is_halved_until_a_step_fits_the_memory(monkeypatch):
     monkeypatch.setattr(auto, "fits_memory", lambda *_, **__: False)
     with pytest.raises(ValueError, match="not one step of 8 images fits the memory of the GPU"):
         fitting_batch(config, make, channels=3)
+
+
+@pytest.mark.parametrize(
+    ("decoding_s", "workers", "said"),
+    [
+        (0.001, 2, "a batch takes 128 ms to decode and 100 ms on the GPU"),
+        (0.00001, 1, "a batch takes 1.28 ms to decode and 100 ms on the GPU"),
+        (0.005, 7, None),
+    ],
+    ids=["fewer", "one", "all"],
+)
+def test_workers_are_no_more_than_a_gpu_waits_for(decoding_s, workers, said, monkeypatch):
+    monkeypatch.setattr(auto, "time_in_turns", lambda *_: {"": 0.1})
+    monkeypatch.setattr(auto, "decoding_seconds", lambda _: decoding_s)
+    config = with_values(decide(), {"train.batch_size": 128, "data.workers": 7})
+    images = MemoryImages("some", [], torch.zeros(0, dtype=torch.int64))
+    fed, decision = feeding_workers(config, lambda _: None, images, channels=3)
+    assert fed == with_values(config, {"data.workers": workers})
+    assert (decision and decision.reason) == said
 
 
 def test_what_would_take_days_is_said_with_what_would_not(monkeypatch):

@@ -21,7 +21,7 @@ from ssl_core.given import is_given
 from ssl_core.machine import usable_cores
 from ssl_core.nn import strides_over_a_pixel
 from ssl_core.run import Config, PretrainConfig, TrainedMethod
-from ssl_core.trial import fits_memory, image_seconds, time_in_turns
+from ssl_core.trial import decoding_seconds, fits_memory, image_seconds, time_in_turns
 from ssl_core.views import ViewConfig
 from ssl_core.views.ops import RandomResizedCrop
 
@@ -33,6 +33,7 @@ _NARROW = {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}
 # Under so many images, crops are of this part or more of the area: benchmarks/results/.
 _FEW_IMAGES, _LEAST_CROP = 20_000, 0.7
 _LONG_S = 24 * 3600
+_AHEAD = 1.5  # times as many images as the GPU takes are decoded, since neither takes the same time always
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,8 @@ def decided(config: Config, seen: Seen, machine: Machine, given: Collection[str]
     if decisions and least_crop:
         reason = f"under {_FEW_IMAGES:,} images, smaller crops teach a short run less"
         decisions.append(Decision("", f"crops of {100 * least_crop:.0f} % or more", reason))
-    if decisions and channels != 3:
-        decisions.append(Decision("", "no hue, saturation, gray", f"images have {channels} channel(s)"))
+    if decisions and channels == 1:
+        decisions.append(Decision("", "no hue, saturation, gray", "images have 1 channel"))
 
     name = _encoder_name(number, machine)
     decide("encoder.name", name, f"for {number:,} images on {machine}", name)
@@ -226,7 +227,7 @@ def _adapted_op(op: dict[str, Any], channels: int, least_crop: float) -> dict[st
     if name == "random_resized_crop":
         least, most = (arguments or {}).get("scale", RandomResizedCrop().scale)
         return {name: {**(arguments or {}), "scale": [max(least, least_crop), max(most, least_crop)]}}
-    if channels == 3 or name not in ("color_jitter", "grayscale"):
+    if channels > 1 or name not in ("color_jitter", "grayscale"):
         return op
     return {} if name == "grayscale" else {name: {**(arguments or {}), "saturation": 0.0, "hue": 0.0}}
 
@@ -272,6 +273,31 @@ def fitting_batch(config: Config, build: Callable[[Config], Parts[TrainedMethod]
             raise ValueError(f"not one step of {2 * size} images fits the memory of the GPU; take smaller views")
         config = with_values(config, {"train.batch_size": size})
     return config
+
+
+def feeding_workers(
+    config: Config,
+    build: Callable[[Config], Parts[TrainedMethod]],
+    images: Images,
+    *,
+    channels: int,
+) -> tuple[Config, Decision | None]:
+    """The configuration with no more workers than keep its GPU from waiting for images, and what was decided.
+
+    Args:
+        config: configuration whose ``data.workers`` are the most that the machine has for it.
+        build: makes the parts of a configuration.
+        images: training images, a few of which are decoded here.
+        channels: number of channels of the images.
+    """
+    step_s = time_in_turns({"": build(config)}, {"": config}, channels)[""]
+    batch = config.train.batch_size // distributed.world_size()
+    decoding_s = batch * decoding_seconds(images)
+    workers = max(1, math.ceil(_AHEAD * decoding_s / step_s))
+    if workers >= config.data.workers:
+        return config, None
+    why = f"a batch takes {1000 * decoding_s:.3g} ms to decode and {1000 * step_s:.3g} ms on the GPU"
+    return with_values(config, {"data.workers": workers}), Decision("data.workers", f"{workers}", why)
 
 
 def forecast(config: PretrainConfig, seen: Seen, machine: Machine) -> str | None:

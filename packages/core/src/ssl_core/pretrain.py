@@ -23,6 +23,7 @@ from ssl_core.auto import (
     decided,
     decisions_text,
     faster_precision,
+    feeding_workers,
     fitting_batch,
     forecast,
     look_at,
@@ -245,13 +246,15 @@ def _settled(
     """The configuration with everything decided that can be before anything is decoded, and said."""
     machine, seen = this_machine(device), look_at(images)
     decisions: list[Decision] = []
-    tries_batch = config.auto and device.type == "cuda" and not is_given(given or (), "train.batch_size")
+    tried = [key for key in ("train.batch_size", "data.workers") if not is_given(given or (), key)]
+    if not config.auto or device.type != "cuda":
+        tried = []
     if config.auto:
         # Of one process: others may see other cores, and less shared memory.
         config, decisions = distributed.broadcast_object(decided(config, seen, machine, given or ()))
 
     make_parts = partial(build, make_method=make_method, channels=seen.channels, device=device)
-    if tries_batch:
+    if "train.batch_size" in tried:
         wanted = config.train.batch_size
         config = fitting_batch(config, make_parts, channels=seen.channels)
         if (batch := config.train.batch_size) < wanted:
@@ -261,6 +264,9 @@ def _settled(
     if config.train.precision == "auto":
         config, decision = faster_precision(config, make_parts, channels=seen.channels, device=device)
         decisions.append(decision)
+    if "data.workers" in tried:
+        config, fewer = feeding_workers(config, make_parts, images, channels=seen.channels)
+        decisions += [fewer] if fewer else []
     if distributed.is_main():
         if decisions:
             print(f"decided for {seen.number:,} images on {machine}:\n{decisions_text(decisions)}", flush=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ssl_core import distributed
 from ssl_core.build import Parts
-from ssl_core.data import Batch, rows_at_once
+from ssl_core.data import Batch, Images, probed, rows_at_once
 from ssl_core.nn import make_encoder
 from ssl_core.run import Config, PretrainConfig, TrainedMethod
 from ssl_core.step import Step
@@ -106,6 +106,13 @@ def fits_memory(config: Config, build: Callable[[Config], Parts[TrainedMethod]],
         fits = False
     torch.cuda.empty_cache()
     return all(distributed.gather_objects(fits))
+
+
+def decoding_seconds(images: Images) -> float:
+    """Seconds of one core in which an image is decoded, of a few evenly spaced ones; broken ones count too."""
+    started = time.perf_counter()
+    readable, broken = probed(images)
+    return (time.perf_counter() - started) / (len(readable) + len(broken))
 
 
 def _time_noise(parts: Parts[TrainedMethod], config: Config, channels: int, seconds: float) -> float:

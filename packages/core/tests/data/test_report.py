@@ -68,6 +68,8 @@ def test_a_report_reads_as_a_table(tmp_path, make):
         ({"num_images": 999}, "999 images are few"),
         ({"broken": ("1.png: zero bytes",) * 100}, "9.1 % of the images are broken"),
         ({"classes": {"cat": 900, "dog": 89}}, "classes are of very different sizes"),
+        ({"classes": {"train": 500, "extra": 500}}, "train is read as a class, and named like a split"),
+        ({"classes": {"test1": 300, "test2": 300, "dog": 400}}, "test1, test2 are read as classes"),
     ],
 )
 def test_what_stands_out_is_remarked(change, remark):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ssl_core.data.config import DataConfig, Images, open_encoded, probed
-from ssl_core.data.files import FileImages, unread_kinds
+from ssl_core.data.files import FileImages, split_name, unread_kinds
 from ssl_core.data.parquet import ParquetImages
 from ssl_core.data.pixels import BrokenImageError
 from ssl_core.data.source import MemoryImages, check_broken
@@ -129,6 +129,13 @@ class DataReport:
             sizes = sorted(self.classes.values())
             if sizes[-1] > _UNEVEN * max(1, sizes[0]):
                 remarks.append("classes are of very different sizes: look at the balanced accuracy beside the other")
+            splits = [name for name in self.classes if split_name(name) is not None]
+            if splits:
+                kind = "is read as a class, and" if len(splits) == 1 else "are read as classes, and"
+                remarks.append(
+                    f"{', '.join(splits)} {kind} named like a split: if it is one, give the folder that trains "
+                    "alone as data.source, and the one that tests as data.test_source"
+                )
         return remarks
 
 
