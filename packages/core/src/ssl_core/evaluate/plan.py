@@ -1,0 +1,116 @@
+"""What an evaluation by a named protocol says: its plan before it starts, and how its trials came out.
+
+``--dry_run`` prints the plan and stops; the result's JSON repeats it, so that no number stands without its protocol.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, TypeVar, cast
+
+P = TypeVar("P")  # a frozen dataclass, whose field ``source`` says whose the values are
+
+
+def choose_protocol(protocols: Mapping[str, P], name: str, **asked: Any) -> tuple[P, list[str]]:
+    """A protocol with some of its values replaced, and the names of those that differ from its own.
+
+    Args:
+        protocols: frozen dataclasses of values, by name.
+        name: name of one of them.
+        asked: values in place of its own, by option; None keeps the protocol's.
+
+    Raises:
+        ValueError: if there is no such protocol, or it has no such option: no field of that name, or None in it.
+
+    Example:
+        >>> from ssl_core.evaluate import PROTOCOLS
+        >>> protocol, changed = choose_protocol(PROTOCOLS, "moco", epochs=100, lr=3.0, batch_size=None)
+        >>> protocol.lr, changed
+        (3.0, ['lr'])
+    """
+    if name not in protocols:
+        raise ValueError(f"there is no protocol {name!r}; choose one of {', '.join(protocols)}")
+    protocol = protocols[name]
+    given = {option: value for option, value in asked.items() if value is not None}
+    for option, value in given.items():
+        if getattr(protocol, option, None) is None:
+            others = [other for other in protocols if getattr(protocols[other], option, None) is not None]
+            remedy = f"; protocols that do: {', '.join(others)}" if others else ""
+            raise ValueError(f"protocol {name} has no {option} to set to {value}{remedy}")
+    changed = [option for option, value in given.items() if value != getattr(protocol, option)]
+    chosen: P = replace(cast(Any, protocol), **given)
+    return chosen, sorted(changed)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an evaluation is about to do; as text it is what the command prints first.
+
+    Attributes:
+        name: name of the protocol.
+        protocol: a frozen dataclass of its values, with those that replace its own.
+        changed: names of the values that differ from the protocol's.
+        text: the protocol in words, from ``protocol NAME: SOURCE`` on.
+        counts: number of images in each split of each set.
+        selection: what chose the reported number: nothing but the end, the test images, or others held out.
+        cost: what it takes, in words.
+
+    Example:
+        >>> from ssl_core.evaluate import PROTOCOLS
+        >>> counts = {"digits": {"train": 1397, "test": 800}}
+        >>> print(Plan("moco", PROTOCOLS["moco"], ["lr"], "protocol moco: ...", counts, "last", "9 forward passes"))
+        protocol moco: ...
+          changed: lr
+        digits: train 1,397, test 800 images
+        selection: last
+        cost: 9 forward passes
+    """
+
+    name: str
+    protocol: Any
+    changed: Sequence[str]
+    text: str
+    counts: Mapping[str, Mapping[str, int]]
+    selection: Literal["last", "best on test", "validation"]
+    cost: str
+
+    def __str__(self) -> str:
+        changed = [f"  changed: {', '.join(self.changed)}"] if self.changed else []
+        counted = (
+            f"{name}: {', '.join(f'{split} {count:,}' for split, count in splits.items())} images"
+            for name, splits in self.counts.items()
+        )
+        return "\n".join([self.text, *changed, *counted, f"selection: {self.selection}", f"cost: {self.cost}"])
+
+    def settings(self) -> dict[str, Any]:
+        """What the result's JSON says of it."""
+        return {
+            "protocol": {"name": self.name, **asdict(self.protocol)},
+            "changed": list(self.changed),
+            "splits": {name: dict(splits) for name, splits in self.counts.items()},
+            "selection": self.selection,
+        }
+
+
+def trials_result(values: Sequence[float]) -> dict[str, Any]:
+    """The scores of some trials, their mean, and of two or more the sample standard deviation.
+
+    Example:
+        >>> trials_result([0.25, 0.75])
+        {'trials': [0.25, 0.75], 'mean': 0.5, 'std': 0.3535533905932738}
+        >>> trials_result([0.25])
+        {'trials': [0.25], 'mean': 0.25}
+    """
+    spread = {"std": statistics.stdev(values)} if len(values) > 1 else {}
+    return {"trials": list(values), "mean": statistics.fmean(values), **spread}
+
+
+def trials_text(values: Sequence[float]) -> str:
+    """Scores of some trials in percent: their mean, and of two or more the sample standard deviation.
+
+    Example:
+        >>> trials_text([0.25, 0.75]), trials_text([0.25])
+        ('50.00 std 35.36', '25.00')
+    """
+    mean = f"{100 * statistics.fmean(values):.2f}"
+    return f"{mean} std {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
