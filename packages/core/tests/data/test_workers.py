@@ -3,9 +3,12 @@ import os
 import re
 import resource
 import signal
+import socket
+import sys
 import time
 from collections import namedtuple
 from multiprocessing.reduction import ForkingPickler
+from multiprocessing.resource_sharer import DupFd
 
 import pytest
 import torch
@@ -123,6 +126,20 @@ def test_workers_leave_signals_to_the_main_process():
         return os.getpid() != item
 
     assert list(worker_map(survive, [os.getpid()] * 2, 1)) == [True, True]
+
+
+def test_a_worker_says_nothing_of_a_main_process_that_leaves_while_it_takes_a_result(capfd):
+    results = worker_map(lambda item: DupFd(item), [0, 0], 1)
+    shared = next(results)
+    with socket.socket(socket.AF_UNIX) as leaving:
+        leaving.connect(shared._id[0])
+    os.close(shared.detach())  # what asks later is served later
+    assert capfd.readouterr().err == ""
+
+
+def test_a_worker_tells_of_other_errors_that_are_raised_nowhere(capfd):
+    list(worker_map(lambda item: sys.excepthook(ValueError, ValueError("odd"), None), [0, 0], 1))
+    assert "ValueError: odd" in capfd.readouterr().err
 
 
 Space = namedtuple("Space", ["f_bavail", "f_frsize"])

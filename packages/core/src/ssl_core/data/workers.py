@@ -15,8 +15,10 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.reduction import ForkingPickler
+from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -85,20 +87,21 @@ class Loader(Generic[Item, Result]):
         # thread, so it never waits for threads that only its parent has. Elsewhere images are pickled into shared
         # memory. That has no names (torch's sharing strategy file_descriptor, its default on Linux): results are few
         # and large, so that descriptors suffice, and the system frees what a killed process leaves.
-        self._loader: DataLoader[Result | _Parcel] = DataLoader(
-            _Applied(function),
-            batch_size=None,
-            sampler=items,
-            num_workers=workers,
-            collate_fn=_unchanged,
-            worker_init_fn=_prepare_worker,
-            persistent_workers=persistent and workers > 0,
-            pin_memory=pin_memory,
-            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-            prefetch_factor=_PREFETCHED if workers else None,
-            # A DataLoader draws a seed at each pass; drawn from here, it leaves torch's own generator alone.
-            generator=torch.Generator(),
-        )
+        with _any_number_of_workers():
+            self._loader: DataLoader[Result | _Parcel] = DataLoader(
+                _Applied(function),
+                batch_size=None,
+                sampler=items,
+                num_workers=workers,
+                collate_fn=_unchanged,
+                worker_init_fn=_prepare_worker,
+                persistent_workers=persistent and workers > 0,
+                pin_memory=pin_memory,
+                multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+                prefetch_factor=_PREFETCHED if workers else None,
+                # A DataLoader draws a seed at each pass; drawn from here, it leaves torch's own generator alone.
+                generator=torch.Generator(),
+            )
 
     def __iter__(self) -> Iterator[Result]:
         """One pass.
@@ -107,7 +110,7 @@ class Loader(Generic[Item, Result]):
             WorkerError: if the workers cannot be started or cannot go on.
         """
         try:
-            with _signals_blocked():
+            with _signals_blocked(), _any_number_of_workers():
                 self._check_resources()
                 results = iter(self._loader)
         except OSError as error:
@@ -230,6 +233,14 @@ def _unchanged(result: Any) -> Any:
 
 
 @contextlib.contextmanager
+def _any_number_of_workers() -> Iterator[None]:
+    """A DataLoader does not warn of more workers than processors, which somebody asked for or do no harm."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        yield
+
+
+@contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
     """Signals wait while workers are started, and never reach those."""
     if sys.platform == "win32":
@@ -249,11 +260,18 @@ def _prepare_worker(worker: int) -> None:
     it to, or has ended itself.
     """
     logging.getLogger("ssl_core").setLevel(logging.WARNING)  # or each says what an op runs as
+    sys.excepthook = _tell_of_error
     if sys.platform == "win32":  # elsewhere they are blocked, from before the worker was started
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":  # sigtimedwait is not everywhere
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _tell_of_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error that is raised nowhere, unless it is that the parent left while it took a result over."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _leave_with_parent() -> None:
