@@ -39,7 +39,7 @@ ALLOWED = {
     "data": {"views", "distributed"},
     "train": {"config", "distributed", "views"},
     "backbone": {"nn"},
-    "evaluate": {"data", "nn", "distributed", "views", "backbone", "train"},
+    "evaluate": {"config", "folder", "data", "losses", "nn", "distributed", "views", "backbone", "train"},
     # From a command line to a run directory; nothing above imports these.
     "run": {"data", "nn", "distributed", "views", "backbone", "train", "evaluate"},
     "summary": {"ops", "distributed", "data", "train", "run"},

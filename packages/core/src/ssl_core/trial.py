@@ -59,7 +59,7 @@ def time_steps(
     device = next(module.parameters()).device
     forward = wrapped(module, config)
     module.train()
-    window = Window(Path(), str, health, config.batch_size // config.accumulate)
+    window = Window(Path(), str, health)
     step = Step(index=0, total=2, steps_per_epoch=1)
     for group in optimizer.param_groups:
         group["lr"] = 0.0

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from ssl_core.data import Batches, LazyImages, MemoryImages
+from ssl_core.data import Batches, Labelled, LazyImages, MemoryImages
 from ssl_core.philox import permutation
 from ssl_core.testing import finished_process, started_process
 from ssl_core.testing.process import TIMEOUT_S
@@ -106,6 +106,43 @@ def test_ranks_and_micro_batches_are_runs_of_the_global_batch(source, renderer):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+def test_a_remainder_may_be_kept_as_a_smaller_batch_in_equal_shares(source, workers):
+    kept = batches(source, workers=workers, batch_size=10, remainder="keep")
+    whole = [batch.index for batch in kept.epoch(0)]
+    assert kept.batches_per_epoch == 3
+    assert [len(index) for index in whole] == [10, 10, 6]
+    assert sorted(torch.cat(whole).tolist()) == list(range(26))
+    assert_same(list(kept.epoch(0, start=2)), list(kept.epoch(0))[2:])
+    # Of four processes with two each, the last batch is filled up by the first images of the epoch.
+    shares = [
+        [batch.index for batch in batches(source, batch_size=20, remainder="keep", rank=rank, world_size=4).epoch(0)]
+        for rank in range(4)
+    ]
+    assert torch.equal(torch.cat([share[0] for share in shares]), torch.cat(whole[:2]))
+    assert torch.equal(torch.cat([share[1] for share in shares]), torch.cat([whole[2], whole[0][:2]]))
+
+
+def test_one_image_for_each_process_is_no_batch_and_said(source, caplog):
+    caplog.set_level("INFO")
+    for options, left in (({"batch_size": 5}, 1), ({"batch_size": 8, "world_size": 2}, 2)):
+        made = batches(source, remainder="keep", **options)
+        assert made.batches_per_epoch == 26 // options["batch_size"]
+        assert len(list(made.epoch(0))) == made.batches_per_epoch
+        assert caplog.messages[-1] == f"noise: the last {left} of an epoch's images are left out, one a process"
+
+
+def test_labels_stand_behind_the_views(source):
+    labelled = dataclasses.replace(source, labels=torch.arange(26) % 5)
+    made = Labelled(batches(labelled), labelled)
+    for batch, plain in zip(made.epoch(1, start=1), batches(labelled).epoch(1, start=1), strict=True):
+        *views, labels = batch.views
+        assert torch.equal(labels, batch.index % 5)
+        assert all(torch.equal(view, other) for view, other in zip(views, plain.views, strict=True))
+    assert made.batches_per_epoch == 3
+    assert made.identifier(4) == "noise:4"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_may_be_left_in_the_middle_but_not_continued_then(source, workers):
     made = batches(source, workers=workers)
     left = made.epoch(0)
@@ -184,11 +221,12 @@ def test_forking_after_threads_have_run_works(source):
         ({"batch_size": 0}, "not a positive multiple"),
         ({"accumulate": 3}, r"train\.batch_size 8 is not a positive multiple of train\.accumulate 3 times 1"),
         ({"accumulate": 2, "world_size": 3}, "times 3 processes"),
+        ({"accumulate": 2, "remainder": "keep"}, "a remainder cannot be kept with 2 micro-batches"),
         ({"mean": (0.5,)}, "one number for each of 3 channels"),
         ({"workers": -1}, r"data\.workers must be at least 0, got -1"),
         ({"renderer": "gpu"}, r"data\.renderer gpu: there is no renderer of that name; there is auto, .*reference"),
     ],
-    ids=["too large", "zero", "accumulate", "world size", "mean", "workers", "renderer"],
+    ids=["too large", "zero", "accumulate", "world size", "remainder", "mean", "workers", "renderer"],
 )
 def test_what_cannot_be_is_refused(source, changes, message):
     with pytest.raises(ValueError, match=message):

@@ -1,6 +1,7 @@
 """Where images come from, and how batches of views are made of them."""
 
 from ssl_core.data.batches import Batches as Batches
+from ssl_core.data.batches import Labelled as Labelled
 from ssl_core.data.batches import rows_at_once as rows_at_once
 from ssl_core.data.config import DataConfig as DataConfig
 from ssl_core.data.config import Images as Images

@@ -1,14 +1,16 @@
 """Batches of views: which images make a batch is a function of (seed, epoch), whoever makes it.
 
-An epoch is a permutation of the images cut into global batches, the remainder dropped. A global batch is cut
-into ``accumulate`` micro-batches of consecutive images, and each of these into one run of consecutive rows
-for each rank: the ranks' rows in rank order are the micro-batch. Where images have partners, each image of an
-epoch is paired with one of its own. Neither the number of workers nor where an epoch is entered changes an
+An epoch is a permutation of the images cut into global batches, the remainder dropped or kept as a smaller one. A
+global batch is cut into ``accumulate`` micro-batches of consecutive images, and each of these into one run of
+consecutive rows for each rank: the ranks' rows in rank order are the micro-batch. Where images have partners, each
+image of an epoch is paired with one of its own. Neither the number of workers nor where an epoch is entered changes an
 image's views or its partner.
 """
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int32, Int64
@@ -18,6 +20,8 @@ from ssl_core.data.pipeline import Batch, Pipeline, Request
 from ssl_core.data.source import ImageSource
 from ssl_core.philox import permutation, uniform
 from ssl_core.views import ViewSpec
+
+logger = logging.getLogger(__name__)
 
 _ORDER_STREAM = 0x6F726472  # "ordr"
 _PARTNER_STREAM = 0x70617274  # "part"; stands where a view's index stands, which is never as large
@@ -42,6 +46,9 @@ class Batches:
         accumulate: number of micro-batches of an optimizer step.
         rank: index of this process.
         world_size: number of processes.
+        remainder: what becomes of the images that do not fill the last batch of an epoch: ``drop`` leaves them out;
+            ``keep`` makes a smaller batch of them, filled up for equal shares by the first images of the epoch. A
+            single image for each process, of which BatchNorm has no statistics, is left out, said in the log.
 
     Attributes:
         batches_per_epoch: number of optimizer steps of an epoch.
@@ -49,9 +56,9 @@ class Batches:
         held_bytes: size of the images that live on the device, which need no workers; 0 if they do not.
 
     Raises:
-        ValueError: if there are fewer images than a batch has, the batch cannot be divided, mean and std are not one
-            number for each channel, the renderer cannot run on the device, or the shared memory does not hold the
-            batches of the workers.
+        ValueError: if there are fewer images than a batch has, the batch cannot be divided, a remainder is to be kept
+            with micro-batches, mean and std are not one number for each channel, the renderer cannot run on the device,
+            or the shared memory does not hold the batches of the workers.
 
     Example:
         >>> from ssl_core.data import DataConfig, open_source
@@ -80,6 +87,7 @@ class Batches:
         accumulate: int = 1,
         rank: int = 0,
         world_size: int = 1,
+        remainder: Literal["drop", "keep"] = "drop",
     ) -> None:
         if len(source) < batch_size:
             raise ValueError(
@@ -90,10 +98,18 @@ class Batches:
         num_channels = source.image(0).shape[0]
         if not len(mean) == len(std) == num_channels:
             raise ValueError(f"mean {mean} and std {std} need one number for each of {num_channels} channels")
-        self.batches_per_epoch = len(source) // batch_size
+        if remainder == "keep" and accumulate > 1:
+            raise ValueError(f"a remainder cannot be kept with {accumulate} micro-batches; drop it, or take one")
+        num_full, num_left = divmod(len(source), batch_size)
+        last_rows = math.ceil(num_left / world_size) if remainder == "keep" else 0
+        if last_rows == 1:
+            if rank == 0:
+                logger.info("%s: the last %d of an epoch's images are left out, one a process", source.name, num_left)
+            last_rows = 0
+        self.batches_per_epoch = num_full + bool(last_rows)
         self._source = source
         self._seed = seed
-        self._layout = (self.batches_per_epoch, accumulate, world_size, rows)
+        self._layout, self._last_rows = (num_full, accumulate, world_size, rows), last_rows
         self._rank = rank
         self._partners: Int32[Tensor, "n p"] | None = None
         self._requests: list[Request] = []  # of the current epoch; the pipeline reads this list
@@ -103,7 +119,7 @@ class Batches:
             specs,
             self._requests,
             num_batches=self.batches_per_epoch * accumulate,
-            batch_size=self._layout[-1],
+            batch_size=rows,
             seed=seed,
             mean=mean,
             std=std,
@@ -126,8 +142,11 @@ class Batches:
             RuntimeError: if this epoch is continued after another was started.
         """
         order = permutation(self._seed, (_ORDER_STREAM, epoch), len(self._source))
-        order = order[: math.prod(self._layout)].reshape(self._layout)
-        own = order[start:, :, self._rank].flatten(0, 1)
+        full = order[: math.prod(self._layout)].reshape(self._layout)
+        own = [*full[start:, :, self._rank].flatten(0, 1)]
+        if self._last_rows:
+            left = torch.cat([order[full.numel() :], order])
+            own.append(left[self._rank * self._last_rows :][: self._last_rows])
         self._passes += 1
         current = self._passes
         self._requests[:] = [
@@ -178,6 +197,34 @@ class Batches:
         streams = torch.stack([index, torch.full_like(index, epoch), torch.full_like(index, _PARTNER_STREAM)], dim=1)
         column = (uniform(self._seed, streams, 1) * self._partners.shape[1]).long()
         return self._partners[index].gather(1, column).squeeze(1)
+
+
+class Labelled:
+    """Batches with the label of each image behind its views, for a method that learns from labels.
+
+    Args:
+        batches: batches of the source.
+        source: images with their labels.
+    """
+
+    def __init__(self, batches: Batches, source: ImageSource) -> None:
+        self._batches, self._source = batches, source
+        self.batches_per_epoch = batches.batches_per_epoch
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """As :meth:`Batches.epoch`, with a tensor of labels (n) as the last of the views."""
+        for batch in self._batches.epoch(epoch, start):
+            # Asked for after the image: one that replaces a broken image brings its own label.
+            labels = torch.tensor([self._source.label(index) for index in batch.index.tolist()], dtype=torch.int64)
+            yield batch._replace(views=(*batch.views, labels))
+
+    def identifier(self, index: int) -> str:
+        """What a person calls an image: its path, say."""
+        return self._source.identifier(index)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the batches."""
+        return self._batches.state_dict()
 
 
 def rows_at_once(batch_size: int, accumulate: int, world_size: int) -> int:

@@ -195,7 +195,7 @@ def open_encoded(config: DataConfig, split: str = "train") -> Images:
     if split == "test":
         images = _test_images(config, train)
     elif config.holdout is not None:
-        images = _subset(train, _holdout(config, train)[1])
+        images = train.subset(_holdout(config, train)[1])
     else:
         images = train
     return replace(images, channels=channels)
@@ -205,7 +205,7 @@ def _test_images(config: DataConfig, train: Images) -> Images:
     if config.test_source is not None:
         test = _split(config.test_source, config, "test") or _split(config.test_source, config, "train")
     elif config.holdout is not None:
-        return _subset(train, _holdout(config, train)[0])
+        return train.subset(_holdout(config, train)[0])
     else:
         test = _split(config.source, config, "test")
     if test is None:
@@ -237,11 +237,6 @@ def _holdout(config: DataConfig, train: Images) -> tuple[Int64[Tensor, " test"],
         raise ValueError(f"data.holdout {config.holdout} of {len(train)} images leaves no test or no training image")
     order = permutation(0, _HOLDOUT_STREAM, len(train))
     return order[:num_test].sort().values, order[num_test:].sort().values
-
-
-def _subset(images: Images, indices: Int64[Tensor, " m"]) -> Images:
-    assert not isinstance(images, MemoryImages)  # named sets have a test split
-    return images.subset(indices)
 
 
 def _split(source: str | list[str], config: DataConfig, split: str) -> Images | None:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -92,6 +92,13 @@ class MemoryImages:
     def identifier(self, index: int) -> str:
         """The image's file or row."""
         return f"{self.name}:{index}" if self.identifiers is None else self.identifiers[index]
+
+    def subset(self, indices: Int64[Tensor, " m"]) -> "MemoryImages":
+        """The images at some indices."""
+        chosen = indices.tolist()
+        images = self.images[indices] if isinstance(self.images, Tensor) else [self.images[index] for index in chosen]
+        identifiers = [self.identifier(index) for index in chosen]
+        return replace(self, images=images, labels=self.labels[indices], identifiers=identifiers)
 
 
 class LazyImages:

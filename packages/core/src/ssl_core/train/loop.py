@@ -86,11 +86,11 @@ class TrainConfig:
 
 @runtime_checkable
 class MicroBatch(Protocol):
-    """Views of the images of one micro-batch, and which images they are."""
+    """What a method's forward takes of the images of one micro-batch, and which images they are."""
 
     @property
     def views(self) -> tuple[Tensor, ...]:
-        """One (n c h w) tensor for each view."""
+        """One (n c h w) tensor for each view; behind them, where a method takes them, labels."""
 
     @property
     def index(self) -> Tensor:
@@ -192,7 +192,7 @@ def train(
             active=distributed.is_main(),
         ) as log,
     ):
-        window = Window(last, batches.identifier, health, config.batch_size // config.accumulate)
+        window = Window(last, batches.identifier, health)
         latest: dict[str, float] = {}
         has_collapsed = False
 
@@ -313,7 +313,10 @@ def take_step(
         # Until the first forward nothing has changed: a run whose data do not come can be saved and left.
         with window.waiting(), contextlib.nullcontext() if micro else interruptible():
             batch = next(micro_batches)
-        views = tuple(view.to(device, non_blocking=True, memory_format=memory_format) for view in batch.views)
+        views = tuple(
+            view.to(device, non_blocking=True, memory_format=memory_format if view.ndim == 4 else torch.preserve_format)
+            for view in batch.views
+        )
         postpone = isinstance(forward, DistributedDataParallel) and micro < config.accumulate - 1
         with forward.no_sync() if postpone else contextlib.nullcontext():  # type: ignore[attr-defined]  # DDP's
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):

@@ -34,7 +34,6 @@ class Window:
         last_checkpoint: file that is named where a loss is not finite.
         identifier: function of an image's index that returns its name for a person.
         health: measures of a batch of embeddings (n d), for the log.
-        micro_batch_size: number of images of a loss, over all processes.
     """
 
     def __init__(
@@ -42,14 +41,13 @@ class Window:
         last_checkpoint: Path,
         identifier: Callable[[int], str],
         health: Callable[[Tensor], dict[str, float]] | None,
-        micro_batch_size: int,
     ) -> None:
-        self._micro_batch_size = micro_batch_size
         self._last_checkpoint = last_checkpoint
         self._identifier = identifier
         self._health = health
         self._unchecked: list[tuple[Step, Tensor, Tensor]] = []
         self._losses: list[Tensor] = []
+        self._num_since = 0  # images of this process
         self.restart_clock()
         # Of all records.
         self._num_images, self._total_s, self._total_waited_s = 0, 0.0, 0.0
@@ -65,10 +63,12 @@ class Window:
         """Take in the loss of a micro-batch and the indices of its images; no device sync."""
         self._unchecked.append((step, loss, index))
         self._losses.append(loss)
+        self._num_since += len(index)
 
     def restart_clock(self) -> None:
         """Leave what was done since the last record, an evaluation say, out of the throughput."""
         self._losses.clear()
+        self._num_since = 0
         self._waited_s = 0.0
         self._since = time.perf_counter()
 
@@ -98,7 +98,7 @@ class Window:
         self.check()
         losses = distributed.gather(torch.stack(self._losses)[None])
         elapsed_s = time.perf_counter() - self._since
-        num_images = len(self._losses) * self._micro_batch_size
+        num_images = self._num_since * distributed.world_size()
         self._num_images += num_images
         self._total_s += elapsed_s
         self._total_waited_s += self._waited_s
