@@ -32,6 +32,7 @@ from ssl_core.evaluate import (
     evaluate_knn,
     evaluate_linear,
     evaluate_similarity,
+    evaluate_transfer,
     export,
     shared_data,
 )
@@ -227,6 +228,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 EVALUATIONS: dict[str, Callable[..., Any]] = {
     "knn": evaluate_knn,
     "linear": evaluate_linear,
+    "transfer": evaluate_transfer,
     "similarity": evaluate_similarity,
     "tsne": draw_tsne,
 }
@@ -244,12 +246,14 @@ def _parser(function: Callable[..., Any]) -> ArgumentParser:
         parser.add_argument("encoders", nargs="+", help="which, one or more")
     # An encoder or a run is named as it is; a source is one or more values and so stands apart.
     positional = bool({"encoder", "run"} & arguments.keys())
-    skip: set[str | int] = {"data", "device", "progress", "sources", "encoders"}
+    skip: set[str | int] = {"data", "device", "progress", "sources", "encoders", "dry_run"}
     parser.add_function_arguments(function, as_positional=positional, skip=skip)
     if "data" in arguments:
         parser.add_class_arguments(DataConfig, "data", skip={"source"} if takes_source else set())
     if "device" in arguments:
         parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    if "dry_run" in arguments:
+        parser.add_argument("--dry_run", action="store_true", help="say what would be done, and do nothing")
     return parser
 
 

@@ -38,6 +38,7 @@ from ssl_core.evaluate.similarity import inter_class_similarity as inter_class_s
 from ssl_core.evaluate.similarity import intra_class_similarity as intra_class_similarity
 from ssl_core.evaluate.subject import Subject as Subject
 from ssl_core.evaluate.subject import load_subject as load_subject
+from ssl_core.evaluate.transfer import evaluate_transfer as evaluate_transfer
 from ssl_core.evaluate.tsne import choose_images as choose_images
 from ssl_core.evaluate.tsne import draw_tsne as draw_tsne
 from ssl_core.evaluate.tsne import tsne_picture as tsne_picture
