@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
+from ssl_core import distributed
 from ssl_core.allocator import keep_freed_memory
 from ssl_core.auto import LEAST_IMAGES, Seen, decided, decisions_text, this_machine
 from ssl_core.backbone import load_card
@@ -233,6 +234,11 @@ EVALUATIONS: dict[str, Callable[..., Any]] = {
     "tsne": draw_tsne,
 }
 _TAKES_SOURCE = (scan, embed_source)
+_SHARED = (evaluate_linear,)  # by the processes that torchrun starts
+_FLAGS = {
+    "dry_run": "say what would be done, and do nothing",
+    "keep": "leave the folders of checkpoint and log when all is done",
+}
 
 
 def _parser(function: Callable[..., Any]) -> ArgumentParser:
@@ -246,14 +252,15 @@ def _parser(function: Callable[..., Any]) -> ArgumentParser:
         parser.add_argument("encoders", nargs="+", help="which, one or more")
     # An encoder or a run is named as it is; a source is one or more values and so stands apart.
     positional = bool({"encoder", "run"} & arguments.keys())
-    skip: set[str | int] = {"data", "device", "progress", "sources", "encoders", "dry_run"}
+    skip: set[str | int] = {"data", "device", "progress", "sources", "encoders", *_FLAGS}
     parser.add_function_arguments(function, as_positional=positional, skip=skip)
     if "data" in arguments:
         parser.add_class_arguments(DataConfig, "data", skip={"source"} if takes_source else set())
     if "device" in arguments:
         parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    if "dry_run" in arguments:
-        parser.add_argument("--dry_run", action="store_true", help="say what would be done, and do nothing")
+    for flag, meaning in _FLAGS.items():
+        if flag in arguments:
+            parser.add_argument(f"--{flag}", action="store_true", help=meaning)
     return parser
 
 
@@ -261,7 +268,10 @@ def _call(function: Callable[..., Any], options: Namespace) -> None:
     keywords = {name: _expanded(value) for name, value in vars(options).items()}
     arguments = signature(function).parameters
     if "device" in arguments:
-        keywords["device"] = choose_device(keywords.get("device", "auto"))
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        if processes > 1 and function not in _SHARED:
+            raise ValueError(f"{processes} processes would each do the same: start this command without torchrun")
+        keywords["device"] = distributed.setup(choose_device(keywords.get("device", "auto")))
         if keywords["device"].type == "cpu":
             keep_freed_memory()
     if "data" in arguments:

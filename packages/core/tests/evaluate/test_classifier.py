@@ -36,9 +36,9 @@ def test_several_labels_of_an_image_are_judged_one_by_one():
 
 def test_a_frozen_encoder_stays_as_it_is_whatever_happens_to_the_classifier(encoder):
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    classifier = Classifier(encoder, nn.Linear(8, 3), frozen=True).train()
+    classifier = Classifier(encoder.train(), nn.Linear(8, 3), frozen=True).train()
     classifier((IMAGES, LABELS), STEP).loss.backward()
-    assert not encoder.training
+    assert encoder.training
     assert all(parameter.grad is None for parameter in encoder.parameters())
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     assert set(classifier.state_dict()) == {"linear.weight", "linear.bias"}

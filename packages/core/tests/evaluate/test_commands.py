@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import shutil
+import statistics
 import sys
 
 import numpy as np
@@ -28,6 +29,7 @@ from ssl_core.evaluate import (
     run_data,
 )
 from ssl_core.evaluate.accuracy import balanced_text
+from ssl_core.evaluate.classifier import load_classifier
 
 QUIET = {"progress": False}
 
@@ -126,6 +128,41 @@ def test_a_cached_probe_says_so(run, capsys):
     out = capsys.readouterr().out
     assert "train: as test, features extracted once" in out
     assert "(protocol cached, 2 epochs, 9 images)" in out
+
+
+def test_the_classifier_is_saved_and_gives_the_accuracy_after_the_last_epoch(run, method, card):
+    result = evaluate_linear(str(run), protocol="cached", epochs=3, lr=1.0, batch_size=5, **QUIET)
+    classifier = load_classifier(run / "linear.safetensors")
+    features, labels = expected_features(run, method["encoder"], card, "test")
+    assert (classifier(features).argmax(dim=1) == labels).double().mean() == result["last"]
+    assert result["classes"] == ["bright", "dark", "gray"]
+    assert sorted(path.name for path in run.glob("linear*")) == ["linear.json", "linear.safetensors"]
+    with pytest.raises(ValueError, match=r"backbone\.json holds no weight \(classes, features\) and bias of a classif"):
+        load_classifier(run / "backbone.json")
+
+
+def test_trials_are_probes_of_following_seeds_and_their_spread_is_said(run, capsys):
+    options = {"protocol": "moco", "epochs": 2, "lr": 0.5, "batch_size": 5, **QUIET}
+    alone = [evaluate_linear(str(run), seed=seed, **options)["last"] for seed in (4, 5, 6)]
+    capsys.readouterr()
+    result = evaluate_linear(str(run), seed=4, trials=3, keep=True, **options)
+    assert result["trials"]["last"] == alone
+    assert (result["mean"], result["std"]) == (statistics.fmean(alone), statistics.stdev(alone))
+    line = f"linear top1 last {100 * result['mean']:.2f} std {100 * result['std']:.2f} best "
+    assert capsys.readouterr().out.splitlines()[-1].startswith(line)
+    assert sorted(path.name for path in run.glob("linear-*")) == [f"linear-moco-seed{seed}" for seed in (4, 5, 6)]
+
+
+def test_a_dry_run_of_linear_says_what_would_be_done_and_does_nothing(run, capsys):
+    before = sorted(run.rglob("*"))
+    evaluate_linear(str(run), protocol="moco", batch_size=5, trials=2, dry_run=True, **QUIET)
+    assert capsys.readouterr().out.splitlines()[4:] == [
+        "  changed: batch_size",
+        f"{run.parent / 'images' / 'train'}: train 15, test 9 images",
+        "selection: last",
+        "cost: 3,009 images through the frozen encoder",
+    ]
+    assert sorted(run.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from ssl_core import distributed
 from ssl_core.backbone import BackboneCard, make_card_encoder
-from ssl_core.data import DataConfig, MemoryImages
+from ssl_core.data import DataConfig, MemoryImages, open_source
 from ssl_core.evaluate import PROTOCOLS, Subject, extract_features, linear_probe
 from ssl_core.evaluate import linear as linear_module
+from ssl_core.evaluate.classifier import Classifier, Folders, train_classifier
 from ssl_core.evaluate.linear import _optimizer
 from ssl_core.views import RandomResizedCrop, Resize, ViewSpec
 
@@ -15,8 +17,11 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.1)
 CARD = BackboneCard("toy", channels=3, image_size=16, mean=MEAN, std=STD, num_features=3)
 
 
-def probe(encoder, *arguments, **options):
-    return linear_probe(Subject("toy", encoder, CARD, DataConfig(workers=0), "cpu"), *arguments, **options)
+def probe(encoder, train, test, protocol, *, seed=0, precision="float32", **options):
+    subject = Subject("toy", encoder, CARD, DataConfig(workers=0), "cpu", precision)
+    folders = options.pop("folders", Folders(seeds=(seed,)))
+    results, _ = linear_probe(subject, train, test, protocol, folders=folders, **options)
+    return results[0]
 
 
 def short(name, **changes):
@@ -53,12 +58,11 @@ def test_augmented_images_are_encoded_in_every_epoch_and_cached_ones_once(toy_so
 
 
 def test_last_and_best_are_both_reported(toy_source, monkeypatch):
-    def class_0(features):
-        return torch.tensor([[1.0, 0.0, 0.0]]).expand(len(features), 3)
-
-    monkeypatch.setattr(linear_module, "_train_classifier", lambda *arguments: ([0.5, 0.8, 0.8, 0.6], class_0))
+    top1, top5 = (0.5, 0.8, 0.8, 0.6), (0.9, 0.7, 1.0, 0.8)
+    epochs = [{"top1": one, "balanced": 0.5, "top5": five} for one, five in zip(top1, top5, strict=True)]
+    monkeypatch.setattr(linear_module, "train_classifier", lambda *arguments, **options: epochs)
     result = probe(MeanColor(), toy_source([0] * 8), toy_source([0, 0, 0, 1]), short("moco"))
-    assert result == (0.6, 0.8, 2, 0.5, ())  # all of class 0 are right, none of class 1
+    assert result == (0.6, 0.8, 2, 0.5, (), 0.8, 0.7)  # top-5 of the epochs that top-1 chose
 
 
 def test_the_trunk_stays_frozen_in_eval_mode(toy_source, card):
@@ -130,17 +134,18 @@ RANDOM_CROPS = ViewSpec((Resize(18), RandomResizedCrop((0.2, 0.4))), (16,))
 
 def test_random_crops_are_classified_by_the_one_classifier_that_was_trained(halves, monkeypatch):
     trained = []
-    train_classifier = linear_module._train_classifier
     monkeypatch.setattr(
         linear_module,
-        "_train_classifier",
-        lambda *arguments: trained.append(train_classifier(*arguments)) or trained[0],
+        "train_classifier",
+        lambda classifier, *arguments, **options: (
+            trained.append(classifier.linear) or train_classifier(classifier, *arguments, **options)
+        ),
     )
     protocol = short("cached", lr=3.0)
     seeds = (4, 5, 6)
     result = probe(MeanColor(), halves, halves, protocol, random_view=RANDOM_CROPS, crop_seeds=seeds)
     assert len(trained) == 1
-    ((_, classifier),) = trained
+    (classifier,) = trained
     for seed, accuracy in zip(seeds, result.random_crops, strict=True):
         cut = extract_features(MeanColor(), halves, RANDOM_CROPS, mean=MEAN, std=STD, seed=seed)
         assert accuracy == (classifier(cut.features).argmax(dim=1) == cut.labels).double().mean()
@@ -171,7 +176,7 @@ def test_lars_moves_a_tensor_by_a_fixed_fraction_of_its_norm():
 
 def test_a_classifier_that_diverges_is_reported(toy_source):
     protocol = short("cached", lr=1e38)
-    with pytest.raises(ValueError, match=r"diverged in epoch 1 at learning rate 1e\+38; give a smaller lr"):
+    with pytest.raises(ValueError, match=r"diverged at step \d of 15 at learning rate 1e\+38; give a smaller lr"):
         probe(MeanColor(), toy_source([0, 1, 2] * 8), toy_source([0, 1]), protocol)
 
 
@@ -186,3 +191,74 @@ def test_missing_labels_are_refused(toy_source, name):
         probe(MeanColor(), toy_source([0] * 8 + [-1]), toy_source([0]), short(name))
     with pytest.raises(ValueError, match="1 of 1 test images have no label"):
         probe(MeanColor(), toy_source([0] * 8), toy_source([-1]), short(name))
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("name", ["moco", "cached"])
+@pytest.mark.parametrize("killed_in", ["step", "test"])
+def test_a_probe_that_is_killed_goes_on_as_if_it_had_never_stopped(toy_source, tmp_path, monkeypatch, name, killed_in):
+    train, test = toy_source([0, 1, 2] * 8), toy_source([0, 1, 2] * 9, seed=1)
+    protocol = short(name, lr=1e-4)
+
+    def found(folder, **options):
+        subject = Subject("toy", nn.Flatten(), CARD, DataConfig(workers=0), "cpu")
+        return linear_probe(subject, train, test, protocol, folders=Folders(folder, name), **options)
+
+    (expected,), layer = found(tmp_path / "whole")
+    calls = 0
+
+    def killed(function):
+        def call(*arguments):
+            nonlocal calls
+            calls += 1
+            if calls == {"step": 11, "test": 3}[killed_in]:  # of 15 steps, and of 5 tests
+                raise Killed
+            return function(*arguments)
+
+        return call
+
+    owner, function = {"step": (Classifier, "update"), "test": (linear_module, "balanced_accuracy")}[killed_in]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, function, killed(getattr(owner, function)))
+        with pytest.raises(Killed):
+            found(tmp_path / "parts")
+    (result,), other = found(tmp_path / "parts")
+    assert result == expected
+    assert torch.equal(layer.weight, other.weight)
+    assert torch.equal(layer.bias, other.bias)
+
+
+def test_what_other_settings_have_begun_is_not_continued(toy_source, tmp_path):
+    train, test = toy_source([0, 1, 2] * 8), toy_source([0, 1])
+    options = {"folders": Folders(tmp_path, "linear-moco"), "settings": {"protocol": {"lr": 1.0}, "digest": "a"}}
+    first = probe(MeanColor(), train, test, short("moco"), **options)
+    assert probe(MeanColor(), train, test, short("moco"), **options) == first
+    options["settings"] = {"protocol": {"lr": 2.0}, "digest": "b"}
+    with pytest.raises(
+        ValueError, match=r"linear-moco-seed0 holds .* begun:\n  digest: a -> b\n  protocol\.lr: 1\.0 -"
+    ):
+        probe(MeanColor(), train, test, short("moco"), **options)
+
+
+def test_processes_that_cannot_share_a_batch_are_told_the_next_that_they_can(toy_source, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    with pytest.raises(ValueError, match="3 processes cannot share a batch_size of 8; the next is 9"):
+        probe(MeanColor(), toy_source([0, 1, 2] * 8), toy_source([0, 1]), short("moco"))
+
+
+def test_bfloat16_in_the_encoder_changes_little():
+    digits = [open_source(DataConfig("digits"), split=split) for split in ("train", "test")]
+    card = dataclasses.replace(CARD, channels=1, image_size=32, mean=(0.1,), std=(0.3,))
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Conv2d(1, 32, 7, stride=4), nn.ReLU(), nn.AdaptiveMaxPool2d(4), nn.Flatten())
+    found, seen = {}, set()
+    encoder.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    for precision in ("float32", "bfloat16"):
+        subject = Subject("toy", encoder, card, DataConfig(workers=0), "cpu", precision)
+        (found[precision],), _ = linear_probe(subject, *digits, short("cached", lr=0.05, batch_size=64))
+    assert seen == {torch.float32, torch.bfloat16}
+    assert found["float32"].top5_last > found["float32"].last > 0.4
+    assert abs(found["float32"].last - found["bfloat16"].last) < 0.01

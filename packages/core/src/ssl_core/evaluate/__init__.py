@@ -2,6 +2,8 @@
 
 from ssl_core.evaluate.accuracy import count_classes as count_classes
 from ssl_core.evaluate.accuracy import label_ranks as label_ranks
+from ssl_core.evaluate.classifier import Classifier as Classifier
+from ssl_core.evaluate.classifier import load_classifier as load_classifier
 from ssl_core.evaluate.embed import embed as embed
 from ssl_core.evaluate.encoder import find_card as find_card
 from ssl_core.evaluate.encoder import load_encoder as load_encoder

@@ -1,16 +1,34 @@
 """An encoder with a linear classifier, which learns from labels: alone on a frozen encoder, or both together."""
 
-from collections.abc import Sequence
-from typing import Literal, TypeAlias
+import contextlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from ssl_core import distributed
+from ssl_core.config import config_difference
+from ssl_core.evaluate.features import evaluating
+from ssl_core.evaluate.subject import Precision
+from ssl_core.files import write_atomically
+from ssl_core.folder import LAST, claimed, last_saved_ns
 from ssl_core.losses.precision import at_least_float32
 from ssl_core.step import Step
-from ssl_core.train import StepOutput
+from ssl_core.train import StepOutput, TrainConfig, load_checkpoint, read_metrics, train
+from ssl_core.train.checkpoint import restore_
+from ssl_core.train.loop import BatchSource
 from ssl_core.views import ViewSpec
+
+logger = logging.getLogger(__name__)
 
 Head: TypeAlias = Literal["zeros", "normal", "torch"]
 
@@ -20,7 +38,7 @@ class Classifier(nn.Module):
 
     The loss is the cross-entropy of ``linear(encoder(images))``, or, of labels that are rows of 0 and 1, the binary
     cross-entropy as a mean over images and classes. Features, scores and loss are float32 whatever autocast says. A
-    frozen encoder stays in eval mode, has no gradient, and is no part of the module's state.
+    frozen encoder works in eval mode, has no gradient, and is no part of the module's state.
 
     Args:
         encoder: (n c s s) -> (n f); ``nn.Identity`` for features that are there already.
@@ -35,7 +53,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.encoder: nn.Module
         if frozen:  # no submodule: neither `train` nor the state of a checkpoint reaches it
-            object.__setattr__(self, "encoder", encoder.eval())
+            object.__setattr__(self, "encoder", encoder)
         else:
             self.encoder = encoder
         self.linear = linear
@@ -49,7 +67,7 @@ class Classifier(nn.Module):
     def forward(self, views: tuple[Tensor, ...], step: Step) -> StepOutput:
         """The loss of one micro-batch: images and their labels."""
         images, labels = views
-        with torch.set_grad_enabled(not self.frozen and torch.is_grad_enabled()):
+        with evaluating(self.encoder) if self.frozen else contextlib.nullcontext():
             features = at_least_float32(self.encoder(images))
         with torch.autocast(features.device.type, enabled=False):
             scores = self.linear(features)
@@ -80,3 +98,188 @@ def make_linear(num_features: int, num_classes: int, head: Head, seed: int) -> n
             linear.weight.normal_(0.0, std, generator=torch.Generator().manual_seed(seed))
             linear.bias.zero_()
     return linear
+
+
+def save_classifier(path: Path, linear: nn.Linear) -> None:
+    """Write a classifier as a ``.safetensors`` file of ``weight`` (classes f) and ``bias`` (classes)."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in linear.state_dict().items()}
+    write_atomically(path, lambda file: file.write(save(state)))
+
+
+def load_classifier(path: Path | str) -> nn.Linear:
+    """The classifier that ``ssl-core eval linear`` or ``eval finetune`` wrote: (n f) features to (n classes) scores.
+
+    The JSON file beside it names the classes in their order, and the view and the encoder that the features are of.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds no classifier.
+    """
+    try:
+        state = load(Path(path).read_bytes())
+        num_classes, num_features = state["weight"].shape
+        linear = nn.Linear(num_features, num_classes)
+        linear.load_state_dict(state)
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} holds no weight (classes, features) and bias of a classifier: {error}") from error
+    return linear.eval()
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the trials of an evaluation keep checkpoint and log while they last.
+
+    Attributes:
+        folder: folder of the result; None keeps nothing, so that nothing can be continued.
+        name: beginning of the folders' names.
+        seeds: seed of each trial.
+    """
+
+    folder: Path | None = None
+    name: str = ""
+    seeds: Sequence[int] = (0,)
+
+    def of(self, seed: int) -> Path | None:
+        """Folder of a trial, or None."""
+        return None if self.folder is None else self.folder / f"{self.name}-seed{seed}"
+
+    def remove(self) -> None:
+        """Remove the folders."""
+        for seed in self.seeds:
+            if (work := self.of(seed)) is not None:
+                shutil.rmtree(work)
+
+
+NOWHERE = Folders()
+
+
+def fitting_batch_size(batch_size: int, num_images: int) -> int:
+    """The batch size, or of fewer images the largest power of two, said in the log."""
+    if num_images >= batch_size:
+        return batch_size
+    fewer = 1 << (num_images.bit_length() - 1)
+    logger.info("batch_size: %d instead of %d, for there are %d images", fewer, batch_size, num_images)
+    return fewer
+
+
+def check_batch_size(batch_size: int, num_images: int) -> None:
+    """Refuse a batch that the images do not fill, or that processes cannot share equally.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    if num_images < batch_size:
+        raise ValueError(
+            f"{num_images} training images are less than one batch of {batch_size}; give a smaller batch_size"
+        )
+    processes = distributed.world_size()
+    if batch_size % processes:
+        following = (batch_size // processes + 1) * processes
+        raise ValueError(f"{processes} processes cannot share a batch_size of {batch_size}; the next is {following}")
+
+
+@contextlib.contextmanager
+def matmuls_in(precision: Precision) -> Iterator[None]:
+    """TF32 in a GPU's products and convolutions of float32 where it is asked for, and not otherwise."""
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = precision == "tf32"
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+
+
+class DivergedError(ValueError):
+    """A classifier whose loss or scores are no longer finite."""
+
+
+def train_classifier(
+    classifier: Classifier,
+    batches: BatchSource,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    *,
+    work: Path | None,
+    learning_rate: Callable[[Step], float],
+    settings: Mapping[str, Any],
+    score: Callable[[], dict[str, float]],
+    each_epoch: bool = True,
+    quiet: bool = False,
+) -> list[dict[str, float]]:
+    """Train a classifier, from where an earlier try with the same settings was stopped on.
+
+    Args:
+        classifier: what learns, on the device to train on.
+        batches: batches of images and labels.
+        optimizer: optimizer of the classifier's parameters.
+        config: length, batch and precision.
+        work: folder of checkpoint and log; None is a temporary one, from which nothing can be continued.
+        learning_rate: function of the step.
+        settings: all that the result depends on, as plain values.
+        score: measures the classifier on test images; every process calls it at once and has the same numbers from it.
+        each_epoch: whether it is measured after each epoch, or after the last alone.
+        quiet: whether neither a bar nor a line for each epoch is shown.
+
+    Returns:
+        What ``score`` gave after each epoch, or after the last.
+
+    Raises:
+        ValueError: if ``work`` holds what other settings have begun, with the difference.
+        DivergedError: if the loss or a score is not finite.
+        OSError: if ``work`` cannot be written or is in use.
+    """
+    latest = Step(0, 1, 1)
+
+    def rate(step: Step) -> float:
+        nonlocal latest
+        latest = step
+        return learning_rate(step)
+
+    def checked_score() -> dict[str, float]:
+        if not all(parameter.isfinite().all() for parameter in classifier.parameters()):
+            raise FloatingPointError
+        return score()
+
+    with contextlib.ExitStack() as stack:
+        if work is None:
+            work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        start, saved_ns = 0, last_saved_ns(work)
+        if saved_ns is not None:
+            content = load_checkpoint(work / LAST)
+            if difference := config_difference(content["config"], settings):
+                raise ValueError(
+                    f"{work} holds what other settings have begun:\n  "
+                    + "\n  ".join(difference)
+                    + "\nGive these their old values to continue it, remove the folder, or choose another --out."
+                )
+            start = restore_(content, method=classifier, optimizer=optimizer)
+        folder = stack.enter_context(claimed(work, work.name, saved_ns=saved_ns))
+        try:
+            train(
+                classifier,
+                batches,
+                optimizer,
+                config,
+                folder=folder,
+                learning_rate=rate,
+                start=start,
+                settings=settings,
+                # Not after an epoch: what a checkpoint between two epochs does not hold is measured again.
+                before_epoch=(lambda epochs: checked_score() if epochs else {}) if each_epoch else None,
+                quiet=quiet,
+                continued_by="the same command",
+            )
+            last = checked_score()
+        except FloatingPointError as error:
+            raise DivergedError(
+                f"the classifier diverged at step {latest.index} of {latest.total} at learning rate "
+                f"{learning_rate(latest):g}; give a smaller lr"
+            ) from error
+        earlier = (
+            [record for record in read_metrics(folder) if "before_epoch" in record] if distributed.is_main() else []
+        )
+        scores = [{name: record[name] for name in last} for record in earlier if record["before_epoch"]]
+        return distributed.broadcast_object([*scores, last])

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor, nn
 
+from ssl_core import distributed
 from ssl_core.data import ImageSource
 from ssl_core.data.pipeline import Pipeline, Request
 from ssl_core.data.source import readable
@@ -60,8 +61,9 @@ def extract_features(
     workers: int = 0,
     seed: int = 0,
     progress: str = "",
+    images: Sequence[int] | None = None,
 ) -> Features:
-    """Features of all readable images of a source, in its order.
+    """Features of all readable images of a source, in its order, or of some.
 
     Images that turn out broken are left out: `ssl_core.data.source.readable` gives the indices of the others.
 
@@ -79,6 +81,7 @@ def extract_features(
         workers: number of processes that read images, and render them if the CPU does that; 0 does it in this one.
         seed: seeds the view's draws, if it has any.
         progress: text before a progress bar; empty shows none.
+        images: numbers of the images; None is all of the source.
 
     Returns:
         Features, 4 n f bytes of them.
@@ -86,19 +89,32 @@ def extract_features(
     Raises:
         ValueError: if an image has other channels than ``mean``, or a feature is not finite.
     """
-    batches = [range(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
+    chosen = range(len(source)) if images is None else images
+    batches = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
     found = []
-    with progress_bar(len(source), "img", desc=progress, disable=not progress) as bar:
+    with progress_bar(len(chosen), "img", desc=progress, disable=not progress) as bar:
         for features in iterate_features(
             encoder, source, view, batches, mean=mean, std=std, device=device, workers=workers, seed=seed
         ):
             found.append(features.cpu())
             bar.update(len(features))
-    kept = readable(source)
-    labels = torch.tensor([source.label(index) for index in kept], dtype=torch.int64)
+    whole = set(readable(source))
+    kept = [place for place, index in enumerate(chosen) if index in whole]
+    labels = torch.tensor([source.label(chosen[place]) for place in kept], dtype=torch.int64)
     features_nf = torch.cat(found)
     # In place of a broken image stood the next one, which has a row of its own.
-    return Features(features_nf if len(kept) == len(source) else features_nf[kept], labels)
+    return Features(features_nf if len(kept) == len(chosen) else features_nf[kept], labels)
+
+
+def own_share(length: int) -> range:
+    """Which of so many images this process looks at: all processes together look at each once, in rank order."""
+    rank, processes = distributed.rank(), distributed.world_size()
+    return range(rank * length // processes, (rank + 1) * length // processes)
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """The rows of all processes in rank order, which need not be equally many, on the CPU."""
+    return torch.cat(distributed.gather_objects(rows.cpu()))
 
 
 def iterate_features(

@@ -5,26 +5,36 @@
 """
 
 import dataclasses
-import logging
-import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from timm.optim.lars import Lars
-from torch import Tensor
+from torch import Tensor, nn
 
-from ssl_core.data import Batches, DataConfig, ImageSource, open_source
+from ssl_core import distributed
+from ssl_core.data import Batch, Batches, DataConfig, ImageSource, Labelled, decoded, identity, open_encoded
 from ssl_core.evaluate.accuracy import balanced_accuracy, balanced_text, check_classes, count_classes, label_ranks
+from ssl_core.evaluate.classifier import (
+    NOWHERE,
+    Classifier,
+    Folders,
+    check_batch_size,
+    fitting_batch_size,
+    make_linear,
+    matmuls_in,
+    save_classifier,
+    train_classifier,
+)
 from ssl_core.evaluate.encoder import Layer
-from ssl_core.evaluate.features import Features, evaluating
+from ssl_core.evaluate.features import Features, gathered, own_share
+from ssl_core.evaluate.plan import Plan, choose_protocol, trials_result, trials_text
 from ssl_core.evaluate.protocol import (
+    PROTOCOLS,
     Protocol,
     TestCrop,
-    find_protocol,
     learning_rate,
     protocol_text,
     random_crops_text,
@@ -32,17 +42,14 @@ from ssl_core.evaluate.protocol import (
     view_for_testing,
     view_for_training,
 )
-from ssl_core.evaluate.subject import Subject, load_subject
+from ssl_core.evaluate.subject import Precision, Subject, load_subject
 from ssl_core.philox import permutation
 from ssl_core.progress import progress_bar
+from ssl_core.train import TrainConfig
+from ssl_core.train.loop import BatchSource
 from ssl_core.views import ViewSpec
 
-logger = logging.getLogger(__name__)
-
 _SHUFFLE_STREAM = 1
-
-# Features and labels of the batches of an epoch.
-_Batches: TypeAlias = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 
 
 class LinearResult(NamedTuple):
@@ -54,6 +61,8 @@ class LinearResult(NamedTuple):
         best_epoch: number of that epoch, counted from 1.
         balanced: mean over the classes of their accuracy after the last epoch.
         random_crops: accuracy after the last epoch on random crops of the test images, for each seed of the crops.
+        top5_last: fraction of images whose class is among the five first after the last epoch; None below 10 classes.
+        top5_best: the same after the epoch ``best_epoch``.
     """
 
     last: float
@@ -61,6 +70,8 @@ class LinearResult(NamedTuple):
     best_epoch: int
     balanced: float
     random_crops: tuple[float, ...] = ()
+    top5_last: float | None = None
+    top5_best: float | None = None
 
 
 def linear_probe(
@@ -69,126 +80,135 @@ def linear_probe(
     test: ImageSource,
     protocol: Protocol,
     *,
-    seed: int = 0,
+    folders: Folders = NOWHERE,
     random_view: ViewSpec | None = None,
     crop_seeds: Sequence[int] = (),
+    settings: Mapping[str, Any] | None = None,
     progress: bool = False,
-) -> LinearResult:
-    """Train a linear classifier on a frozen encoder, and test it after every epoch.
+) -> tuple[list[LinearResult], nn.Linear]:
+    """Train linear classifiers on a frozen encoder, and test them after every epoch.
 
     Args:
         subject: encoder, which works in eval mode and does not change, and what it is fed.
         train: labelled images.
         test: labelled images, all of which are tested.
         protocol: length, rate and crops of the training.
-        seed: seeds the initial weights, the order of the images and their crops.
-        random_view: view in which the last classifier is tested too, once for each of ``crop_seeds``.
+        folders: seeds of the trials, which decide initial weights, order of the images and their crops, and the folder
+            from which each is continued.
+        random_view: view in which the last classifiers are tested too, once for each of ``crop_seeds``.
         crop_seeds: seeds of that view's crops.
+        settings: what tells one probe from another that is to be continued, as plain values.
         progress: whether bars are shown.
 
+    Returns:
+        The result of each trial, and the classifier of the first after its last epoch.
+
     Raises:
-        ValueError: if a label is missing, there is less than one batch of images, or the classifier diverges.
+        ValueError: if a label is missing, there is less than one batch of images, processes cannot share a batch
+            equally, a folder holds what other settings have begun, or the classifier diverges.
     """
     num_classes, card, device = count_classes(train), subject.card, subject.device
     check_classes(train, test)
-    if len(train) < protocol.batch_size:
-        raise ValueError(
-            f"{len(train)} training images are less than one batch of {protocol.batch_size}; give a smaller batch_size"
-        )
+    check_batch_size(protocol.batch_size, len(train))
     view = view_for_testing(protocol, card.image_size)
-    tested = subject.extract(test, "test features" if progress else "", view=view)
+    own = own_share(len(test))
+    tested = subject.extract(test, "test features" if progress else "", view=view, images=own).to(device)
+    labels = gathered(tested.labels)
 
-    batches: _Batches
+    make_batches: Callable[[int], BatchSource]
+    encoder = subject.encoder
     if protocol.crop == "none":
-        stored = subject.extract(train, "training features" if progress else "", view=view)
-        batches = partial(_stored_batches, stored, protocol.batch_size, seed)
+        share = subject.extract(train, "training features" if progress else "", view=view, images=own_share(len(train)))
+        stored = Features(gathered(share.features), gathered(share.labels))
+        make_batches, encoder = partial(_StoredBatches, stored, protocol.batch_size), nn.Identity()
     else:
-        source = Batches(
-            train,
-            (view_for_training(protocol, card.image_size),),
-            batch_size=protocol.batch_size,
-            seed=seed,
-            mean=card.mean,
-            std=card.std,
-            workers=subject.data.workers,
-            device=device,
-        )
-        batches = partial(_encoded_batches, subject, source, train)
-    accuracy, classifier = _train_classifier(batches, tested, protocol, num_classes, seed, device, progress)
-    random_crops = []
+
+        def make_batches(seed: int) -> BatchSource:
+            batches = Batches(
+                train,
+                (view_for_training(protocol, card.image_size),),
+                batch_size=protocol.batch_size,
+                seed=seed,
+                mean=card.mean,
+                std=card.std,
+                workers=subject.data.workers,
+                device=device,
+                rank=distributed.rank(),
+                world_size=distributed.world_size(),
+            )
+            return Labelled(batches, train)
+
+    def ranks(classifier: nn.Linear, features: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            scores = classifier(features.to(device)).cpu()
+        if not scores.isfinite().all():
+            raise FloatingPointError
+        return gathered(label_ranks(scores, labels))
+
+    results, classifiers = [], []
+    for seed in folders.seeds:
+        linear = make_linear(tested.features.shape[1], num_classes, "normal", seed).to(device)
+        bar = progress_bar(protocol.epochs, "epoch", desc="linear", disable=not progress or protocol.crop != "none")
+
+        def score(linear: nn.Linear = linear, bar: Any = bar) -> dict[str, float]:
+            found = ranks(linear, tested.features, tested.labels)
+            values = {"top1": (found < 1).double().mean().item(), "balanced": balanced_accuracy(found < 1, labels)}
+            if num_classes >= 10:
+                values["top5"] = (found < 5).double().mean().item()
+            bar.update()
+            bar.set_postfix_str(f"top1 {100 * values['top1']:.2f}")
+            return values
+
+        with bar:
+            scores = train_classifier(
+                Classifier(encoder, linear, frozen=True),
+                make_batches(seed),
+                _optimizer(list(linear.parameters()), protocol),
+                TrainConfig(
+                    epochs=protocol.epochs,
+                    batch_size=protocol.batch_size,
+                    precision="bfloat16" if subject.precision == "bfloat16" else "float32",
+                ),
+                work=folders.of(seed),
+                learning_rate=lambda step: learning_rate(protocol, step.index // step.steps_per_epoch),
+                settings={**(settings or {}), "seed": seed},
+                score=score,
+                quiet=not progress or protocol.crop == "none",
+            )
+        accuracy = [each["top1"] for each in scores]
+        best = max(accuracy)
+        best_epoch = 1 + accuracy.index(best)
+        top5 = [scores[at].get("top5") for at in (-1, best_epoch - 1)]
+        results.append(LinearResult(accuracy[-1], best, best_epoch, scores[-1]["balanced"], (), *top5))
+        classifiers.append(linear)
     if random_view is not None:
         for crop_seed in crop_seeds:
-            cut = subject.extract(test, "random crops" if progress else "", view=random_view, seed=crop_seed)
-            random_crops.append(_accuracy(classifier(cut.features), cut.labels))
-    best = max(accuracy)
-    balanced = balanced_accuracy(label_ranks(classifier(tested.features), tested.labels) < 1, tested.labels)
-    return LinearResult(accuracy[-1], best, accuracy.index(best) + 1, balanced, tuple(random_crops))
+            text = "random crops" if progress else ""
+            cut = subject.extract(test, text, view=random_view, seed=crop_seed, images=own)
+            for trial, linear in enumerate(classifiers):
+                accuracy_of_crops = (ranks(linear, cut.features, cut.labels) < 1).double().mean().item()
+                results[trial] = results[trial]._replace(random_crops=(*results[trial].random_crops, accuracy_of_crops))
+    return results, classifiers[0]
 
 
-def _stored_batches(stored: Features, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    order = permutation(seed, (_SHUFFLE_STREAM, epoch), len(stored.labels))
-    for index in torch.split(order[: len(order) // batch_size * batch_size], batch_size):
-        yield stored.features[index], stored.labels[index]
+class _StoredBatches:
+    """Batches of features that are extracted once; of each, this process's share."""
 
+    def __init__(self, stored: Features, batch_size: int, seed: int) -> None:
+        self._stored, self._batch_size, self._seed = stored, batch_size, seed
+        self.batches_per_epoch = len(stored.labels) // batch_size
 
-def _encoded_batches(
-    subject: Subject, batches: Batches, source: ImageSource, epoch: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    for batch in batches.epoch(epoch):
-        with evaluating(subject.encoder):
-            features = subject.encoder(batch.views[0].to(subject.device)).float()
-        # Asked for after the image: one that replaces a broken image brings its own label.
-        yield features, _labels(source, batch.index.tolist())
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        order = permutation(self._seed, (_SHUFFLE_STREAM, epoch), len(self._stored.labels))
+        for index in torch.split(order[: self.batches_per_epoch * self._batch_size], self._batch_size)[start:]:
+            own = index.chunk(distributed.world_size())[distributed.rank()]
+            yield Batch((self._stored.features[own], self._stored.labels[own]), own)
 
+    def identifier(self, index: int) -> str:
+        return f"features {index}"
 
-def _labels(source: ImageSource, indices: Iterable[int]) -> Tensor:
-    return torch.tensor([source.label(index) for index in indices], dtype=torch.int64)
-
-
-def _train_classifier(
-    batches: _Batches,
-    test: Features,
-    protocol: Protocol,
-    num_classes: int,
-    seed: int,
-    device: torch.device | str,
-    progress: bool,
-) -> tuple[list[float], Callable[[Tensor], Tensor]]:
-    """Accuracy on the test features after each epoch, and the last classifier: features to scores on the CPU."""
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.normal(0.0, 0.01, (num_classes, test.features.shape[1]), generator=generator).to(device)
-    bias = torch.zeros(num_classes, device=device)
-
-    @torch.no_grad()
-    def classifier(features: Tensor) -> Tensor:
-        return F.linear(features.to(device), weight, bias).cpu()
-
-    test_features = test.features.to(device)
-    optimizer = _optimizer([weight.requires_grad_(), bias.requires_grad_()], protocol)
-    accuracy = []
-    epochs = progress_bar(
-        protocol.epochs, "epoch", iterable=range(protocol.epochs), desc="linear", disable=not progress
-    )
-    for epoch in epochs:
-        optimizer.param_groups[0]["lr"] = learning_rate(protocol, epoch)
-        for features, labels in batches(epoch):
-            scores = F.linear(features.to(device), weight, bias)
-            optimizer.zero_grad()
-            F.cross_entropy(scores, labels.to(device)).backward()  # type: ignore[no-untyped-call]  # torch's is untyped
-            optimizer.step()
-        scores = classifier(test_features)
-        if not scores.isfinite().all():
-            raise ValueError(
-                f"the linear classifier diverged in epoch {epoch + 1} at learning rate "
-                f"{learning_rate(protocol, epoch):g}; give a smaller lr"
-            )
-        accuracy.append(_accuracy(scores, test.labels))
-        epochs.set_postfix_str(f"top1 {100 * accuracy[-1]:.2f}")
-    return accuracy, classifier
-
-
-def _accuracy(scores: Tensor, labels: Tensor) -> float:
-    return (label_ranks(scores, labels) < 1).double().mean().item()
+    def state_dict(self) -> dict[str, Any]:
+        return {}
 
 
 def _optimizer(parameters: list[Tensor], protocol: Protocol) -> torch.optim.Optimizer:
@@ -211,16 +231,22 @@ def evaluate_linear(
     batch_size: int | None = None,
     crop: TestCrop = "center",
     crop_seeds: int | None = None,
+    trials: int = 1,
+    precision: Precision = "float32",
     device: torch.device | str = "cpu",
     seed: int = 0,
     out: str | None = None,
+    keep: bool = False,
+    dry_run: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train a linear classifier on frozen features; prints the protocol, then ``linear top1 last 83.10 ...``.
 
+    Several processes share each batch. A probe that was stopped is continued by the same command.
+
     Args:
         encoder: a run directory, a ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
-        protocol: name in ``PROTOCOLS``.
+        protocol: moco, sce_imagenet, sce_small, clsa, dssl_cifar, simsiam, leoclr or cached.
         data: labelled images; None takes those of the run that ``encoder``, or else ``like``, names.
         like: run directory or exported backbone whose input ``random`` and ``pixels`` take.
         features: layer to evaluate: ``backbone``, or ``projection``, the projector after it.
@@ -230,14 +256,20 @@ def evaluate_linear(
         crop: crop of test images: ``center`` as the protocol says; ``random`` and ``random_window`` test the same
             classifier on random crops as well, see :func:`view_for_random_crops`, and print a line of their own.
         crop_seeds: number of seeds of the random crops, from ``seed`` on, at least 3; null is 3.
+        trials: number of classifiers, of seeds from ``seed`` on, whose mean and standard deviation are printed.
+        precision: ``float32``; ``bfloat16`` in the encoder alone; ``tf32``, on GPUs, instead of float32.
         device: device that computes the features.
         seed: seeds the classifier, the order, the crops, and the weights of ``random``.
-        out: folder of ``linear.json``; None is the folder of ``encoder``, or nowhere if that has none.
+        out: folder of ``linear.json`` and ``linear.safetensors``, the classifier; None is the folder of ``encoder``, or
+            nowhere if that has none.
+        keep: whether the folders ``linear-PROTOCOL-seedN``, of checkpoint and log, are left when all is done.
+        dry_run: whether no more is done than to print protocol, images and cost.
         progress: whether bars are shown.
 
     Returns:
-        What ``linear.json`` says: ``last``, ``best``, ``best_epoch``, ``balanced``, ``random_crops``, and every
-        setting.
+        What ``linear.json`` says: ``last``, ``best``, ``best_epoch``, ``balanced``, ``random_crops``, and with ten
+        classes or more ``top5_last`` and ``top5_best``; of several trials the means of these, ``trials``, ``mean`` and
+        ``std``; and every setting.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
@@ -247,38 +279,80 @@ def evaluate_linear(
         raise ValueError(f"crop_seeds {crop_seeds} are of random crops: give crop random or random_window too")
     if crop_seeds is not None and crop_seeds < 3:
         raise ValueError(f"crop_seeds must be at least 3 for a mean and its spread, got {crop_seeds}")
-    asked: dict[str, Any] = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
-    changes = {name: value for name, value in asked.items() if value is not None}
-    chosen = dataclasses.replace(find_protocol(protocol), **changes)
+    if trials < 1:
+        raise ValueError(f"trials must be at least 1, got {trials}")
+    chosen, changed = choose_protocol(PROTOCOLS, protocol, epochs=epochs, lr=lr, batch_size=batch_size)
     subject = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed)
-    train, test = (open_source(subject.data, split=split) for split in ("labelled", "test"))
-    if batch_size is None and len(train) < chosen.batch_size:
-        fewer = changes["batch_size"] = 2 ** int(math.log2(len(train)))
-        logger.info("batch_size: %d instead of %d, for there are %d images", fewer, chosen.batch_size, len(train))
-        chosen = dataclasses.replace(chosen, batch_size=fewer)
-    print(protocol_text(protocol, chosen, subject.card.image_size))
+    subject = subject._replace(precision=precision)
+    labelled, unseen = (open_encoded(subject.data, split) for split in ("labelled", "test"))
+    check_classes(labelled, unseen)
+    if batch_size is None and (fewer := fitting_batch_size(chosen.batch_size, len(labelled))) < chosen.batch_size:
+        chosen, changed = dataclasses.replace(chosen, batch_size=fewer), sorted([*changed, "batch_size"])
+    check_batch_size(chosen.batch_size, len(labelled))
+    passes = 1 if chosen.crop == "none" else trials * chosen.epochs
+    plan = Plan(
+        protocol,
+        chosen,
+        changed,
+        protocol_text(protocol, chosen, subject.card.image_size),
+        {labelled.name: {"train": len(labelled), "test": len(unseen)}},
+        "last",
+        f"{passes * len(labelled) + len(unseen):,} images through the frozen encoder",
+    )
+    if distributed.is_main():
+        print(plan, flush=True)
+    if dry_run:
+        return plan.settings()
+    train, test = (
+        decoded(images, subject.data, split=split) for split, images in (("labelled", labelled), ("test", unseen))
+    )
     random_view = None if crop == "center" else view_for_random_crops(chosen, crop, subject.card.image_size)
-    seeds = [seed + draw for draw in range(crop_seeds or 3)]
-    accuracy = linear_probe(
-        subject, train, test, chosen, seed=seed, random_view=random_view, crop_seeds=seeds, progress=progress
-    )
-    result = {
-        **accuracy._asdict(),
-        "protocol": {"name": protocol, **dataclasses.asdict(chosen)},
-        "changed": sorted(changes),
-        "features": features,
-        "seed": seed,
-        **subject.settings(train=train, test=test),
-    }
-    print(
-        f"linear top1 last {100 * accuracy.last:.2f} best {100 * accuracy.best:.2f} "
-        f"(protocol {protocol}, {chosen.epochs} epochs, {result['num_test']} images"
-        f"{balanced_text(accuracy.last, accuracy.balanced)})"
-    )
+    cut_seeds = [seed + draw for draw in range(crop_seeds or 3)]
+    settings = {**plan.settings(), "features": features, "precision": precision, "digest": subject.digest()}
+    folders = Folders(subject.folder(out), f"linear-{protocol}", range(seed, seed + trials))
+    with matmuls_in(precision):
+        results, classifier = linear_probe(
+            subject,
+            train,
+            test,
+            chosen,
+            folders=folders,
+            random_view=random_view,
+            crop_seeds=cut_seeds,
+            settings={**settings, "train": identity(labelled), "test": identity(unseen)},
+            progress=progress,
+        )
+    crops = [accuracy for result in results for accuracy in result.random_crops]
+    result: dict[str, Any] = {**_of_trials(results), "random_crops": crops, **settings, "seed": seed}
+    result |= {"view": plan.text.splitlines()[-1].strip(), "classes": list(train.classes or ())}
+    result |= subject.settings(train=train, test=test)
+    last, best = ([getattr(result, name) for result in results] for name in ("last", "best"))
+    more = f"{trials} trials, " * (trials > 1)
+    top5 = f", top5 {100 * result['top5_last']:.2f}" if "top5_last" in result else ""
+    lines = [
+        f"linear top1 last {trials_text(last)} best {trials_text(best)} ({more}protocol {protocol}, {chosen.epochs} "
+        f"epochs, {result['num_test']} images{top5}{balanced_text(result['last'], result['balanced'])})"
+    ]
     if random_view is not None:
-        mean, std = statistics.mean(accuracy.random_crops), statistics.stdev(accuracy.random_crops)
-        crops = random_crops_text(random_view)
-        result |= {"crop": crops, "crop_seeds": seeds, "random_crops_mean": mean, "random_crops_std": std}
-        print(f"linear top1 random crops {100 * mean:.2f} std {100 * std:.2f} ({len(seeds)} seeds; {crops})")
-    subject.save(result, "linear.json", out)
+        mean, std = statistics.mean(crops), statistics.stdev(crops)
+        text = random_crops_text(random_view)
+        result |= {"crop": text, "crop_seeds": cut_seeds, "random_crops_mean": mean, "random_crops_std": std}
+        lines.append(f"linear top1 random crops {100 * mean:.2f} std {100 * std:.2f} ({len(cut_seeds)} seeds; {text})")
+    if distributed.is_main():
+        print("\n".join(lines))
+        subject.save(result, "linear.json", out)
+        if (folder := subject.folder(out)) is not None:
+            save_classifier(folder / "linear.safetensors", classifier)
+        if not keep:
+            folders.remove()
     return result
+
+
+def _of_trials(results: Sequence[LinearResult]) -> dict[str, Any]:
+    """The numbers of one trial, or of several their means, the numbers themselves, and the spread of the last."""
+    numbers = {name: [getattr(result, name) for result in results] for name in LinearResult._fields}
+    numbers = {name: values for name, values in numbers.items() if values[0] is not None}
+    if len(results) == 1:
+        return {name: values[0] for name, values in numbers.items()}
+    means = {name: statistics.fmean(numbers[name]) for name in numbers.keys() - {"best_epoch", "random_crops"}}
+    return {**means, **trials_result(numbers["last"]), "trials": numbers}

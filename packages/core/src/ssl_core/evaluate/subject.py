@@ -1,12 +1,16 @@
 """What an evaluation looks at, and what it says of it in its result."""
 
+import dataclasses
+import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
 
+from ssl_core import distributed
 from ssl_core.backbone import BackboneCard
 from ssl_core.data import DataConfig, ImageSource
 from ssl_core.data.source import readable
@@ -14,6 +18,8 @@ from ssl_core.evaluate.encoder import Layer, load_encoder, run_data
 from ssl_core.evaluate.features import Features, evaluation_view, extract_features
 from ssl_core.files import write_atomically
 from ssl_core.views import ViewSpec
+
+Precision: TypeAlias = Literal["float32", "bfloat16", "tf32"]
 
 
 class Subject(NamedTuple):
@@ -25,6 +31,7 @@ class Subject(NamedTuple):
         card: description of the encoder and of its input.
         data: configuration of the images.
         device: device of the encoder.
+        precision: ``bfloat16`` is autocast of the encoder, whose features become float32.
     """
 
     name: str
@@ -32,22 +39,40 @@ class Subject(NamedTuple):
     card: BackboneCard
     data: DataConfig
     device: torch.device | str
+    precision: Precision = "float32"
 
     def extract(
-        self, source: ImageSource, progress: str = "", *, view: ViewSpec | None = None, seed: int = 0
+        self,
+        source: ImageSource,
+        progress: str = "",
+        *,
+        view: ViewSpec | None = None,
+        seed: int = 0,
+        images: Sequence[int] | None = None,
     ) -> Features:
         """Features of a source, by default in the evaluation view; see :func:`extract_features`."""
-        return extract_features(
-            self.encoder,
-            source,
-            view or evaluation_view(self.card.image_size),
-            mean=self.card.mean,
-            std=self.card.std,
-            device=self.device,
-            workers=self.data.workers,
-            seed=seed,
-            progress=progress,
-        )
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return extract_features(
+                self.encoder,
+                source,
+                view or evaluation_view(self.card.image_size),
+                mean=self.card.mean,
+                std=self.card.std,
+                device=self.device,
+                workers=self.data.workers,
+                seed=seed,
+                progress=progress,
+                images=images,
+            )
+
+    def digest(self) -> str:
+        """Hash of the encoder's weights and of its description: what the features of given images depend on."""
+        card = dataclasses.replace(self.card, metrics={}, versions={}, recipe="")
+        digest = hashlib.blake2b(repr(card).encode(), digest_size=16)
+        for name, tensor in self.encoder.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def view_text(self) -> str:
         """The evaluation view in words."""
@@ -58,17 +83,25 @@ class Subject(NamedTuple):
         """What every result says of the encoder and of the images, by split, once their features are extracted."""
         counted: dict[str, Any] = {}
         for split, source in sources.items():
-            counted |= {split: source.name, f"num_{split}": len(readable(source))}
+            broken = set(range(len(source))).difference(readable(source))
+            found = set[int]().union(*distributed.gather_objects(broken))  # each process reads a share
+            counted |= {split: source.name, f"num_{split}": len(source) - len(found)}
         card = self.card
         named = {"encoder": self.name, "architecture": card.architecture, "recipe": card.recipe}
         return {**named, **counted, "holdout": self.data.holdout, "versions": card.versions}
 
-    def save(self, result: dict[str, Any], name: str, out: str | None) -> None:
-        """Write a result as JSON to a folder; None is the encoder's own, and none where it has no folder."""
+    def folder(self, out: str | None) -> Path | None:
+        """The folder of results: ``out``, or else the encoder's own; None where it has none."""
         path = Path(self.name)
         if out is None and not path.exists():
+            return None
+        return Path(out) if out is not None else path if path.is_dir() else path.parent
+
+    def save(self, result: dict[str, Any], name: str, out: str | None) -> None:
+        """Write a result as JSON to a folder; None is the encoder's own, and none where it has no folder."""
+        folder = self.folder(out)
+        if folder is None:
             return
-        folder = Path(out) if out is not None else path if path.is_dir() else path.parent
         text = json.dumps(result, indent=2) + "\n"
         write_atomically(folder / name, lambda file: file.write(text.encode()))
 

@@ -32,6 +32,7 @@ class Log:
         images_per_step: global batch size.
         tensorboard: whether TensorBoard events are written too (needs the ``tensorboard`` extra).
         active: False in all processes but the first.
+        quiet: whether there is neither a bar nor a forecast.
     """
 
     def __init__(
@@ -43,16 +44,17 @@ class Log:
         images_per_step: int,
         tensorboard: bool = False,
         active: bool = True,
+        quiet: bool = False,
     ) -> None:
         self.active = active
         self._total_images, self._images_per_step = total_images, images_per_step
         self._first_step_at: float | None = None
         self._steps_since = 0
-        self._has_forecast = False
+        self._has_forecast = quiet
         self._file: TextIO | None = None
         self._events: SummaryWriter | None = None
         initial = start * images_per_step
-        self._bar = progress_bar(total_images, "img", initial=initial, unit_scale=True, disable=not active)
+        self._bar = progress_bar(total_images, "img", initial=initial, unit_scale=True, disable=quiet or not active)
         if not active:
             return
         path = folder / "metrics.jsonl"

@@ -134,6 +134,8 @@ def train(
     collapse: Callable[[Mapping[str, float]], str | None] | None = None,
     before_epoch: Callable[[int], dict[str, float]] | None = None,
     on_epoch: Callable[[int], dict[str, float]] | None = None,
+    quiet: bool = False,
+    continued_by: str | None = None,
 ) -> Speed | None:
     """Train a method, from its first step or from where a checkpoint has left it.
 
@@ -159,6 +161,8 @@ def train(
             step of each epoch. It may change ``batches``. A checkpoint between two epochs is from before the call, so
             that a resumed run makes it again.
         on_epoch: function of the number of epochs done that returns numbers for the log, called after each epoch.
+        quiet: whether neither a bar nor a line for each epoch is shown.
+        continued_by: what continues a run that was told to stop; None is ``--resume`` with its folder.
 
     Returns:
         The speed of the steps taken; None if there were none left.
@@ -190,6 +194,7 @@ def train(
             images_per_step=config.batch_size,
             tensorboard=config.tensorboard,
             active=distributed.is_main(),
+            quiet=quiet,
         ) as log,
     ):
         window = Window(last, batches.identifier, health)
@@ -210,7 +215,8 @@ def train(
 
         def leave() -> NoReturn:
             save()
-            log.say(f"stopped by {stop.name} after step {done}; saved {last}; continue with --resume {folder}")
+            how = continued_by or f"--resume {folder}"
+            log.say(f"stopped by {stop.name} after step {done}; saved {last}; continue with {how}")
             raise SystemExit(128 + stop.number)
 
         interruptible = functools.partial(stop.at_once, leave)
@@ -222,7 +228,8 @@ def train(
             if values:
                 latest.update(values)
                 log.record(done, {when: float(epochs), **values})
-                log.say(f"epoch {epochs}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+                if not quiet:
+                    log.say(f"epoch {epochs}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
                 window.restart_clock()
 
         for epoch in range(done // per_epoch, math.ceil(total / per_epoch)):
