@@ -14,4 +14,4 @@ if TYPE_CHECKING:
 
 __all__ = ["load_backbone", "load_classifier"]
 
-__getattr__ = on_first_use(__name__, backbone="load_backbone", **{"evaluate.classifier": "load_classifier"})
+__getattr__ = on_first_use(__name__, backbone="load_backbone", evaluate="load_classifier")
