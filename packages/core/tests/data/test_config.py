@@ -217,6 +217,7 @@ LISTED = {
     "a list": (["1.png"], "list.txt", None),
     "several folders": (["x/1.png", "y/1.png"], ["x", "y"], None),
     "a set without folders": (["1.png"], "digits", None),
+    "a set with lists": (["1.png"], "flowers102", None),
     "all": (["a/1.png", "b/2.png", "x/3.png"], ".", "classes.txt"),
     "all in its splits": (["train/a/1.png", "train/b/1.png", "val/a/2.png"], ".", "classes.txt"),
     "some, which opening refuses": (["a/1.png", "x/2.png"], ".", "classes.txt"),

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ssl_core.data import DataConfig, open_source
+from ssl_core.data import TRANSFER_SETS, DataConfig, open_source
 
 DOCUMENT = Path(__file__).parents[4] / "docs" / "data.md"
 
@@ -216,3 +216,11 @@ def test_the_document_has_no_other_rows():
     tables = {"Folders": FOLDERS, "Lists": LISTS, "Label columns of parquet": COLUMNS, "Shards of parquet": SHARDS}
     for heading, rows in tables.items():
         assert list(rows_of(heading)) == list(rows)
+
+
+def test_the_document_has_the_named_sets():
+    rows = rows_of("Named sets")
+    assert list(rows) == [f"`{name}`" for name in TRANSFER_SETS]
+    for known, row in zip(TRANSFER_SETS.values(), rows.values(), strict=True):
+        numbers = [known.classes, known.train, known.validation, known.test]
+        assert row[:5] == [*(f"{number:,}" if number else "-" for number in numbers), known.metric]

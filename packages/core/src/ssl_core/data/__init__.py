@@ -7,9 +7,12 @@ from ssl_core.data.config import DataConfig as DataConfig
 from ssl_core.data.config import Images as Images
 from ssl_core.data.config import decoded as decoded
 from ssl_core.data.config import identity as identity
+from ssl_core.data.config import multi_labels as multi_labels
+from ssl_core.data.config import official_validation as official_validation
 from ssl_core.data.config import open_encoded as open_encoded
 from ssl_core.data.config import open_source as open_source
 from ssl_core.data.config import probed as probed
+from ssl_core.data.config import split_remark as split_remark
 from ssl_core.data.config import without_foreign_classes as without_foreign_classes
 from ssl_core.data.dataset import dataset_source as dataset_source
 from ssl_core.data.decode import decode_image as decode_image
@@ -23,3 +26,5 @@ from ssl_core.data.source import MemoryImages as MemoryImages
 from ssl_core.data.source import hold_in_memory as hold_in_memory
 from ssl_core.data.statistics import channel_statistics as channel_statistics
 from ssl_core.data.statistics import normalization as normalization
+from ssl_core.data.transfer_sets import TRANSFER_SETS as TRANSFER_SETS
+from ssl_core.data.transfer_sets import TransferSet as TransferSet

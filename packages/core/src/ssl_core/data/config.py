@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int8, Int64
 from torch import Tensor
 
 from ssl_core.data.decode import suffixes
@@ -31,6 +31,8 @@ from ssl_core.data.named import IN_MEMORY_NAMES, digit_images, torchvision_image
 from ssl_core.data.parquet import ParquetImages, parquet_files, parquet_images, shards_in
 from ssl_core.data.pixels import BrokenImageError
 from ssl_core.data.source import ImageSource, LazyImages, MemoryImages, hold_in_memory, listing
+from ssl_core.data.transfer_sets import TRANSFER_SETS, count_remark, missing_text, transfer_images
+from ssl_core.data.voc import voc_labels
 from ssl_core.given import is_given
 from ssl_core.philox import permutation
 
@@ -38,7 +40,8 @@ logger = logging.getLogger(__name__)
 
 Images: TypeAlias = MemoryImages | FileImages | ParquetImages
 
-NAMES = (*IN_MEMORY_NAMES, "imagenet", "tiny_imagenet")
+_FOLDER_NAMES = ("imagenet", "tiny_imagenet")
+NAMES = (*IN_MEMORY_NAMES, *_FOLDER_NAMES, *(name for name in TRANSFER_SETS if TRANSFER_SETS[name].read is not None))
 SPLITS = ("train", "test", "labelled")
 
 _HOLDOUT_STREAM = (0x686F6C64, 0)  # "hold"
@@ -51,14 +54,16 @@ class DataConfig:
     """Where images come from.
 
     Attributes:
-        source: name (digits, cifar10, cifar100, stl10, imagenet, tiny_imagenet) or path (a folder, a list file .txt,
-            .csv or .tsv, a parquet shard or pattern, a folder of shards), or a list of paths of one kind.
+        source: name (digits, cifar10, cifar100, stl10, imagenet, tiny_imagenet, food101, birdsnap, sun397, cars,
+            aircraft, voc2007, dtd, pets, caltech101, flowers102) or path (a folder, a list file .txt, .csv or .tsv, a
+            parquet shard or pattern, a folder of shards), or a list of paths of one kind.
         test_source: name or path of the test images; None takes the test split of ``source``.
         holdout: fraction of a source without a test split that is kept for testing.
         root: folder of a named set, and of relative paths.
         download: permission to fetch CIFAR or STL-10 into ``root`` if it is not there.
         stl10_split: part of STL-10 to pretrain on: unlabeled, train or train+unlabeled.
-        class_list: imagenet100, or a file with a class folder on each line; only these are read, in this order.
+        class_list: imagenet100, or a file with a class folder, or a named set's class, on each line; only these are
+            read, in this order.
         image_column: parquet column of image bytes; None takes the only one there is.
         label_column: column of labels in parquet and in lists with a header; without such a column there are none, but
             for a list with one other column than its paths.
@@ -140,6 +145,9 @@ def decoded(images: Images, config: DataConfig, *, split: str = "train", at_leas
     is_said = split == "test" and config.holdout is not None  # when the training images were opened
     if isinstance(images, FileImages) and not is_said and (kinds := unread_kinds(images.ignored)):
         logger.warning("%s: %s", images.name, kinds)
+    missing = images.missing if isinstance(images, FileImages) else ()
+    if remark := split_remark(config, split, len(images), missing):
+        logger.warning("%s", remark)
     if config.scaled_decode and at_least is not None:
         logger.info("%s: no view needs JPEGs of more than %d pixels a side (data.scaled_decode)", images.name, at_least)
         images = replace(images, at_least=at_least)
@@ -170,13 +178,59 @@ def without_foreign_classes(config: DataConfig, given: Collection[str] | None) -
     folders: list[Path] = []
     if isinstance(source, list) or source not in NAMES:
         folders = [inner_folder(path) for path in _source_paths(source, config) if path.is_dir()]
-    elif source not in IN_MEMORY_NAMES:
+    elif source in _FOLDER_NAMES:
         return config
     splits = [split for folder in folders if (split := split_folder(folder, "train")) is not None]
     if any((split / each).is_dir() for split in splits for each in _class_list(name)):
         return config
     logger.info("data.class_list: null instead of %s, for %s has none of its folders", name, source)
     return replace(config, class_list=None)
+
+
+def split_remark(config: DataConfig, split: str, number: int, missing: Sequence[str] = ()) -> str | None:
+    """What differs in a split of a named set from what is published of it; None where nothing does.
+
+    Args:
+        config: settings of the data.
+        split: ``train``, ``labelled`` or ``test``.
+        number: number of images.
+        missing: images that the set's lists name and that are not there.
+    """
+    if not isinstance(config.source, str) or config.source not in TRANSFER_SETS:
+        return None
+    if split == "test" and config.test_source is not None:
+        return None
+    remark = count_remark(config.source, split, number)
+    return f"{remark}; {missing_text(missing, number + len(missing))}" if missing else remark
+
+
+def official_validation(config: DataConfig, source: ImageSource) -> Int64[Tensor, " v"] | None:
+    """Which of the labelled images their set's own lists keep for validation; None where these name none.
+
+    Args:
+        config: settings of the data.
+        source: what :func:`open_source` gives of them for the split ``labelled``.
+    """
+    known = TRANSFER_SETS.get(config.source) if isinstance(config.source, str) else None
+    if known is None or known.validation == 0:
+        return None
+    images = _split(config.source, config, "validation")
+    assert images is not None
+    held_out = {images.identifier(index) for index in range(len(images))}
+    return torch.tensor([index for index in range(len(source)) if source.identifier(index) in held_out])
+
+
+def multi_labels(config: DataConfig, source: ImageSource) -> Int8[Tensor, "n c"]:
+    """Which of the 20 classes each image of VOC 2007 shows, see :func:`ssl_core.data.voc.voc_labels`.
+
+    Args:
+        config: settings of the data, whose ``source`` is voc2007.
+        source: what :func:`open_source` gives of them, for any split.
+    """
+    root = _root("voc2007", config)
+    values = {name: row for part in ("train", "val", "test") for name, row in voc_labels(root, part).items()}
+    rows = [values[Path(source.identifier(index)).stem] for index in range(len(source))]
+    return torch.tensor(rows, dtype=torch.int8)
 
 
 def identity(images: Images) -> dict[str, int | str]:
@@ -257,16 +311,24 @@ def _named_images(name: str, config: DataConfig, split: str) -> Images | None:
         raise ValueError(f"data.class_list {config.class_list!r} needs class folders, which {name} does not have")
     if name == "digits":
         return digit_images(split)
-    if config.root is None:
-        raise ValueError(f"data.source {name!r} needs data.root, the folder that holds it")
-    root = _local(config.root)
+    root = _root(name, config)
     if name in IN_MEMORY_NAMES:
         return torchvision_images(name, root, split, download=config.download, stl10_split=config.stl10_split)
     if config.download:
         raise ValueError(f"data.download: {name} is not fetched; point data.root at its folder")
+    if name not in _FOLDER_NAMES:
+        classes = None if config.class_list is None else _class_list(config.class_list)
+        return transfer_images(name, root, split, class_list=classes, broken_limit=config.broken_limit)
     if split_folder(root, "test") is None:
         raise FileNotFoundError(f"data.root {str(root)!r} is not {name}: it needs the folders train and val")
     return _path_images([root], "folder", config, "train" if split == "labelled" else split)
+
+
+def _root(name: str, config: DataConfig) -> Path:
+    if config.root is None:
+        folder = f"; the folder of that name here is ./{name}" if os.path.isdir(name) else ""
+        raise ValueError(f"data.source {name!r} needs data.root, the folder that holds it{folder}")
+    return _local(config.root)
 
 
 def _path_images(paths: Sequence[Path], kind: str, config: DataConfig, split: str) -> Images | None:

@@ -64,6 +64,7 @@ class FileImages:
         channels: number of channels that ``image`` returns; None keeps the images' own.
         ignored: files found beside the images whose suffix is not an image's.
         at_least: pixels that each side of a JPEG keeps when it is decoded smaller; None decodes it whole.
+        missing: files that a set's lists name and that are not there.
     """
 
     name: str
@@ -73,6 +74,7 @@ class FileImages:
     channels: int | None = None
     ignored: tuple[str, ...] = ()
     at_least: int | None = None
+    missing: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -165,7 +167,7 @@ def folder_images(folder: Path, *, class_list: Sequence[str] | None = None) -> F
     tops = [path[start:].partition(os.sep) for path in paths]
     names = [top if below else None for top, _, below in tops]
     classes = class_list or ordered({name for name in names if name is not None})
-    return replace(_file_images(str(folder), paths, names, classes), ignored=tuple(ignored))
+    return replace(file_images(str(folder), paths, names, classes), ignored=tuple(ignored))
 
 
 def unread_kinds(ignored: Sequence[str]) -> str:
@@ -315,7 +317,8 @@ def concatenated(parts: Sequence[FileImages]) -> FileImages:
     )
 
 
-def _file_images(name: str, paths: Sequence[str], names: Sequence[str | None], classes: Sequence[str]) -> FileImages:
+def file_images(name: str, paths: Sequence[str], names: Sequence[str | None], classes: Sequence[str]) -> FileImages:
+    """Files as a source; each has one of the classes, or None."""
     position: dict[str | None, int] = {name: number for number, name in enumerate(classes)}
     return FileImages(
         name=name,
@@ -390,4 +393,4 @@ def _tiny_imagenet_val(folder: Path, class_list: Sequence[str] | None) -> FileIm
         rows = [row for row in rows if row[1] in class_list]
     classes = class_list or sorted({name for _, name in rows})
     paths = [os.path.join(folder, "images", file) for file, _ in rows]
-    return _file_images(str(folder), paths, [name for _, name in rows], classes)
+    return file_images(str(folder), paths, [name for _, name in rows], classes)

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ssl_core.data.config import DataConfig, Images, open_encoded, probed
+from ssl_core.data.config import DataConfig, Images, open_encoded, probed, split_remark
 from ssl_core.data.files import FileImages, split_name, unread_kinds
 from ssl_core.data.parquet import ParquetImages
 from ssl_core.data.pixels import BrokenImageError
 from ssl_core.data.source import MemoryImages, check_broken
 from ssl_core.data.statistics import KNOWN, LEAST_STD, Channels, image_moments
+from ssl_core.data.voc import VOC_NAME, VOC_SEVERAL
 from ssl_core.data.workers import worker_map
 from ssl_core.progress import progress_bar
 
@@ -53,6 +54,7 @@ class DataReport:
         broken: a line for each image that cannot be read.
         ignored: files beside the images whose suffix is not an image's.
         hides_alpha: whether some images have an alpha channel that is not read as a channel.
+        differs: what differs in a named set from what is published of it; empty where nothing does.
     """
 
     name: str
@@ -73,6 +75,7 @@ class DataReport:
     broken: tuple[str, ...]
     ignored: tuple[str, ...]
     hides_alpha: bool
+    differs: str
 
     def __str__(self) -> str:
         lines = [
@@ -89,7 +92,7 @@ class DataReport:
         if self.published is not None:
             lines.append(("published", f"mean {_numbers(self.published[0])}, std {_numbers(self.published[1])}"))
         if self.classes is None:
-            lines.append(("classes", "none: images are unlabelled"))
+            lines.append(("classes", VOC_SEVERAL if self.name == VOC_NAME else "none: images are unlabelled"))
         else:
             sizes = sorted(self.classes.values())
             lines.append(("classes", f"{len(sizes)}, of {sizes[0]:,} to {sizes[-1]:,} images"))
@@ -105,7 +108,7 @@ class DataReport:
 
     def remarks(self) -> list[str]:
         """What stands out, and what may be done about it."""
-        remarks = []
+        remarks = [self.differs] if self.differs else []
         constant = [str(number) for number, std in enumerate(self.std) if std < LEAST_STD]
         if constant:
             remarks.append(
@@ -171,6 +174,7 @@ def inspect(config: DataConfig, *, split: str = "train", progress: bool = True) 
     mean, mean_square = torch.tensor([each.moments for each in facts]).double().mean(dim=0)
     std = (mean_square - mean**2).clamp(min=0).sqrt()
     numbers = Counter(labels)
+    missing = images.missing if isinstance(images, FileImages) else ()
     return DataReport(
         name=images.name,
         split=split,
@@ -189,6 +193,7 @@ def inspect(config: DataConfig, *, split: str = "train", progress: bool = True) 
         num_unlabelled=numbers[-1],
         broken=tuple(broken),
         ignored=images.ignored if isinstance(images, FileImages) else (),
+        differs=split_remark(config, split, len(facts), missing) or "",
         hides_alpha=channels == 3 and not isinstance(images, MemoryImages) and _has_alpha(images),
     )
 

@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ssl_core.data import ImageSource
+from ssl_core.data.voc import VOC_NAME, VOC_SEVERAL
 
 
 def label_ranks(scores: Float[Tensor, "n classes"], labels: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
@@ -49,8 +50,10 @@ def check_classes(train: ImageSource, test: ImageSource) -> None:
     """Refuse sources whose labels cannot be compared, before their images are read.
 
     Raises:
-        ValueError: if an image has no label, or a test image a class that no training image can have.
+        ValueError: if an image has no label, or several, or a test image a class that no training image can have.
     """
+    if train.classes is None and train.name == VOC_NAME:
+        raise ValueError(f"{VOC_NAME}: {VOC_SEVERAL}; here each image needs one class")
     num_classes = count_classes(train)
     check_labels(source_labels(train), num_classes, "training")
     labels = source_labels(test)

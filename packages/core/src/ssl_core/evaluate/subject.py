@@ -12,7 +12,7 @@ from torch import nn
 
 from ssl_core import distributed
 from ssl_core.backbone import BackboneCard
-from ssl_core.data import DataConfig, ImageSource
+from ssl_core.data import DataConfig, ImageSource, split_remark
 from ssl_core.data.source import readable
 from ssl_core.evaluate.encoder import Layer, load_encoder, run_data
 from ssl_core.evaluate.features import Features, evaluation_view, extract_features
@@ -82,10 +82,15 @@ class Subject(NamedTuple):
     def settings(self, **sources: ImageSource) -> dict[str, Any]:
         """What every result says of the encoder and of the images, by split, once their features are extracted."""
         counted: dict[str, Any] = {}
+        differs = []
         for split, source in sources.items():
             broken = set(range(len(source))).difference(readable(source))
             found = set[int]().union(*distributed.gather_objects(broken))  # each process reads a share
-            counted |= {split: source.name, f"num_{split}": len(source) - len(found)}
+            number = len(source) - len(found)
+            counted |= {split: source.name, f"num_{split}": number}
+            differs.append(split_remark(self.data, split, number))
+        if any(differs):
+            counted["differs"] = [each for each in differs if each]
         card = self.card
         named = {"encoder": self.name, "architecture": card.architecture, "recipe": card.recipe}
         return {**named, **counted, "holdout": self.data.holdout, "versions": card.versions}
