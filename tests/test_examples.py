@@ -1,0 +1,90 @@
+"""The examples do what they say, on few images."""
+
+import functools
+import math
+import sys
+from pathlib import Path
+
+import fine_tune_with_timm
+import own_loop
+import pytest
+import torch
+import your_own_method
+from torch import nn
+from torchvision.datasets import FakeData
+
+from ssl_core.backbone import BackboneCard, save_backbone
+from ssl_core.data.digits import draw_digits
+from ssl_core.nn import EncoderConfig, QueueConfig, make_encoder
+from ssl_core.testing import check_method, make_images
+from ssl_core.views import ViewConfig, make_view_specs
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SMALL = {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
+
+
+def test_examples_are_short():
+    assert not [file.name for file in EXAMPLES.glob("*.py") if len(file.read_text().splitlines()) >= 100]
+
+
+def test_a_loop_of_your_own_trains_an_encoder_and_measures_it(capsys):
+    images, _ = draw_digits(train=True)
+    encoder = own_loop.train(images[:64], epochs=2, batch_size=32)
+    losses = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
+    assert len(losses) == 2
+    assert all(map(math.isfinite, losses))
+    assert 0 < own_loop.knn(encoder) < 1
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice
+def test_moco_in_lightning_moves_queue_and_momentum_branch_and_resumes_them(tmp_path, monkeypatch):
+    import lightning_moco as moco  # only the sessions that run everything have Lightning
+
+    images = functools.partial(FakeData, 32, (3, 32, 32))
+    monkeypatch.setattr(moco, "CIFAR10", lambda root, download, transform: images(transform=transform))
+    options = {"accelerator": "cpu", "default_root_dir": tmp_path, "logger": False, "enable_progress_bar": False}
+    options |= {"batch_size": 16, "workers": 0, "enable_model_summary": False, "accumulate_grad_batches": 2}
+    method = moco.train(max_epochs=1, **options)
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    resumed = moco.train(max_epochs=2, resume=checkpoint, **options)
+    assert (method.queue.filled, resumed.queue.filled) == (32, 64)
+    assert torch.equal(method.queue.keys[:32], resumed.queue.keys[:32])
+    before, after = (next(each.momentum_branch.parameters()) for each in (method, resumed))
+    assert 0 < (after - before).abs().max() < 0.01
+
+
+def test_a_backbone_is_fine_tuned_with_timm(tmp_path, monkeypatch, capsys):
+    encoder = make_encoder(EncoderConfig("resnet18", "imagenet", options=SMALL), channels=3, image_size=32)
+    card = BackboneCard("resnet18", 3, 32, (0.5,) * 3, (0.3,) * 3, 8, options=SMALL)
+    save_backbone(tmp_path / "backbone.safetensors", encoder, card)
+    images = str(make_images(tmp_path / "images"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["", "backbone.safetensors", images, images, "--epochs=2", "--workers=0"])
+    fine_tune_with_timm.main()
+    assert "test images are right" in capsys.readouterr().out
+    assert torch.load("classifier.pt")["fc.weight"].shape == (2, 8)
+
+
+def make_dcl():
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 6), nn.Tanh())
+    views = make_view_specs([ViewConfig("weak", 8, count=2)])
+    return your_own_method.DCL(
+        encoder, nn.Linear(6, 5), your_own_method.DCLConfig(queue=QueueConfig(20)), views=views, dim=5
+    )
+
+
+def test_a_method_of_your_own_keeps_what_methods_promise():
+    check_method(make_dcl)
+
+
+def test_a_method_of_your_own_trains_by_its_command(tmp_path):
+    images = make_images(tmp_path / "images")
+    small = ["--config=digits", f"--data.source={images}", "--train.batch_size=8", "--train.steps=2"]
+    your_own_method.main([*small, f"--out={tmp_path / 'run'}"])
+    assert (tmp_path / "run" / "backbone.safetensors").is_file()
+
+
+def test_the_decoupled_loss_is_infonce_without_the_positive():
+    query, queue = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.0, -1.0]])
+    loss = your_own_method.dcl_loss(query, query, queue, 0.5)
+    assert loss.item() == pytest.approx(math.log(2) - 2)  # log(e^0 + e^0) - 1 / 0.5
