@@ -69,7 +69,7 @@ IMAGENET = {
     "optim.scale_lr": True,
     "optim.momentum": 0.9,
     "optim.weight_decay": 1e-4,
-    "optim.schedule": "cosine",
+    "optim.schedule": "cosine_epoch_from_0",
     "optim.warmup_epochs": 0,
     "train.epochs": 200,
     "train.batch_size": 512,
@@ -82,6 +82,7 @@ NOTEBOOK = (
     | {
         "encoder.name": "resnet18",
         "encoder.stem": "small",
+        "encoder.init": "torch_stem",
         "projector.num_layers": 1,
         "projector.norm": True,  # of no effect with one layer
         "method.queue.length": 4096,
@@ -109,6 +110,7 @@ STL10 = (
         "projector.hidden_dim": 512,
         "method.queue.dtype": "float32",
         "method.momentum.batch_norm_splits": 8,
+        "method.momentum.split_online": True,
         "train.batch_size": 256,
     }
 )

@@ -1,11 +1,17 @@
 """Every shipped recipe keeps what all recipes promise, and has the values and scores of DSSL's paper and code."""
 
+import copy
+from dataclasses import replace
 from functools import reduce
 
 import pytest
+import torch
+from torch import nn
 
+from ssl_core.losses import barlow_twins
 from ssl_core.nn import HeadConfig
 from ssl_core.testing import Recipes
+from ssl_core.train import make_optimizer
 from ssl_core.views import PRESETS, make_ops
 from ssl_dssl import make_base, train
 
@@ -64,6 +70,7 @@ DSSL = {
 CIFAR = DSSL | {
     "encoder.name": "resnet18",
     "encoder.stem": "small",
+    "encoder.init": "torch",
     "optim.name": "sgd",
     "optim.lr": 0.03,
     "optim.scale_lr": True,
@@ -79,6 +86,7 @@ CIFAR = DSSL | {
 IMAGENET = DSSL | {
     "encoder.name": "resnet50",
     "encoder.stem": "auto",
+    "encoder.init": "default",
     "optim.name": "sgd",
     "optim.lr": 0.05,
     "optim.scale_lr": True,
@@ -91,7 +99,8 @@ IMAGENET = DSSL | {
     "train.epochs": 100,
     "train.sync_batch_norm": True,
 }
-LARS = {"optim.name": "lars", "optim.exclude_1d": True, "optim.schedule": "cosine", "optim.warmup_epochs": 10}
+LARS = {"optim.name": "lars", "optim.exclude_1d": True, "optim.joint_norm": True}
+LARS |= {"optim.schedule": "cosine", "optim.warmup_epochs": 10}
 
 
 def head(num_layers, hidden_dim, out_dim, *, norm=True, bias=True, last_norm="none"):
@@ -108,20 +117,20 @@ BYOL = base("byol", momentum__value=0.99, momentum__schedule="constant") | {"pre
 VALUES = {
     "cifar10": CIFAR | SIMSIAM | head(2, 2048, 2048, last_norm="plain"),
     "cifar10_ablation": CIFAR | SIMSIAM | head(2, 2048, 2048, last_norm="plain") | {"method.heavy": "ra_2_5"},
-    "cifar10_simclr": CIFAR | base("simclr", temperature=0.5) | head(2, 2048, 128, last_norm="affine"),
+    "cifar10_simclr": CIFAR | base("simclr", temperature=0.5) | head(2, 2048, 128, last_norm="scale"),
     "cifar10_byol": CIFAR | BYOL | head(2, 4096, 256),
     "cifar10_mocov2": CIFAR
     | base("mocov2", temperature=0.1, queue__length=4096)
     | base("mocov2", momentum__value=0.99, momentum__batch_norm_splits=8, momentum__split_online=True)
     | head(2, 512, 128, norm=False),
     "cifar10_barlow": CIFAR | base("barlow", off_diagonal_weight=0.0051) | head(3, 2048, 2048, bias=False),
-    "imagenet": IMAGENET | SIMSIAM | head(3, 2048, 2048, last_norm="affine"),
+    "imagenet": IMAGENET | SIMSIAM | {"encoder.init": "torch"} | head(3, 2048, 2048, last_norm="affine"),
     "imagenet_byol": IMAGENET | BYOL | head(2, 4096, 256),
     "imagenet_simclr": IMAGENET
     | LARS
     | base("simclr", temperature=0.1)
-    | {"optim.lr": 0.3, "optim.weight_decay": 1e-6}
-    | head(2, 2048, 128, last_norm="affine"),
+    | {"optim.lr": 0.3, "optim.weight_decay": 1e-6, "data.mean": (0, 0, 0), "data.std": (1, 1, 1)}
+    | head(2, 2048, 128, last_norm="scale"),
     "imagenet_mocov2": IMAGENET
     | base("mocov2", temperature=0.2, queue__length=65536, momentum__value=0.999, momentum__batch_norm_splits=1)
     | {"optim.lr": 0.03, "train.sync_batch_norm": False}
@@ -129,7 +138,8 @@ VALUES = {
     "imagenet_barlow": IMAGENET
     | LARS
     | base("barlow", off_diagonal_weight=0.0051)
-    | {"optim.lr": 0.2, "optim.lr_1d": 0.0048, "optim.weight_decay": 1.5e-6}
+    | {"encoder.init": "zero_residual", "optim.lr": 0.2, "optim.lr_1d": 0.0048 / 8}
+    | {"optim.weight_decay": 8 * 1.5e-6, "optim.final_scale": 0.001}
     | head(3, 8192, 8192, bias=False),
 }
 VIEWS = {name: ("dssl_cifar", 32) if name.startswith("cifar10") else ("dssl_imagenet", 224) for name in VALUES} | {
@@ -163,6 +173,39 @@ def test_standard_views_are_the_same_twice_and_heavy_ones_are_derived_from_them(
     assert {view.sizes for view in views} == {(size,)}
 
 
+def barlow_twins_code_on_gpus(network, views, *, gpus, steps, batch_size=512, weight_decay=1.5e-6):
+    """Steps of Barlow Twins' code at its learning rates: 1 / gpus of the loss's gradient, and its LARS."""
+    momentum = [torch.zeros_like(parameter) for parameter in network.parameters()]
+    for _ in range(steps):
+        network.zero_grad()
+        barlow_twins(*(network(view) for view in views), off_diagonal_weight=0.0051).backward()
+        with torch.no_grad():
+            for parameter, velocity in zip(network.parameters(), momentum, strict=True):
+                update, lr = parameter.grad / gpus, 0.0048
+                if parameter.ndim > 1:
+                    update, lr = update + weight_decay * parameter, 0.2
+                    update = update * 0.001 * parameter.norm() / update.norm()
+                velocity.mul_(0.9).add_(update)
+                parameter.sub_(lr * batch_size / 256 * velocity)
+
+
+def test_barlow_twins_moves_as_its_code_does_on_eight_gpus():
+    theirs = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5, bias=False)).double()
+    ours = copy.deepcopy(theirs)
+    views = torch.randn(2, 32, 6, dtype=torch.float64)
+    config = parse("--config", "imagenet_barlow")
+    # Weight decay 1e4 times as strong, so that it is seen.
+    optim = replace(config.optim, weight_decay=1e4 * config.optim.weight_decay)
+    optimizer = make_optimizer(ours, optim, batch_size=config.train.batch_size)
+    for _ in range(20):
+        optimizer.zero_grad()
+        barlow_twins(*(ours(view) for view in views), off_diagonal_weight=0.0051).backward()
+        optimizer.step()
+    barlow_twins_code_on_gpus(theirs, views, gpus=8, steps=20, weight_decay=1e4 * 1.5e-6)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
 # -- scores, copied from the paper's tables
 
 NONE, NAIVE = {"heavy": "none"}, {"naive": "views"}
@@ -182,6 +225,7 @@ ROWS = {  # the header's score; then each row, with what of the node `method` di
             (92.1, NONE),
             (None, NAIVE),
             (None, {"naive": "all_pairs"}),
+            (None, {}),  # the views of the paper's text
             (None, {"heavy": "cifar_code", "gamma": 0.9, "delta": 0.1}),
             *(row for heavy, scores in FIGURE_1.items() for row in naive_and_dssl(heavy, *scores)),
         ],
@@ -189,16 +233,24 @@ ROWS = {  # the header's score; then each row, with what of the node `method` di
     "cifar10_simclr": (93.2, [(91.5, NONE), (92.2, NAIVE), (None, {"heavy_per_image": 1})]),
     "cifar10_byol": (
         94.7,
-        [(92.2, NONE), (94.4, NAIVE), *naive_and_dssl("ra_4_10", 84.1, 94.4), *naive_and_dssl("ra_8_16", None, 94.0)],
+        [
+            (92.2, NONE),
+            (94.4, NAIVE),
+            *naive_and_dssl("ra_4_10", 84.1, 94.4),
+            *naive_and_dssl("ra_8_16", None, 94.0),
+            *naive_and_dssl(["ra_4_10", "jigsaw_4"], None, None),
+            *naive_and_dssl(["ra_8_16", "jigsaw_4"], None, None),
+        ],
     ),
     "imagenet": (
         68.6,
-        # The last one is about the predictor's learning rate.
+        # The last two are about networks and about the predictor's learning rate.
         [
             (67.4, NONE),
             (None, NAIVE),
             *naive_and_dssl(THREE, None, 67.7),
             (None, {"heavy": "imagenet_code"}),
+            (None, {}),
             (None, {}),
         ],
     ),
@@ -208,6 +260,7 @@ ROWS = {  # the header's score; then each row, with what of the node `method` di
             (67.8, NONE),
             (68.3, NAIVE),
             *naive_and_dssl("ra_8_16", 60.6, 67.8),
+            *naive_and_dssl(["ra_8_16", "jigsaw_4"], None, None),
             *naive_and_dssl(THREE, 67.1, 69.3),
             (None, {"heavy": "byol_harder"}),
         ],
@@ -216,8 +269,9 @@ ROWS = {  # the header's score; then each row, with what of the node `method` di
         60.3,
         [(59.5, NONE), (60.0, NAIVE), *naive_and_dssl(THREE, 55.7, 60.8), (None, {"heavy_per_image": 1})],
     ),
-    "imagenet_mocov2": (65.3, [(64.4, NONE), (64.2, NAIVE), (None, {"heavy_per_image": 1})]),
-    "imagenet_barlow": (62.6, [(62.4, NONE), (62.0, NAIVE), (None, {"heavy_per_image": 1})]),
+    # Lines without settings of the method are about views and optimizer.
+    "imagenet_mocov2": (65.3, [(64.4, NONE), (64.2, NAIVE), (None, {"heavy_per_image": 1}), (None, {})]),
+    "imagenet_barlow": (62.6, [(62.4, NONE), (62.0, NAIVE), (None, {"heavy_per_image": 1}), *4 * [(None, {})]]),
     "cifar10_ablation": (
         94.2,
         [
@@ -228,6 +282,7 @@ ROWS = {  # the header's score; then each row, with what of the node `method` di
             (93.1, {"heavy_source": "image"}),
             (None, {"delta": 1.0}),
             (93.7, {"heavy_source": "independent"}),
+            (None, {}),  # views without grayscale
             *((None, {"gamma": round(1 - tenths / 10, 1), "delta": tenths / 10}) for tenths in range(1, 11)),
         ],
     ),

@@ -78,7 +78,7 @@ IMAGENET = {
     "optim.momentum": 0.9,
     "optim.weight_decay": 1e-4,
     "optim.exclude_1d": False,
-    "optim.schedule": "cosine",
+    "optim.schedule": "cosine_epoch_from_0",
     "optim.warmup_epochs": 0,
     "train.epochs": 200,
     "train.batch_size": 256,
@@ -87,13 +87,15 @@ IMAGENET = {
 SIMCLR = IMAGENET | {
     "method.framework": "simclr",
     "projector.norm": True,
-    "projector.last_norm": "affine",
+    "projector.last_norm": "scale",
     "method.queue.dtype": "float32",
     "method.temperature": 0.1,
     "optim.name": "lars",
     "optim.lr": 0.3,
     "optim.weight_decay": 1e-6,
     "optim.exclude_1d": True,
+    "optim.joint_norm": True,
+    "optim.schedule": "cosine",
     "optim.trust_coefficient": 0.001,
     "optim.warmup_epochs": 10,
     "train.sync_batch_norm": True,
@@ -110,6 +112,7 @@ PAPER_LIKE = IMAGENET | {
 NOTEBOOK = IMAGENET | {
     "encoder.name": "resnet18",
     "encoder.stem": "small",
+    "encoder.init": "torch_stem",
     "projector.num_layers": 1,
     "projector.norm": True,  # of no effect with one layer
     "method.queue.length": 4096,

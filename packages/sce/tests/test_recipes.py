@@ -40,6 +40,7 @@ def test_a_recipe_takes_a_folder_of_few_images_without_labels(name, tmp_path):
 
 CIFAR = {
     "encoder.name": "resnet18",
+    "encoder.init": "torch_stem",
     "projector.num_layers": 2,
     "projector.hidden_dim": 512,
     "projector.out_dim": 128,
@@ -69,9 +70,10 @@ CIFAR = {
     "train.batch_size": 256,
     "train.sync_batch_norm": False,
 }
-MEDIUM = CIFAR | {"method.queue.length": 16384, "method.momentum.value": 0.996}
+MEDIUM = CIFAR | {"encoder.init": "default", "method.queue.length": 16384, "method.momentum.value": 0.996}
 IMAGENET100 = CIFAR | {
     "encoder.name": "resnet50",
+    "encoder.init": "default",
     "projector.hidden_dim": 4096,
     "projector.out_dim": 256,
     "projector.norm": False,
@@ -101,6 +103,7 @@ LARGE_BATCH = IMAGENET | {
     "optim.lr": 0.6,
     "optim.weight_decay": 1e-6,
     "optim.exclude_1d": True,
+    "optim.joint_norm": True,
     "optim.trust_coefficient": 0.001,
     "optim.warmup_epochs": 10,
     "train.epochs": 100,

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import timm
 import torch
@@ -125,6 +127,8 @@ def test_a_missing_weights_file_is_refused():
         (EncoderConfig("resnet17"), "'resnet17' is not a timm model"),
         (EncoderConfig("vit_tiny_patch16_224", "small"), "only timm ResNets"),
         (EncoderConfig("resnet18", "small", "timm"), "use stem imagenet"),
+        (EncoderConfig("vit_tiny_patch16_224", init="torch"), "init torch is for timm ResNets, not vit_.*default"),
+        (EncoderConfig("resnet18", "imagenet", init="torch_stem"), "torch_stem is about a small stem.*use default"),
         (EncoderConfig("ResNet-18"), "did you mean resnet18"),
         (EncoderConfig("vit_tiny"), "did you mean .*vit_tiny_patch16_224"),
         (
@@ -144,6 +148,8 @@ def test_a_missing_weights_file_is_refused():
         "name",
         "stem-of-a-vit",
         "stem-of-timm-weights",
+        "init-of-a-vit",
+        "init-of-a-large-stem",
         "name-of-torchvision",
         "half-a-name",
         "options-of-another",
@@ -182,10 +188,36 @@ def test_an_unknown_stem_is_an_error():
         make_encoder(config, channels=3, image_size=32)
 
 
-def test_residual_blocks_start_as_torchvisions_and_can_be_asked_to_start_as_timms():
-    for options, expected in (({}, 1.0), ({"zero_init_last": True}, 0.0)):
-        encoder = make_encoder(EncoderConfig("resnet18", options=options), channels=3, image_size=32)
-        assert encoder.layer1[0].bn2.weight.unique().tolist() == [expected]
+# DSSL's CIFAR-10 code is torch's own nn.Conv2d throughout: uniform in +-1 / sqrt(fan_in), so std 1 / sqrt(3 fan_in),
+# with 27, 576 and 4608 weights to an output of these three. torchvision's is sqrt(2 / fan_out), with 576, 576, 4608.
+TORCH = {"conv1": 27, "layer1.0.conv1": 576, "layer4.1.conv2": 4608}
+KAIMING = {"conv1": 576, "layer1.0.conv1": 576, "layer4.1.conv2": 4608}
+
+
+@pytest.mark.parametrize(
+    ("init", "of_torch"),
+    [("default", []), ("torch_stem", ["conv1"]), ("torch", list(TORCH)), ("zero_residual", [])],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_convolutions_start_as_the_released_codes(init, of_torch):
+    encoder = make_encoder(EncoderConfig("resnet18", "small", init=init), channels=3, image_size=32)
+    for name in TORCH:
+        weight = encoder.get_parameter(f"{name}.weight").detach()
+        bound = TORCH[name] ** -0.5
+        expected = bound / math.sqrt(3) if name in of_torch else math.sqrt(2 / KAIMING[name])
+        # Of n draws a standard deviation varies by sigma / sqrt(2 n) at most, here 1.7 % of 1,728.
+        assert weight.std().item() == pytest.approx(expected, rel=0.08), name
+        assert (weight.abs().max() <= bound) == (name in of_torch)
+    scales = [encoder.layer1[0].bn2.weight, encoder.layer4[1].bn2.weight]
+    assert torch.cat(scales).unique().tolist() == [0.0 if init == "zero_residual" else 1.0]
+    assert encoder.layer1[0].bn1.weight.unique().tolist() == [1.0]
+
+
+def test_a_bottleneck_that_starts_as_simsiams_is_the_identity_beside_its_shortcut():
+    encoder = make_encoder(EncoderConfig("resnet50", init="zero_residual"), channels=3, image_size=64)
+    assert encoder.layer1[1].bn3.weight.unique().tolist() == [0.0]
+    images = torch.rand(2, 256, 4, 4)
+    assert torch.equal(encoder.layer1[1](images), images)
 
 
 def test_resnet50_has_the_parameters_of_the_papers_without_its_classifier():

@@ -29,7 +29,7 @@ def described(head):
         ((9, 8, 3), {"num_layers": 3, "last_norm": "affine"}, "9>8- BN R 8>8- BN R 8>3- BN"),
         ((3, 20, 3), {}, "3>20- BN R 20>3+"),
         ((3, 20, 3), {"bias": False}, "3>20- BN R 20>3-"),
-        ((9, 8, 3), {"last_norm": "affine"}, "9>8- BN R 8>3- BN"),
+        ((9, 8, 3), {"last_norm": "scale"}, "9>8- BN R 8>3- BN"),
         ((9, 8, 8), {"num_layers": 3, "bias": False}, "9>8- BN R 8>8- BN R 8>8-"),
     ],
     ids=[
@@ -55,6 +55,12 @@ def test_a_plain_last_norm_gives_zero_mean_and_unit_variance():
     output, variance = head(images), head[:-1](images).var(0, correction=0)
     torch.testing.assert_close(output.mean(0), torch.zeros(3).double())
     torch.testing.assert_close(output.var(0, correction=0), variance / (variance + head[-1].eps))
+
+
+def test_a_last_norm_that_scales_learns_no_shift():
+    last = mlp_head(5, 7, 3, last_norm="scale")[-1]
+    assert {name: value.requires_grad for name, value in last.named_parameters()} == {"weight": True, "bias": False}
+    assert last.bias.unique().tolist() == [0.0]
 
 
 def test_no_layers_is_an_error():

@@ -31,6 +31,17 @@ def test_moco_cifar_learning_rate_counts_epochs_from_one_and_ends_at_zero():
     assert values[-1] == 0.0
 
 
+def test_barlow_twins_cosine_ends_at_a_thousandth():
+    # base q + 0.001 base (1 - q) with q = (1 + cos(pi s / 4)) / 2, s counted from the end of the warm-up.
+    config = OptimConfig(lr=0.2, scale_lr=False, warmup_epochs=1, final_scale=0.001)
+    values = [learning_rate(config, step, 3, 7, 256) for step in range(7)]
+    half = math.sqrt(0.5)
+    cosines = [(1 + cosine) / 2 for cosine in (1, half, 0, -half)]
+    assert values[:3] == pytest.approx([0, 0.1, 0.2])
+    assert values[3:] == pytest.approx([0.2 * q + 0.0002 * (1 - q) for q in cosines])
+    assert learning_rate(config, 7, 3, 7, 256) == pytest.approx(0.0002)
+
+
 def test_clsas_learning_rates_count_epochs_from_zero():
     # 0.015 (1 + cos(pi e / 3)) and 0.03 cos(pi e / 6) for e = 0..2, the same for both steps of an epoch.
     halves, quarters = [0.03, 0.0225, 0.0075], [0.03, 0.03 * math.sqrt(0.75), 0.015]

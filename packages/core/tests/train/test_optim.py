@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -70,29 +71,51 @@ def test_lars_equals_timms_with_the_exclusions_as_groups():
         assert torch.equal(ours_p, theirs_p)
 
 
-def test_lars_is_close_to_the_released_codes_form():
-    # MoCo v3, SCE: trust |w| / |g + decay w|, lr outside of the momentum, plain SGD for vectors.
-    ours, theirs = network().double(), network().double()
-    config = OptimConfig("lars", lr=0.3, scale_lr=False, weight_decay=1e-6, exclude_1d=True)
-    optimizer = make_optimizer(ours, config, batch_size=64)
-    velocities = [torch.zeros_like(parameter) for parameter in theirs.parameters()]
-    for step in range(3):
-        images = torch.randn(8, 3, generator=torch.Generator().manual_seed(step)).double()
-        for module in (ours, theirs):
-            module.zero_grad()
-            module(images).square().sum().backward()
-        optimizer.step()
+def released_lars(module, losses, *, lr, lr_1d, weight_decay):
+    """LARS of the released codes of SCE, MoCo v3 and Barlow Twins: trust |w| / |g + decay w|, plain SGD for vectors."""
+    velocities = [torch.zeros_like(parameter) for parameter in module.parameters()]
+    for loss in losses:
+        module.zero_grad()
+        loss(module).backward()
         with torch.no_grad():
-            for parameter, velocity in zip(theirs.parameters(), velocities, strict=True):
+            for parameter, velocity in zip(module.parameters(), velocities, strict=True):
                 update = parameter.grad
                 if parameter.ndim > 1:
-                    update = update + 1e-6 * parameter
+                    update = update + weight_decay * parameter
                     update = update * 0.001 * parameter.norm() / update.norm()
                 velocity.mul_(0.9).add_(update)
-                parameter.sub_(0.3 * velocity)
-    for ours_p, theirs_p in zip(ours.parameters(), theirs.parameters(), strict=True):
-        # |g| + decay |w| for |g + decay w| is 2 decay |w| / |g| of each step of 0.3 * 0.001 |w|.
-        torch.testing.assert_close(ours_p, theirs_p, rtol=0, atol=1e-8)
+                parameter.sub_((lr if parameter.ndim > 1 else lr_1d) * velocity)
+
+
+def losses(num_steps=50):
+    for step in range(num_steps):
+        images = torch.randn(8, 3, generator=torch.Generator().manual_seed(step)).double()
+        yield lambda module, images=images: (module(images) - images[:, :2]).square().mean()
+
+
+@pytest.mark.parametrize(("joint_norm", "is_same"), [(True, True), (False, False)])
+def test_lars_divides_by_the_norm_of_the_released_codes_where_asked(joint_norm, is_same):
+    ours, theirs = network().double(), network().double()
+    numbers = {"lr": 4.8, "lr_1d": 0.01, "weight_decay": 1e-2}
+    config = OptimConfig("lars", scale_lr=False, exclude_1d=True, joint_norm=joint_norm, **numbers)
+    optimizer = make_optimizer(ours, config, batch_size=64)
+    for loss in losses():
+        optimizer.zero_grad()
+        loss(ours).backward()
+        optimizer.step()
+    released_lars(theirs, losses(), **numbers)
+    pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
+    distance = max(((one - other).norm() / other.norm()).item() for one, other in pairs)
+    # Here 3e-8, for timm adds 1e-8 to the divisor, and 3e-2.
+    assert (distance < 1e-6) == is_same, distance
+
+
+def test_vectors_that_are_not_excluded_decay_in_the_joint_norm_too():
+    # |w| = 5, g + 0.2 w = (2.6, 0.8): trust 0.01 * 5 / sqrt(7.4), times 6 and the sum.
+    config = OptimConfig("lars", lr=6.0, weight_decay=0.2, trust_coefficient=0.01, joint_norm=True)
+    step = 0.3 / math.sqrt(7.4)
+    expected = torch.tensor([3.0 - 2.6 * step, 4.0 - 0.8 * step])
+    torch.testing.assert_close(one_step([3.0, 4.0], [2.0, 0.0], config), expected)
 
 
 def test_excluded_vectors_get_plain_sgd():
@@ -137,9 +160,9 @@ def test_the_learning_rate_scales_with_the_batch():
     assert make_optimizer(network(), OptimConfig(lr=0.03), batch_size=512).param_groups[0]["lr"] == 0.06
 
 
-@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "lars", "lars in the joint norm", "adamw"])
 def test_a_restored_optimizer_continues_to_the_bit(name):
-    config = OptimConfig(name, lr=0.01, exclude_1d=True)
+    config = OptimConfig(name.split()[0], lr=0.01, exclude_1d=True, joint_norm=name.endswith("norm"))
     module = network()
     optimizer = make_optimizer(module, config, batch_size=256)
     take_steps(module, optimizer)
@@ -239,13 +262,27 @@ def test_a_part_without_trainable_parameters_is_refused_with_those_that_have_som
     [
         ({"milestones": (60, 80)}, "optim.schedule step"),
         ({"name": "adamw", "nesterov": True}, "optim.nesterov"),
+        ({"joint_norm": True}, "optim.joint_norm needs optim.name lars, not sgd"),
+        ({"final_scale": 2.0}, "optim.final_scale must be between 0 and 1, got 2.0"),
+        ({"final_scale": 0.1, "schedule": "cosine_epoch"}, "needs optim.schedule cosine, not cosine_epoch"),
         ({"warmup_epochs": -1}, "got -1"),
         ({"lr": -1.0}, "optim.lr must be a finite number of at least 0, got -1.0"),
         ({"lr": float("nan")}, "got nan"),
         ({"lr_1d": -0.1}, "got -0.1 and 0.06"),
         ({"lr": 0.0, "lr_1d": 0.1}, "got 0.1 and 0.0"),
     ],
-    ids=["milestones", "nesterov", "warm-up", "negative", "nan", "lr_1d", "lr"],
+    ids=[
+        "milestones",
+        "nesterov",
+        "joint-norm",
+        "final-scale",
+        "final-scale-of-epochs",
+        "warm-up",
+        "negative",
+        "nan",
+        "lr_1d",
+        "lr",
+    ],
 )
 def test_settings_without_a_meaning_are_refused(options, message):
     with pytest.raises(ValueError, match=message):

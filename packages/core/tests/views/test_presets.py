@@ -130,11 +130,19 @@ def test_every_row_of_dssls_figures_is_there():
     assert HEAVY["ua"] == (RandAugment("dssl_code16", 2, prob=0.5, level_range="continuous"),)
 
 
+BICUBIC = RandomResizedCrop(scale=(0.08, 1.0), interpolation="bicubic")
+
+
 def test_simclrs_presets_have_the_jitter_of_their_strength():
-    crop = RandomResizedCrop(scale=(0.08, 1.0))
     strong, half = ColorJitter(0.8, 0.8, 0.8, 0.8, 0.2), ColorJitter(0.8, 0.4, 0.4, 0.4, 0.1)
-    assert PRESETS["simclr_imagenet"] == (crop, FLIP, strong, GRAY, BLUR)
-    assert PRESETS["simclr_cifar"] == (crop, FLIP, half, GRAY)
+    assert PRESETS["simclr_imagenet"] == (BICUBIC, FLIP, strong, GRAY, GaussianBlur(0.5, sigma=(0.2, 2.0)))
+    assert PRESETS["simclr_cifar"] == (BICUBIC, FLIP, half, GRAY)
+
+
+def test_the_two_views_of_barlow_twins_differ():
+    jitter = ColorJitter(0.8, 0.4, 0.4, 0.2, 0.1)
+    assert PRESETS["barlow_1"] == (BICUBIC, FLIP, jitter, GRAY, GaussianBlur(1.0))
+    assert PRESETS["barlow_2"] == (BICUBIC, FLIP, jitter, GRAY, GaussianBlur(0.1), Solarize(0.2))
 
 
 def test_no_two_presets_share_a_name():

@@ -38,6 +38,11 @@ class EncoderConfig:
         weights: ``random`` (torch's global generator), ``timm`` (downloaded), or the path of a run or of a file:
             a ``backbone.safetensors``, a run's ``checkpoints/*.pt``, or a checkpoint of another project, such as
             MoCo, SimSiam, DINO, MAE, solo-learn, lightly or VISSL, of which the encoder is taken.
+        init: how random weights of a timm ResNet start. ``default``: as torchvision's, convolutions from
+            N(0, 2 / fan_out). ``torch_stem``: the same, but the convolution of a small stem as torch makes it, uniform
+            in +-1 / sqrt(fan_in) (MoCo's CIFAR-10 notebook, SCE's code). ``torch``: every convolution so (DSSL's code).
+            ``zero_residual``: as ``default``, but the last BatchNorm of each residual block scales by 0 (SimSiam's and
+            Barlow Twins' codes). Other models start as timm has them, which is ``default``.
         options: keyword arguments of ``timm.create_model``, such as
             ``{layers: [1, 1, 1, 1], channels: [32, 64, 128, 256]}`` for a narrow ResNet or
             ``{dynamic_img_size: true}`` for a ViT whose views differ in size.
@@ -46,6 +51,7 @@ class EncoderConfig:
     name: str = "resnet18"
     stem: Literal["auto", "imagenet", "small", "small_pool"] = "auto"
     weights: str = "random"
+    init: Literal["default", "torch_stem", "torch", "zero_residual"] = "default"
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -65,7 +71,7 @@ def stem_for(config: EncoderConfig, image_size: int) -> str:
     """
     if config.stem != "auto":
         return config.stem
-    if config.weights == "timm" or not is_model_in_modules(config.name, ("resnet",)):
+    if config.weights == "timm" or not _is_resnet(config.name):
         return "imagenet"
     if image_size <= _SMALL_UP_TO_PX:
         return "small"
@@ -102,9 +108,14 @@ def make_encoder(
         raise ValueError(f"encoder.stem {stem!r} is not one of auto, imagenet, small, small_pool")
     if stem != "imagenet" and config.weights == "timm":
         raise ValueError(f"encoder.weights timm were trained with the model's own stem, not {stem}; use stem imagenet")
+    _check_init(config, stem)
     encoder = _create(config, channels, image_size)
     if stem != "imagenet":
-        _make_stem_small_(encoder, config.name, channels, keep_pool=stem == "small_pool")
+        _make_stem_small_(encoder, config, channels, keep_pool=stem == "small_pool")
+    if config.init == "torch":
+        for module in encoder.modules():
+            if isinstance(module, nn.Conv2d):
+                module.reset_parameters()
     for size in {image_size, *other_sizes}:
         # timm's own figure is the width before a model's last layers, such as those of VGG or MobileNetV3.
         cast(Any, encoder).num_features = _num_features(encoder, config.name, channels, size)
@@ -114,7 +125,7 @@ def make_encoder(
 
 
 def _create(config: EncoderConfig, channels: int, image_size: int) -> nn.Module:
-    options = _size_option(config.name, image_size) | _initialization_option(config.name) | config.options
+    options = _size_option(config.name, image_size) | _initialization_option(config) | config.options
     pretrained = config.weights == "timm"
     try:
         return timm.create_model(config.name, pretrained=pretrained, num_classes=0, in_chans=channels, **options)
@@ -182,20 +193,38 @@ def _size_option(name: str, image_size: int) -> dict[str, int]:
     return {"img_size": image_size} if fixed else {}
 
 
-def _initialization_option(name: str) -> dict[str, bool]:
-    """The start of residual blocks as torchvision's ResNets and the methods' released codes have it.
+def _is_resnet(name: str) -> bool:
+    return is_model_in_modules(name, ("resnet",))
+
+
+def _check_init(config: EncoderConfig, stem: str) -> None:
+    if config.init not in ("default", "torch_stem", "torch", "zero_residual"):
+        raise ValueError(f"encoder.init {config.init!r} is not one of default, torch_stem, torch, zero_residual")
+    if config.init != "default" and not _is_resnet(config.name):
+        raise ValueError(f"encoder.init {config.init} is for timm ResNets, not {config.name}; take default")
+    if config.init == "torch_stem" and stem == "imagenet":
+        raise ValueError(
+            "encoder.init torch_stem is about a small stem, which encoder.stem imagenet is not; use default"
+        )
+
+
+def _initialization_option(config: EncoderConfig) -> dict[str, bool]:
+    """The start of residual blocks, by default as torchvision's ResNets and most of the released codes have it.
 
     timm's default, a last BatchNorm of zero, gives the 3x3 convolutions of a block no gradient at the first step.
     """
-    return {"zero_init_last": False} if is_model_in_modules(name, ("resnet",)) else {}
+    return {"zero_init_last": config.init == "zero_residual"} if _is_resnet(config.name) else {}
 
 
-def _make_stem_small_(encoder: nn.Module, name: str, channels: int, *, keep_pool: bool) -> None:
+def _make_stem_small_(encoder: nn.Module, config: EncoderConfig, channels: int, *, keep_pool: bool) -> None:
     if not isinstance(encoder, ResNet):
-        raise ValueError(f"encoder.stem: only timm ResNets can have a small stem, not {name}; use auto or imagenet")
+        raise ValueError(
+            f"encoder.stem: only timm ResNets can have a small stem, not {config.name}; use auto or imagenet"
+        )
     width = cast(int, encoder.feature_info[0]["num_chs"])
     convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")  # as timm's ResNet
+    if config.init != "torch_stem":
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")  # as timm's ResNet
     encoder.add_module("conv1", convolution)
     if not keep_pool:
         encoder.add_module("maxpool", nn.Identity())

@@ -15,7 +15,7 @@ class HeadConfig:
     num_layers: int = 2
     norm: bool = True
     bias: bool = True
-    last_norm: Literal["none", "affine", "plain"] = "none"
+    last_norm: Literal["none", "affine", "scale", "plain"] = "none"
 
 
 def mlp_head(
@@ -26,7 +26,7 @@ def mlp_head(
     num_layers: int = 2,
     norm: bool = True,
     bias: bool = True,
-    last_norm: Literal["none", "affine", "plain"] = "none",
+    last_norm: Literal["none", "affine", "scale", "plain"] = "none",
 ) -> nn.Sequential:
     """Linear layers with BatchNorm and ReLU between them; nothing after the last one unless asked for.
 
@@ -47,7 +47,7 @@ def mlp_head(
     SimSiam projector, DSSL's code         ``mlp_head(2048, 2048, 2048, num_layers=3, last_norm="affine")``
     SimSiam predictor                      ``mlp_head(2048, 512, 2048)``
     BYOL projector                         ``mlp_head(2048, 4096, 256)``
-    SimCLR projector                       ``mlp_head(2048, 2048, 128, last_norm="affine")``
+    SimCLR projector                       ``mlp_head(2048, 2048, 128, last_norm="scale")``
     Barlow Twins projector                 ``mlp_head(2048, 8192, 8192, num_layers=3, bias=False)``
     ====================================== ==================================================================
 
@@ -58,8 +58,8 @@ def mlp_head(
         num_layers: linear layers, >= 1; 1 is a linear head.
         norm: BatchNorm after every linear layer but the last.
         bias: whether there is a bias in the linear layers that no BatchNorm follows.
-        last_norm: BatchNorm after the last layer: ``none``, ``affine`` (with scale and shift) or
-            ``plain`` (without).
+        last_norm: BatchNorm after the last layer: ``none``, ``affine`` (with scale and shift), ``scale`` (whose shift
+            stays 0) or ``plain`` (without).
 
     Raises:
         ValueError: if ``num_layers`` < 1.
@@ -79,7 +79,10 @@ def mlp_head(
         in_dim = hidden_dim
     layers.append(nn.Linear(in_dim, out_dim, bias=bias and last_norm == "none"))
     if last_norm != "none":
-        layers.append(nn.BatchNorm1d(out_dim, affine=last_norm == "affine"))
+        last = nn.BatchNorm1d(out_dim, affine=last_norm != "plain")
+        if last_norm == "scale":
+            last.bias.requires_grad_(False)
+        layers.append(last)
     return nn.Sequential(*layers)
 
 

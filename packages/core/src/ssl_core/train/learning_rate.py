@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from ssl_core.schedules import cosine_schedule
+from ssl_core.schedules import cosine_schedule, linear_schedule
 from ssl_core.train.optim import OptimConfig, scaled_learning_rate
 
 
@@ -46,11 +46,11 @@ def step_decay(epoch: int, milestones: Sequence[int], factor: float = 0.1) -> fl
 def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, total_steps: int, batch_size: int) -> float:
     """The learning rate of an optimizer step.
 
-    ``cosine`` is SCE's: :func:`warmup_cosine` over steps counted from 0. ``cosine_epoch`` is that of MoCo's
-    CIFAR-10 notebook: over epochs counted from 1, so that the last epoch's learning rate is 0. MoCo v2's and CLSA's
-    codes count epochs from 0: ``cosine_epoch_from_0``, or, as CLSA's ``cos`` 2, ``quarter_cosine_epoch``, which
-    is ``cos(pi epoch / (2 epochs))``. ``step`` is :func:`step_decay` over epochs counted from 0, after a linear
-    warm-up over steps.
+    ``cosine`` is SCE's: :func:`warmup_cosine` over steps counted from 0; where it ends at ``final_scale`` of the
+    highest, it is Barlow Twins'. ``cosine_epoch`` is that of MoCo's CIFAR-10 notebook: over epochs counted from 1, so
+    that the last epoch's learning rate is 0. MoCo v2's and CLSA's codes count epochs from 0: ``cosine_epoch_from_0``,
+    or, as CLSA's ``cos`` 2, ``quarter_cosine_epoch``, which is ``cos(pi epoch / (2 epochs))``. ``step`` is
+    :func:`step_decay` over epochs counted from 0, after a linear warm-up over steps.
 
     Args:
         config: the schedule and the highest learning rate.
@@ -70,4 +70,5 @@ def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, total_st
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     if config.schedule == "step" and step >= warmup_steps:
         return highest * step_decay(epoch, config.milestones)
-    return highest * warmup_cosine(step, warmup_steps, total_steps)
+    factor = warmup_cosine(step, warmup_steps, total_steps)
+    return highest * (factor if step < warmup_steps else linear_schedule(config.final_scale, 1.0, factor))

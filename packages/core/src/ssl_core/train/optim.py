@@ -22,11 +22,14 @@ class OptimConfig:
         exclude_1d: one-dimensional parameters (biases, BatchNorm) get neither weight decay nor LARS's trust
             ratio.
         trust_coefficient: trust coefficient of LARS.
+        joint_norm: LARS divides by ``|g + decay w|``, as the released codes of SCE, MoCo v3, Barlow Twins and SimCLR,
+            not by ``|g| + decay |w|``, as its paper and timm.
         schedule: ``cosine`` falls to 0 at every step; ``cosine_epoch``, ``cosine_epoch_from_0`` and
             ``quarter_cosine_epoch`` once an epoch; ``step`` is constant between ``milestones``; see
             :func:`ssl_core.train.learning_rate`.
         warmup_epochs: epochs in which the learning rate rises linearly from 0; schedules that change once an epoch
             round it.
+        final_scale: learning rate at the end of a schedule ``cosine``, as a fraction of the highest.
         milestones: epochs at which schedule ``step`` divides the learning rate by 10.
         constant_lr: parts of the method whose learning rate is the highest at all times, such as ``predictor``
             for SimSiam (Chen and He, 2021, 2011.10566).
@@ -41,8 +44,10 @@ class OptimConfig:
     weight_decay: float = 5e-4
     exclude_1d: bool = False
     trust_coefficient: float = 0.001
+    joint_norm: bool = False
     schedule: Literal["cosine", "cosine_epoch", "cosine_epoch_from_0", "quarter_cosine_epoch", "step"] = "cosine"
     warmup_epochs: int | float = 0
+    final_scale: float = 0.0
     milestones: tuple[int, ...] = ()
     constant_lr: tuple[str, ...] = ()
 
@@ -53,6 +58,12 @@ class OptimConfig:
             raise ValueError(f"optim.milestones {self.milestones} need optim.schedule step, not {self.schedule}")
         if self.nesterov and self.name == "adamw":
             raise ValueError("optim.nesterov needs optim.name sgd or lars, not adamw")
+        if self.joint_norm and self.name != "lars":
+            raise ValueError(f"optim.joint_norm needs optim.name lars, not {self.name}")
+        if not 0 <= self.final_scale <= 1:
+            raise ValueError(f"optim.final_scale must be between 0 and 1, got {self.final_scale}")
+        if self.final_scale and self.schedule != "cosine":
+            raise ValueError(f"optim.final_scale {self.final_scale} needs optim.schedule cosine, not {self.schedule}")
         if self.warmup_epochs < 0:
             raise ValueError(f"optim.warmup_epochs must be at least 0, got {self.warmup_epochs}")
         if self.warmup_epochs and self.schedule == "quarter_cosine_epoch":
@@ -81,8 +92,7 @@ def make_optimizer(module: nn.Module, config: OptimConfig, *, batch_size: int) -
     LARS is timm's. For a parameter w with gradient g, unless excluded:
     ``v <- momentum v + trust |w| / (|g| + decay |w|) (g + decay w)``, then ``w <- w - lr v``.
     Paper: You et al., 2017, eq. (6), arXiv 1708.03888, but for the learning rate, which is outside of v.
-    The released codes of MoCo v3, SCE and Barlow Twins divide by ``|g + decay w|`` instead, which is smaller
-    by at most ``2 decay |w|``; their weight decay is 1e-6.
+    With ``joint_norm`` the divisor is ``|g + decay w|``.
 
     Args:
         module: parameters with ``requires_grad`` are optimized.
@@ -105,6 +115,8 @@ def make_optimizer(module: nn.Module, config: OptimConfig, *, batch_size: int) -
     lr = scaled_learning_rate(config, batch_size)
 
     options: dict[str, Any] = {"weight_decay": config.weight_decay}
+    if config.joint_norm:
+        options = {"weight_decay": 0.0, "joint_decay": config.weight_decay}
     if config.name == "lars":
         # By default timm adapts the groups with weight decay only, which would leave weight decay 0 without LARS.
         options["always_adapt"] = True
@@ -127,7 +139,19 @@ def make_optimizer(module: nn.Module, config: OptimConfig, *, batch_size: int) -
         return torch.optim.SGD(groups, lr, config.momentum, nesterov=config.nesterov)
     from timm.optim.lars import Lars  # importing timm takes seconds
 
-    return Lars(groups, lr, config.momentum, nesterov=config.nesterov, trust_coeff=config.trust_coefficient)
+    lars = Lars(groups, lr, config.momentum, nesterov=config.nesterov, trust_coeff=config.trust_coefficient)
+    if config.joint_norm:
+        lars.register_step_pre_hook(_decay_gradients_)
+    return lars
+
+
+@torch.no_grad()
+def _decay_gradients_(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Add ``decay w`` to the gradients: LARS without weight decay then divides by the norm of the sum."""
+    for group in optimizer.param_groups:
+        decayed = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if decayed and group.get("joint_decay"):
+            torch._foreach_add_([parameter.grad for parameter in decayed], decayed, alpha=group["joint_decay"])
 
 
 def _parameters_of_part(module: nn.Module, name: str) -> list[nn.Parameter]:

@@ -44,10 +44,13 @@ _DSSL_CIFAR: tuple[ViewOp, ...] = (_CROP, HorizontalFlip(), _JITTER, Grayscale(p
 _DSSL_IMAGENET: tuple[ViewOp, ...] = (*_DSSL_CIFAR, GaussianBlur(prob=0.5))
 
 
+_BICUBIC_CROP = RandomResizedCrop(scale=(0.08, 1.0), interpolation="bicubic")
+
+
 def _simclr(strength: float) -> tuple[ViewOp, ...]:
-    """SimCLR (Chen et al., 2020), appendix A, but for its blur."""
+    """SimCLR (Chen et al., 2020), appendix A and code, but for its blur."""
     jitter = ColorJitter(0.8, 0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength)
-    return (RandomResizedCrop(scale=(0.08, 1.0)), HorizontalFlip(), jitter, Grayscale(prob=0.2))
+    return (_BICUBIC_CROP, HorizontalFlip(), jitter, Grayscale(prob=0.2))
 
 
 def _dssl_rand_augment(num_ops: int, magnitude: int) -> RandAugment:
@@ -92,9 +95,20 @@ PRESETS: dict[str, tuple[ViewOp, ...]] = {
     # LeOCLR's anchors (Alkhalefi et al., 2024): the whole image, squashed to the view's size, in place of the crop.
     "moco_v2_uncropped": (Resize(), *_STRONG[1:]),
     "moco_cifar_uncropped": (Resize(), *_MOCO_CIFAR[1:]),
-    # SimCLR; its appendix B.9 halves the jitter's strength for CIFAR-10 and does not blur.
-    "simclr_imagenet": (*_simclr(1.0), GaussianBlur(prob=0.5)),
+    # SimCLR, with the blur of AndrewAtanov/simclr-pytorch, which its authors recommend; its appendix B.9 halves the
+    # jitter's strength for CIFAR-10 and does not blur.
+    "simclr_imagenet": (*_simclr(1.0), GaussianBlur(prob=0.5, sigma=(0.2, 2.0))),
     "simclr_cifar": _simclr(0.5),
+    # Barlow Twins (Zbontar et al., 2021), whose two views differ, as BYOL's.
+    "barlow_1": (_BICUBIC_CROP, HorizontalFlip(), _JITTER_ALPHA, Grayscale(prob=0.2), GaussianBlur(prob=1.0)),
+    "barlow_2": (
+        _BICUBIC_CROP,
+        HorizontalFlip(),
+        _JITTER_ALPHA,
+        Grayscale(prob=0.2),
+        GaussianBlur(prob=0.1),
+        Solarize(prob=0.2),
+    ),
     # DSSL's standard views (Bai et al., 2022), as its released code has them for SimSiam; of its BYOL code; and of the
     # paper's figure 4. Its heavy views are `HEAVY`.
     "dssl_cifar": _DSSL_CIFAR,
