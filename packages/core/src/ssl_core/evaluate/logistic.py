@@ -23,6 +23,9 @@ from jaxtyping import Float, Float64, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+# Multiplications of a step from which threads pay; with fewer they wait, beside other work for most of the time.
+_THREADED = 2**26
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -161,13 +164,18 @@ def _fit(
         return loss.item(), gradient.flatten().cpu().numpy()
 
     zeros = inputs.new_zeros(num_rows, inputs.shape[1])
-    with threadpool_limits(1, user_api="blas"):  # threads of SciPy's, not of torch's, take ten times as long
-        found = minimize(  # type: ignore[no-untyped-call]  # SciPy's
-            loss_and_gradient,
-            (zeros if start is None else start).flatten().cpu().numpy(),
-            jac=True,
-            method="L-BFGS-B",
-            options={"maxiter": limits.iterations, "gtol": limits.gradient, "ftol": limits.decrease},
-        )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads if inputs.numel() * num_rows >= _THREADED else 1)
+    try:
+        with threadpool_limits(1, user_api="blas"):  # SciPy's, which works on short vectors
+            found = minimize(  # type: ignore[no-untyped-call]  # SciPy's
+                loss_and_gradient,
+                (zeros if start is None else start).flatten().cpu().numpy(),
+                jac=True,
+                method="L-BFGS-B",
+                options={"maxiter": limits.iterations, "gtol": limits.gradient, "ftol": limits.decrease},
+            )
+    finally:
+        torch.set_num_threads(threads)
     weights = torch.from_numpy(found.x).reshape(zeros.shape).to(zeros.device)
     return Classifier(weights, weights, found.nit, bool(found.success), float(abs(found.jac).max()))
