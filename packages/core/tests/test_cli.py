@@ -91,6 +91,14 @@ def test_knn_takes_the_runs_data_and_what_is_given_replaces_part_of_it(run, caps
     assert json.loads((run / "knn.json").read_text())["num_test"] == 40
 
 
+@pytest.mark.parametrize("sets", ["digits", "[digits]", '["digits"]'])
+def test_transfer_reads_named_sets_in_place_of_the_runs_images(run, capsys, sets):
+    main(["eval", "transfer", str(run), "--sets", sets, "--data.workers", "0", "--dry_run", "--device", "cpu"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "digits: train 1,118, validation 279, test 800 images" in lines
+    assert lines[-1] == "cost: 2,197 images through the encoder at 16 px, 46 fits"
+
+
 def test_linear_prints_last_and_best(run, capsys):
     main(["eval", "linear", str(run), "--protocol", "cached", "--epochs", "2", "--batch_size", "20", "--device", "cpu"])
     assert "linear top1 last" in capsys.readouterr().out
@@ -196,8 +204,10 @@ def test_doctor_says_how_many_processors_are_usable_and_who_has_set_what_openmp_
         (["embed", "digits", "--model", "random", "--out", "x.csv"], "x.csv"),
         (["eval", "tsne", "/no/such/run", "/nor/this"], "/no/such/run"),
         (["eval", "tsne", "/no/such/run", "--data.holdout", "0.5"], "/no/such/run"),
+        (["eval", "transfer", "/no/such/run", "--sets", "all", "--data.source", "x"], "sets and data.source both say"),
+        (["eval", "transfer", "/no/such/run", "--sets=[pets]", "--data.test_source=x"], "sets and data.test_source"),
     ],
-    ids=["data", "run", "recipe", "suffix", "runs", "runs with data"],
+    ids=["data", "run", "recipe", "suffix", "runs", "runs with data", "sets and source", "sets and test source"],
 )
 def test_what_a_user_gets_wrong_is_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:

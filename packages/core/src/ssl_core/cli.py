@@ -279,7 +279,11 @@ def _call(function: Callable[..., Any], options: Namespace) -> None:
         if function in _TAKES_SOURCE:
             source = keywords.pop("source")
             changes["source"] = source[0] if len(source) == 1 else source
-        if "source" in changes:
+        if keywords.get("sets") is not None:
+            if given := {"source", "test_source"} & changes.keys():
+                raise ValueError(f"sets and data.{min(given)} both say what is read: give one of them")
+            keywords["data"] = DataConfig(**changes)
+        elif "source" in changes:
             keywords["data"] = DataConfig(**changes)
         elif changes:
             # Some values given, but not the images: the rest is the run's or the configuration's own.

@@ -1,13 +1,16 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from ssl_core.data import DataConfig
+from ssl_core.data.voc import VOC_CLASSES
 from ssl_core.evaluate import evaluate_transfer
 from ssl_core.evaluate import transfer as transfer_module
 from ssl_core.evaluate.logistic import Limits
@@ -18,6 +21,7 @@ from ssl_core.evaluate.transfer import (
     draw_validation,
     linear_transfer,
     metric_score,
+    open_task,
     transfer_view,
 )
 
@@ -37,7 +41,7 @@ def test_validation_images_are_the_first_fifth_of_the_references_shuffle(toy_sou
     order = list(range(23))
     np.random.RandomState(0).shuffle(order)
     drawn = draw_validation(toy_source([0] * 23), "shuffled", seed=7)
-    assert drawn.nonzero().flatten().tolist() == sorted(order[:4])
+    assert drawn.tolist() == order[:4]
 
 
 def test_a_fifth_of_each_class_is_drawn_by_a_seed(toy_source):
@@ -62,9 +66,17 @@ def blobs(num_images, *, seed, num_classes=3):
 
 def test_mean_per_class_counts_each_class_that_occurs_once():
     # Of the three images of class 0 two are right, and that of class 2 is; class 1 has none.
-    scores, labels = torch.eye(3)[[0, 0, 2, 2]], torch.tensor([0, 0, 0, 2])
+    scores, labels = torch.eye(3).double()[[0, 0, 2, 2]], torch.tensor([0, 0, 0, 2])
     assert metric_score("top1", scores, labels) == 3 / 4
     assert metric_score("mean_per_class", scores, labels) == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_map11_is_the_mean_over_classes_and_what_is_not_1_is_negative():
+    # By falling score the labels of the first class are 1 0 1 0 0 1, and 8 / 11 its average precision; 0 is difficult.
+    scores = torch.tensor([[6.0, 5, 4, 3, 2, 1], [1, 2, 3, 4, 5, 6]]).double().T
+    labels = torch.tensor([[1, -1, 1, 0, -1, 1], [-1, -1, -1, -1, -1, 1]]).T
+    assert metric_score("map11", scores, labels) == pytest.approx((8 / 11 + 1) / 2)
+    assert metric_score("map11", scores[:, 1:], labels[:, 1:], "sklearn") == 1
 
 
 @pytest.mark.parametrize("name", TRANSFER_PROTOCOLS)
@@ -127,12 +139,121 @@ def test_transfer_of_a_run_prints_its_plan_and_line_and_writes_it_twice_the_same
     assert evaluate_transfer(str(run), **QUIET) == result
 
 
+@pytest.fixture
+def root(tmp_path):
+    """A folder with three sets in their own layouts, of images whose brightness tells a class."""
+
+    def write(name, *lines):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+
+    def save(name, level, seed):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(seed).integers(60, size=(16, 16, 3)) + 60 * level
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / name)
+
+    for part, first in (("trainval", 0), ("test", 100)):
+        numbers = range(first, first + 12)
+        write(f"oxford-iiit-pet/annotations/{part}.txt", *(f"breed{n % 3}_{n} {1 + n % 3} 1 1" for n in numbers))
+        for n in numbers:
+            save(f"oxford-iiit-pet/images/breed{n % 3}_{n}.jpg", n % 3, n)
+    for part, first in (("train", 0), ("val", 6), ("test", 12)):
+        names = [f"{('dotted', 'banded')[n % 2]}/{n}.jpg" for n in range(first, first + 6)]
+        write(f"dtd/labels/{part}1.txt", *names)
+        for n, name in enumerate(names, start=first):
+            save(f"dtd/images/{name}", n % 2, n)
+    for part, first in (("train", 0), ("val", 10), ("test", 20)):
+        numbers = range(first, first + 10)
+        for number, name in enumerate(VOC_CLASSES):
+            # Of four classes, by level, so that each image shows one or none; some of the others are difficult.
+            values = [1 if n % 5 == number else 0 if number == n % 7 else -1 for n in numbers]
+            lines = [f"{n:06d} {value:2d}" for n, value in zip(numbers, values, strict=True)]
+            write(f"VOCdevkit/VOC2007/ImageSets/Main/{name}_{part}.txt", *lines)
+        for n in numbers:
+            save(f"VOCdevkit/VOC2007/JPEGImages/{n:06d}.jpg", n % 5 / 2, n)
+    return tmp_path
+
+
+def test_transfer_to_several_sets_has_each_ones_metric_and_own_validation_images(root, run, few_penalties, capsys):
+    data = DataConfig(root=str(root), workers=0)
+    sets = ["pets", "dtd", "voc2007"]
+    result = evaluate_transfer("pixels", like=str(run), sets=sets, data=data, out=str(run), **QUIET)
+    metrics = {name: (each["metric"], each.get("difficult")) for name, each in result["sets"].items()}
+    assert metrics == {"pets": ("mean_per_class", None), "dtd": ("top1", None), "voc2007": ("map11", "negative")}
+    assert result["splits"] == {
+        "pets": {"train": 10, "validation": 2, "test": 12},
+        "dtd": {"train": 6, "validation": 6, "test": 6},
+        "voc2007": {"train": 10, "validation": 10, "test": 10},
+    }
+    pets, dtd, voc = result["sets"].values()
+    assert (pets["score"], dtd["score"]) == (1, 1)
+    assert voc["score"] > 0.5
+    assert (voc["num_classes"], voc["num_tested_classes"]) == (20, 5)
+    assert pets["differs"] == ["pets: 12 of 3,680 training images", "pets: 12 of 3,669 test images"]
+    assert result["mean"] == pytest.approx((2 + voc["score"]) / 3)
+    *_, of_voc, mean = capsys.readouterr().out.splitlines()
+    assert of_voc.endswith("10 images, 15 classes without any left out)")
+    assert mean == f"transfer mean {100 * result['mean']:.2f} (3 sets, protocol ssl_transfer)"
+    assert json.loads((run / "transfer-ssl_transfer.json").read_text())["mean"] == result["mean"]
+
+
+def test_official_validation_images_are_those_that_choose(root):
+    data = DataConfig(source="dtd", root=str(root), workers=0)
+    task = open_task(data, None, TRANSFER_PROTOCOLS["ssl_transfer"], seed=0)
+    held_out = task.is_validation.nonzero().flatten().tolist()
+    assert {int(Path(task.labelled.identifier(index)).stem) for index in held_out} == set(range(6, 12))
+
+
+def test_a_missing_list_of_the_last_set_is_said_before_the_first_is_read(root, run, monkeypatch):
+    monkeypatch.setattr(transfer_module, "run_task", None)
+    (root / "dtd/labels/val1.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"val1\.txt is not there: the folder labels"):
+        evaluate_transfer("pixels", like=str(run), sets=["pets", "dtd"], data=DataConfig(root=str(root)), **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"protocol": "ssl-transfer"}, "no protocol 'ssl-transfer'; choose one of ssl_transfer, converged"),
+        ({"sets": ["pets", "dogs"]}, r"sets \['dogs'\] are none of digits, .*, or all, or all12; images of your own"),
+        ({"sets": []}, r"sets \[\] are none of"),
+        ({"sets": "all"}, "'food101' needs data.root"),
+        ({"sets": ["digits"], "metric": "top1"}, "metric top1: each of sets has its own"),
+        ({"image_size": 0}, "sizes must be different pixel counts >= 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_read(run, monkeypatch, options, message):
+    monkeypatch.setattr(transfer_module, "run_task", None)
+    with pytest.raises(ValueError, match=message):
+        evaluate_transfer(str(run), **options, **QUIET)
+
+
+def test_a_metric_of_one_label_is_refused_for_several(root, run):
+    data = DataConfig(source="voc2007", root=str(root))
+    with pytest.raises(ValueError, match="metric top1 is of one class an image, and those of voc2007 show several"):
+        evaluate_transfer(str(run), data=data, metric="top1", **QUIET)
+
+
+def test_own_images_are_scored_by_average_precision_where_that_is_asked_for(run, few_penalties):
+    (found,) = evaluate_transfer(str(run), metric="map11", **QUIET)["sets"].values()
+    assert found["metric"] == "map11"
+    assert 1 / 3 < found["score"] <= 1
+    assert "difficult" not in found
+
+
+def test_a_last_fit_that_has_not_converged_is_a_warning_where_all_should(run, few_penalties, monkeypatch, caplog):
+    short = dataclasses.replace(TRANSFER_PROTOCOLS["converged"], limits=Limits(iterations=1))
+    monkeypatch.setitem(TRANSFER_PROTOCOLS, "converged", short)
+    evaluate_transfer(str(run), protocol="converged", **QUIET)
+    assert "the last fit has not converged in 1 iterations: its gradient is up to " in caplog.text
+
+
 def test_a_dry_run_prints_the_plan_and_neither_reads_nor_writes(run, capsys, monkeypatch):
     monkeypatch.setattr(transfer_module, "run_task", None)
     evaluate_transfer(str(run), dry_run=True, protocol="converged", **QUIET)
     printed = capsys.readouterr().out
     assert printed.startswith("protocol converged: ")
-    assert printed.endswith("cost: 24 images through the encoder, 46 fits a set\n")
+    assert printed.endswith("cost: 24 images through the encoder at 16 px, 46 fits\n")
     assert not (run / "transfer-converged.json").exists()
 
 

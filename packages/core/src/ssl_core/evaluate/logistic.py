@@ -42,7 +42,7 @@ class Limits:
     decrease: float = 2.2e-9
 
 
-class Classifier(NamedTuple):
+class LogisticFit(NamedTuple):
     """A fit, or one for each class.
 
     Attributes:
@@ -88,7 +88,7 @@ def fit_classifier(
     *,
     limits: Limits,
     start: Float64[Tensor, "r g"] | None = None,
-) -> Classifier:
+) -> LogisticFit:
     """A classifier of one penalty.
 
     Args:
@@ -106,11 +106,11 @@ def fit_classifier(
     """
     if labels.ndim == 1:
         return _fit(features, labels, num_classes, penalty, limits, start)
-    fits: list[Classifier] = []
+    fits: list[LogisticFit] = []
     for column in (labels == 1).long().unbind(dim=1):
         fits.append(_fit(features, column, 2, penalty, limits, start))
         start = fits[-1].last
-    return Classifier(
+    return LogisticFit(
         torch.stack([fit.weights[1] - fit.weights[0] for fit in fits]),
         fits[-1].last,
         sum(fit.iterations for fit in fits),
@@ -124,7 +124,7 @@ def choose_penalty(
     labels: Int64[Tensor, "n *k"],
     num_classes: int,
     penalties: Sequence[float],
-    score: Callable[[Classifier], float],
+    score: Callable[[LogisticFit], float],
     *,
     limits: Limits,
 ) -> Choice:
@@ -145,7 +145,7 @@ def choose_penalty(
 
 def _fit(
     features: Tensor, labels: Tensor, num_rows: int, penalty: float, limits: Limits, start: Tensor | None
-) -> Classifier:
+) -> LogisticFit:
     from scipy.optimize import minimize  # half a second of import that nothing else needs
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it has none
 
@@ -178,4 +178,4 @@ def _fit(
     finally:
         torch.set_num_threads(threads)
     weights = torch.from_numpy(found.x).reshape(zeros.shape).to(zeros.device)
-    return Classifier(weights, weights, found.nit, bool(found.success), float(abs(found.jac).max()))
+    return LogisticFit(weights, weights, found.nit, bool(found.success), float(abs(found.jac).max()))

@@ -1,33 +1,50 @@
 """Linear transfer: how well frozen features serve on other images, by a logistic regression.
 
-``ssl-core eval transfer RUN --data.source FOLDER`` prints the protocol, then
-``transfer FOLDER top1 93.10 (validation 92.80, penalty 0.00178, 14 of 45 not converged, 6149 images)``.
+``ssl-core eval transfer RUN --sets [flowers102,pets] --data.root DATA`` prints the protocol, then of each set
+``transfer pets mean_per_class 90.90 (validation 90.12, penalty 0.00178, 14 of 45 not converged, 3669 images)``.
 """
 
 import logging
+import statistics
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from ssl_core.data import DataConfig, Images, decoded, open_encoded
+from ssl_core.data import (
+    TRANSFER_SETS,
+    DataConfig,
+    Images,
+    ImageSource,
+    decoded,
+    multi_labels,
+    official_validation,
+    open_encoded,
+    split_remark,
+)
+from ssl_core.data.config import NAMES
 from ssl_core.data.source import readable
 from ssl_core.data.subset import selection_split
+from ssl_core.data.transfer_sets import Metric
+from ssl_core.data.voc import VOC_CLASSES, VOC_NAME
 from ssl_core.evaluate.accuracy import balanced_accuracy, check_classes, count_classes, label_ranks
+from ssl_core.evaluate.average_precision import Curve, mean_average_precision
 from ssl_core.evaluate.encoder import Layer
-from ssl_core.evaluate.logistic import Limits, choose_penalty, fit_classifier
+from ssl_core.evaluate.logistic import Limits, LogisticFit, choose_penalty, fit_classifier
 from ssl_core.evaluate.plan import Plan, choose_protocol
 from ssl_core.evaluate.subject import Subject, load_subject
 from ssl_core.views import ViewSpec, eval_spec
 
 logger = logging.getLogger(__name__)
 
-Metric: TypeAlias = Literal["top1", "mean_per_class"]
-
 PENALTIES = tuple(10 ** (-6 + 11 * point / 44) for point in range(45))
+
+# Names of several sets: SCE's table 9, and with Birdsnap SimCLR's.
+_SEVERAL = {"all": [name for name in TRANSFER_SETS if name != "birdsnap"], "all12": [*TRANSFER_SETS]}
 
 _VALIDATION = 0.2  # of the training images, where none are set apart
 
@@ -42,12 +59,14 @@ class TransferProtocol:
         refit: what the last fit starts from: ``warm``, the weights of the grid's last; or ``zeros``.
         validation: how a fifth of the training images is drawn where a set has no validation images of its own:
             ``shuffled``, by NumPy with seed 0; or ``by_class``, a fifth of each.
+        curve: curve of the 11-point average precision, as :func:`average_precision` takes it.
     """
 
     source: str
     limits: Limits
     refit: Literal["warm", "zeros"]
     validation: Literal["shuffled", "by_class"]
+    curve: Curve
 
 
 TRANSFER_PROTOCOLS: dict[str, TransferProtocol] = {
@@ -56,12 +75,14 @@ TRANSFER_PROTOCOLS: dict[str, TransferProtocol] = {
         Limits(),
         refit="warm",
         validation="shuffled",
+        curve="sklearn",
     ),
     "converged": TransferProtocol(
         "no paper: ssl_transfer with fits that go on until they have converged",
         Limits(iterations=5000, decrease=1e-14),
         refit="zeros",
         validation="by_class",
+        curve="every image",
     ),
 }
 
@@ -76,17 +97,20 @@ def transfer_text(name: str, protocol: TransferProtocol, view: ViewSpec) -> str:
           45 penalties from 1e-06 to 100000, each fit from the weights before, by L-BFGS of 100 iterations
           validation: the set's own, or else a fifth of the training images, shuffled
           tested: a fit of training and validation images that starts from the weights of the grid's last
+          several labels: a fit of two rows for each class, difficult objects negative, 11 points of sklearn's curve
     """
     (size,) = view.sizes
     drawn = {"shuffled": "a fifth of the training images, shuffled", "by_class": "a fifth of each class"}
     start = {"warm": "the weights of the grid's last", "zeros": "zeros"}
+    curve = {"sklearn": "sklearn's", "every image": "the"}[protocol.curve]
     return (
         f"protocol {name}: {protocol.source}\n"
         f"  features: short side {size} (bicubic), center crop {size}, extracted once\n"
         f"  {len(PENALTIES)} penalties from {PENALTIES[0]:g} to {PENALTIES[-1]:g}, each fit from the weights before, "
         f"by L-BFGS of {protocol.limits.iterations} iterations\n"
         f"  validation: the set's own, or else {drawn[protocol.validation]}\n"
-        f"  tested: a fit of training and validation images that starts from {start[protocol.refit]}"
+        f"  tested: a fit of training and validation images that starts from {start[protocol.refit]}\n"
+        f"  several labels: a fit of two rows for each class, difficult objects negative, 11 points of {curve} curve"
     )
 
 
@@ -96,7 +120,12 @@ def transfer_view(size: int) -> ViewSpec:
 
 
 class Examples(NamedTuple):
-    """Features of images, and their classes as :func:`fit_classifier` takes them."""
+    """Features of images, on the device that computes, and their classes.
+
+    Attributes:
+        features: (n f).
+        labels: (n); or for several labels of an image (n k), where 1 is of a class, and anything else not.
+    """
 
     features: Float[Tensor, "n f"]
     labels: Int64[Tensor, "n *k"]
@@ -132,14 +161,21 @@ class TransferResult(NamedTuple):
     not_converged: int
 
 
-def metric_score(metric: Metric, scores: Float[Tensor, "n k"], labels: Int64[Tensor, "n *k"]) -> float:
+def metric_score(
+    metric: Metric, scores: Float64[Tensor, "n k"], labels: Int64[Tensor, "n *k"], curve: Curve = "every image"
+) -> float:
     """Value of a metric, in [0, 1].
 
     Args:
-        metric: ``top1``; or ``mean_per_class``, the mean over the classes that occur of their top-1.
+        metric: ``top1``; ``mean_per_class``, the mean over the classes that occur of their top-1; or ``map11``, the
+            mean over these of their 11-point average precision.
         scores: (n k).
-        labels: (n) classes of the images.
+        labels: (n) class of each image, or for ``map11`` (n k), where 1 is of a class, and anything else not.
+        curve: curve of ``map11``, as :func:`average_precision` takes it.
     """
+    if metric == "map11":
+        signs = torch.where(labels == 1, 1, -1)
+        return mean_average_precision(scores.numpy(), signs.numpy(), "11-point", curve=curve).mean
     is_right = label_ranks(scores, labels) < 1
     return balanced_accuracy(is_right, labels) if metric == "mean_per_class" else is_right.double().mean().item()
 
@@ -163,17 +199,21 @@ def linear_transfer(
         protocol: limits of the fits.
     """
     training, validation = labelled.where(~is_validation), labelled.where(is_validation)
+
+    def score(fit: LogisticFit, images: Examples) -> float:
+        return metric_score(metric, fit.scores(images.features), images.labels, protocol.curve)
+
     choice = choose_penalty(
         *training,
         num_classes,
         PENALTIES,
-        lambda classifier: metric_score(metric, classifier.scores(validation.features), validation.labels),
+        lambda fit: score(fit, validation),
         limits=protocol.limits,
     )
     start = choice.last if protocol.refit == "warm" else None
     final = fit_classifier(*labelled, num_classes, choice.penalty, limits=protocol.limits, start=start)
     return TransferResult(
-        metric_score(metric, final.scores(test.features), test.labels),
+        score(final, test),
         max(choice.scores),
         choice.penalty,
         1 / choice.penalty,
@@ -185,8 +225,8 @@ def linear_transfer(
     )
 
 
-def draw_validation(images: Images, how: Literal["shuffled", "by_class"], *, seed: int = 0) -> Bool[Tensor, " n"]:
-    """Which of some training images are for validation, a fifth of them.
+def draw_validation(images: Images, how: Literal["shuffled", "by_class"], *, seed: int = 0) -> Int64[Tensor, " v"]:
+    """Indices of the training images that are for validation, a fifth of them.
 
     Args:
         images: labelled images.
@@ -198,7 +238,7 @@ def draw_validation(images: Images, how: Literal["shuffled", "by_class"], *, see
 
     Example:
         >>> from ssl_core.data import open_encoded
-        >>> int(draw_validation(open_encoded(DataConfig(source="digits")), "shuffled").sum())
+        >>> len(draw_validation(open_encoded(DataConfig(source="digits")), "shuffled"))
         279
     """
     if how == "shuffled":
@@ -212,9 +252,7 @@ def draw_validation(images: Images, how: Literal["shuffled", "by_class"], *, see
             f"the {len(images)} training images of {images.name} leave none for validation, by which the penalty is "
             "chosen; give five or more"
         )
-    is_validation = torch.zeros(len(images), dtype=torch.bool)
-    is_validation[held_out] = True
-    return is_validation
+    return held_out
 
 
 class Task(NamedTuple):
@@ -239,6 +277,11 @@ class Task(NamedTuple):
         """What a person calls the set."""
         return self.labelled.name
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(VOC_CLASSES) if self.data.source == VOC_NAME else count_classes(self.labelled)
+
     def counts(self) -> dict[str, int]:
         """Number of images in each split."""
         num_validation = int(self.is_validation.sum())
@@ -248,23 +291,39 @@ class Task(NamedTuple):
             "test": len(self.test),
         }
 
+    def labels(self, source: ImageSource, labels: Int64[Tensor, " n"]) -> Int64[Tensor, "n *k"]:
+        """Labels as the metric takes them, from those of the images of a source that could be read."""
+        if self.data.source == VOC_NAME:
+            return multi_labels(self.data, source)[readable(source)].long()
+        return F.one_hot(labels, self.num_classes) if self.metric == "map11" else labels
 
-def open_task(data: DataConfig, metric: Metric, protocol: TransferProtocol, *, seed: int) -> Task:
+
+def open_task(data: DataConfig, metric: Metric | None, protocol: TransferProtocol, *, seed: int) -> Task:
     """A set, of which no more than its files and labels has been looked at.
 
     Args:
         data: settings of its images.
-        metric: what is compared and reported.
-        protocol: how validation images are drawn.
+        metric: what is compared and reported; None is what the set is known by, or else ``top1``.
+        protocol: how validation images are drawn, where the set has none of its own.
         seed: seeds that.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
-        ValueError: for missing labels, classes that training images lack, or too few images.
+        ValueError: for missing labels, classes that training images lack, too few images, or a metric of one label
+            where there are several.
     """
+    known = TRANSFER_SETS.get(data.source) if isinstance(data.source, str) else None
+    metric = metric or (known.metric if known else "top1")
     labelled, test = (open_encoded(data, split) for split in ("labelled", "test"))
-    check_classes(labelled, test)
-    is_validation = draw_validation(labelled, protocol.validation, seed=seed)
+    if data.source != VOC_NAME:
+        check_classes(labelled, test)
+    elif metric != "map11":
+        raise ValueError(f"metric {metric} is of one class an image, and those of {VOC_NAME} show several: give map11")
+    held_out = official_validation(data, labelled)
+    if held_out is None:
+        held_out = draw_validation(labelled, protocol.validation, seed=seed)
+    is_validation = torch.zeros(len(labelled), dtype=torch.bool)
+    is_validation[held_out] = True
     return Task(data, metric, labelled, test, is_validation)
 
 
@@ -281,26 +340,45 @@ def run_task(
         progress: whether bars are shown.
     """
     subject = subject._replace(data=task.data)
-    labelled, test = decoded(task.labelled, task.data, split="labelled"), decoded(task.test, task.data, split="test")
-    for_training, for_testing = (
-        Examples(*subject.extract(source, f"{task.name}, {split}" if progress else "", view=view).to(subject.device))
-        for source, split in ((labelled, "training"), (test, "test"))
-    )
+    sources = {
+        split: decoded(images, task.data, split=split)
+        for split, images in (("labelled", task.labelled), ("test", task.test))
+    }
+    examples = []
+    for split, source in sources.items():
+        found = subject.extract(source, f"{task.name}, {split}" if progress else "", view=view)
+        examples.append(Examples(found.features.to(subject.device), task.labels(source, found.labels)))
+    labelled, test = examples
     # By name, since images that turned out broken have been left out.
     names = {task.labelled.identifier(index) for index in task.is_validation.nonzero().flatten().tolist()}
-    is_validation = torch.tensor([labelled.identifier(index) in names for index in readable(labelled)])
-    num_classes = count_classes(task.labelled)
-    found = linear_transfer(for_training, is_validation, for_testing, num_classes, task.metric, protocol)
+    is_validation = torch.tensor(
+        [sources["labelled"].identifier(index) in names for index in readable(sources["labelled"])]
+    )
+    is_tested = (test.labels == 1).any(dim=0) if test.labels.ndim == 2 else test.labels.bincount() > 0
     result = {
         "metric": task.metric,
-        **found._asdict(),
+        **linear_transfer(labelled, is_validation, test, task.num_classes, task.metric, protocol)._asdict(),
         "num_train": int((~is_validation).sum()),
         "num_validation": int(is_validation.sum()),
-        "num_test": len(for_testing.labels),
-        "num_classes": num_classes,
-        "num_tested_classes": int((for_testing.labels.bincount() > 0).sum()),
+        "num_test": len(test.labels),
+        "num_classes": task.num_classes,
+        "num_tested_classes": int(is_tested.sum()),
+        "differs": [
+            remark
+            for split, source in sources.items()
+            if (remark := split_remark(task.data, split, len(readable(source))))
+        ],
     }
+    if task.data.source == VOC_NAME:
+        result["difficult"] = "negative"
     _say(task.name, result)
+    if protocol.refit == "zeros" and not result["converged"]:
+        logger.warning(
+            "%s: the last fit has not converged in %d iterations: its gradient is up to %.2g",
+            task.name,
+            result["iterations"],
+            result["gradient"],
+        )
     return result
 
 
@@ -319,6 +397,7 @@ def _say(name: str, result: dict[str, Any]) -> None:
 def evaluate_transfer(
     encoder: str,
     *,
+    sets: list[str] | str | None = None,
     protocol: str = "ssl_transfer",
     metric: Metric | None = None,
     data: DataConfig | None = None,
@@ -335,8 +414,11 @@ def evaluate_transfer(
 
     Args:
         encoder: a run directory, a ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
+        sets: names of sets below ``data.root``, each with its own metric; all is the 11 of SCE's table 9, all12 has
+            birdsnap too. None takes ``data``.
         protocol: name in ``TRANSFER_PROTOCOLS``: ssl_transfer or converged.
-        metric: what is compared and reported: top1, or mean_per_class, the mean over the classes of their top-1.
+        metric: what is compared and reported: top1; mean_per_class, the mean over the classes of their top-1; or map11,
+            the mean of their 11-point average precisions. None is what a set is known by, or else top1.
         data: labelled images; None takes those of the run that ``encoder``, or else ``like``, names.
         like: run directory or exported backbone whose input ``random`` and ``pixels`` take.
         features: layer to evaluate: ``backbone``, or ``projection``, the projector after it.
@@ -355,21 +437,23 @@ def evaluate_transfer(
         ValueError: for an unknown protocol, missing labels, and what does not fit together.
     """
     chosen, changed = choose_protocol(TRANSFER_PROTOCOLS, protocol)
+    if sets is not None:
+        if metric is not None:
+            raise ValueError(
+                f"metric {metric}: each of sets has its own; give one of them as data.source, or no metric"
+            )
+        data = data or DataConfig()
     subject = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed)
-    view = transfer_view(image_size or subject.card.image_size)
+    view = transfer_view(subject.card.image_size if image_size is None else image_size)
     own = replace(subject.data, channels=subject.data.channels or subject.card.channels)
-    tasks = [open_task(own, metric or "top1", chosen, seed=seed)]
+    settings = [own] if sets is None else [replace(own, source=name) for name in _set_names(sets)]
+    tasks = [open_task(each, metric, chosen, seed=seed) for each in settings]
     counts = {task.name: task.counts() for task in tasks}
     num_images = sum(sum(splits.values()) for splits in counts.values())
-    plan = Plan(
-        protocol,
-        chosen,
-        changed,
-        transfer_text(protocol, chosen, view),
-        counts,
-        "validation",
-        f"{num_images:,} images through the encoder, {len(PENALTIES) + 1} fits a set",
-    )
+    num_fits = (len(PENALTIES) + 1) * sum(task.num_classes if task.metric == "map11" else 1 for task in tasks)
+    cost = f"{num_images:,} images through the encoder at {view.sizes[0]} px, {num_fits:,} fits"
+    text = transfer_text(protocol, chosen, view)
+    plan = Plan(protocol, chosen, changed, text, counts, "validation", cost)
     print(plan)
     result = {**plan.settings(), "features": features, "image_size": view.sizes[0], "seed": seed, **subject.settings()}
     if dry_run:
@@ -377,5 +461,19 @@ def evaluate_transfer(
     result["sets"] = {}
     for task in tasks:
         result["sets"][task.name] = run_task(task, subject, view, chosen, progress=progress)
+        subject.save(result, f"transfer-{protocol}.json", out)  # what comes next may take hours
+    if len(tasks) > 1:
+        result["mean"] = statistics.fmean(each["score"] for each in result["sets"].values())
+        print(f"transfer mean {100 * result['mean']:.2f} ({len(tasks)} sets, protocol {protocol})")
         subject.save(result, f"transfer-{protocol}.json", out)
     return result
+
+
+def _set_names(sets: list[str] | str) -> list[str]:
+    names = _SEVERAL.get(sets, [sets]) if isinstance(sets, str) else list(dict.fromkeys(sets))
+    unknown = [name for name in names if name not in NAMES]
+    if unknown or not names:
+        raise ValueError(
+            f"sets {unknown} are none of {', '.join(NAMES)}, or all, or all12; images of your own are data.source"
+        )
+    return names
