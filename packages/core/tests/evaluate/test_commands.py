@@ -20,6 +20,7 @@ from ssl_core.evaluate import (
     evaluate_knn,
     evaluate_linear,
     evaluate_similarity,
+    evaluate_transfer,
     evaluation_view,
     export,
     extract_features,
@@ -446,6 +447,15 @@ def test_embed_refuses_what_it_cannot_write_before_the_work(tmp_path):
         embed("nowhere", str(tmp_path / "x.csv"))
     with pytest.raises(FileNotFoundError, match=r"no folder .*missing to write x\.npz to"):
         embed("nowhere", str(tmp_path / "missing" / "x.npz"))
+
+
+@pytest.mark.parametrize("command", [evaluate_knn, evaluate_linear, evaluate_similarity, evaluate_transfer])
+def test_a_folder_that_is_missing_is_refused_before_anything_is_loaded(command, tmp_path, monkeypatch):
+    monkeypatch.setattr("ssl_core.evaluate.subject.load_encoder", lambda *_, **__: pytest.fail("it was loaded"))
+    (tmp_path / "file").touch()
+    for name in ("missing", "file"):
+        with pytest.raises(FileNotFoundError, match=f"there is no folder {tmp_path / name} to write the result to"):
+            command("pixels", like="run", out=str(tmp_path / name), data=DataConfig(source="."))
 
 
 def test_an_export_is_the_last_checkpoint(run, method, tmp_path):

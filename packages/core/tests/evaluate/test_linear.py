@@ -116,6 +116,13 @@ def test_two_steps_are_the_hand_worked_ones(toy_source, monkeypatch):
     torch.testing.assert_close(torch.cat(seen[:2]), torch.stack(expected))
 
 
+def test_the_rate_is_asked_for_at_every_step_of_an_epoch(toy_source, monkeypatch):
+    asked = []
+    monkeypatch.setattr(linear_module, "learning_rate", lambda protocol, epoch: asked.append(epoch) or 0.1)
+    probe(MeanColor(), toy_source([0, 1] * 4), toy_source([0]), short("cached", epochs=2, batch_size=4))
+    assert asked[:4] == [0, 0.5, 1, 1.5]
+
+
 def half_bright(label):
     """Dark above, and from the middle down of the label's brightness, so that a crop decides what is seen."""
     images = torch.zeros(40, 3, 16, 16, dtype=torch.uint8)

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 
@@ -51,6 +52,19 @@ def test_protocol_has_the_published_numbers(name):
     assert view_for_testing(protocol, side).sizes == (side,)
 
 
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_the_rate_moves_at_every_step_where_the_released_code_does_so(name):
+    # SCE's scheduler steps with each batch, all others once an epoch. 7 steps of an epoch.
+    protocol = PROTOCOLS[name]
+    steps = range(7 * protocol.epochs)
+    rates = [learning_rate(protocol, step / 7) for step in steps]
+    if name == "sce_imagenet":
+        expected = [0.2 * (1 + math.cos(math.pi * step / len(steps))) for step in steps]
+    else:
+        expected = [rates[step - step % 7] for step in steps]
+    assert rates == pytest.approx(expected)
+
+
 def test_every_protocol_but_our_own_is_published():
     assert set(PROTOCOLS) - set(PUBLISHED) == {"cached"}
 
@@ -71,6 +85,7 @@ def test_a_protocol_for_224_pixels_says_what_it_means_for_32():
     [
         ("simsiam", "90 epochs, batch 4096, lars, lr 1.6 (0.1 x 4096 / 256), cosine to 0"),
         ("clsa", "100 epochs, batch 256, sgd, lr 10, cosine to 0.01"),
+        ("sce_imagenet", "90 epochs, batch 1024, sgd, lr 0.4 (0.1 x 1024 / 256), cosine to 0, at every step"),
         ("sce_small", "train: short side 32, padded by 4, random crop 32, flip"),
         ("cached", "train: as test, features extracted once"),
     ],

@@ -170,7 +170,7 @@ def linear_probe(
                     precision="bfloat16" if subject.precision == "bfloat16" else "float32",
                 ),
                 work=folders.of(seed),
-                learning_rate=lambda step: learning_rate(protocol, step.index // step.steps_per_epoch),
+                learning_rate=lambda step: learning_rate(protocol, step.index / step.steps_per_epoch),
                 settings={**(settings or {}), "seed": seed},
                 score=score,
                 quiet=not progress or protocol.crop == "none",
@@ -282,7 +282,7 @@ def evaluate_linear(
     if trials < 1:
         raise ValueError(f"trials must be at least 1, got {trials}")
     chosen, changed = choose_protocol(PROTOCOLS, protocol, epochs=epochs, lr=lr, batch_size=batch_size)
-    subject = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed)
+    subject = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed, out=out)
     subject = subject._replace(precision=precision)
     labelled, unseen = (open_encoded(subject.data, split) for split in ("labelled", "test"))
     check_classes(labelled, unseen)

@@ -1,9 +1,9 @@
 """Named protocols of the linear probe, each with its own crops: without them its number means nothing.
 
 In all of them a fully connected layer learns from a frozen trunk (eval mode, no gradient) with cross-entropy,
-momentum 0.9 and no weight decay. Its weights start from N(0, 0.01), its bias from 0; the rate moves once an epoch;
-the images that do not fill a last batch are left out of that epoch, test images never. Crops are given relative to
-the side of the encoder's input, so that what was written for 224 pixels also says what it means for 32.
+momentum 0.9 and no weight decay. Its weights start from N(0, 0.01), its bias from 0; the images that do not fill a last
+batch are left out of that epoch, test images never. Crops are given relative to the side of the encoder's input, so
+that what was written for 224 pixels also says what it means for 32.
 """
 
 import math
@@ -29,6 +29,7 @@ class Protocol:
         optimizer: ``lars`` adapts the rate of each tensor, with trust coefficient 0.001 and no clipping.
         milestones: fractions of the epochs at which the rate is divided by 10; empty means a cosine.
         final_lr: learning rate at the end of the cosine.
+        per_step: whether the rate moves at every step, not once an epoch.
         crop: crop of training images: ``random_resized``; ``padded``, by an eighth of the side on each side, then
             cut at a random place; both then flip with probability 0.5. ``none`` takes training and test images
             in :func:`evaluation_view`, as kNN does, and extracts features once.
@@ -45,6 +46,7 @@ class Protocol:
     optimizer: Literal["sgd", "lars"] = "sgd"
     milestones: tuple[float, ...] = ()
     final_lr: float = 0.0
+    per_step: bool = False
     crop: Literal["random_resized", "padded", "none"] = "random_resized"
     crop_scale: tuple[float, float] = (0.08, 1.0)
     resize: float = 256 / 224
@@ -67,11 +69,12 @@ PROTOCOLS: dict[str, Protocol] = {
         milestones=_MOCO_STEPS,
     ),
     "sce_imagenet": Protocol(
-        "SCE (Denize et al., 2023), ImageNet against the state of the art; its crops are taken to be MoCo's",
+        "SCE (Denize et al., 2023), ImageNet against the state of the art, released code",
         epochs=90,
         batch_size=1024,
         lr=0.1,
         scale_lr=True,
+        per_step=True,
     ),
     "sce_small": Protocol(
         "SCE's released CIFAR-10 code",
@@ -193,14 +196,15 @@ def random_crops_text(view: ViewSpec) -> str:
     return text + f"crop {size}"
 
 
-def learning_rate(protocol: Protocol, epoch: int) -> float:
-    """Learning rate in an epoch, counted from 0.
+def learning_rate(protocol: Protocol, epoch: int | float) -> float:
+    """Learning rate after so many epochs; a fraction of one counts where the rate moves at every step.
 
     Example:
         >>> [round(learning_rate(PROTOCOLS["moco"], epoch), 6) for epoch in (0, 59, 60, 80)]
         [30.0, 30.0, 3.0, 0.3]
     """
     start = protocol.lr * (protocol.batch_size / 256 if protocol.scale_lr else 1)
+    epoch = epoch if protocol.per_step else math.floor(epoch)
     if protocol.milestones:
         return start * 0.1 ** sum(epoch >= milestone for milestone in _milestone_epochs(protocol))
     cosine = (1 + math.cos(math.pi * epoch / protocol.epochs)) / 2
@@ -228,7 +232,7 @@ def protocol_text(name: str, protocol: Protocol, size: int) -> str:
     if protocol.milestones:
         rate += ", divided by 10 after epochs " + " and ".join(str(at) for at in _milestone_epochs(protocol))
     else:
-        rate += f", cosine to {protocol.final_lr:g}"
+        rate += f", cosine to {protocol.final_lr:g}" + protocol.per_step * ", at every step"
     (test,) = view_for_testing(protocol, size).ops
     assert isinstance(test, CenterCrop)
     train = {

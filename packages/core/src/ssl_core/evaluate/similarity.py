@@ -128,7 +128,7 @@ def evaluate_similarity(
         FileNotFoundError: for a path that does not exist.
         ValueError: for missing labels, images of one class or of no two of any, and what does not fit together.
     """
-    subject = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed)
+    subject = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed, out=out)
     test = open_source(subject.data, split="test")
     found = subject.extract(test, "test features" if progress else "")
     result: dict[str, Any] = {

@@ -119,6 +119,7 @@ def load_subject(
     features: Layer = "backbone",
     device: torch.device | str = "cpu",
     seed: int = 0,
+    out: str | None = None,
 ) -> Subject:
     """What a command evaluates, from the arguments that all commands have in common.
 
@@ -129,10 +130,13 @@ def load_subject(
         features: layer to evaluate: ``backbone``, or ``projection``, the projector after it.
         device: device that computes the features.
         seed: seeds the weights of ``random``.
+        out: folder that the result will be written to, if given; looked for before any work.
 
     Raises:
-        FileNotFoundError: for a path that does not exist.
+        FileNotFoundError: for a path that does not exist, the folder ``out`` among them.
         ValueError: for what does not fit together.
     """
+    if out is not None and not Path(out).is_dir():
+        raise FileNotFoundError(f"there is no folder {out} to write the result to")
     module, card = load_encoder(encoder, like=like, features=features, seed=seed)
     return Subject(encoder, module.to(device), card, data or run_data(like or encoder), device)

@@ -443,7 +443,7 @@ def evaluate_transfer(
                 f"metric {metric}: each of sets has its own; give one of them as data.source, or no metric"
             )
         data = data or DataConfig()
-    subject = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed)
+    subject = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed, out=out)
     view = transfer_view(subject.card.image_size if image_size is None else image_size)
     own = replace(subject.data, channels=subject.data.channels or subject.card.channels)
     settings = [own] if sets is None else [replace(own, source=name) for name in _set_names(sets)]
