@@ -219,7 +219,7 @@ def test_a_missing_list_of_the_last_set_is_said_before_the_first_is_read(root, r
         ({"sets": []}, r"sets \[\] are none of"),
         ({"sets": "all"}, "'food101' needs data.root"),
         ({"sets": ["digits"], "metric": "top1"}, "metric top1: each of sets has its own"),
-        ({"image_size": 0}, "sizes must be different pixel counts >= 1"),
+        ({"image_size": -8}, r"run does not take images of image_size -8 \(.*\); it was trained with 16"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_read(run, monkeypatch, options, message):

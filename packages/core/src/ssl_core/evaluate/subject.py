@@ -15,7 +15,7 @@ from ssl_core.backbone import BackboneCard
 from ssl_core.data import DataConfig, ImageSource, split_remark
 from ssl_core.data.source import readable
 from ssl_core.evaluate.encoder import Layer, load_encoder, run_data
-from ssl_core.evaluate.features import Features, evaluation_view, extract_features
+from ssl_core.evaluate.features import Features, evaluating, evaluation_view, extract_features
 from ssl_core.files import write_atomically
 from ssl_core.views import ViewSpec
 
@@ -73,6 +73,24 @@ class Subject(NamedTuple):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+    def fitted(self, image_size: int | None) -> "Subject":
+        """The same with images of as many channels as the encoder takes, and of another side in pixels, unless None.
+
+        Raises:
+            ValueError: if the encoder does not take such images.
+        """
+        card = dataclasses.replace(self.card, image_size=self.card.image_size if image_size is None else image_size)
+        try:
+            with evaluating(self.encoder):
+                self.encoder(torch.zeros(1, card.channels, card.image_size, card.image_size, device=self.device))
+        except Exception as error:  # anything inside any model
+            raise ValueError(
+                f"{self.name} does not take images of image_size {card.image_size} ({error}); "
+                f"it was trained with {self.card.image_size}"
+            ) from error
+        data = dataclasses.replace(self.data, channels=self.data.channels or card.channels)
+        return self._replace(card=card, data=data)
 
     def view_text(self) -> str:
         """The evaluation view in words."""

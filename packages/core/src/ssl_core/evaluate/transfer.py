@@ -443,10 +443,10 @@ def evaluate_transfer(
                 f"metric {metric}: each of sets has its own; give one of them as data.source, or no metric"
             )
         data = data or DataConfig()
-    subject = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed, out=out)
-    view = transfer_view(subject.card.image_size if image_size is None else image_size)
-    own = replace(subject.data, channels=subject.data.channels or subject.card.channels)
-    settings = [own] if sets is None else [replace(own, source=name) for name in _set_names(sets)]
+    loaded = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed, out=out)
+    subject = loaded.fitted(image_size)
+    view = transfer_view(subject.card.image_size)
+    settings = [subject.data] if sets is None else [replace(subject.data, source=name) for name in _set_names(sets)]
     tasks = [open_task(each, metric, chosen, seed=seed) for each in settings]
     counts = {task.name: task.counts() for task in tasks}
     num_images = sum(sum(splits.values()) for splits in counts.values())
