@@ -112,6 +112,22 @@ def test_linear_tests_random_crops_where_it_is_told_to(run, capsys):
     )
 
 
+def test_finetune_takes_a_grid_and_says_what_it_would_do(run, capsys):
+    command = ["eval", "finetune", str(run), "--protocol", "clim_semi", "--lr", "[0.1, 0.01]", "--weight_decay", "0"]
+    main([*command, "--batch_size", "16", "--dry_run", "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert "lr 0.1 or 0.01 of the encoder" in printed
+    assert "train 49, validation 11, test 20 images" in printed
+    assert not list(run.glob("finetune*"))
+
+
+def test_what_processes_cannot_share_is_refused_under_torchrun(run, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit):
+        main(["eval", "knn", str(run), "--device", "cpu"])
+    assert "2 processes would each do the same: start this command without torchrun" in capsys.readouterr().err
+
+
 def test_similarity_prints_both_and_which_features(run, capsys):
     main(["eval", "similarity", str(run), "--device", "cpu"])
     main(["eval", "similarity", str(run), "--features", "projection", "--device", "cpu"])

@@ -30,6 +30,7 @@ from ssl_core.evaluate import (
     draw_neighbours,
     draw_tsne,
     embed,
+    evaluate_finetune,
     evaluate_knn,
     evaluate_linear,
     evaluate_similarity,
@@ -229,12 +230,13 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 EVALUATIONS: dict[str, Callable[..., Any]] = {
     "knn": evaluate_knn,
     "linear": evaluate_linear,
+    "finetune": evaluate_finetune,
     "transfer": evaluate_transfer,
     "similarity": evaluate_similarity,
     "tsne": draw_tsne,
 }
 _TAKES_SOURCE = (scan, embed_source)
-_SHARED = (evaluate_linear,)  # by the processes that torchrun starts
+_SHARED = (evaluate_finetune, evaluate_linear)  # by the processes that torchrun starts
 _FLAGS = {
     "dry_run": "say what would be done, and do nothing",
     "keep": "leave the folders of checkpoint and log when all is done",

@@ -15,6 +15,9 @@ from ssl_core.evaluate.features import evaluating as evaluating
 from ssl_core.evaluate.features import evaluation_view as evaluation_view
 from ssl_core.evaluate.features import extract_features as extract_features
 from ssl_core.evaluate.features import iterate_features as iterate_features
+from ssl_core.evaluate.finetune import evaluate_finetune as evaluate_finetune
+from ssl_core.evaluate.finetune import fine_tune as fine_tune
+from ssl_core.evaluate.finetune_protocol import FINETUNE_PROTOCOLS as FINETUNE_PROTOCOLS
 from ssl_core.evaluate.health import collapse as collapse
 from ssl_core.evaluate.health import effective_rank as effective_rank
 from ssl_core.evaluate.health import embedding_std as embedding_std

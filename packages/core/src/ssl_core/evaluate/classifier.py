@@ -67,15 +67,20 @@ class Classifier(nn.Module):
     def forward(self, views: tuple[Tensor, ...], step: Step) -> StepOutput:
         """The loss of one micro-batch: images and their labels."""
         images, labels = views
-        with evaluating(self.encoder) if self.frozen else contextlib.nullcontext():
-            features = at_least_float32(self.encoder(images))
-        with torch.autocast(features.device.type, enabled=False):
-            scores = self.linear(features)
+        scores = self.scores(images)
         if labels.ndim == 2:
             loss = F.binary_cross_entropy_with_logits(scores, labels.to(scores.dtype))
         else:
             loss = F.cross_entropy(scores, labels)
         return StepOutput(loss, None, {})
+
+    def scores(self, images: Tensor) -> Tensor:
+        """(n classes) of the images, float32."""
+        with evaluating(self.encoder) if self.frozen else contextlib.nullcontext():
+            features = at_least_float32(self.encoder(images))
+        with torch.autocast(features.device.type, enabled=False):
+            scores: Tensor = self.linear(features)
+        return scores
 
     def update(self, keys: Tensor | None, step: Step) -> None:
         """Nothing: all that learns is the optimizer's."""
@@ -143,11 +148,11 @@ class Folders:
         """Folder of a trial, or None."""
         return None if self.folder is None else self.folder / f"{self.name}-seed{seed}"
 
-    def remove(self) -> None:
-        """Remove the folders."""
+    def remove(self, part: str = "") -> None:
+        """Remove the folders, or a part of each."""
         for seed in self.seeds:
             if (work := self.of(seed)) is not None:
-                shutil.rmtree(work)
+                shutil.rmtree(work / part)
 
 
 NOWHERE = Folders()
@@ -194,6 +199,20 @@ def matmuls_in(precision: Precision) -> Iterator[None]:
 
 class DivergedError(ValueError):
     """A classifier whose loss or scores are no longer finite."""
+
+
+def refuse_other(path: Path, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse to continue what other settings have begun.
+
+    Raises:
+        ValueError: with the difference.
+    """
+    if difference := config_difference(before, settings):
+        raise ValueError(
+            f"{path} holds what other settings have begun:\n  "
+            + "\n  ".join(difference)
+            + "\nGive these their old values to continue it, remove it, or choose another --out."
+        )
 
 
 def train_classifier(
@@ -249,12 +268,7 @@ def train_classifier(
         start, saved_ns = 0, last_saved_ns(work)
         if saved_ns is not None:
             content = load_checkpoint(work / LAST)
-            if difference := config_difference(content["config"], settings):
-                raise ValueError(
-                    f"{work} holds what other settings have begun:\n  "
-                    + "\n  ".join(difference)
-                    + "\nGive these their old values to continue it, remove the folder, or choose another --out."
-                )
+            refuse_other(work, content["config"], settings)
             start = restore_(content, method=classifier, optimizer=optimizer)
         folder = stack.enter_context(claimed(work, work.name, saved_ns=saved_ns))
         try:

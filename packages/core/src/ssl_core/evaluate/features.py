@@ -36,17 +36,22 @@ class Features(NamedTuple):
         return self._replace(features=self.features.to(device))
 
 
-def evaluation_view(size: int) -> ViewSpec:
+def evaluation_view(size: int, *, resize: float = 8 / 7, interpolation: str = "bilinear") -> ViewSpec:
     """The view that features are extracted from, by the side of the encoder's input.
 
     From 64 pixels on, the short side is resized to 8/7 of the input before the center crop (256 for 224);
     below, to the input itself, so that a CIFAR image is seen as it is.
 
+    Args:
+        size: side of the input, pixels.
+        resize: short side from 64 pixels on, as a multiple of ``size``.
+        interpolation: bilinear or bicubic.
+
     Example:
         >>> evaluation_view(224).ops, evaluation_view(32).ops[0].short_side
         ((CenterCrop(short_side=256, interpolation='bilinear'),), 32)
     """
-    return eval_spec(size, short_side=size if size < 64 else round(size * 8 / 7))
+    return eval_spec(size, short_side=size if size < 64 else round(size * resize), interpolation=interpolation)
 
 
 def extract_features(

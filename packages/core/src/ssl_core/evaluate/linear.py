@@ -30,7 +30,7 @@ from ssl_core.evaluate.classifier import (
 )
 from ssl_core.evaluate.encoder import Layer
 from ssl_core.evaluate.features import Features, gathered, own_share
-from ssl_core.evaluate.plan import Plan, choose_protocol, trials_result, trials_text
+from ssl_core.evaluate.plan import Plan, choose_protocol, summed_up, trials_text
 from ssl_core.evaluate.protocol import (
     PROTOCOLS,
     Protocol,
@@ -322,8 +322,9 @@ def evaluate_linear(
             settings={**settings, "train": identity(labelled), "test": identity(unseen)},
             progress=progress,
         )
+    outcomes = [{name: value for name, value in outcome._asdict().items() if value is not None} for outcome in results]
     crops = [accuracy for result in results for accuracy in result.random_crops]
-    result: dict[str, Any] = {**_of_trials(results), "random_crops": crops, **settings, "seed": seed}
+    result: dict[str, Any] = {**summed_up(outcomes), "random_crops": crops, **settings, "seed": seed}
     result |= {"view": plan.text.splitlines()[-1].strip(), "classes": list(train.classes or ())}
     result |= subject.settings(train=train, test=test)
     last, best = ([getattr(result, name) for result in results] for name in ("last", "best"))
@@ -346,13 +347,3 @@ def evaluate_linear(
         if not keep:
             folders.remove()
     return result
-
-
-def _of_trials(results: Sequence[LinearResult]) -> dict[str, Any]:
-    """The numbers of one trial, or of several their means, the numbers themselves, and the spread of the last."""
-    numbers = {name: [getattr(result, name) for result in results] for name in LinearResult._fields}
-    numbers = {name: values for name, values in numbers.items() if values[0] is not None}
-    if len(results) == 1:
-        return {name: values[0] for name, values in numbers.items()}
-    means = {name: statistics.fmean(numbers[name]) for name in numbers.keys() - {"best_epoch", "random_crops"}}
-    return {**means, **trials_result(numbers["last"]), "trials": numbers}

@@ -105,6 +105,22 @@ def trials_result(values: Sequence[float]) -> dict[str, Any]:
     return {"trials": list(values), "mean": statistics.fmean(values), **spread}
 
 
+def summed_up(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The numbers of one trial; of several the means of fractions, ``trials`` with all, and the spread of ``last``.
+
+    Example:
+        >>> summed_up([{"last": 0.25, "best_epoch": 3}])
+        {'last': 0.25, 'best_epoch': 3}
+        >>> summed_up([{"last": 0.25, "best_epoch": 3}, {"last": 0.75, "best_epoch": 1}])
+        {'last': 0.5, 'mean': 0.5, 'std': 0.3535533905932738, 'trials': {'last': [0.25, 0.75], 'best_epoch': [3, 1]}}
+    """
+    if len(outcomes) == 1:
+        return dict(outcomes[0])
+    numbers = {name: [outcome[name] for outcome in outcomes] for name in outcomes[0]}
+    means = {name: statistics.fmean(values) for name, values in numbers.items() if isinstance(values[0], float)}
+    return means | {"mean": means["last"], "std": statistics.stdev(numbers["last"]), "trials": numbers}
+
+
 def trials_text(values: Sequence[float]) -> str:
     """Scores of some trials in percent: their mean, and of two or more the sample standard deviation.
 

@@ -142,16 +142,24 @@ def find_protocol(name: str) -> Protocol:
 
 def view_for_training(protocol: Protocol, size: int) -> ViewSpec:
     """What a training image becomes for an encoder whose input has that side, in pixels."""
-    match protocol.crop:
-        case "random_resized":
-            crop = RandomResizedCrop(protocol.crop_scale, interpolation=protocol.interpolation)
-            return ViewSpec((crop, HorizontalFlip()), (size,), name="train")
-        case "padded":
-            # Does nothing to an image that has the encoder's size already.
-            fit = CenterCrop(interpolation=protocol.interpolation)
-            return ViewSpec((fit, RandomCrop(padding=size // 8), HorizontalFlip()), (size,), name="train")
-        case "none":
-            return view_for_testing(protocol, size)
+    if protocol.crop == "none":
+        return view_for_testing(protocol, size)
+    return cropped_view(protocol.crop, size, protocol.interpolation, protocol.crop_scale)
+
+
+def cropped_view(
+    crop: Literal["random_resized", "padded"],
+    size: int,
+    interpolation: str,
+    scale: tuple[float, float] = (0.08, 1.0),
+) -> ViewSpec:
+    """A training image's random crop of that side, in pixels, and flip; see :class:`Protocol`."""
+    if crop == "random_resized":
+        ops = (RandomResizedCrop(scale, interpolation=interpolation), HorizontalFlip())
+        return ViewSpec(ops, (size,), name="train")
+    # Does nothing to an image that has the encoder's size already.
+    fit = CenterCrop(interpolation=interpolation)
+    return ViewSpec((fit, RandomCrop(padding=size // 8), HorizontalFlip()), (size,), name="train")
 
 
 def view_for_testing(protocol: Protocol, size: int) -> ViewSpec:
@@ -233,17 +241,29 @@ def protocol_text(name: str, protocol: Protocol, size: int) -> str:
         rate += ", divided by 10 after epochs " + " and ".join(str(at) for at in _milestone_epochs(protocol))
     else:
         rate += f", cosine to {protocol.final_lr:g}" + protocol.per_step * ", at every step"
-    (test,) = view_for_testing(protocol, size).ops
-    assert isinstance(test, CenterCrop)
-    train = {
-        "random_resized": f"random resized crop {size} of area {protocol.crop_scale[0]:g} to "
-        f"{protocol.crop_scale[1]:g} ({protocol.interpolation}), flip",
-        "padded": f"short side {size}, padded by {size // 8}, random crop {size}, flip",
-        "none": "as test, features extracted once",
-    }[protocol.crop]
+    train, test = (view_text(view(protocol, size)) for view in (view_for_training, view_for_testing))
+    if protocol.crop == "none":
+        train = "as test, features extracted once"
     return (
         f"protocol {name}: {protocol.source}\n"
         f"  {protocol.epochs} epochs, batch {protocol.batch_size}, {protocol.optimizer}, {rate}\n"
         f"  train: {train}\n"
-        f"  test: short side {test.short_side} ({test.interpolation}), center crop {size}"
+        f"  test: {test}"
     )
+
+
+def view_text(view: ViewSpec) -> str:
+    """A view of training or test images in words.
+
+    Example:
+        >>> view_text(cropped_view("padded", 32, "bilinear"))
+        'short side 32, padded by 4, random crop 32, flip'
+    """
+    (size,) = view.sizes
+    match view.ops[0]:
+        case RandomResizedCrop(scale=(low, high), interpolation=interpolation):
+            return f"random resized crop {size} of area {low:g} to {high:g} ({interpolation}), flip"
+        case CenterCrop(short_side=side, interpolation=interpolation) if len(view.ops) == 1:
+            return f"short side {side or size} ({interpolation}), center crop {size}"
+        case _:
+            return f"short side {size}, padded by {size // 8}, random crop {size}, flip"

@@ -1,0 +1,553 @@
+"""Fine-tuning: an encoder and a linear classifier learn together, from all labels or few; supervised training too.
+
+``ssl-core eval finetune RUN --protocol clim_semi --fraction 0.01`` prints the protocol, then
+``finetune top1 last 59.30 best 59.41, top5 81.60 (protocol clim_semi, 12811 labels, 50000 images)``.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ssl_core import distributed
+from ssl_core.backbone import save_backbone
+from ssl_core.data import Batches, DataConfig, ImageSource, Labelled, decoded, identity, open_encoded
+from ssl_core.data.subset import balanced_subset, listed_subset, selection_split, subset_digest
+from ssl_core.data.transfer_sets import Metric
+from ssl_core.evaluate.accuracy import balanced_accuracy, check_classes, count_classes, label_ranks
+from ssl_core.evaluate.classifier import (
+    Classifier,
+    DivergedError,
+    Folders,
+    check_batch_size,
+    fitting_batch_size,
+    make_linear,
+    matmuls_in,
+    refuse_other,
+    save_classifier,
+    train_classifier,
+)
+from ssl_core.evaluate.features import gathered, own_share
+from ssl_core.evaluate.finetune_protocol import (
+    FINETUNE_PROTOCOLS,
+    FinetuneProtocol,
+    Setting,
+    finetune_rate,
+    finetune_text,
+    finetune_views,
+)
+from ssl_core.evaluate.plan import Plan, choose_protocol, summed_up, trials_text
+from ssl_core.evaluate.subject import Precision, Subject, load_subject
+from ssl_core.files import write_atomically
+from ssl_core.nn import strides_over_a_pixel, sync_batch_norm
+from ssl_core.step import Step
+from ssl_core.train import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+_IMAGENET = 1_281_167
+
+
+class Tuned(NamedTuple):
+    """What a fine-tuning came to.
+
+    Attributes:
+        scores: ``top1``, ``mean_per_class`` and with ten classes or more ``top5`` of the test images, in [0, 1], after
+            each epoch, or after the last alone.
+        encoder: encoder after the last epoch.
+        linear: classifier after it.
+    """
+
+    scores: list[dict[str, float]]
+    encoder: nn.Module
+    linear: nn.Linear
+
+
+class _Scorer(nn.Module):
+    """A classifier as what extracts features: they are the scores."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier.scores(images)
+
+
+def fine_tune(
+    subject: Subject,
+    train: ImageSource,
+    test: ImageSource,
+    protocol: FinetuneProtocol,
+    setting: Setting,
+    *,
+    seed: int = 0,
+    work: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    each_epoch: bool = True,
+    progress: bool = False,
+) -> Tuned:
+    """Fine-tune a subject's encoder, which changes, with a new linear layer.
+
+    Args:
+        subject: encoder, and what it is fed.
+        train: labelled images.
+        test: labelled images to measure it by.
+        protocol: batch, schedule and crops.
+        setting: length, learning rate and weight decay.
+        seed: seeds the linear layer, the order of the images, their crops, and dropout.
+        work: folder from which it is continued; None keeps nothing.
+        settings: what tells it from others that are to be continued, as plain values.
+        each_epoch: whether it is measured after each epoch, or after the last alone.
+        progress: whether bars are shown.
+
+    Raises:
+        ValueError: if there is less than one batch of images, processes cannot share a batch equally, or ``work`` holds
+            what other settings have begun.
+        DivergedError: if the loss is no longer finite.
+    """
+    card, device = subject.card, torch.device(subject.device)
+    check_batch_size(protocol.batch_size, len(train))
+    encoder, num_classes = _prepared(subject.encoder, device), count_classes(train)
+    linear = make_linear(card.num_features, num_classes, protocol.head, seed).to(device)
+    train_view, test_view = finetune_views(protocol, card.image_size)
+    batches = Batches(
+        train,
+        (train_view,),
+        batch_size=protocol.batch_size,
+        seed=seed,
+        mean=card.mean,
+        std=card.std,
+        workers=subject.data.workers,
+        device=device,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        remainder="keep",
+    )
+    if protocol.short_batch_norm:
+        for module in encoder.modules():
+            if isinstance(module, _BatchNorm):
+                module.momentum = min(10 / batches.batches_per_epoch, 0.1)
+    classifier = Classifier(encoder, linear, (train_view,))
+    scorer = subject._replace(encoder=_Scorer(classifier))
+
+    def score() -> dict[str, float]:
+        own = scorer.extract(test, view=test_view, images=own_share(len(test)))
+        labels, ranks = gathered(own.labels), gathered(label_ranks(own.features, own.labels))
+        values = {"top1": (ranks < 1).double().mean().item(), "mean_per_class": balanced_accuracy(ranks < 1, labels)}
+        return values | ({"top5": (ranks < 5).double().mean().item()} if num_classes >= 10 else {})
+
+    lr = finetune_rate(protocol, setting, Step(0, 1, 1))
+    decay = setting.weight_decay / (setting.lr if protocol.decay_over_lr else 1.0)
+    groups: list[dict[str, Any]] = [
+        {"params": list(encoder.parameters())},
+        {"params": list(linear.parameters()), "lr_scale": (protocol.lr_head or setting.lr) / setting.lr},
+    ]
+    optimizer = torch.optim.SGD(groups, lr, momentum=0.9, nesterov=protocol.nesterov, weight_decay=decay)
+    config = TrainConfig(
+        epochs=setting.epochs or 1,
+        steps=protocol.steps,
+        batch_size=protocol.batch_size,
+        precision="bfloat16" if subject.precision == "bfloat16" else "float32",
+        channels_last=device.type == "cuda",
+    )
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        scores = train_classifier(
+            classifier,
+            Labelled(batches, train),
+            optimizer,
+            config,
+            work=work,
+            learning_rate=lambda step: finetune_rate(protocol, setting, step),
+            settings={**(settings or {}), "seed": seed, "setting": setting._asdict()},
+            score=score,
+            each_epoch=each_epoch,
+            quiet=not progress,
+        )
+    return Tuned(scores, encoder, linear)
+
+
+def _prepared(encoder: nn.Module, device: torch.device) -> nn.Module:
+    """The encoder with BatchNorm over all processes."""
+    if distributed.world_size() == 1 or not any(isinstance(module, _BatchNorm) for module in encoder.modules()):
+        return encoder
+    if device.type != "cuda":
+        raise ValueError(
+            f"{distributed.world_size()} processes fine-tune with BatchNorm's statistics over all of them, which "
+            f"PyTorch has on CUDA only: start one on {device.type}"
+        )
+    return sync_batch_norm(encoder, device)
+
+
+class Point(NamedTuple):
+    """How a point of a grid did on the validation images: its score is 0 where it diverged."""
+
+    setting: Setting
+    score: float
+    diverged: bool
+
+
+def choose_setting(
+    grid: Sequence[Setting],
+    measure: Callable[[Setting, Path | None], float],
+    *,
+    folder: Path | None = None,
+    name: str = "grid",
+    settings: Mapping[str, Any] | None = None,
+) -> tuple[Setting, list[Point]]:
+    """The first of the best settings, and how all did.
+
+    Args:
+        grid: what is tried.
+        measure: function of a setting and a folder to work in that returns its score on validation images.
+        folder: where ``NAME.json`` keeps what is done, so that it is not done again; None keeps nothing.
+        name: beginning of the file's and the folders' names.
+        settings: what tells it from others that are to be continued, as plain values.
+
+    Raises:
+        ValueError: if other settings have begun it, or all of the grid diverges.
+    """
+    points: list[Point] = []
+    file = None if folder is None else folder / f"{name}.json"
+    if file is not None and distributed.is_main() and file.exists():
+        before = json.loads(file.read_text())
+        refuse_other(file, before["settings"], json.loads(json.dumps(settings)))
+        points = [Point(Setting(*setting), *rest) for setting, *rest in before["points"]]
+    points = distributed.broadcast_object(points)
+    for setting in grid[len(points) :]:
+        work = None if folder is None else folder / f"{name}-{len(points)}"
+        try:
+            points.append(Point(setting, measure(setting, work), False))
+        except DivergedError as error:
+            points.append(Point(setting, 0.0, True))
+            if distributed.is_main():
+                logger.warning("%s: %s", _setting_text(setting), error)
+        if file is not None and work is not None and distributed.is_main():
+            content = json.dumps({"settings": settings, "points": points}).encode()
+            write_atomically(file, partial(_write, content))
+            shutil.rmtree(work)
+        distributed.barrier()
+    if all(point.diverged for point in points):
+        raise ValueError(f"all {len(points)} settings of the grid diverged; give a smaller lr")
+    return max(points, key=lambda point: point.score).setting, points
+
+
+def _write(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
+
+
+def _setting_text(setting: Setting) -> str:
+    """A setting in words.
+
+    Example:
+        >>> _setting_text(Setting(None, 0.01, 1e-4))
+        'lr 0.01, weight_decay 0.0001'
+    """
+    values = {name: value for name, value in setting._asdict().items() if value is not None}
+    return ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+
+
+def evaluate_finetune(
+    encoder: str,
+    *,
+    protocol: str,
+    data: DataConfig | None = None,
+    like: str | None = None,
+    subset: str | None = None,
+    fraction: float | None = None,
+    subset_seed: int = 0,
+    epochs: int | None = None,
+    steps: int | None = None,
+    lr: float | list[float] | None = None,
+    lr_head: float | None = None,
+    weight_decay: float | list[float] | None = None,
+    batch_size: int | None = None,
+    image_size: int | None = None,
+    metric: Metric | None = None,
+    trials: int = 1,
+    precision: Precision = "float32",
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    out: str | None = None,
+    keep: bool = False,
+    dry_run: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train encoder and classifier together, from all labels or few; prints ``finetune top1 last 59.30 ...``.
+
+    Several processes share each batch. What was stopped is continued by the same command.
+
+    Args:
+        encoder: a run directory, a ``.safetensors`` file or ``timm:NAME``; or ``random``, for supervised training.
+        protocol: simclr_semi_1, simclr_semi_10, byol_semi, swav_semi_1, swav_semi_10, clim_semi, leoclr_semi_1,
+            leoclr_semi_10, leoclr_fraction, simclr_transfer, ssl_transfer_finetune, kornblith_random,
+            supervised_imagenet, supervised_cifar, supervised_semi_1 or supervised_semi_10.
+        data: labelled images; None takes those of the run that ``encoder``, or else ``like``, names.
+        like: run directory or exported backbone whose architecture and input ``random`` takes.
+        subset: text file with the name of an image on each line, such as SimCLR's 1percent.txt, of those to train on.
+        fraction: fraction of the images of each class that are trained on, in (0, 1].
+        subset_seed: seeds the choice of these images, and of those that choose from a grid.
+        epochs: number of epochs in place of the protocol's; milestones move along.
+        steps: number of steps in place of the protocol's.
+        lr: learning rate of the encoder in place of the protocol's, which it may scale by the batch size; several are a
+            grid.
+        lr_head: learning rate of the linear layer in place of the protocol's.
+        weight_decay: weight decay in place of the protocol's; several are a grid.
+        batch_size: batch size in place of the protocol's; None takes of fewer images the largest power of two.
+        image_size: side of the encoder's input in pixels; None is the side that it was trained with.
+        metric: what is compared and reported: top1, or mean_per_class, the mean over the classes of their top-1.
+        trials: number of fine-tunings, of seeds from ``seed`` on, whose mean and standard deviation are printed.
+        precision: ``float32``; ``bfloat16`` in the encoder; ``tf32``, on GPUs, instead of float32.
+        device: device to train on.
+        seed: seeds the linear layer, the order of the images, their crops, and the weights of ``random``.
+        out: folder of ``finetune-PROTOCOL.json`` and of ``finetune-PROTOCOL-seedN``, with encoder, classifier and log
+            of each trial; None is the folder of ``encoder``, or else ``runs/ENCODER``.
+        keep: whether the checkpoints of the trials are left when all is done.
+        dry_run: whether no more is done than to print protocol, images and cost.
+        progress: whether bars are shown.
+
+    Returns:
+        What the JSON file says: ``last``, ``best``, ``best_epoch``, and with ten classes or more ``top5_last`` and
+        ``top5_best``; of several trials the means of these, ``trials``, ``mean`` and ``std``; of a grid ``last`` alone,
+        ``grid`` and ``chosen``; and every setting.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist.
+        ValueError: for an unknown protocol, missing labels, and what does not fit together.
+    """
+    if subset is not None and fraction is not None:
+        raise ValueError(f"subset {subset} and fraction {fraction} both say which images are trained on; give one")
+    if encoder == "pixels":
+        raise ValueError("pixels have nothing to fine-tune; give a run, a .safetensors file, timm:NAME or random")
+    if trials < 1:
+        raise ValueError(f"trials must be at least 1, got {trials}")
+    chosen, changed = choose_protocol(
+        FINETUNE_PROTOCOLS,
+        protocol,
+        epochs=None if epochs is None else (epochs,),
+        steps=steps,
+        lr=_values(lr),
+        lr_head=lr_head,
+        weight_decay=_values(weight_decay),
+        batch_size=batch_size,
+    )
+    if chosen.labels is not None and subset is None and fraction is None:
+        raise ValueError(
+            f"protocol {protocol} is for {chosen.labels:.0%} of the labels: give subset, a list such as SimCLR's "
+            f"{100 * chosen.labels:g}percent.txt, or fraction {chosen.labels:g}, or fraction 1 for all of them"
+        )
+
+    def load(seed: int) -> Subject:
+        loaded = load_subject(encoder, data=data, like=like, device=device, seed=seed)
+        card = replace(loaded.card, image_size=image_size or loaded.card.image_size)
+        own = replace(loaded.data, channels=loaded.data.channels or card.channels)
+        return loaded._replace(card=card, data=own, precision=precision)
+
+    subject = load(seed)
+    _check_encoder(subject)
+    labelled, unseen = (open_encoded(subject.data, split) for split in ("labelled", "test"))
+    check_classes(labelled, unseen)
+    if subset is not None:
+        used = listed_subset(labelled, subset)
+    else:
+        used = balanced_subset(labelled, 1.0 if fraction is None else fraction, subset_seed)
+    if epochs is None and chosen.epochs_of_many is not None and 10 * len(used) >= len(labelled):
+        chosen = replace(chosen, epochs=(chosen.epochs_of_many,))
+    grid, train_on, held = chosen.grid, used, None
+    if len(grid) > 1:
+        train_on, held = selection_split(labelled, used, chosen.validation, subset_seed)
+    if batch_size is None and (fewer := fitting_batch_size(chosen.batch_size, len(train_on))) < chosen.batch_size:
+        chosen, changed = replace(chosen, batch_size=fewer), sorted([*changed, "batch_size"])
+    check_batch_size(chosen.batch_size, len(train_on))
+
+    counts = {"train": len(train_on), **({} if held is None else {"validation": len(held)}), "test": len(unseen)}
+    plan = Plan(
+        protocol,
+        chosen,
+        changed,
+        finetune_text(protocol, chosen, subject.card.image_size),
+        {labelled.name: counts},
+        chosen.selection if held is None else "validation",
+        _cost(chosen, len(train_on), len(used), trials),
+    )
+    if distributed.is_main():
+        print(plan, flush=True)
+    metric = metric or "top1"
+    settings = {
+        **plan.settings(),
+        "metric": metric,
+        "precision": precision,
+        "image_size": subject.card.image_size,
+        "digest": subject.digest(),
+        "subset": {
+            "file": subset,
+            "fraction": fraction,
+            "seed": subset_seed,
+            "labels": len(used),
+            "digest": subset_digest(labelled.subset(used)),
+        },
+    }
+    if dry_run:
+        return settings
+    kept = {**settings, "train": identity(labelled), "test": identity(unseen)}
+    name = f"finetune-{protocol}"
+    if subset is not None:
+        name += f"-{Path(subset).stem}"
+    elif fraction is not None:
+        name += f"-{100 * fraction:g}percent"
+    folder = subject.folder(out) or Path("runs") / encoder.replace(":", "-").replace("/", "-")
+    folders = Folders(folder, name, range(seed, seed + trials))
+    test = decoded(unseen, subject.data, split="test")
+    setting, points = grid[0], list[Point]()
+    with matmuls_in(precision):
+        if held is not None:
+            fitted, validation = (decoded(labelled.subset(indices), subject.data) for indices in (train_on, held))
+
+            def measure(setting: Setting, work: Path | None) -> float:
+                tuned = fine_tune(
+                    load(seed),
+                    fitted,
+                    validation,
+                    chosen,
+                    setting,
+                    seed=seed,
+                    work=work,
+                    settings=kept,
+                    each_epoch=False,
+                    progress=progress,
+                )
+                return tuned.scores[-1][metric]
+
+            setting, points = choose_setting(grid, measure, folder=folder, name=f"{name}-grid", settings=kept)
+            del fitted, validation
+        train = decoded(labelled.subset(used), subject.data)
+        outcomes = []
+        for each in folders.seeds:
+            tuned = fine_tune(
+                load(each),
+                train,
+                test,
+                chosen,
+                setting,
+                seed=each,
+                work=folders.of(each),
+                settings=kept,
+                each_epoch=held is None,
+                progress=progress,
+            )
+            outcomes.append(_outcome(tuned.scores, metric))
+            if distributed.is_main():
+                work = folders.of(each)
+                assert work is not None
+                recipe = protocol if encoder == "random" else f"{subject.card.recipe}, {protocol}"
+                card = replace(subject.card, recipe=recipe, projector=(), metrics={metric: outcomes[-1]["last"]})
+                save_backbone(work / "backbone.safetensors", tuned.encoder, card)
+                save_classifier(work / "linear.safetensors", tuned.linear)
+    result = {**summed_up(outcomes), **settings, "seed": seed, "classes": list(train.classes or ())}
+    if points:
+        result["grid"] = [{**tried._asdict(), "score": score, "diverged": bad} for tried, score, bad in points]
+        result["chosen"] = setting._asdict()
+        result["at_end"] = _at_end(setting, grid)
+        result["validation"] = max(point.score for point in points)
+    result |= subject.settings(train=train, test=test)
+    if distributed.is_main():
+        print(_line(result, outcomes, points))
+        print(f"encoder, classifier and log: {folders.of(seed)}")
+        subject.save(result, f"{name}.json", str(folder))
+        if not keep:
+            folders.remove("checkpoints")
+        if points:
+            (folder / f"{name}-grid.json").unlink()
+    return result
+
+
+def _values(given: float | list[float] | None) -> tuple[float, ...] | None:
+    return None if given is None else tuple(given) if isinstance(given, list) else (given,)
+
+
+def _check_encoder(subject: Subject) -> None:
+    """Refuse an encoder that does not take images of the size that it is to be given, or bfloat16."""
+    card = subject.card
+    try:
+        with torch.no_grad():
+            subject.encoder(torch.zeros(1, card.channels, card.image_size, card.image_size, device=subject.device))
+    except Exception as error:  # anything inside any model
+        raise ValueError(f"image_size {card.image_size}: {card.architecture} does not take it ({error})") from error
+    if subject.precision != "bfloat16" or torch.device(subject.device).type != "cpu":
+        return
+    if strides_over_a_pixel(subject.encoder, card.channels, [card.image_size]):
+        raise ValueError(
+            f"precision bfloat16: at {card.image_size} px a convolution of {card.architecture} strides over a single "
+            f"pixel, of which PyTorch {torch.__version__} computes a wrong gradient on CPUs; take float32"
+        )
+
+
+def _cost(protocol: FinetuneProtocol, num_tried: int, num_used: int, trials: int) -> str:
+    """What is trained, in words.
+
+    Example:
+        >>> _cost(FINETUNE_PROTOCOLS["simclr_transfer"], 1020, 2040, 1)
+        '291,840,000 images forward and backward in 57 runs, 228 epochs of ImageNet'
+    """
+    grid = protocol.grid
+
+    def images(setting: Setting, number: int) -> int:
+        return setting.epochs * number if setting.epochs else (protocol.steps or 0) * protocol.batch_size
+
+    tried = sum(images(setting, num_tried) for setting in grid) if len(grid) > 1 else 0
+    total = tried + trials * max(images(setting, num_used) for setting in grid)
+    runs = (len(grid) if tried else 0) + trials
+    large = f", {total / _IMAGENET:.0f} epochs of ImageNet" if total >= _IMAGENET else ""
+    return f"{total:,} images forward and backward in {runs} run{'s' * (runs > 1)}{large}"
+
+
+def _at_end(setting: Setting, grid: Sequence[Setting]) -> list[str]:
+    """Which chosen values are the first or the last of three or more, so that one outside may be better."""
+    ends = []
+    for name in Setting._fields:
+        values = sorted({getattr(each, name) for each in grid if getattr(each, name) is not None})
+        if len(values) > 2 and getattr(setting, name) in (values[0], values[-1]):
+            ends.append(name)
+    return ends
+
+
+def _outcome(scores: Sequence[Mapping[str, float]], metric: str) -> dict[str, float]:
+    """What a trial reports: after the last epoch, and where it was measured after each, after the best."""
+    found = [each[metric] for each in scores]
+    outcome = {"last": found[-1]}
+    if "top5" in scores[-1]:
+        outcome["top5_last"] = scores[-1]["top5"]
+    if len(scores) > 1:
+        best = found.index(max(found))
+        outcome |= {"best": found[best], "best_epoch": best + 1}
+        if "top5" in scores[best]:
+            outcome["top5_best"] = scores[best]["top5"]
+    return outcome
+
+
+def _line(result: Mapping[str, Any], outcomes: Sequence[Mapping[str, float]], points: Sequence[Point]) -> str:
+    def text(name: str) -> str:
+        return trials_text([outcome[name] for outcome in outcomes])
+
+    order = ("best", "last") if result["selection"] == "best on test" else ("last", "best")
+    said = " ".join(f"{name} {text(name)}" for name in order if name in outcomes[0])
+    if "top5_last" in outcomes[0]:
+        said += f", top5 {text(f'top5_{order[0]}')}"
+    trials = f"{len(outcomes)} trials, " * (len(outcomes) > 1)
+    counts = f"{result['subset']['labels']} labels, {result['num_test']} images"
+    details = f"{trials}protocol {result['protocol']['name']}, {counts}"
+    if points:
+        diverged = sum(point.diverged for point in points)
+        details += f"; {_setting_text(Setting(**result['chosen']))} by validation {100 * result['validation']:.2f}"
+        details += f", {diverged} of {len(points)} diverged" * (diverged > 0)
+        details += f", {' and '.join(result['at_end'])} at an end of the grid" * bool(result["at_end"])
+    return f"finetune {result['metric']} {said} ({details})"
