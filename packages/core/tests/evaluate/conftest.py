@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -9,6 +10,7 @@ from torch import nn
 from ssl_core.backbone import BackboneCard, head_layers, make_card_encoder, save_backbone
 from ssl_core.config import to_dict
 from ssl_core.data import DataConfig, MemoryImages
+from ssl_core.data.voc import VOC_CLASSES
 from ssl_core.nn import mlp_head
 from ssl_core.train import save_checkpoint
 
@@ -77,3 +79,38 @@ def method(run):
     method = nn.ModuleDict({"encoder": make_card_encoder(CARD), "projector": mlp_head(8, 8, 4)})
     method.load_state_dict(state)
     return method.eval()
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A folder with three sets in their own layouts, of images whose brightness tells a class."""
+
+    def write(name, *lines):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+
+    def save(name, level, seed):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(seed).integers(60, size=(16, 16, 3)) + 60 * level
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / name)
+
+    for part, first in (("trainval", 0), ("test", 100)):
+        numbers = range(first, first + 12)
+        write(f"oxford-iiit-pet/annotations/{part}.txt", *(f"breed{n % 3}_{n} {1 + n % 3} 1 1" for n in numbers))
+        for n in numbers:
+            save(f"oxford-iiit-pet/images/breed{n % 3}_{n}.jpg", n % 3, n)
+    for part, first in (("train", 0), ("val", 6), ("test", 12)):
+        names = [f"{('dotted', 'banded')[n % 2]}/{n}.jpg" for n in range(first, first + 6)]
+        write(f"dtd/labels/{part}1.txt", *names)
+        for n, name in enumerate(names, start=first):
+            save(f"dtd/images/{name}", n % 2, n)
+    for part, first in (("train", 0), ("val", 10), ("test", 20)):
+        numbers = range(first, first + 10)
+        for number, name in enumerate(VOC_CLASSES):
+            # Of four classes, by level, so that each image shows one or none; some of the others are difficult.
+            values = [1 if n % 5 == number else 0 if number == n % 7 else -1 for n in numbers]
+            lines = [f"{n:06d} {value:2d}" for n, value in zip(numbers, values, strict=True)]
+            write(f"VOCdevkit/VOC2007/ImageSets/Main/{name}_{part}.txt", *lines)
+        for n in numbers:
+            save(f"VOCdevkit/VOC2007/JPEGImages/{n:06d}.jpg", n % 5 / 2, n)
+    return tmp_path

@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import torch
+from timm import get_pretrained_cfg
 
 from ssl_core.backbone import load_backbone, load_card, make_card_encoder, save_backbone, save_card
 from ssl_core.data import DataConfig
@@ -64,6 +65,25 @@ def test_a_timm_model_comes_with_its_own_input(monkeypatch, card):
     assert asked == [("resnet18", "imagenet", "timm", {"channels": 3, "image_size": 224})]
     assert found.mean == (0.485, 0.456, 0.406)
     assert (found.image_size, found.num_features) == (224, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_another"),
+    [
+        *[("resnet50", True), ("resnet18", True), ("wide_resnet50_2", True), ("vit_small_patch16_224", False)],
+        *[("vgg16", False), ("resnet50.tv_in1k", False), ("resnet50.a1_in1k", False), ("resnet26", False)],
+    ],
+)
+def test_weights_that_are_not_those_of_the_papers_supervised_network_are_remarked(
+    name, is_another, monkeypatch, card, caplog
+):
+    monkeypatch.setattr(encoder_module, "make_encoder", lambda config, **options: make_card_encoder(card))
+    load_encoder(f"timm:{name}")
+    remark = (
+        f"timm:{name} is {name}.{get_pretrained_cfg(name).tag}; the supervised network of papers is torchvision's, "
+    )
+    remark += f"by another recipe: timm:{name}.tv_in1k"
+    assert caplog.messages == [remark] * is_another
 
 
 @pytest.mark.parametrize("name", ["no_such_model", "test_vit4"])

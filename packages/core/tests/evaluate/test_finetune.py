@@ -283,6 +283,33 @@ def test_what_cannot_be_is_refused(run, options, message):
         evaluate_finetune(options.pop("encoder"), **options)
 
 
+def test_a_sets_own_validation_images_choose_from_a_grid_by_its_own_metric(root, run):
+    options = {"lr": [0.1, 0.01], **SHORT | {"batch_size": 4, "epochs": 1}}
+    found = {
+        name: evaluate_finetune(str(run), data=DataConfig(name, root=str(root), workers=0), out=str(root), **options)
+        for name in ("pets", "dtd", "voc2007")
+    }
+    assert {name: result["metric"] for name, result in found.items()} == {
+        **{"pets": "mean_per_class", "dtd": "top1", "voc2007": "map11"},
+    }
+    splits = {name: tuple(result["splits"][name].values()) for name, result in found.items()}
+    assert splits == {"pets": (9, 3, 12), "dtd": (6, 6, 6), "voc2007": (10, 10, 10)}
+    voc = found["voc2007"]
+    assert len(voc["classes"]) == 20
+    assert 0 < voc["last"] <= 1
+    assert "top5_last" not in voc
+
+
+def test_images_of_several_classes_are_learned_with_all_their_labels(root, run):
+    data = DataConfig("voc2007", root=str(root), workers=0)
+    options = {"lr": 0.1, "lr_head": 3.0, **SHORT | {"batch_size": 4, "epochs": 30}}
+    assert evaluate_finetune(str(run), data=data, **options)["last"] > 0.8
+    with pytest.raises(ValueError, match="metric top1 is of one class an image, and those of voc2007 show several"):
+        evaluate_finetune(str(run), data=data, metric="top1", **options)
+    with pytest.raises(ValueError, match=r"fraction 0\.5 is of each class, and an image of voc2007 has not one"):
+        evaluate_finetune(str(run), data=data, fraction=0.5, **options)
+
+
 def test_batch_norm_over_processes_is_refused_where_pytorch_has_none(toy_source, card, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     protocol = short(epochs=(1,))

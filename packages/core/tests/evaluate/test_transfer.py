@@ -6,11 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
 from ssl_core.data import DataConfig
-from ssl_core.data.voc import VOC_CLASSES
 from ssl_core.evaluate import evaluate_transfer
 from ssl_core.evaluate import transfer as transfer_module
 from ssl_core.evaluate.logistic import Limits
@@ -137,41 +135,6 @@ def test_transfer_of_a_run_prints_its_plan_and_line_and_writes_it_twice_the_same
     assert (result["protocol"]["name"], result["selection"], result["image_size"]) == ("ssl_transfer", "validation", 16)
     assert json.loads((run / "transfer-ssl_transfer.json").read_text()) == json.loads(json.dumps(result))
     assert evaluate_transfer(str(run), **QUIET) == result
-
-
-@pytest.fixture
-def root(tmp_path):
-    """A folder with three sets in their own layouts, of images whose brightness tells a class."""
-
-    def write(name, *lines):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
-
-    def save(name, level, seed):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(seed).integers(60, size=(16, 16, 3)) + 60 * level
-        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / name)
-
-    for part, first in (("trainval", 0), ("test", 100)):
-        numbers = range(first, first + 12)
-        write(f"oxford-iiit-pet/annotations/{part}.txt", *(f"breed{n % 3}_{n} {1 + n % 3} 1 1" for n in numbers))
-        for n in numbers:
-            save(f"oxford-iiit-pet/images/breed{n % 3}_{n}.jpg", n % 3, n)
-    for part, first in (("train", 0), ("val", 6), ("test", 12)):
-        names = [f"{('dotted', 'banded')[n % 2]}/{n}.jpg" for n in range(first, first + 6)]
-        write(f"dtd/labels/{part}1.txt", *names)
-        for n, name in enumerate(names, start=first):
-            save(f"dtd/images/{name}", n % 2, n)
-    for part, first in (("train", 0), ("val", 10), ("test", 20)):
-        numbers = range(first, first + 10)
-        for number, name in enumerate(VOC_CLASSES):
-            # Of four classes, by level, so that each image shows one or none; some of the others are difficult.
-            values = [1 if n % 5 == number else 0 if number == n % 7 else -1 for n in numbers]
-            lines = [f"{n:06d} {value:2d}" for n, value in zip(numbers, values, strict=True)]
-            write(f"VOCdevkit/VOC2007/ImageSets/Main/{name}_{part}.txt", *lines)
-        for n in numbers:
-            save(f"VOCdevkit/VOC2007/JPEGImages/{n:06d}.jpg", n % 5 / 2, n)
-    return tmp_path
 
 
 def test_transfer_to_several_sets_has_each_ones_metric_and_own_validation_images(root, run, few_penalties, capsys):

@@ -9,11 +9,11 @@ image's views or its partner.
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int32, Int64
+from jaxtyping import Int32, Int64, Shaped
 from torch import Tensor
 
 from ssl_core.data.pipeline import Batch, Pipeline, Request
@@ -205,17 +205,22 @@ class Labelled:
     Args:
         batches: batches of the source.
         source: images with their labels.
+        labels: row of each image of the source in place of its label, before any has turned out broken.
     """
 
-    def __init__(self, batches: Batches, source: ImageSource) -> None:
+    def __init__(self, batches: Batches, source: ImageSource, labels: Shaped[Tensor, "n *c"] | None = None) -> None:
         self._batches, self._source = batches, source
         self.batches_per_epoch = batches.batches_per_epoch
+        self._of_image: Callable[[int], Tensor] = lambda index: torch.tensor(source.label(index))
+        if labels is not None:
+            rows = {source.identifier(index): row for index, row in enumerate(labels)}
+            self._of_image = lambda index: rows[source.identifier(index)]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """As :meth:`Batches.epoch`, with a tensor of labels (n) as the last of the views."""
+        """As :meth:`Batches.epoch`, with a tensor of labels (n), or of their rows, as the last of the views."""
         for batch in self._batches.epoch(epoch, start):
             # Asked for after the image: one that replaces a broken image brings its own label.
-            labels = torch.tensor([self._source.label(index) for index in batch.index.tolist()], dtype=torch.int64)
+            labels = torch.stack([self._of_image(index) for index in batch.index.tolist()])
             yield batch._replace(views=(*batch.views, labels))
 
     def identifier(self, index: int) -> str:

@@ -88,13 +88,19 @@ def balanced_subset(images: Images, fraction: float, seed: int) -> Int64[Tensor,
         >>> digits.labels[subset].bincount().tolist()
         [1, 1, 1, 2, 1, 1, 1, 1, 1, 1]
     """
+    if images.classes is None:
+        raise ValueError(f"fraction {fraction} is of each class, and an image of {images.name} has not one")
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}; 0.01 is 1 %")
     return _of_each_class(images, lambda count: max(1, round(fraction * count)), seed, _FRACTION_STREAM)
 
 
 def selection_split(
-    images: Images, indices: Int64[Tensor, " n"], validation: int | float, seed: int
+    images: Images,
+    indices: Int64[Tensor, " n"],
+    validation: int | float,
+    seed: int,
+    official: Int64[Tensor, " v"] | None = None,
 ) -> tuple[Int64[Tensor, " m"], Int64[Tensor, " k"]]:
     """Indices of the images to train on, and of those by which settings are chosen.
 
@@ -104,11 +110,15 @@ def selection_split(
         validation: fraction of ``indices`` that is held out of each class, but for one image at least; or, from 1 on,
             number of images taken from the others, fewer where there are not so many.
         seed: seeds the choice.
+        official: images that the set itself keeps for validation; those of ``indices`` are taken, and no others.
 
     Raises:
         ValueError: if no image is left to choose by.
     """
-    if validation < 1:
+    if official is not None:
+        is_held = torch.isin(indices, official)
+        train, held = indices[~is_held], indices[is_held]
+    elif validation < 1:
         part = images.subset(indices)
         held = _of_each_class(
             part, lambda count: min(count - 1, max(1, round(validation * count))), seed, _HELD_OUT_STREAM
@@ -136,7 +146,7 @@ def _others(length: int, indices: Int64[Tensor, " m"]) -> Int64[Tensor, " k"]:
 
 def subset_digest(images: Images) -> str:
     """Hash of the images' classes and names, whatever their order and wherever they lie."""
-    classes = images.classes or ()
+    classes = (*(images.classes or ()), "")  # -1 is of none
     named = sorted(
         f"{classes[images.label(index)]}/{os.path.basename(images.identifier(index))}" for index in range(len(images))
     )

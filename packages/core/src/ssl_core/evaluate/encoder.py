@@ -10,6 +10,7 @@
 """
 
 import dataclasses
+import logging
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from ssl_core.backbone import BackboneCard, load_backbone, load_card, make_card_
 from ssl_core.data import DataConfig
 from ssl_core.nn import EncoderConfig, make_encoder
 from ssl_core.train import load_checkpoint
+
+logger = logging.getLogger(__name__)
 
 Layer: TypeAlias = Literal["backbone", "projection"]
 
@@ -162,6 +165,12 @@ def _timm_encoder(name: str) -> tuple[nn.Module, BackboneCard]:
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise ValueError(f"timm has no pretrained weights for {name!r}; timm.list_pretrained() lists those it has")
+    torchvisions = f"{name}.tv_in1k"
+    if "." not in name and config.tag != "tv_in1k" and timm.list_pretrained(torchvisions):
+        logger.warning(
+            "timm:%s is %s.%s; the supervised network of papers is torchvision's, by another recipe: timm:%s",
+            *(name, name, config.tag, torchvisions),
+        )
     channels, _, image_size = config.input_size
     encoder = make_encoder(EncoderConfig(name, "imagenet", "timm"), channels=channels, image_size=image_size)
     card = BackboneCard(

@@ -14,14 +14,27 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_core import distributed
 from ssl_core.backbone import save_backbone
-from ssl_core.data import Batches, DataConfig, ImageSource, Labelled, decoded, identity, open_encoded
+from ssl_core.data import (
+    Batches,
+    DataConfig,
+    ImageSource,
+    Labelled,
+    decoded,
+    identity,
+    multi_labels,
+    official_validation,
+    open_encoded,
+)
+from ssl_core.data.source import readable
 from ssl_core.data.subset import balanced_subset, listed_subset, selection_split, subset_digest
 from ssl_core.data.transfer_sets import Metric
+from ssl_core.data.voc import VOC_CLASSES, VOC_NAME
 from ssl_core.evaluate.accuracy import balanced_accuracy, check_classes, count_classes, label_ranks
 from ssl_core.evaluate.classifier import (
     Classifier,
@@ -46,6 +59,7 @@ from ssl_core.evaluate.finetune_protocol import (
 )
 from ssl_core.evaluate.plan import Plan, choose_protocol, summed_up, trials_text
 from ssl_core.evaluate.subject import Precision, Subject, load_subject
+from ssl_core.evaluate.transfer import known_metric, metric_score
 from ssl_core.files import write_atomically
 from ssl_core.nn import strides_over_a_pixel, sync_batch_norm
 from ssl_core.step import Step
@@ -60,8 +74,8 @@ class Tuned(NamedTuple):
     """What a fine-tuning came to.
 
     Attributes:
-        scores: ``top1``, ``mean_per_class`` and with ten classes or more ``top5`` of the test images, in [0, 1], after
-            each epoch, or after the last alone.
+        scores: ``top1``, ``mean_per_class``, with ten classes or more ``top5``, and the metric that was asked for, of
+            the test images, in [0, 1], after each epoch, or after the last alone.
         encoder: encoder after the last epoch.
         linear: classifier after it.
     """
@@ -92,6 +106,8 @@ def fine_tune(
     seed: int = 0,
     work: Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    metric: Metric = "top1",
+    targets: tuple[Tensor, Tensor] | None = None,
     each_epoch: bool = True,
     progress: bool = False,
 ) -> Tuned:
@@ -106,6 +122,9 @@ def fine_tune(
         seed: seeds the linear layer, the order of the images, their crops, and dropout.
         work: folder from which it is continued; None keeps nothing.
         settings: what tells it from others that are to be continued, as plain values.
+        metric: what is measured beside top-1, top-5 and the mean over the classes of their top-1.
+        targets: of training and of test images that may be of several classes, 1 in the columns of these and else 0;
+            None takes the sources' labels.
         each_epoch: whether it is measured after each epoch, or after the last alone.
         progress: whether bars are shown.
 
@@ -116,7 +135,8 @@ def fine_tune(
     """
     card, device = subject.card, torch.device(subject.device)
     check_batch_size(protocol.batch_size, len(train))
-    encoder, num_classes = _prepared(subject.encoder, device), count_classes(train)
+    encoder = _prepared(subject.encoder, device)
+    num_classes = count_classes(train) if targets is None else targets[0].shape[1]
     linear = make_linear(card.num_features, num_classes, protocol.head, seed).to(device)
     train_view, test_view = finetune_views(protocol, card.image_size)
     batches = Batches(
@@ -140,10 +160,21 @@ def fine_tune(
     scorer = subject._replace(encoder=_Scorer(classifier))
 
     def score() -> dict[str, float]:
-        own = scorer.extract(test, view=test_view, images=own_share(len(test)))
-        labels, ranks = gathered(own.labels), gathered(label_ranks(own.features, own.labels))
-        values = {"top1": (ranks < 1).double().mean().item(), "mean_per_class": balanced_accuracy(ranks < 1, labels)}
-        return values | ({"top5": (ranks < 5).double().mean().item()} if num_classes >= 10 else {})
+        share = own_share(len(test))
+        scores, labels = scorer.extract(test, view=test_view, images=share)
+        values = {}
+        if metric == "map11":
+            whole = set(readable(test))
+            rows = [index for index in share if index in whole]
+            own = F.one_hot(labels, num_classes) if targets is None else targets[1][rows]
+            values["map11"] = metric_score(metric, gathered(scores).double(), gathered(own).long())
+        if targets is None:
+            ranks, labels = gathered(label_ranks(scores, labels)), gathered(labels)
+            is_right = ranks < 1
+            values |= {"top1": is_right.double().mean().item(), "mean_per_class": balanced_accuracy(is_right, labels)}
+            if num_classes >= 10:
+                values["top5"] = (ranks < 5).double().mean().item()
+        return values
 
     lr = finetune_rate(protocol, setting, Step(0, 1, 1))
     decay = setting.weight_decay / (setting.lr if protocol.decay_over_lr else 1.0)
@@ -163,7 +194,7 @@ def fine_tune(
         torch.manual_seed(seed)
         scores = train_classifier(
             classifier,
-            Labelled(batches, train),
+            Labelled(batches, train, None if targets is None else targets[0]),
             optimizer,
             config,
             work=work,
@@ -304,7 +335,8 @@ def evaluate_finetune(
         weight_decay: weight decay in place of the protocol's; several are a grid.
         batch_size: batch size in place of the protocol's; None takes of fewer images the largest power of two.
         image_size: side of the encoder's input in pixels; None is the side that it was trained with.
-        metric: what is compared and reported: top1, or mean_per_class, the mean over the classes of their top-1.
+        metric: what is compared and reported: top1; mean_per_class, the mean over the classes of their top-1; or map11,
+            the mean of their 11-point average precisions; None is what a named set is known by, or else top1.
         trials: number of fine-tunings, of seeds from ``seed`` on, whose mean and standard deviation are printed.
         precision: ``float32``; ``bfloat16`` in the encoder; ``tf32``, on GPUs, instead of float32.
         device: device to train on.
@@ -348,23 +380,27 @@ def evaluate_finetune(
 
     def load(seed: int) -> Subject:
         loaded = load_subject(encoder, data=data, like=like, device=device, seed=seed)
-        card = replace(loaded.card, image_size=image_size or loaded.card.image_size)
-        own = replace(loaded.data, channels=loaded.data.channels or card.channels)
-        return loaded._replace(card=card, data=own, precision=precision)
+        return loaded.fitted(image_size)._replace(precision=precision)
 
     subject = load(seed)
-    _check_encoder(subject)
+    _check_precision(subject)
     labelled, unseen = (open_encoded(subject.data, split) for split in ("labelled", "test"))
-    check_classes(labelled, unseen)
+    metric = metric or known_metric(subject.data)
+    if (has_several := subject.data.source == VOC_NAME) and metric != "map11":
+        raise ValueError(f"metric {metric} is of one class an image, and those of {VOC_NAME} show several: give map11")
+    if not has_several:
+        check_classes(labelled, unseen)
+    used = torch.arange(len(labelled))
     if subset is not None:
         used = listed_subset(labelled, subset)
-    else:
-        used = balanced_subset(labelled, 1.0 if fraction is None else fraction, subset_seed)
+    elif fraction is not None:
+        used = balanced_subset(labelled, fraction, subset_seed)
     if epochs is None and chosen.epochs_of_many is not None and 10 * len(used) >= len(labelled):
         chosen = replace(chosen, epochs=(chosen.epochs_of_many,))
     grid, train_on, held = chosen.grid, used, None
     if len(grid) > 1:
-        train_on, held = selection_split(labelled, used, chosen.validation, subset_seed)
+        official = official_validation(subject.data, labelled)
+        train_on, held = selection_split(labelled, used, chosen.validation, subset_seed, official)
     if batch_size is None and (fewer := fitting_batch_size(chosen.batch_size, len(train_on))) < chosen.batch_size:
         chosen, changed = replace(chosen, batch_size=fewer), sorted([*changed, "batch_size"])
     check_batch_size(chosen.batch_size, len(train_on))
@@ -381,7 +417,6 @@ def evaluate_finetune(
     )
     if distributed.is_main():
         print(plan, flush=True)
-    metric = metric or "top1"
     settings = {
         **plan.settings(),
         "metric": metric,
@@ -407,10 +442,18 @@ def evaluate_finetune(
     folder = subject.folder(out) or Path("runs") / encoder.replace(":", "-").replace("/", "-")
     folders = Folders(folder, name, range(seed, seed + trials))
     test = decoded(unseen, subject.data, split="test")
+
+    def targets_of(train: ImageSource, test: ImageSource) -> tuple[Tensor, Tensor] | None:
+        if not has_several:
+            return None
+        first, second = ((multi_labels(subject.data, source) == 1).float() for source in (train, test))
+        return first, second
+
     setting, points = grid[0], list[Point]()
     with matmuls_in(precision):
         if held is not None:
             fitted, validation = (decoded(labelled.subset(indices), subject.data) for indices in (train_on, held))
+            chosen_by = targets_of(fitted, validation)
 
             def measure(setting: Setting, work: Path | None) -> float:
                 tuned = fine_tune(
@@ -422,6 +465,8 @@ def evaluate_finetune(
                     seed=seed,
                     work=work,
                     settings=kept,
+                    metric=metric,
+                    targets=chosen_by,
                     each_epoch=False,
                     progress=progress,
                 )
@@ -430,7 +475,7 @@ def evaluate_finetune(
             setting, points = choose_setting(grid, measure, folder=folder, name=f"{name}-grid", settings=kept)
             del fitted, validation
         train = decoded(labelled.subset(used), subject.data)
-        outcomes = []
+        targets, outcomes = targets_of(train, test), []
         for each in folders.seeds:
             tuned = fine_tune(
                 load(each),
@@ -441,6 +486,8 @@ def evaluate_finetune(
                 seed=each,
                 work=folders.of(each),
                 settings=kept,
+                metric=metric,
+                targets=targets,
                 each_epoch=held is None,
                 progress=progress,
             )
@@ -452,7 +499,12 @@ def evaluate_finetune(
                 card = replace(subject.card, recipe=recipe, projector=(), metrics={metric: outcomes[-1]["last"]})
                 save_backbone(work / "backbone.safetensors", tuned.encoder, card)
                 save_classifier(work / "linear.safetensors", tuned.linear)
-    result = {**summed_up(outcomes), **settings, "seed": seed, "classes": list(train.classes or ())}
+    result = {
+        **summed_up(outcomes),
+        **settings,
+        "seed": seed,
+        "classes": list(VOC_CLASSES if has_several else train.classes or ()),
+    }
     if points:
         result["grid"] = [{**tried._asdict(), "score": score, "diverged": bad} for tried, score, bad in points]
         result["chosen"] = setting._asdict()
@@ -474,14 +526,8 @@ def _values(given: float | list[float] | None) -> tuple[float, ...] | None:
     return None if given is None else tuple(given) if isinstance(given, list) else (given,)
 
 
-def _check_encoder(subject: Subject) -> None:
-    """Refuse an encoder that does not take images of the size that it is to be given, or bfloat16."""
+def _check_precision(subject: Subject) -> None:
     card = subject.card
-    try:
-        with torch.no_grad():
-            subject.encoder(torch.zeros(1, card.channels, card.image_size, card.image_size, device=subject.device))
-    except Exception as error:  # anything inside any model
-        raise ValueError(f"image_size {card.image_size}: {card.architecture} does not take it ({error})") from error
     if subject.precision != "bfloat16" or torch.device(subject.device).type != "cpu":
         return
     if strides_over_a_pixel(subject.encoder, card.channels, [card.image_size]):

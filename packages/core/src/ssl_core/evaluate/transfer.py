@@ -298,6 +298,12 @@ class Task(NamedTuple):
         return F.one_hot(labels, self.num_classes) if self.metric == "map11" else labels
 
 
+def known_metric(data: DataConfig) -> Metric:
+    """What a named set is known by, and else ``top1``."""
+    known = TRANSFER_SETS.get(data.source) if isinstance(data.source, str) else None
+    return known.metric if known else "top1"
+
+
 def open_task(data: DataConfig, metric: Metric | None, protocol: TransferProtocol, *, seed: int) -> Task:
     """A set, of which no more than its files and labels has been looked at.
 
@@ -312,8 +318,7 @@ def open_task(data: DataConfig, metric: Metric | None, protocol: TransferProtoco
         ValueError: for missing labels, classes that training images lack, too few images, or a metric of one label
             where there are several.
     """
-    known = TRANSFER_SETS.get(data.source) if isinstance(data.source, str) else None
-    metric = metric or (known.metric if known else "top1")
+    metric = metric or known_metric(data)
     labelled, test = (open_encoded(data, split) for split in ("labelled", "test"))
     if data.source != VOC_NAME:
         check_classes(labelled, test)
