@@ -176,6 +176,18 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """Build the documentation site in build/site, with warnings as errors, and check the links inside it."""
+    install(session, *PACKAGES, extras=TOOLS["docs"])
+    site = ROOT / "build" / "site"
+    shutil.rmtree(site, ignore_errors=True)
+    cache = str(Path(session.create_tmp()) / "doctrees")
+    session.run("sphinx-build", "--fail-on-warning", "--keep-going", "-qEc", "docs", "-d", cache, ".", str(site))
+    (site / "index.html").write_text('<!doctype html><meta http-equiv="refresh" content="0; url=docs/index.html">\n')
+    session.run("python", "docs/check_links.py", "--site", str(site))
+
+
+@nox.session(default=False)
 def build(session: nox.Session) -> None:
     """Build every sdist and a wheel from it, install from those wheels alone, and train each method."""
     session.install(*LOCKED, *TOOLS["build"])

@@ -24,6 +24,7 @@ from ssl_core.config import save_config
 from ssl_core.nn import EncoderConfig, make_encoder
 from ssl_core.pretrain import pretrain
 from ssl_core.testing.recipes import parse, shrunk
+from ssl_core.views import VIEW_OPS
 
 ROOT = Path(__file__).parents[1]
 TRAIN = {
@@ -35,7 +36,7 @@ EXTRAS = {each["project"]["name"]: {*each["project"].get("optional-dependencies"
 
 DOCUMENTS = [file for pattern in ("*.md", "docs/**/*.md", "packages/*/*.md") for file in sorted(ROOT.glob(pattern))]
 SCRIPTS = [
-    file for pattern in ("benchmarks/*.py", "docs/figures/*.py", "examples/*.py") for file in sorted(ROOT.glob(pattern))
+    file for pattern in ("benchmarks/*.py", "docs/**/*.py", "examples/*.py") for file in sorted(ROOT.glob(pattern))
 ]
 SOURCES = sorted(ROOT.glob("packages/*/src/**/*.py"))
 BY_PATH = {"ids": lambda file: str(file.relative_to(ROOT))}
@@ -45,23 +46,34 @@ COMMAND = re.compile(rf"(?:[A-Z_]+=\S+ )*(?:{OURS}|(?:torchrun|nox|pip|python3?)
 SHELL = ("", "sh", "bash", "shell", "console")  # languages of blocks that hold commands
 # Options that are not our commands', and what else looks like one.
 FOREIGN = {
+    "--array": "sbatch's",
+    "--cpus-per-task": "sbatch's",
+    "--gpus-per-node": "sbatch's",
     "--jaxtyping-packages": "pytest's, by jaxtyping",
     "--method.encoder": "where a checkpoint has weights",
     "--method.momentum_schedule": "of an earlier version",
     "--method.no_such_option": "what a check tries",
     "--method.predictor_dim": "of an earlier version",
+    "--nnodes": "torchrun's",
     "--no-build-isolation": "pip's",
     "--node.key": "any",
+    "--nodes": "sbatch's",
     "--nproc-per-node": "torchrun's",
+    "--ntasks-per-node": "sbatch's",
     "--option": "any",
+    "--rdzv-backend": "torchrun's",
+    "--rdzv-endpoint": "torchrun's",
+    "--rdzv-id": "torchrun's",
     "--require-gpu": "pytest's, in conftest.py",
     "--shm-size": "docker's",
     "--signal": "sbatch's",
     "--strict": "mypy's",
+    "--time": "sbatch's",
 }
 # A command that needs one of these is parsed and not run.
 NOT_RUN = {
     "moco_v2_800ep_pretrain.pth.tar": "a download",
+    "runs/dcl": "what an example trains",
     "timm:resnet50": "a download",
     "torchrun": "several processes",
 }
@@ -71,7 +83,7 @@ SHORTER = {"linear": ["--epochs", "2"], "finetune": ["--epochs", "1"]}
 
 def blocks(file, *languages):
     """The fenced blocks of a document that are in one of some languages."""
-    found = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", file.read_text(), re.M | re.S)
+    found = re.findall(r"^ *```(\S*).*?\n(.*?)^ *```$", file.read_text(), re.M | re.S)
     return [text for language, text in found if language in languages]
 
 
@@ -164,10 +176,13 @@ def check(words):
     match Path(program).name:
         case "torchrun":
             parsed = get_args_parser().parse_args(arguments)
-            if parsed.training_script == "ssl_core":
-                check(["ssl-core", *parsed.training_script_args])
+            script, started = parsed.training_script, parsed.training_script_args
+            if script.endswith(".py"):
+                check_python(script, *started)
+            elif script == "ssl_core":
+                check(["ssl-core", *started])
             else:
-                check_training(f"{parsed.training_script.replace('_', '-')}-train", parsed.training_script_args)
+                check_training(f"{script.replace('_', '-')}-train", started)
         case "ssl-core":
             with patch.object(cli, "_call"), patch.object(cli, "_parser", core_parser):
                 cli.main(arguments)
@@ -329,13 +344,25 @@ def test_what_texts_name_exists():
     assert not unknown
 
 
+def test_what_workflows_run_exists():
+    files = [ROOT / ".ci/run", *ROOT.glob(".github/workflows/*.yml")]
+    named = {
+        name
+        for file in files
+        for group in re.findall(r"nox -s ((?:\w+ ?)+)", file.read_text())
+        for name in group.split()
+    }
+    assert named - sessions() == set()
+
+
 @pytest.mark.parametrize("file", [file for file in DOCUMENTS if blocks(file, "python")], **BY_PATH)
 def test_the_python_of_documents_runs(file, backbones, monkeypatch):
     monkeypatch.chdir(backbones)
     for text in blocks(file, "python"):
         if ">>>" not in text:
             exec(text, {})
-    assert doctest.testfile(str(file), module_relative=False).failed == 0
+    with patch.dict(VIEW_OPS):  # to which a document adds
+        assert doctest.testfile(str(file), module_relative=False).failed == 0
 
 
 @pytest.mark.nightly
