@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import ssl_tiny.train
+import timm
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 from ssl_tiny.train import main
 
 from ssl_core import cli, distributed, pretrain
@@ -271,6 +273,15 @@ def images_run(stopped_run, tmp_path, monkeypatch):
 
 def steps(run):
     return [record["step"] for record in read_metrics(run) if "loss" in record]
+
+
+@pytest.mark.slow
+def test_the_card_of_a_vit_at_another_size_says_that_size_to_timm(tmp_path):
+    run = tmp_path / "run"
+    vit = ["--encoder.name=vit_tiny_patch16_224", "--encoder.options={depth: 1, patch_size: 8, embed_dim: 6}"]
+    main([*SMOKE, *vit, "--train.steps=1", "--out", str(run)])
+    encoder = timm.create_model(card(run)["architecture"], num_classes=0, in_chans=1, **card(run)["options"])
+    encoder.load_state_dict(load_file(run / "backbone.safetensors"))
 
 
 def card(run):

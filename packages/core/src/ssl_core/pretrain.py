@@ -39,7 +39,7 @@ from ssl_core.evaluate.online import decoded_side, fitting_knn, knn_of_method
 from ssl_core.files import copy_atomically
 from ssl_core.folder import LAST, check_writable, claimed, find_run, last_saved_ns
 from ssl_core.given import is_given
-from ssl_core.nn import stem_for
+from ssl_core.nn import encoder_options, stem_for
 from ssl_core.run import Config, MakeMethod, Prepare, PretrainConfig, Run, TrainedMethod, choose_device
 from ssl_core.summary import summary
 from ssl_core.train import Method, learning_rate, train
@@ -172,7 +172,7 @@ def pretrain(
         std=std,
         num_features=parts.num_features,
         stem=stem_for(config.encoder, image_size),
-        options=config.encoder.options,
+        options=encoder_options(config.encoder, image_size),
         recipe=name,
         projector=head_layers(method.projector),
     )

@@ -106,7 +106,11 @@ def test_a_batch_that_does_not_divide_is_refused_with_both_numbers():
     ("network", "num_splits", "message"),
     [
         (nn.Linear(2, 2), 2, "Linear has no BatchNorm2d to split; use momentum.batch_norm_splits 1"),
-        (nn.Sequential(BatchNormAct2d(2)), 2, "cannot split BatchNormAct2d"),
+        (
+            nn.Sequential(BatchNormAct2d(2)),
+            2,
+            "cannot split BatchNormAct2d, only BatchNorm2d; use momentum.batch_norm_splits 1",
+        ),
         (nn.Sequential(nn.BatchNorm2d(2, momentum=None)), 2, "needs a momentum"),
         (nn.Sequential(nn.BatchNorm2d(2)), 0, "got 0"),
     ],

@@ -7,7 +7,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from ssl_core.nn import EncoderConfig, make_encoder, stem_for, strides_over_a_pixel
+from ssl_core.nn import EncoderConfig, encoder_options, make_encoder, stem_for, strides_over_a_pixel
 
 NARROW = {"layers": [1, 1, 1, 1], "channels": [8, 16, 32, 64]}
 
@@ -85,6 +85,28 @@ def test_a_resnet_with_its_own_stem_loads_into_torchvision_and_timm():
     with torch.no_grad():
         torch.testing.assert_close(theirs.eval()(images), encoder(images))
         torch.testing.assert_close(plain.eval()(images), encoder(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "size", "expected"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 1}, 64, {"img_size": 64, "depth": 1}),
+        ("vit_tiny_patch16_224", {"depth": 1}, 224, {"depth": 1}),
+        ("vit_tiny_patch16_224", {"depth": 1, "dynamic_img_size": True}, 32, None),
+        ("convnext_atto", {"depths": [1, 1, 1, 1]}, 64, {"depths": [1, 1, 1, 1]}),
+        ("resnet18", NARROW, 128, NARROW),
+    ],
+)
+def test_timm_makes_of_the_options_a_module_that_takes_the_weights(name, options, size, expected):
+    config = EncoderConfig(name, options=options)
+    found = encoder_options(config, size)
+    assert expected is None or found == expected
+    encoder = make_encoder(config, channels=1, image_size=size).eval()
+    plain = timm.create_model(name, num_classes=0, in_chans=1, **found).eval()
+    plain.load_state_dict(encoder.state_dict(), strict=True)
+    images = torch.randn(2, 1, size, size)
+    with torch.no_grad():
+        assert torch.equal(plain(images), encoder(images))
 
 
 def test_a_small_stem_keeps_the_parameter_names():

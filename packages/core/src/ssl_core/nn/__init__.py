@@ -17,6 +17,7 @@ from ssl_core.nn.unit import unit as unit
 
 if TYPE_CHECKING:
     from ssl_core.nn.encoder import EncoderConfig as EncoderConfig
+    from ssl_core.nn.encoder import encoder_options as encoder_options
     from ssl_core.nn.encoder import make_encoder as make_encoder
     from ssl_core.nn.encoder import stem_for as stem_for
     from ssl_core.nn.encoder import strides_over_a_pixel as strides_over_a_pixel
@@ -24,5 +25,7 @@ if TYPE_CHECKING:
 
 # timm, which comes with torchvision, takes as long to import as PyTorch.
 __getattr__ = on_first_use(
-    __name__, encoder="EncoderConfig make_encoder stem_for strides_over_a_pixel", weights="load_weights_"
+    __name__,
+    encoder="EncoderConfig encoder_options make_encoder stem_for strides_over_a_pixel",
+    weights="load_weights_",
 )

@@ -121,7 +121,8 @@ def split_batch_norm(
 def _split(layer: nn.Module, num_splits: int, kinds: tuple[type[nn.Module], ...]) -> SplitBatchNorm:
     # A subclass may do more than normalize: timm's BatchNormAct2d also activates.
     if type(layer) not in kinds or not isinstance(layer, _BatchNorm):
-        raise ValueError(f"cannot split {type(layer).__name__}, only {[kind.__name__ for kind in kinds]}")
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"cannot split {type(layer).__name__}, only {names}; use momentum.batch_norm_splits 1")
     if layer.momentum is None or not layer.track_running_stats:
         raise ValueError(f"cannot split {layer}: it needs a momentum and running statistics")
     split = SplitBatchNorm(layer.num_features, num_splits, eps=layer.eps, momentum=layer.momentum, affine=layer.affine)

@@ -124,8 +124,27 @@ def make_encoder(
     return encoder
 
 
+def encoder_options(config: EncoderConfig, image_size: int) -> dict[str, Any]:
+    """What ``timm.create_model`` needs beside name and channels to make a module that takes an encoder's weights.
+
+    That is ``options``, and ``img_size`` for a model that is built for one size (most ViTs), unless it is the model's
+    default.
+
+    Args:
+        config: settings of the encoder.
+        image_size: side of the largest view, pixels.
+
+    Example:
+        >>> encoder_options(EncoderConfig("vit_tiny_patch16_224", options={"depth": 1}), 64)
+        {'img_size': 64, 'depth': 1}
+    """
+    model = timm.get_pretrained_cfg(config.name)
+    fixed = model is not None and model.fixed_input_size and model.input_size[-1] != image_size
+    return ({"img_size": image_size} if fixed else {}) | config.options
+
+
 def _create(config: EncoderConfig, channels: int, image_size: int) -> nn.Module:
-    options = _size_option(config.name, image_size) | _initialization_option(config) | config.options
+    options = _initialization_option(config) | encoder_options(config, image_size)
     pretrained = config.weights == "timm"
     try:
         return timm.create_model(config.name, pretrained=pretrained, num_classes=0, in_chans=channels, **options)
@@ -184,13 +203,6 @@ def strides_over_a_pixel(encoder: nn.Module, channels: int, sizes: Iterable[int]
     for handle in handles:
         handle.remove()
     return any(found)
-
-
-def _size_option(name: str, image_size: int) -> dict[str, int]:
-    """``img_size`` for a model that is built for one size (most ViTs), unless it is the model's default."""
-    model = timm.get_pretrained_cfg(name)
-    fixed = model is not None and model.fixed_input_size and model.input_size[-1] != image_size
-    return {"img_size": image_size} if fixed else {}
 
 
 def _is_resnet(name: str) -> bool:
