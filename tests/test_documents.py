@@ -239,7 +239,7 @@ def unknown_names(text, known):
     for name, extra in re.findall(r"(ssl-[a-z]+)\[(\w+)\]", text):
         if extra not in EXTRAS[name]:
             yield f"{name}[{extra}]"
-    for program, command in re.findall(r"(?:`|pip install )(ssl-[\w-]+)((?: [a-z]+){0,2})", text):
+    for program, command in re.findall(r"(?:`|pip install )(ssl-[\w-]+)((?: [a-z][a-z0-9]*){0,2})", text):
         if program not in (*EXTRAS, *TRAIN):
             yield program
         match command.split() if program == "ssl-core" else []:

@@ -35,6 +35,7 @@ from ssl_core.evaluate import (
     evaluate_linear,
     evaluate_similarity,
     evaluate_transfer,
+    evaluate_voc07,
     export,
     shared_data,
 )
@@ -232,10 +233,13 @@ EVALUATIONS: dict[str, Callable[..., Any]] = {
     "linear": evaluate_linear,
     "finetune": evaluate_finetune,
     "transfer": evaluate_transfer,
+    "voc07": evaluate_voc07,
     "similarity": evaluate_similarity,
     "tsne": draw_tsne,
 }
 _TAKES_SOURCE = (scan, embed_source)
+_OWN_IMAGES = (evaluate_voc07,)  # of the node data they take where these are, and how they are read
+_WHERE = {"root", "channels", "workers", "renderer", "memory_gib", "broken_limit", "scaled_decode"}
 _SHARED = (evaluate_finetune, evaluate_linear)  # by the processes that torchrun starts
 _FLAGS = {
     "dry_run": "say what would be done, and do nothing",
@@ -257,7 +261,8 @@ def _parser(function: Callable[..., Any]) -> ArgumentParser:
     skip: set[str | int] = {"data", "device", "progress", "sources", "encoders", *_FLAGS}
     parser.add_function_arguments(function, as_positional=positional, skip=skip)
     if "data" in arguments:
-        parser.add_class_arguments(DataConfig, "data", skip={"source"} if takes_source else set())
+        unread = DataConfig.__dataclass_fields__.keys() - _WHERE if function in _OWN_IMAGES else set()
+        parser.add_class_arguments(DataConfig, "data", skip=unread | ({"source"} if takes_source else set()))
     if "device" in arguments:
         parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     for flag, meaning in _FLAGS.items():
@@ -285,7 +290,7 @@ def _call(function: Callable[..., Any], options: Namespace) -> None:
             if given := {"source", "test_source"} & changes.keys():
                 raise ValueError(f"sets and data.{min(given)} both say what is read: give one of them")
             keywords["data"] = DataConfig(**changes)
-        elif "source" in changes:
+        elif "source" in changes or (changes and function in _OWN_IMAGES):
             keywords["data"] = DataConfig(**changes)
         elif changes:
             # Some values given, but not the images: the rest is the run's or the configuration's own.

@@ -48,3 +48,4 @@ from ssl_core.evaluate.tsne import choose_images as choose_images
 from ssl_core.evaluate.tsne import draw_tsne as draw_tsne
 from ssl_core.evaluate.tsne import tsne_picture as tsne_picture
 from ssl_core.evaluate.tsne import tsne_points as tsne_points
+from ssl_core.evaluate.voc07 import evaluate_voc07 as evaluate_voc07

@@ -6,7 +6,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 P = TypeVar("P")  # a frozen dataclass, whose field ``source`` says whose the values are
 
@@ -71,7 +71,7 @@ class Plan:
     changed: Sequence[str]
     text: str
     counts: Mapping[str, Mapping[str, int]]
-    selection: Literal["last", "best on test", "validation"]
+    selection: str
     cost: str
 
     def __str__(self) -> str:
