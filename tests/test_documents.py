@@ -102,9 +102,10 @@ def block_commands(file):
 
 
 def inline_commands(file):
-    """The commands within the lines of a document, but those of ssl-core, which stand there without their arguments."""
+    """The commands within the lines of a document, but those of ssl-core that stand there without their arguments."""
     spans = re.findall(r"`([^`\n]+)`", file.read_text())
-    return [words for span in spans if COMMAND.match(span) for words in split(span) if words[0] != "ssl-core"]
+    commands = [words for span in spans if COMMAND.match(span) for words in split(span)]
+    return [words for words in commands if words[0] != "ssl-core" or (len(words) > 3 and words[3][:2] != "--")]
 
 
 def docstring_commands(file):

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from ssl_core.data import DataConfig
-from ssl_core.evaluate import evaluate_transfer
+from ssl_core.evaluate import evaluate_transfer, load_subject
 from ssl_core.evaluate import transfer as transfer_module
 from ssl_core.evaluate.logistic import Limits
 from ssl_core.evaluate.transfer import (
@@ -189,6 +189,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(run, monkeypatch, 
     monkeypatch.setattr(transfer_module, "run_task", None)
     with pytest.raises(ValueError, match=message):
         evaluate_transfer(str(run), **options, **QUIET)
+
+
+def test_images_are_read_with_the_encoders_channels_unless_others_are_asked_for(run):
+    for channels, read in ((None, 3), (1, 1)):
+        data = DataConfig(source="digits", channels=channels)
+        assert load_subject(str(run), data=data).fitted(None).data.channels == read
 
 
 def test_a_metric_of_one_label_is_refused_for_several(root, run):
