@@ -10,9 +10,10 @@ from ssl_core.views.op import Framing, Placed, ViewOp
 class ViewSpec:
     """One view: its ops in order, and the size or sizes that it is rendered at.
 
-    Several sizes show the same draws at several resolutions: the same box, colors and blur sigma (in pixels
-    of each view). A derived view begins with the first ops of an earlier view *and with their draws*; the
-    rest have draws of their own. ``ops`` is always the complete tuple; `derive` builds such a view.
+    Several sizes show the same draws at several resolutions: the same box, colors, order of a jigsaw's cells, which are
+    smaller in a smaller view, and blur sigma (in pixels of each view). A derived view begins with the first ops of an
+    earlier view *and with their draws*; the rest have draws of their own. ``ops`` is always the complete tuple;
+    `derive` builds such a view.
 
     Args:
         ops: operations on the image, in order; one of them at least brings it to the view's size.
