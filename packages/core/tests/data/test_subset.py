@@ -74,10 +74,12 @@ def test_a_name_of_several_images_is_refused_and_more_of_its_path_tells_them_apa
     assert listed_subset(images, str(list_file)).tolist() == [0, 1]
 
 
-def test_images_without_file_names_have_no_list_but_fractions(tmp_path):
+def test_images_without_file_names_have_no_list_but_fractions(imagenet):
     digits = open_encoded(DataConfig("digits"))
     with pytest.raises(ValueError, match="names files, and digits has none; give a fraction instead"):
         listed_subset(digits, "1percent.txt")
+    with pytest.raises(FileNotFoundError, match=r"there is no list nowhere\.txt of the images to train on"):
+        listed_subset(imagenet, "nowhere.txt")
     assert digits.labels[balanced_subset(digits, 0.1, seed=0)].bincount().tolist()[:3] == [14, 14, 14]
 
 

@@ -83,10 +83,13 @@ class Killed(BaseException):
 @pytest.mark.parametrize("killed_at", [4, 6])  # within the second epoch of three steps, and at its end
 def test_what_is_killed_goes_on_as_if_it_had_never_stopped(toy_source, card, tmp_path, monkeypatch, killed_at):
     train, test = toy_source([0, 1, 2] * 7), toy_source([0, 1, 2] * 3, seed=1)
-    protocol = short(epochs=(3,), lr=(0.01,), lr_head=0.1)
+    protocol, state = short(epochs=(3,), lr=(0.01,), lr_head=0.1), make_card_encoder(card).state_dict()
 
     def tuned(folder):
-        return fine_tune(subject(card), train, test, protocol, protocol.grid[0], work=folder, seed=5)
+        toy = subject(card, nn.Sequential(make_card_encoder(card), nn.Dropout()))
+        toy.encoder[0].load_state_dict(state)
+        torch.seed()  # whatever was drawn before
+        return fine_tune(toy, train, test, protocol, protocol.grid[0], work=folder, seed=5)
 
     def update(self, keys, step):
         if step.index + 1 == killed_at:
@@ -141,6 +144,21 @@ def test_a_fraction_of_the_labels_is_trained_on_and_named(run):
     listed = evaluate_finetune(str(run), subset=str(run / "two.txt"), **SHORT | {"batch_size": 2}, keep=True)
     assert (listed["subset"]["labels"], listed["splits"].popitem()[1]["train"]) == (6, 6)
     assert (run / "finetune-clim_semi-two-seed0" / "checkpoints" / "last.pt").exists()
+
+
+def test_a_broken_image_is_replaced_in_training_and_left_out_of_the_test(run):
+    (run.parent / "images/train/gray/1.png").write_bytes(b"broken")
+    (run.parent / "images/val/gray/1.png").write_bytes(b"broken")
+    for memory_gib in (0.0, 4.0):
+        data = DataConfig(str(run.parent / "images"), workers=0, broken_limit=0.5, memory_gib=memory_gib)
+        result = evaluate_finetune(str(run), data=data, **SHORT)
+        assert (result["num_train"], result["num_test"]) == (14, 8)
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_any_image_is_read(run, monkeypatch):
+    monkeypatch.setattr("ssl_core.evaluate.finetune.decoded", None)
+    with pytest.raises(OSError, match=r"cannot write to the run directory .*config\.yaml"):
+        evaluate_finetune(str(run), out=str(run / "config.yaml"), **SHORT)
 
 
 def test_trials_have_seeds_of_their_own_and_their_spread_is_said(run, capsys):

@@ -35,11 +35,14 @@ def listed_subset(images: Images, file: str) -> Int64[Tensor, " m"]:
         (m) in the order of the images.
 
     Raises:
+        FileNotFoundError: if there is no such list.
         ValueError: if the images have no file names, a line names none of them, several, or one that another line
             names too, or none is left of a class.
     """
     if not isinstance(images, FileImages):
         raise ValueError(f"subset {file} names files, and {images.name} has none; give a fraction instead")
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"there is no list {file} of the images to train on (subset)")
     lines = [line.strip().replace("/", os.sep) for line in read_text(Path(file)).splitlines() if line.strip()]
     found: dict[str, list[int]] = {os.path.basename(line): [] for line in lines}
     for index in range(len(images)):

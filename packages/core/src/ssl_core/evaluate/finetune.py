@@ -61,6 +61,7 @@ from ssl_core.evaluate.plan import Plan, choose_protocol, summed_up, trials_text
 from ssl_core.evaluate.subject import Precision, Subject, load_subject
 from ssl_core.evaluate.transfer import known_metric, metric_score
 from ssl_core.files import write_atomically
+from ssl_core.folder import check_writable
 from ssl_core.nn import strides_over_a_pixel, sync_batch_norm
 from ssl_core.step import Step
 from ssl_core.train import TrainConfig
@@ -440,6 +441,7 @@ def evaluate_finetune(
     elif fraction is not None:
         name += f"-{100 * fraction:g}percent"
     folder = subject.folder(out) or Path("runs") / encoder.replace(":", "-").replace("/", "-")
+    check_writable(folder)
     folders = Folders(folder, name, range(seed, seed + trials))
     test = decoded(unseen, subject.data, split="test")
 

@@ -43,6 +43,7 @@ from ssl_core.evaluate.protocol import (
     view_for_training,
 )
 from ssl_core.evaluate.subject import Precision, Subject, load_subject
+from ssl_core.folder import check_writable
 from ssl_core.philox import permutation
 from ssl_core.progress import progress_bar
 from ssl_core.train import TrainConfig
@@ -303,13 +304,15 @@ def evaluate_linear(
         print(plan, flush=True)
     if dry_run:
         return plan.settings()
+    folders = Folders(subject.folder(out), f"linear-{protocol}", range(seed, seed + trials))
+    if folders.folder is not None:
+        check_writable(folders.folder)
     train, test = (
         decoded(images, subject.data, split=split) for split, images in (("labelled", labelled), ("test", unseen))
     )
     random_view = None if crop == "center" else view_for_random_crops(chosen, crop, subject.card.image_size)
     cut_seeds = [seed + draw for draw in range(crop_seeds or 3)]
     settings = {**plan.settings(), "features": features, "precision": precision, "digest": subject.digest()}
-    folders = Folders(subject.folder(out), f"linear-{protocol}", range(seed, seed + trials))
     with matmuls_in(precision):
         results, classifier = linear_probe(
             subject,
