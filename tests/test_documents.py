@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from torch.distributed.run import get_args_parser
 
@@ -343,6 +344,14 @@ def test_what_texts_name_exists():
     texts += [(file, text) for file in SOURCES for text in literals(file)]
     unknown = [(f"{file.relative_to(ROOT)}", name) for file, text in texts for name in unknown_names(text, known)]
     assert not unknown
+
+
+def test_the_papers_of_all_methods_are_cited():
+    cited = {
+        each["url"].rpartition("/")[2] for each in yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"]
+    }
+    papers = [file for file in (ROOT / "docs/papers").glob("*.md") if file.name != "README.md"]
+    assert {re.search(r"arXiv (\d+\.\d+)", file.read_text())[1] for file in papers} == cited
 
 
 def test_what_workflows_run_exists():
