@@ -127,6 +127,12 @@ def asked_for(project):
     return [*project["dependencies"], *(part for extra in extras.values() for part in extra)]
 
 
+def test_no_shape_is_that_of_an_ndarray_with_a_dtype():
+    # From Python 3.12 on jaxtyping refuses it, when the module is imported; the dtype is said already.
+    files = ROOT.glob("packages/*/src/**/*.py")
+    assert not [str(file) for file in files if re.search(r"\w\[NDArray\[[^]]*\], \"", file.read_text())]
+
+
 def test_the_annotations_of_every_package_are_checked():
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["addopts"]
     (checked,) = (option.partition("=")[2] for option in options if option.startswith("--jaxtyping-packages"))

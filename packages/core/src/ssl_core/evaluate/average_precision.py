@@ -31,8 +31,8 @@ class MeanAveragePrecision(NamedTuple):
 
 
 def average_precision(
-    scores: Float[NDArray[np.floating], " n"],
-    labels: Int[NDArray[np.integer], " n"],
+    scores: Float[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
     interpolation: Interpolation,
     *,
     curve: Curve = "every image",
@@ -71,7 +71,7 @@ def average_precision(
 
 
 def ranked_average_precision(
-    is_positive: Bool[NDArray[np.bool_], " n"], num_positives: int, interpolation: Interpolation
+    is_positive: Bool[np.ndarray, " n"], num_positives: int, interpolation: Interpolation
 ) -> float:
     """Average precision of a ranking, which may lack some of the positives, as that of a detector does.
 
@@ -94,8 +94,8 @@ def ranked_average_precision(
 
 
 def mean_average_precision(
-    scores: Float[NDArray[np.floating], "n c"],
-    labels: Int[NDArray[np.integer], "n c"],
+    scores: Float[np.ndarray, "n c"],
+    labels: Int[np.ndarray, "n c"],
     interpolation: Interpolation,
     *,
     curve: Curve = "every image",
@@ -128,7 +128,7 @@ def _check_positives(number: int) -> None:
 def _interpolated(
     precision: NDArray[np.floating],
     recall: NDArray[np.floating],
-    reached: Shaped[NDArray[np.bool_], "11 n"],
+    reached: Shaped[np.ndarray, "11 n"],
     interpolation: Interpolation,
 ) -> float:
     if interpolation == "11-point":

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ssl_core.evaluate.average_precision import average_precision
 from ssl_core.philox import permutation
 
-Labels: TypeAlias = Int[NDArray[np.integer], "n c"]
+Labels: TypeAlias = Int[np.ndarray, "n c"]
 
 FOLDS = 3
 NEGATIVES = 19  # of each class for each of its positives
@@ -38,24 +38,24 @@ class Svms(NamedTuple):
         not_converged: number of the fits that stopped at their last iteration.
     """
 
-    weights: Float64[NDArray[np.float64], "c f"]
-    bias: Float64[NDArray[np.float64], " c"]
+    weights: Float64[np.ndarray, "c f"]
+    bias: Float64[np.ndarray, " c"]
     not_converged: int
 
-    def scores(self, features: Float[NDArray[np.floating], "n f"]) -> Float64[NDArray[np.float64], "n c"]:
+    def scores(self, features: Float[np.ndarray, "n f"]) -> Float64[np.ndarray, "n c"]:
         """Signed distances, in the units of the margin."""
         scores: NDArray[np.float64] = features @ self.weights.T + self.bias
         return scores
 
 
-def unit_length(features: Float[NDArray[np.floating], "n f"]) -> Float64[NDArray[np.float64], "n f"]:
+def unit_length(features: Float[np.ndarray, "n f"]) -> Float64[np.ndarray, "n f"]:
     """The features x as x / (|x| + 1e-5), in float64."""
     features = features.astype(np.float64)
     scaled: NDArray[np.float64] = features / (np.linalg.norm(features, axis=1, keepdims=True) + 1e-5)
     return scaled
 
 
-def fit_svms(features: Float[NDArray[np.floating], "n f"], labels: Labels, costs: Sequence[float]) -> Svms:
+def fit_svms(features: Float[np.ndarray, "n f"], labels: Labels, costs: Sequence[float]) -> Svms:
     """One fit for each class.
 
     Args:
@@ -81,7 +81,7 @@ def fit_svms(features: Float[NDArray[np.floating], "n f"], labels: Labels, costs
 
 
 def cross_validated_costs(
-    features: Float[NDArray[np.floating], "n f"], labels: Labels, costs: Sequence[float]
+    features: Float[np.ndarray, "n f"], labels: Labels, costs: Sequence[float]
 ) -> tuple[list[float], int]:
     """For each class the first of the costs with the best mean, over three folds, of the average precision.
 
@@ -110,7 +110,7 @@ def cross_validated_costs(
     return [costs[at] for at in scores.argmax(axis=1)], not_converged
 
 
-def drawn_for_all(labels: Labels, shots: int, seed: int, draw: int) -> Int[NDArray[np.int64], " m"]:
+def drawn_for_all(labels: Labels, shots: int, seed: int, draw: int) -> Int[np.ndarray, " m"]:
     """Indices of ``shots`` positives of each class, one class after the other: an image may be there twice.
 
     All their labels count, so that an image drawn for one class is one of another too.

@@ -74,7 +74,7 @@ class VocImages(NamedTuple):
         values: (n c), 1, -1, and 0 for images that show difficult objects only.
     """
 
-    features: Float[NDArray[np.floating], "n f"]
+    features: Float[np.ndarray, "n f"]
     values: Labels
 
 
@@ -88,7 +88,7 @@ class _Draw(NamedTuple):
 
 def svm_scores(
     labelled: VocImages,
-    is_validation: Bool[NDArray[np.bool_], " n"],
+    is_validation: Bool[np.ndarray, " n"],
     test: VocImages,
     protocol: Voc07Protocol,
     shots: Shots,
@@ -187,7 +187,7 @@ def _result(draws: Sequence[MeanAveragePrecision]) -> dict[str, Any]:
     return {**trials_result([draw.mean for draw in draws]), "classes": classes}
 
 
-def multi_label_scores(scores: Float[NDArray[np.floating], "n c"], labels: Labels) -> dict[str, float]:
+def multi_label_scores(scores: Float[np.ndarray, "n c"], labels: Labels) -> dict[str, float]:
     """Four numbers of a classifier of several classes of an image, each in [0, 1], of which no two compare.
 
     Args:
