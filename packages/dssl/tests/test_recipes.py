@@ -129,7 +129,7 @@ VALUES = {
     "imagenet_simclr": IMAGENET
     | LARS
     | base("simclr", temperature=0.1)
-    | {"optim.lr": 0.3, "optim.weight_decay": 1e-6, "data.mean": (0, 0, 0), "data.std": (1, 1, 1)}
+    | {"optim.lr": 0.3, "optim.weight_decay": 1e-6, "data.mean": (0,), "data.std": (1,)}
     | head(2, 2048, 128, last_norm="scale"),
     "imagenet_mocov2": IMAGENET
     | base("mocov2", temperature=0.2, queue__length=65536, momentum__value=0.999, momentum__batch_norm_splits=1)

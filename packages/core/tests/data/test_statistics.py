@@ -54,11 +54,17 @@ def test_published_values_are_not_used_for_another_number_of_channels():
     assert normalization(DataConfig(source="cifar10", workers=0), noise) == channel_statistics(noise)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_number_is_that_of_all_channels(channels):
+    found = normalization(DataConfig(mean=(0.0,), std=(1.0,)), source(torch.rand(2, channels, 2, 2)))
+    assert found == ((0.0,) * channels, (1.0,) * channels)
+
+
 @pytest.mark.parametrize(
     ("mean", "std", "message"),
     [
         ((0.5,), None, "go together"),
-        ((0.5, 0.5), (1.0, 1.0), "one number for each of the 3 channels"),
+        ((0.5, 0.5), (1.0, 1.0), "one number for all, or one for each of the 3 channels"),
         ((0.5,) * 3, (1.0, 0.0, 1.0), "be positive"),
         ((0.5,) * 3, (1.0, -0.2, 1.0), "be positive"),
         ((0.5,) * 3, (1.0, float("nan"), 1.0), "be positive"),

@@ -68,8 +68,8 @@ class DataConfig:
         label_column: column of labels in parquet and in lists with a header; without such a column there are none, but
             for a list with one other column than its paths.
         channels: number of channels of all images; None takes the most that a sample of the images has.
-        mean: mean of each channel, of pixels in [0, 1], for normalization; None takes the set's published value or
-            measures it.
+        mean: mean of each channel, or one number for all, of pixels in [0, 1], for normalization; None takes the set's
+            published value or measures it.
         std: standard deviation of each channel, likewise.
         workers: number of processes that decode images and make views; 0 does both in the main process. With the
             renderer ``device`` they decode only, and not even that for images held in memory that fit on the device.

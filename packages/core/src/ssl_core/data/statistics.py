@@ -45,12 +45,13 @@ def normalization(config: DataConfig, source: ImageSource) -> tuple[Channels, Ch
     """
     num_channels = source.image(0).shape[0]
     if config.mean is not None and config.std is not None:
-        if not len(config.mean) == len(config.std) == num_channels:
+        mean, std = (numbers * num_channels if len(numbers) == 1 else numbers for numbers in (config.mean, config.std))
+        if not len(mean) == len(std) == num_channels:
             raise ValueError(
-                f"data.mean {config.mean} and data.std {config.std} need one number for each of the "
+                f"data.mean {config.mean} and data.std {config.std} need one number for all, or one for each of the "
                 f"{num_channels} channels of {source.name}"
             )
-        return config.mean, config.std
+        return mean, std
     if isinstance(config.source, str) and config.source in KNOWN and num_channels == 3:
         return KNOWN[config.source]
     mean, std = channel_statistics(source, workers=config.workers)
