@@ -218,14 +218,16 @@ def test_commands_take_a_set_by_name(write_lists, tmp_path, make, pixels, capsys
     assert (
         f"note        {name}: {len(train + validation)} of {published:,} training images" in printed or published == 60
     )
-    evaluate = ["eval", "knn", "pixels", "--like", pixels, "--data.source", name, *options, "--k=1", "--device=cpu"]
+    evaluate = ["pixels", "--like", pixels, "--data.source", name, *options, "--device=cpu"]
     if name == "voc2007":
         assert "an image may show several of 20 classes" in printed
-        with pytest.raises(SystemExit):
-            main(evaluate)
-        assert "which ssl-core eval voc07 tells apart; here each image needs one class" in capsys.readouterr().err
+        for by in ("knn", "linear", "similarity", "tsne"):
+            with pytest.raises(SystemExit):
+                main(["eval", by, *evaluate])
+            refusal = "an image may show several of 20 classes, which ssl-core eval voc07 tells apart; here each image"
+            assert f"voc2007: {refusal} needs one class" in capsys.readouterr().err
     else:
-        main(evaluate)
+        main(["eval", "knn", *evaluate, "--k=1"])
         assert f"(k=1, T=0.1, {len(test)} images" in capsys.readouterr().out
 
 
@@ -291,6 +293,16 @@ def test_a_list_that_is_not_there_is_named_with_where_it_comes_from(write_lists,
     for split in ("train", "test"):
         with pytest.raises(FileNotFoundError, match=f"{file} is not there: {remedy}"):
             open_encoded(config(write_lists.__name__, tmp_path), split)
+
+
+@pytest.mark.parametrize(("name", "folder"), [("pets", "oxford-iiit-pet"), ("caltech101", "caltech101")])
+def test_the_folder_above_is_named_to_who_gives_a_sets_own(name, folder, tmp_path):
+    (tmp_path / folder).mkdir()
+    with pytest.raises(FileNotFoundError, match=f"; data.root is the folder above {folder}: give {tmp_path}$"):
+        open_encoded(config(name, tmp_path / folder))
+    with pytest.raises(FileNotFoundError, match="is not there") as refused:
+        open_encoded(config(name, tmp_path))
+    assert "the folder above" not in str(refused.value)
 
 
 def test_the_folder_of_caltech_is_named_where_it_is_not_there(tmp_path):

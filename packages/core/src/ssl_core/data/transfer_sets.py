@@ -76,7 +76,12 @@ def transfer_images(
     """
     read = TRANSFER_SETS[name].read
     assert read is not None
-    lists = read(root)
+    try:
+        lists = read(root)
+    except FileNotFoundError as error:
+        is_inside = str(root / root.name) in str(error)
+        hint = f"; data.root is the folder above {root.name}: give {root.parent}" if is_inside else ""
+        raise FileNotFoundError(f"{error}{hint}") from error
     labelled = [*lists.train, *lists.validation]
     if lacking := {each for _, each in (*lists.validation, *lists.test)} - {each for _, each in lists.train}:
         listed = sorted(map(str, lacking))[:_LISTED]

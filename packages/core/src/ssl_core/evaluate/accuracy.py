@@ -52,8 +52,6 @@ def check_classes(train: ImageSource, test: ImageSource) -> None:
     Raises:
         ValueError: if an image has no label, or several, or a test image a class that no training image can have.
     """
-    if train.classes is None and train.name == VOC_NAME:
-        raise ValueError(f"{VOC_NAME}: {VOC_SEVERAL}; here each image needs one class")
     num_classes = count_classes(train)
     check_labels(source_labels(train), num_classes, "training")
     labels = source_labels(test)
@@ -87,7 +85,13 @@ def balanced_text(top1: float, balanced: float) -> str:
 
 
 def count_classes(source: ImageSource) -> int:
-    """Number of classes of a labelled source: of their names, or else one more than the largest label."""
+    """Number of classes of a labelled source: of their names, or else one more than the largest label.
+
+    Raises:
+        ValueError: if an image may have several.
+    """
+    if source.classes is None and source.name == VOC_NAME:
+        raise ValueError(f"{VOC_NAME}: {VOC_SEVERAL}; here each image needs one class")
     if source.classes is not None:
         return len(source.classes)
     return 1 + int(source_labels(source).max())
