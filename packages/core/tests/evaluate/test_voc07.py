@@ -282,6 +282,10 @@ def test_a_class_without_a_test_image_is_left_out_and_said(tmp_path, run, capsys
         ({"protocol": "clsa", "difficult": "ignore"}, "protocol clsa has no difficult to set to ignore"),
         ({"epochs": 3}, "protocol svm has no epochs to set to 3; protocols that do: clsa"),
         ({"protocol": "svn"}, "there is no protocol 'svn'; choose one of svm, svm_vissl, clsa"),
+        ({"shots": []}, r"shots needs one value or several that differ, got \[\]"),
+        ({"shots": ["full", 2, 2]}, r"shots needs one value or several that differ, got \['full', 2, 2\]"),
+        ({"cost": []}, r"cost needs one value or several that differ, got \[\]"),
+        ({"shots": 8}, "shots 8: SVMs need 8 training images with aeroplane"),
         ({"trials": 0}, "trials must be at least 1, got 0"),
         ({"cost": [0.0]}, r"cost must be positive, got \(0.0,\)"),
         (
@@ -305,7 +309,7 @@ def test_a_class_that_no_training_image_shows_is_refused(tmp_path, run):
 
 @pytest.mark.parametrize("protocol", VOC07_PROTOCOLS)
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(protocol, voc, run, capsys):
-    options = {"svm": ["--shots=[2,full]"], "svm_vissl": ["--shots=[1,full]"], "clsa": []}[protocol]
+    options = {"svm": ["--shots=full", "--cost=1"], "svm_vissl": ["--shots=[1,full]"], "clsa": []}[protocol]
     before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
     encoder = str(run / "backbone.safetensors")  # which names no data of its own
     main(["eval", "voc07", encoder, "--protocol", protocol, "--data.root", voc.root, "--dry_run", *options])
@@ -313,7 +317,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(protocol, voc, run, 
     assert printed.startswith(f"protocol {protocol}: {VOC07_PROTOCOLS[protocol].source}\n")
     assert "voc2007: train 16, validation 12, test 8 images\nselection: " in printed
     expected = {
-        "svm": "36 images through the encoder, 120 fits of an SVM",
+        "svm": "36 images through the encoder, 20 fits of an SVM",
         "svm_vissl": "36 images through the encoder, 1,780 fits of an SVM",
         "clsa": "2,808 images through the frozen encoder",
     }

@@ -312,8 +312,8 @@ def evaluate_voc07(
     encoder: str,
     *,
     protocol: str = "svm",
-    shots: list[int | str] | None = None,
-    cost: list[float] | None = None,
+    shots: int | str | list[int | str] | None = None,
+    cost: float | list[float] | None = None,
     trials: int | None = None,
     difficult: Difficult | None = None,
     epochs: int | None = None,
@@ -333,7 +333,7 @@ def evaluate_voc07(
     Args:
         encoder: a run directory, a ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
         protocol: name in ``VOC07_PROTOCOLS``: svm (SVMs, as SCE has them), svm_vissl, or clsa (linear).
-        shots: numbers of images of each class that SVMs learn from, as in [16,32,64,full]; full is all images.
+        shots: number of images of each class that SVMs learn from, or several as in [16,32,64,full]; full is all.
         cost: what C of the SVMs is; of several, results are those of the one that test images choose, and of the one
             that others do.
         trials: number of draws of each number of images, or of seeds of clsa's classifier; full has one.
@@ -365,8 +365,8 @@ def evaluate_voc07(
     chosen, changed = choose_protocol(
         VOC07_PROTOCOLS,
         protocol,
-        shots=None if shots is None else tuple(shots),
-        cost=None if cost is None else tuple(cost),
+        shots=shots if shots is None else tuple(shots) if isinstance(shots, list) else (shots,),
+        cost=cost if cost is None else tuple(cost) if isinstance(cost, list) else (cost,),
         trials=trials,
         difficult=difficult,
         difficult_shots=difficult,

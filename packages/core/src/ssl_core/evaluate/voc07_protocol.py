@@ -50,6 +50,9 @@ class Voc07Protocol:
                 raise ValueError(
                     f"shots {shots!r} is neither a number of images from 1 on nor full, as in [16,32,64,full]"
                 )
+        for name, values in (("shots", self.shots), ("cost", self.cost)):
+            if values is not None and not 0 < len(set(values)) == len(values):
+                raise ValueError(f"{name} needs one value or several that differ, got {list(values)}")
         if self.trials < 1:
             raise ValueError(f"trials must be at least 1, got {self.trials}")
         if not all(cost > 0 for cost in self.cost or ()):  # NaN compares as false
