@@ -66,7 +66,7 @@ def install_wheel(session: nox.Session, env: dict[str, str]) -> None:
 
 @nox.session
 def quickstart(session: nox.Session) -> None:
-    """Train SCE on images that ship with scikit-learn (three minutes on two idle cores) and show what it learnt."""
+    """Train SCE on images that ship with scikit-learn (two minutes on two idle cores) and show what it learnt."""
     session.install(*LOCKED, "-e", "packages/core", "-e", "packages/sce")
     session.run("ssl-sce-train", "--config", "quickstart", "--out", "runs/quickstart", *session.posargs)
     session.run("ssl-core", "report", "runs/quickstart")
