@@ -309,7 +309,7 @@ def plot(records: list[Record], file: Path, title: str) -> None:
         "eager": "PyTorch, dense",
         "torch.compile of eager": "the same, torch.compile",
     }
-    figure, (times, memory) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, (times, memory) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for name in names:
         points = [record for record in records if record["implementation"] == name]
         keys = [record["k"] for record in points]
@@ -317,9 +317,10 @@ def plot(records: list[Record], file: Path, title: str) -> None:
         style |= {"ls": "-" if name in BACKENDS else "--", "zorder": 2 if name in labels else 1}
         for panel, column, scale in ((times, "seconds", 1e3), (memory, "bytes", 1e-6)):
             values = [scale * max(record[column], 1e-9) for record in points]
-            panel.plot(keys, values, **style)
-            if name in labels:
-                panel.annotate(labels[name], (keys[-1], values[-1]), (-6, 8), textcoords="offset points", ha="right")
+            (line,) = panel.plot(keys, values, **style)
+            if name in labels and panel is memory:  # the colors are those of the other panel too
+                place = {"textcoords": "offset points", "va": "center", "color": line.get_color()}
+                panel.annotate(labels[name], (keys[-1], values[-1]), (10, 0), **place)
     for panel, what in ((times, "milliseconds, loss and gradient"), (memory, "MB above the inputs")):
         panel.set(xscale="log", yscale="log", xlabel="keys in the queue", title=what)
         panel.spines[["top", "right"]].set_visible(False)
