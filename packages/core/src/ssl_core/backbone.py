@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssl_core.files import write_atomically
+from ssl_core.files import write_atomically, write_json
 from ssl_core.nn import EncoderConfig, load_weights_, make_encoder
 
 # ("linear", in, out, bias), ("batch_norm", features, affine, eps) or ("relu",)
@@ -107,8 +107,7 @@ def make_card_encoder(card: BackboneCard, *, weights: Path | str | None = None) 
 
 def save_card(path: Path | str, card: BackboneCard) -> None:
     """Write a card as JSON, atomically."""
-    text = json.dumps(dataclasses.asdict(card), indent=2) + "\n"
-    write_atomically(Path(path), lambda file: file.write(text.encode()))
+    write_json(Path(path), dataclasses.asdict(card))
 
 
 def load_card(path: Path | str) -> BackboneCard:

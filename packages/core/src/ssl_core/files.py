@@ -1,6 +1,7 @@
 """Files that are either whole or as they were before."""
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -43,6 +44,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write plain values as JSON, as :func:`write_atomically` writes."""
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def copy_atomically(source: Path, path: Path) -> None:

@@ -20,7 +20,8 @@ from ssl_core.evaluate import (
     run_data,
 )
 from ssl_core.evaluate.classifier import Classifier, DivergedError, load_classifier
-from ssl_core.evaluate.finetune import Point, Setting, choose_setting
+from ssl_core.evaluate.finetune_protocol import Setting
+from ssl_core.evaluate.grid import Point, choose_setting
 from ssl_core.train import read_metrics
 
 QUIET = {"progress": False}

@@ -5,9 +5,9 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ from ssl_core.views import ViewSpec
 logger = logging.getLogger(__name__)
 
 Head: TypeAlias = Literal["zeros", "normal", "torch"]
+P = TypeVar("P")  # a protocol: a frozen dataclass
 
 
 class Classifier(nn.Module):
@@ -158,13 +159,21 @@ class Folders:
 NOWHERE = Folders()
 
 
-def fitting_batch_size(batch_size: int, num_images: int) -> int:
-    """The batch size, or of fewer images the largest power of two, said in the log."""
-    if num_images >= batch_size:
-        return batch_size
+def with_fitting_batch(protocol: P, changed: Sequence[str], num_images: int) -> tuple[P, list[str]]:
+    """A protocol whose batch images fill, of fewer the largest power of two, and what differs from its own values.
+
+    Args:
+        protocol: frozen dataclass with a field ``batch_size``.
+        changed: names of the values that differ already.
+        num_images: number of training images.
+    """
+    size = cast(Any, protocol).batch_size
+    if num_images >= size:
+        return protocol, list(changed)
     fewer = 1 << (num_images.bit_length() - 1)
-    logger.info("batch_size: %d instead of %d, for there are %d images", fewer, batch_size, num_images)
-    return fewer
+    logger.info("batch_size: %d instead of %d, for there are %d images", fewer, size, num_images)
+    fitting: P = replace(cast(Any, protocol), batch_size=fewer)
+    return fitting, sorted({*changed, "batch_size"})
 
 
 def check_batch_size(batch_size: int, num_images: int) -> None:

@@ -4,14 +4,11 @@
 ``finetune top1 last 59.30 best 59.41, top5 81.60 (protocol clim_semi, 12811 labels, 50000 images)``.
 """
 
-import json
-import logging
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,15 +35,13 @@ from ssl_core.data.voc import VOC_CLASSES, VOC_NAME
 from ssl_core.evaluate.accuracy import balanced_accuracy, check_classes, count_classes, label_ranks
 from ssl_core.evaluate.classifier import (
     Classifier,
-    DivergedError,
     Folders,
     check_batch_size,
-    fitting_batch_size,
     make_linear,
     matmuls_in,
-    refuse_other,
     save_classifier,
     train_classifier,
+    with_fitting_batch,
 )
 from ssl_core.evaluate.features import gathered, own_share
 from ssl_core.evaluate.finetune_protocol import (
@@ -57,16 +52,14 @@ from ssl_core.evaluate.finetune_protocol import (
     finetune_text,
     finetune_views,
 )
+from ssl_core.evaluate.grid import Point, at_end, choose_setting, setting_text
 from ssl_core.evaluate.plan import Plan, choose_protocol, summed_up, trials_text
 from ssl_core.evaluate.subject import Precision, Subject, load_subject
 from ssl_core.evaluate.transfer import known_metric, metric_score
-from ssl_core.files import write_atomically
 from ssl_core.folder import check_writable
 from ssl_core.nn import strides_over_a_pixel, sync_batch_norm
 from ssl_core.step import Step
 from ssl_core.train import TrainConfig
-
-logger = logging.getLogger(__name__)
 
 _IMAGENET = 1_281_167
 
@@ -220,74 +213,6 @@ def _prepared(encoder: nn.Module, device: torch.device) -> nn.Module:
     return sync_batch_norm(encoder, device)
 
 
-class Point(NamedTuple):
-    """How a point of a grid did on the validation images: its score is 0 where it diverged."""
-
-    setting: Setting
-    score: float
-    diverged: bool
-
-
-def choose_setting(
-    grid: Sequence[Setting],
-    measure: Callable[[Setting, Path | None], float],
-    *,
-    folder: Path | None = None,
-    name: str = "grid",
-    settings: Mapping[str, Any] | None = None,
-) -> tuple[Setting, list[Point]]:
-    """The first of the best settings, and how all did.
-
-    Args:
-        grid: what is tried.
-        measure: function of a setting and a folder to work in that returns its score on validation images.
-        folder: where ``NAME.json`` keeps what is done, so that it is not done again; None keeps nothing.
-        name: beginning of the file's and the folders' names.
-        settings: what tells it from others that are to be continued, as plain values.
-
-    Raises:
-        ValueError: if other settings have begun it, or all of the grid diverges.
-    """
-    points: list[Point] = []
-    file = None if folder is None else folder / f"{name}.json"
-    if file is not None and distributed.is_main() and file.exists():
-        before = json.loads(file.read_text())
-        refuse_other(file, before["settings"], json.loads(json.dumps(settings)))
-        points = [Point(Setting(*setting), *rest) for setting, *rest in before["points"]]
-    points = distributed.broadcast_object(points)
-    for setting in grid[len(points) :]:
-        work = None if folder is None else folder / f"{name}-{len(points)}"
-        try:
-            points.append(Point(setting, measure(setting, work), False))
-        except DivergedError as error:
-            points.append(Point(setting, 0.0, True))
-            if distributed.is_main():
-                logger.warning("%s: %s", _setting_text(setting), error)
-        if file is not None and work is not None and distributed.is_main():
-            content = json.dumps({"settings": settings, "points": points}).encode()
-            write_atomically(file, partial(_write, content))
-            shutil.rmtree(work)
-        distributed.barrier()
-    if all(point.diverged for point in points):
-        raise ValueError(f"all {len(points)} settings of the grid diverged; give a smaller lr")
-    return max(points, key=lambda point: point.score).setting, points
-
-
-def _write(content: bytes, file: BinaryIO) -> None:
-    file.write(content)
-
-
-def _setting_text(setting: Setting) -> str:
-    """A setting in words.
-
-    Example:
-        >>> _setting_text(Setting(None, 0.01, 1e-4))
-        'lr 0.01, weight_decay 0.0001'
-    """
-    values = {name: value for name, value in setting._asdict().items() if value is not None}
-    return ", ".join(f"{name} {value:.3g}" for name, value in values.items())
-
-
 def evaluate_finetune(
     encoder: str,
     *,
@@ -402,8 +327,8 @@ def evaluate_finetune(
     if len(grid) > 1:
         official = official_validation(subject.data, labelled)
         train_on, held = selection_split(labelled, used, chosen.validation, subset_seed, official)
-    if batch_size is None and (fewer := fitting_batch_size(chosen.batch_size, len(train_on))) < chosen.batch_size:
-        chosen, changed = replace(chosen, batch_size=fewer), sorted([*changed, "batch_size"])
+    if batch_size is None:
+        chosen, changed = with_fitting_batch(chosen, changed, len(train_on))
     check_batch_size(chosen.batch_size, len(train_on))
 
     counts = {"train": len(train_on), **({} if held is None else {"validation": len(held)}), "test": len(unseen)}
@@ -451,6 +376,7 @@ def evaluate_finetune(
         first, second = ((multi_labels(subject.data, source) == 1).float() for source in (train, test))
         return first, second
 
+    tune = partial(fine_tune, protocol=chosen, settings=kept, metric=metric, progress=progress)
     setting, points = grid[0], list[Point]()
     with matmuls_in(precision):
         if held is not None:
@@ -458,19 +384,15 @@ def evaluate_finetune(
             chosen_by = targets_of(fitted, validation)
 
             def measure(setting: Setting, work: Path | None) -> float:
-                tuned = fine_tune(
+                tuned = tune(
                     load(seed),
                     fitted,
                     validation,
-                    chosen,
-                    setting,
+                    setting=setting,
                     seed=seed,
                     work=work,
-                    settings=kept,
-                    metric=metric,
                     targets=chosen_by,
                     each_epoch=False,
-                    progress=progress,
                 )
                 return tuned.scores[-1][metric]
 
@@ -479,19 +401,15 @@ def evaluate_finetune(
         train = decoded(labelled.subset(used), subject.data)
         targets, outcomes = targets_of(train, test), []
         for each in folders.seeds:
-            tuned = fine_tune(
+            tuned = tune(
                 load(each),
                 train,
                 test,
-                chosen,
-                setting,
+                setting=setting,
                 seed=each,
                 work=folders.of(each),
-                settings=kept,
-                metric=metric,
                 targets=targets,
                 each_epoch=held is None,
-                progress=progress,
             )
             outcomes.append(_outcome(tuned.scores, metric))
             if distributed.is_main():
@@ -510,7 +428,7 @@ def evaluate_finetune(
     if points:
         result["grid"] = [{**tried._asdict(), "score": score, "diverged": bad} for tried, score, bad in points]
         result["chosen"] = setting._asdict()
-        result["at_end"] = _at_end(setting, grid)
+        result["at_end"] = at_end(setting, grid)
         result["validation"] = max(point.score for point in points)
     result |= subject.settings(train=train, test=test)
     if distributed.is_main():
@@ -558,16 +476,6 @@ def _cost(protocol: FinetuneProtocol, num_tried: int, num_used: int, trials: int
     return f"{total:,} images forward and backward in {runs} run{'s' * (runs > 1)}{large}"
 
 
-def _at_end(setting: Setting, grid: Sequence[Setting]) -> list[str]:
-    """Which chosen values are the first or the last of three or more, so that one outside may be better."""
-    ends = []
-    for name in Setting._fields:
-        values = sorted({getattr(each, name) for each in grid if getattr(each, name) is not None})
-        if len(values) > 2 and getattr(setting, name) in (values[0], values[-1]):
-            ends.append(name)
-    return ends
-
-
 def _outcome(scores: Sequence[Mapping[str, float]], metric: str) -> dict[str, float]:
     """What a trial reports: after the last epoch, and where it was measured after each, after the best."""
     found = [each[metric] for each in scores]
@@ -595,7 +503,7 @@ def _line(result: Mapping[str, Any], outcomes: Sequence[Mapping[str, float]], po
     details = f"{trials}protocol {result['protocol']['name']}, {counts}"
     if points:
         diverged = sum(point.diverged for point in points)
-        details += f"; {_setting_text(Setting(**result['chosen']))} by validation {100 * result['validation']:.2f}"
+        details += f"; {setting_text(Setting(**result['chosen']))} by validation {100 * result['validation']:.2f}"
         details += f", {diverged} of {len(points)} diverged" * (diverged > 0)
         details += f", {' and '.join(result['at_end'])} at an end of the grid" * bool(result["at_end"])
     return f"finetune {result['metric']} {said} ({details})"

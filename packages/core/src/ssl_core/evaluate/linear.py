@@ -4,7 +4,6 @@
 ``linear top1 last 83.10 best 83.20 (protocol moco, 100 epochs, 10000 images)``.
 """
 
-import dataclasses
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -22,11 +21,11 @@ from ssl_core.evaluate.classifier import (
     Classifier,
     Folders,
     check_batch_size,
-    fitting_batch_size,
     make_linear,
     matmuls_in,
     save_classifier,
     train_classifier,
+    with_fitting_batch,
 )
 from ssl_core.evaluate.encoder import Layer
 from ssl_core.evaluate.features import Features, gathered, own_share
@@ -287,8 +286,8 @@ def evaluate_linear(
     subject = subject._replace(precision=precision)
     labelled, unseen = (open_encoded(subject.data, split) for split in ("labelled", "test"))
     check_classes(labelled, unseen)
-    if batch_size is None and (fewer := fitting_batch_size(chosen.batch_size, len(labelled))) < chosen.batch_size:
-        chosen, changed = dataclasses.replace(chosen, batch_size=fewer), sorted([*changed, "batch_size"])
+    if batch_size is None:
+        chosen, changed = with_fitting_batch(chosen, changed, len(labelled))
     check_batch_size(chosen.batch_size, len(labelled))
     passes = 1 if chosen.crop == "none" else trials * chosen.epochs
     plan = Plan(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -16,7 +15,7 @@ from ssl_core.data import DataConfig, ImageSource, split_remark
 from ssl_core.data.source import readable
 from ssl_core.evaluate.encoder import Layer, load_encoder, run_data
 from ssl_core.evaluate.features import Features, evaluating, evaluation_view, extract_features
-from ssl_core.files import write_atomically
+from ssl_core.files import write_json
 from ssl_core.views import ViewSpec
 
 Precision: TypeAlias = Literal["float32", "bfloat16", "tf32"]
@@ -125,8 +124,7 @@ class Subject(NamedTuple):
         folder = self.folder(out)
         if folder is None:
             return
-        text = json.dumps(result, indent=2) + "\n"
-        write_atomically(folder / name, lambda file: file.write(text.encode()))
+        write_json(folder / name, result)
 
 
 def load_subject(

@@ -35,9 +35,9 @@ from ssl_core.evaluate.average_precision import MeanAveragePrecision, mean_avera
 from ssl_core.evaluate.classifier import (
     Classifier,
     Folders,
-    fitting_batch_size,
     make_linear,
     train_classifier,
+    with_fitting_batch,
 )
 from ssl_core.evaluate.encoder import Layer
 from ssl_core.evaluate.features import evaluating, evaluation_view
@@ -387,9 +387,7 @@ def evaluate_voc07(
     if not (multi_labels(data, unseen) == 1).any():
         raise ValueError("no test image shows an object that is not difficult; unpack VOCtest_06-Nov-2007.tar anew")
     if chosen.batch_size is not None and batch_size is None:
-        fewer = fitting_batch_size(chosen.batch_size, len(images))
-        changed = changed if fewer == chosen.batch_size else sorted([*changed, "batch_size"])
-        chosen = dataclasses.replace(chosen, batch_size=fewer)
+        chosen, changed = with_fitting_batch(chosen, changed, len(images))
     num_validation = int(is_validation.sum())
     counts = {"train": len(images) - num_validation, "validation": num_validation, "test": len(unseen)}
     text = voc07_text(protocol, chosen, size)

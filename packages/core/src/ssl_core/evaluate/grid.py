@@ -1,0 +1,88 @@
+"""A grid of settings: each is tried, the best on validation images is taken, and what is done is not done again."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ssl_core import distributed
+from ssl_core.evaluate.classifier import DivergedError, refuse_other
+from ssl_core.evaluate.finetune_protocol import Setting
+from ssl_core.files import write_json
+
+logger = logging.getLogger(__name__)
+
+
+class Point(NamedTuple):
+    """How a point of a grid did on the validation images: its score is 0 where it diverged."""
+
+    setting: Setting
+    score: float
+    diverged: bool
+
+
+def choose_setting(
+    grid: Sequence[Setting],
+    measure: Callable[[Setting, Path | None], float],
+    *,
+    folder: Path | None = None,
+    name: str = "grid",
+    settings: Mapping[str, Any] | None = None,
+) -> tuple[Setting, list[Point]]:
+    """The first of the best settings, and how all did.
+
+    Args:
+        grid: what is tried.
+        measure: function of a setting and a folder to work in that returns its score on validation images.
+        folder: where ``NAME.json`` keeps what is done, so that it is not done again; None keeps nothing.
+        name: beginning of the file's and the folders' names.
+        settings: what tells it from others that are to be continued, as plain values.
+
+    Raises:
+        ValueError: if other settings have begun it, or all of the grid diverges.
+    """
+    points: list[Point] = []
+    file = None if folder is None else folder / f"{name}.json"
+    if file is not None and distributed.is_main() and file.exists():
+        before = json.loads(file.read_text())
+        refuse_other(file, before["settings"], json.loads(json.dumps(settings)))
+        points = [Point(Setting(*setting), *rest) for setting, *rest in before["points"]]
+    points = distributed.broadcast_object(points)
+    for setting in grid[len(points) :]:
+        work = None if folder is None else folder / f"{name}-{len(points)}"
+        try:
+            points.append(Point(setting, measure(setting, work), False))
+        except DivergedError as error:
+            points.append(Point(setting, 0.0, True))
+            if distributed.is_main():
+                logger.warning("%s: %s", setting_text(setting), error)
+        if file is not None and work is not None and distributed.is_main():
+            write_json(file, {"settings": settings, "points": points})
+            shutil.rmtree(work)
+        distributed.barrier()
+    if all(point.diverged for point in points):
+        raise ValueError(f"all {len(points)} settings of the grid diverged; give a smaller lr")
+    return max(points, key=lambda point: point.score).setting, points
+
+
+def setting_text(setting: Setting) -> str:
+    """A setting in words.
+
+    Example:
+        >>> setting_text(Setting(None, 0.01, 1e-4))
+        'lr 0.01, weight_decay 0.0001'
+    """
+    values = {name: value for name, value in setting._asdict().items() if value is not None}
+    return ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+
+
+def at_end(setting: Setting, grid: Sequence[Setting]) -> list[str]:
+    """Which chosen values are the first or the last of three or more, so that one outside may be better."""
+    ends = []
+    for name in Setting._fields:
+        values = sorted({getattr(each, name) for each in grid if getattr(each, name) is not None})
+        if len(values) > 2 and getattr(setting, name) in (values[0], values[-1]):
+            ends.append(name)
+    return ends
