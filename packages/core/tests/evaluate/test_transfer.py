@@ -12,13 +12,13 @@ from ssl_core.data import DataConfig
 from ssl_core.evaluate import evaluate_transfer, load_subject
 from ssl_core.evaluate import transfer as transfer_module
 from ssl_core.evaluate.logistic import Limits
+from ssl_core.evaluate.metric import metric_score
 from ssl_core.evaluate.transfer import (
     PENALTIES,
     TRANSFER_PROTOCOLS,
     Examples,
     draw_validation,
     linear_transfer,
-    metric_score,
     open_task,
     transfer_view,
 )

@@ -32,7 +32,7 @@ from ssl_core.data.source import readable
 from ssl_core.data.subset import balanced_subset, listed_subset, selection_split, subset_digest
 from ssl_core.data.transfer_sets import Metric
 from ssl_core.data.voc import VOC_CLASSES, VOC_NAME
-from ssl_core.evaluate.accuracy import balanced_accuracy, check_classes, count_classes, label_ranks
+from ssl_core.evaluate.accuracy import balanced_accuracy, count_classes, label_ranks
 from ssl_core.evaluate.classifier import (
     Classifier,
     Folders,
@@ -53,9 +53,9 @@ from ssl_core.evaluate.finetune_protocol import (
     finetune_views,
 )
 from ssl_core.evaluate.grid import Point, at_end, choose_setting, setting_text
+from ssl_core.evaluate.metric import fitting_metric, metric_score
 from ssl_core.evaluate.plan import Plan, choose_protocol, summed_up, trials_text
 from ssl_core.evaluate.subject import Precision, Subject, load_subject
-from ssl_core.evaluate.transfer import known_metric, metric_score
 from ssl_core.folder import check_writable
 from ssl_core.nn import strides_over_a_pixel, sync_batch_norm
 from ssl_core.step import Step
@@ -311,11 +311,8 @@ def evaluate_finetune(
     subject = load(seed)
     _check_precision(subject)
     labelled, unseen = (open_encoded(subject.data, split) for split in ("labelled", "test"))
-    metric = metric or known_metric(subject.data)
-    if (has_several := subject.data.source == VOC_NAME) and metric != "map11":
-        raise ValueError(f"metric {metric} is of one class an image, and those of {VOC_NAME} show several: give map11")
-    if not has_several:
-        check_classes(labelled, unseen)
+    metric = fitting_metric(metric, subject.data, labelled, unseen)
+    has_several = subject.data.source == VOC_NAME
     used = torch.arange(len(labelled))
     if subset is not None:
         used = listed_subset(labelled, subset)

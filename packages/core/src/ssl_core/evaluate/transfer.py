@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ssl_core.data import (
@@ -31,10 +31,11 @@ from ssl_core.data.source import readable
 from ssl_core.data.subset import selection_split
 from ssl_core.data.transfer_sets import Metric
 from ssl_core.data.voc import VOC_CLASSES, VOC_NAME
-from ssl_core.evaluate.accuracy import balanced_accuracy, check_classes, count_classes, label_ranks
-from ssl_core.evaluate.average_precision import Curve, mean_average_precision
+from ssl_core.evaluate.accuracy import count_classes
+from ssl_core.evaluate.average_precision import Curve
 from ssl_core.evaluate.encoder import Layer
 from ssl_core.evaluate.logistic import Limits, LogisticFit, choose_penalty, fit_classifier
+from ssl_core.evaluate.metric import fitting_metric, metric_score
 from ssl_core.evaluate.plan import Plan, choose_protocol
 from ssl_core.evaluate.subject import Subject, load_subject
 from ssl_core.views import ViewSpec, eval_spec
@@ -161,25 +162,6 @@ class TransferResult(NamedTuple):
     not_converged: int
 
 
-def metric_score(
-    metric: Metric, scores: Float64[Tensor, "n k"], labels: Int64[Tensor, "n *k"], curve: Curve = "every image"
-) -> float:
-    """Value of a metric, in [0, 1].
-
-    Args:
-        metric: ``top1``; ``mean_per_class``, the mean over the classes that occur of their top-1; or ``map11``, the
-            mean over these of their 11-point average precision.
-        scores: (n k).
-        labels: (n) class of each image, or for ``map11`` (n k), where 1 is of a class, and anything else not.
-        curve: curve of ``map11``, as :func:`average_precision` takes it.
-    """
-    if metric == "map11":
-        signs = torch.where(labels == 1, 1, -1)
-        return mean_average_precision(scores.numpy(), signs.numpy(), "11-point", curve=curve).mean
-    is_right = label_ranks(scores, labels) < 1
-    return balanced_accuracy(is_right, labels) if metric == "mean_per_class" else is_right.double().mean().item()
-
-
 def linear_transfer(
     labelled: Examples,
     is_validation: Bool[Tensor, " n"],
@@ -298,12 +280,6 @@ class Task(NamedTuple):
         return F.one_hot(labels, self.num_classes) if self.metric == "map11" else labels
 
 
-def known_metric(data: DataConfig) -> Metric:
-    """What a named set is known by, and else ``top1``."""
-    known = TRANSFER_SETS.get(data.source) if isinstance(data.source, str) else None
-    return known.metric if known else "top1"
-
-
 def open_task(data: DataConfig, metric: Metric | None, protocol: TransferProtocol, *, seed: int) -> Task:
     """A set, of which no more than its files and labels has been looked at.
 
@@ -318,12 +294,8 @@ def open_task(data: DataConfig, metric: Metric | None, protocol: TransferProtoco
         ValueError: for missing labels, classes that training images lack, too few images, or a metric of one label
             where there are several.
     """
-    metric = metric or known_metric(data)
     labelled, test = (open_encoded(data, split) for split in ("labelled", "test"))
-    if data.source != VOC_NAME:
-        check_classes(labelled, test)
-    elif metric != "map11":
-        raise ValueError(f"metric {metric} is of one class an image, and those of {VOC_NAME} show several: give map11")
+    metric = fitting_metric(metric, data, labelled, test)
     held_out = official_validation(data, labelled)
     if held_out is None:
         held_out = draw_validation(labelled, protocol.validation, seed=seed)
