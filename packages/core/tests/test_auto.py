@@ -231,6 +231,12 @@ def test_workers_are_no_more_than_a_gpu_waits_for(decoding_s, workers, said, mon
     assert (decision and decision.reason) == said
 
 
+def test_a_broken_image_takes_its_time_to_decode_too(monkeypatch):
+    monkeypatch.setattr(trial, "probed", lambda _: ([torch.zeros(3, 8, 8)] * 3, ["a.png: torn"]))
+    monkeypatch.setattr(trial.time, "perf_counter", iter((10.0, 12.0)).__next__)
+    assert trial.decoding_seconds(MemoryImages("some", [], torch.zeros(0, dtype=torch.int64))) == 0.5
+
+
 def test_what_would_take_days_is_said_with_what_would_not(monkeypatch):
     monkeypatch.setattr(auto, "image_seconds", lambda *_, **__: 0.5)
     config = recipe("--encoder.name=resnet50", "--views=[{size: 224}]", "--train.epochs=200")
