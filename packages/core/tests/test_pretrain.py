@@ -255,6 +255,7 @@ def stopped_run(tmp_path_factory):
         "--train.epochs=3",
         "--train.keep_every=1",
         "--train.log_every=4",
+        "--encoder.init=torch_stem",
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(images)
@@ -290,6 +291,7 @@ def card(run):
 
 def test_a_run_among_its_images_continues_on_them_alone_wherever_they_are_by_then(images_run, tmp_path, monkeypatch):
     before = card(images_run)
+    assert before["init"] == "torch_stem"
     (tmp_path / "images").rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "moved" / "runs" / "x"

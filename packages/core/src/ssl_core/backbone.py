@@ -39,6 +39,7 @@ class BackboneCard:
         num_features: length of the feature vector.
         stem: stem as :func:`ssl_core.nn.stem_for` resolves it.
         options: further keyword arguments of ``timm.create_model``.
+        init: start of random weights, see :class:`ssl_core.nn.EncoderConfig`, so that an untrained one is made alike.
         recipe: the recipe or config that trained it.
         metrics: results by name, such as ``{"knn_top1": 0.4731}``.
         projector: layers of the projector, as :func:`head_layers` describes them; its weights are in the
@@ -54,6 +55,7 @@ class BackboneCard:
     num_features: int
     stem: str = "imagenet"
     options: dict[str, Any] = field(default_factory=dict)
+    init: str = "default"
     recipe: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     projector: tuple[Layer, ...] = ()
@@ -98,7 +100,7 @@ def load_backbone(path: Path | str) -> nn.Module:
 
 def make_card_encoder(card: BackboneCard, *, weights: Path | str | None = None) -> nn.Module:
     """An encoder of a card's architecture, random or with the weights in a file."""
-    config = EncoderConfig(card.architecture, cast(Any, card.stem), options=card.options)
+    config = EncoderConfig(card.architecture, cast(Any, card.stem), init=cast(Any, card.init), options=card.options)
     encoder = make_encoder(config, channels=card.channels, image_size=card.image_size)
     if weights is not None:
         load_weights_(encoder, weights, name=card.architecture)

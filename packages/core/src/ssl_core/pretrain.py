@@ -173,6 +173,7 @@ def pretrain(
         num_features=parts.num_features,
         stem=stem_for(config.encoder, image_size),
         options=encoder_options(config.encoder, image_size),
+        init=config.encoder.init,
         recipe=name,
         projector=head_layers(method.projector),
     )

@@ -8,6 +8,7 @@ from ssl_core.backbone import load_backbone, load_card, make_card_encoder, save_
 from ssl_core.data import DataConfig
 from ssl_core.evaluate import encoder as encoder_module
 from ssl_core.evaluate import load_encoder, run_data
+from ssl_core.nn import EncoderConfig, make_encoder
 
 IMAGES = torch.rand(2, 3, 16, 16)
 
@@ -45,6 +46,16 @@ def test_a_random_encoder_is_like_the_run_and_depends_on_its_seed_only(run):
     assert torch.equal(features(first), features(again))
     assert not torch.equal(features(first), features(other))
     assert not torch.equal(features(first), features(load_encoder(str(run))[0]))
+
+
+@pytest.mark.parametrize("init", ["default", "torch_stem", "torch", "zero_residual"])
+def test_a_random_encoder_starts_as_the_runs_own_did(run, card, init):
+    save_card(run / "backbone.json", dataclasses.replace(card, init=init))
+    encoder, _ = load_encoder("random", like=str(run), seed=3)
+    config = EncoderConfig(card.architecture, card.stem, init=init, options=card.options)
+    torch.manual_seed(3)
+    expected = make_encoder(config, channels=card.channels, image_size=card.image_size)
+    torch.testing.assert_close(encoder.state_dict(), expected.state_dict(), rtol=0, atol=0)
 
 
 def test_pixels_are_the_input_of_an_encoder_like_the_run(run):

@@ -18,10 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ssl_core import distributed
 from ssl_core.backbone import save_backbone
 from ssl_core.data import (
-    Batches,
     DataConfig,
     ImageSource,
-    Labelled,
     decoded,
     identity,
     multi_labels,
@@ -133,19 +131,8 @@ def fine_tune(
     num_classes = count_classes(train) if targets is None else targets[0].shape[1]
     linear = make_linear(card.num_features, num_classes, protocol.head, seed).to(device)
     train_view, test_view = finetune_views(protocol, card.image_size)
-    batches = Batches(
-        train,
-        (train_view,),
-        batch_size=protocol.batch_size,
-        seed=seed,
-        mean=card.mean,
-        std=card.std,
-        workers=subject.data.workers,
-        device=device,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        remainder="keep",
-    )
+    own_labels = None if targets is None else targets[0]
+    batches = subject.batches(train, train_view, batch_size=protocol.batch_size, seed=seed, labels=own_labels)
     if protocol.short_batch_norm:
         for module in encoder.modules():
             if isinstance(module, _BatchNorm):
@@ -188,7 +175,7 @@ def fine_tune(
         torch.manual_seed(seed)
         scores = train_classifier(
             classifier,
-            Labelled(batches, train, None if targets is None else targets[0]),
+            batches,
             optimizer,
             config,
             work=work,

@@ -14,7 +14,7 @@ from timm.optim.lars import Lars
 from torch import Tensor, nn
 
 from ssl_core import distributed
-from ssl_core.data import Batch, Batches, DataConfig, ImageSource, Labelled, decoded, identity, open_encoded
+from ssl_core.data import Batch, DataConfig, ImageSource, decoded, identity, open_encoded
 from ssl_core.evaluate.accuracy import balanced_accuracy, balanced_text, check_classes, count_classes, label_ranks
 from ssl_core.evaluate.classifier import (
     NOWHERE,
@@ -124,19 +124,8 @@ def linear_probe(
     else:
 
         def make_batches(seed: int) -> BatchSource:
-            batches = Batches(
-                train,
-                (view_for_training(protocol, card.image_size),),
-                batch_size=protocol.batch_size,
-                seed=seed,
-                mean=card.mean,
-                std=card.std,
-                workers=subject.data.workers,
-                device=device,
-                rank=distributed.rank(),
-                world_size=distributed.world_size(),
-            )
-            return Labelled(batches, train)
+            cropped = view_for_training(protocol, card.image_size)
+            return subject.batches(train, cropped, batch_size=protocol.batch_size, seed=seed, remainder="drop")
 
     def ranks(classifier: nn.Linear, features: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ssl_core import distributed
 from ssl_core.backbone import BackboneCard
-from ssl_core.data import DataConfig, ImageSource, split_remark
+from ssl_core.data import Batches, DataConfig, ImageSource, Labelled, split_remark
 from ssl_core.data.source import readable
 from ssl_core.evaluate.encoder import Layer, load_encoder, run_data
 from ssl_core.evaluate.features import Features, evaluating, evaluation_view, extract_features
@@ -64,9 +64,35 @@ class Subject(NamedTuple):
                 images=images,
             )
 
+    def batches(
+        self,
+        source: ImageSource,
+        view: ViewSpec,
+        *,
+        batch_size: int,
+        seed: int,
+        remainder: Literal["drop", "keep"] = "keep",
+        labels: Tensor | None = None,
+    ) -> Labelled:
+        """Batches of a source in a view, with labels, of which each process makes its share; see :class:`Labelled`."""
+        batches = Batches(
+            source,
+            (view,),
+            batch_size=batch_size,
+            seed=seed,
+            mean=self.card.mean,
+            std=self.card.std,
+            workers=self.data.workers,
+            device=self.device,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            remainder=remainder,
+        )
+        return Labelled(batches, source, labels)
+
     def digest(self) -> str:
         """Hash of the encoder's weights and of its description: what the features of given images depend on."""
-        card = dataclasses.replace(self.card, metrics={}, versions={}, recipe="")
+        card = dataclasses.replace(self.card, init="default", metrics={}, versions={}, recipe="")
         digest = hashlib.blake2b(repr(card).encode(), digest_size=16)
         for name, tensor in self.encoder.state_dict().items():
             digest.update(name.encode())

@@ -19,10 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ssl_core.data import (
-    Batches,
     DataConfig,
     ImageSource,
-    Labelled,
     decoded,
     identity,
     multi_labels,
@@ -236,8 +234,8 @@ def linear_scores(
     assert protocol.epochs is not None
     assert protocol.batch_size is not None
     assert protocol.lr is not None
-    card, num_classes, results = subject.card, len(VOC_CLASSES), []
-    view = ViewSpec((RandomResizedCrop((0.08, 1.0)), HorizontalFlip()), (card.image_size,), name="train")
+    num_classes, results = len(VOC_CLASSES), []
+    view = ViewSpec((RandomResizedCrop((0.08, 1.0)), HorizontalFlip()), (subject.card.image_size,), name="train")
     targets = (multi_labels(subject.data, train) == 1).float()
     features = torch.from_numpy(test.features).to(subject.device)
     labels = with_difficult(test.values, "negative", training=False)
@@ -245,17 +243,6 @@ def linear_scores(
     rate = num_classes * protocol.lr
     for seed in folders.seeds:
         linear = make_linear(features.shape[1], num_classes, "normal", seed).to(subject.device)
-        batches = Batches(
-            train,
-            (view,),
-            batch_size=protocol.batch_size,
-            seed=seed,
-            mean=card.mean,
-            std=card.std,
-            workers=subject.data.workers,
-            device=subject.device,
-            remainder="keep",
-        )
 
         def score(linear: nn.Linear = linear) -> dict[str, float]:
             with torch.no_grad():
@@ -263,7 +250,7 @@ def linear_scores(
 
         results += train_classifier(
             Classifier(subject.encoder, linear, frozen=True),
-            Labelled(batches, train, targets),
+            subject.batches(train, view, batch_size=protocol.batch_size, seed=seed, labels=targets),
             torch.optim.SGD(linear.parameters(), lr=rate, momentum=0.9),
             TrainConfig(epochs=protocol.epochs, batch_size=protocol.batch_size, precision="float32"),
             work=folders.of(seed),
