@@ -156,8 +156,9 @@ def test_trials_are_probes_of_following_seeds_and_their_spread_is_said(run, caps
 
 def test_a_dry_run_of_linear_says_what_would_be_done_and_does_nothing(run, capsys):
     before = sorted(run.rglob("*"))
-    evaluate_linear(str(run), protocol="moco", batch_size=5, trials=2, dry_run=True, **QUIET)
+    evaluate_linear(str(run), protocol="moco", batch_size=5, trials=2, precision="bfloat16", dry_run=True, **QUIET)
     assert capsys.readouterr().out.splitlines()[4:] == [
+        "  precision: bfloat16",
         "  changed: batch_size",
         f"{run.parent / 'images' / 'train'}: train 15, test 9 images",
         "selection: last",

@@ -266,6 +266,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(run, capsys):
     before = sorted(run.rglob("*"))
     evaluate_finetune(str(run), protocol="ssl_transfer_finetune", batch_size=4, dry_run=True, **QUIET)
     assert capsys.readouterr().out.splitlines()[7:] == [
+        "  precision: float32",
         "  changed: batch_size",
         f"{run.parent / 'images' / 'train'}: train 12, validation 3, test 9 images",
         "selection: validation",
@@ -317,6 +318,7 @@ def test_a_sets_own_validation_images_choose_from_a_grid_by_its_own_metric(root,
     assert len(voc["classes"]) == 20
     assert 0 < voc["last"] <= 1
     assert "top5_last" not in voc
+    assert [result.get("difficult") for result in found.values()] == [None, None, "negative"]
 
 
 def test_images_of_several_classes_are_learned_with_all_their_labels(root, run):
@@ -329,8 +331,8 @@ def test_images_of_several_classes_are_learned_with_all_their_labels(root, run):
         evaluate_finetune(str(run), data=data, fraction=0.5, **options)
 
 
-def test_batch_norm_over_processes_is_refused_where_pytorch_has_none(toy_source, card, monkeypatch):
+def test_batch_norm_over_processes_is_refused_where_pytorch_has_none_before_anything_is_read(run, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    protocol = short(epochs=(1,))
-    with pytest.raises(ValueError, match=r"2 processes fine-tune with BatchNorm's statistics .* start one on cpu"):
-        fine_tune(subject(card), toy_source([0, 1] * 4), toy_source([0, 1]), protocol, protocol.grid[0])
+    monkeypatch.setattr("ssl_core.evaluate.finetune.open_encoded", None)
+    with pytest.raises(ValueError, match=r"2 processes fine-tune .* CUDA only: on cpu start .* as one process"):
+        evaluate_finetune(str(run), **SHORT)

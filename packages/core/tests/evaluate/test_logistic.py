@@ -46,6 +46,17 @@ def test_two_rows_are_the_binomial_fit_at_twice_its_strength():
     torch.testing.assert_close(scores[:, 1] - scores[:, 0], expected, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("binomial", "factor"), [(False, 2), (True, 1)])
+def test_fits_for_each_class_are_binomial_at_their_strength_or_twice_it(binomial, factor):
+    features, labels = drawn(2)
+    expected = torch.from_numpy(sklearns(features, labels, factor / 0.3).decision_function(features.double().numpy()))
+    columns = (2 * labels - 1)[:, None]
+    found = fit_classifier(features, columns, 1, 0.3, limits=EXACT, binomial=binomial)
+    torch.testing.assert_close(found.scores(features)[:, 0], expected, atol=1e-6, rtol=1e-6)
+    choice = choose_penalty(features, columns, 1, [0.3], lambda _: 0.0, limits=EXACT, binomial=binomial)
+    assert torch.equal(choice.last, found.last)
+
+
 def test_labels_for_each_class_are_fits_of_their_own():
     features, labels = drawn(3)
     columns = torch.stack([labels == 0, labels != 1], dim=1).long() * 2 - 1

@@ -94,6 +94,7 @@ def test_all_labelled_images_are_fitted_in_the_end_from_the_weights_of_the_grids
 
     def recorded(features, labels, *arguments, start, **options):
         fits.append((len(labels), start))
+        assert options["binomial"] == (len(fits) == 2)
         return fit_classifier(features, labels, *arguments, start=start, **options)
 
     monkeypatch.setattr(transfer_module, "fit_classifier", recorded)

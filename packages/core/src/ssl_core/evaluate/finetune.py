@@ -127,7 +127,9 @@ def fine_tune(
     """
     card, device = subject.card, torch.device(subject.device)
     check_batch_size(protocol.batch_size, len(train))
-    encoder = _prepared(subject.encoder, device)
+    encoder = subject.encoder
+    if _has_batch_norm(encoder) and distributed.world_size() > 1:
+        encoder = sync_batch_norm(encoder, device)
     num_classes = count_classes(train) if targets is None else targets[0].shape[1]
     linear = make_linear(card.num_features, num_classes, protocol.head, seed).to(device)
     train_view, test_view = finetune_views(protocol, card.image_size)
@@ -186,18 +188,6 @@ def fine_tune(
             quiet=not progress,
         )
     return Tuned(scores, encoder, linear)
-
-
-def _prepared(encoder: nn.Module, device: torch.device) -> nn.Module:
-    """The encoder with BatchNorm over all processes."""
-    if distributed.world_size() == 1 or not any(isinstance(module, _BatchNorm) for module in encoder.modules()):
-        return encoder
-    if device.type != "cuda":
-        raise ValueError(
-            f"{distributed.world_size()} processes fine-tune with BatchNorm's statistics over all of them, which "
-            f"PyTorch has on CUDA only: start one on {device.type}"
-        )
-    return sync_batch_norm(encoder, device)
 
 
 def evaluate_finetune(
@@ -296,7 +286,7 @@ def evaluate_finetune(
         return loaded.fitted(image_size)._replace(precision=precision)
 
     subject = load(seed)
-    _check_precision(subject)
+    _check_encoder(subject)
     labelled, unseen = (open_encoded(subject.data, split) for split in ("labelled", "test"))
     metric = fitting_metric(metric, subject.data, labelled, unseen)
     has_several = subject.data.source == VOC_NAME
@@ -324,6 +314,7 @@ def evaluate_finetune(
         {labelled.name: counts},
         chosen.selection if held is None else "validation",
         _cost(chosen, len(train_on), len(used), trials),
+        precision,
     )
     if distributed.is_main():
         print(plan, flush=True)
@@ -409,6 +400,8 @@ def evaluate_finetune(
         "seed": seed,
         "classes": list(VOC_CLASSES if has_several else train.classes or ()),
     }
+    if has_several:
+        result["difficult"] = "negative"
     if points:
         result["grid"] = [{**tried._asdict(), "score": score, "diverged": bad} for tried, score, bad in points]
         result["chosen"] = setting._asdict()
@@ -430,9 +423,19 @@ def _values(given: float | list[float] | None) -> tuple[float, ...] | None:
     return None if given is None else tuple(given) if isinstance(given, list) else (given,)
 
 
-def _check_precision(subject: Subject) -> None:
-    card = subject.card
-    if subject.precision != "bfloat16" or torch.device(subject.device).type != "cpu":
+def _has_batch_norm(encoder: nn.Module) -> bool:
+    return any(isinstance(module, _BatchNorm) for module in encoder.modules())
+
+
+def _check_encoder(subject: Subject) -> None:
+    """Refuse what PyTorch cannot train on this device."""
+    card, kind, processes = subject.card, torch.device(subject.device).type, distributed.world_size()
+    if processes > 1 and kind != "cuda" and _has_batch_norm(subject.encoder):
+        raise ValueError(
+            f"{processes} processes fine-tune {subject.name} with BatchNorm's statistics over all of them, which "
+            f"PyTorch has on CUDA only: on {kind} start this command without torchrun, as one process"
+        )
+    if subject.precision != "bfloat16" or kind != "cpu":
         return
     if strides_over_a_pixel(subject.encoder, card.channels, [card.image_size]):
         raise ValueError(

@@ -206,7 +206,7 @@ FINETUNE_PROTOCOLS: dict[str, FinetuneProtocol] = {
     ),
     "kornblith_random": replace(
         _SIMCLR_TRANSFER,
-        source="Kornblith et al., 2019, training from a random encoder; the rest as simclr_transfer",
+        source="SimCLR, appendix B.8, from a random encoder, after Kornblith et al., 2019; the rest as simclr_transfer",
         lr=_logspace(-3.0, 0.0, 7),
         steps=40_000,
         weight_decay=_logspace(-5.0, -1.5, 8),

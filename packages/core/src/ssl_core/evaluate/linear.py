@@ -287,6 +287,7 @@ def evaluate_linear(
         {labelled.name: {"train": len(labelled), "test": len(unseen)}},
         "last",
         f"{passes * len(labelled) + len(unseen):,} images through the frozen encoder",
+        precision,
     )
     if distributed.is_main():
         print(plan, flush=True)

@@ -4,7 +4,8 @@ minimize  - sum_i log softmax(W x_i + b)[y_i]  +  penalty / 2 |W|^2,
 
 by L-BFGS, over penalties from weak to strong, each fit from the weights of the one before. The bias b is not
 penalized; C, as scikit-learn calls it, is 1 / penalty. Where an image has a label for each class, each class is told
-from all others by a fit of its own, with two rows of weights: scikit-learn's binomial fit at twice that C.
+from all others by a fit of its own, with two rows of weights: scikit-learn's binomial fit at twice that C, or with
+``binomial``, which doubles the penalty, at C.
 
 The loss is the sum over images, in float64, and stops by ``gradient`` and ``decrease`` as it did in scikit-learn 0.22,
 which published numbers are from; later versions divide by the number of images before they compare, and so stop
@@ -88,6 +89,7 @@ def fit_classifier(
     *,
     limits: Limits,
     start: Float64[Tensor, "r g"] | None = None,
+    binomial: bool = False,
 ) -> LogisticFit:
     """A classifier of one penalty.
 
@@ -98,6 +100,7 @@ def fit_classifier(
         penalty: > 0.
         limits: when a fit stops.
         start: weights of an earlier fit; None is zeros. Of fits for each class each starts from the one before.
+        binomial: whether the penalty is that of a binomial fit, where each class has a fit of its own.
 
     Example:
         >>> features, labels = torch.tensor([[-1.0], [1.0]]), torch.tensor([0, 1])
@@ -107,6 +110,7 @@ def fit_classifier(
     if labels.ndim == 1:
         return _fit(features, labels, num_classes, penalty, limits, start)
     fits: list[LogisticFit] = []
+    penalty *= 1 + binomial
     for column in (labels == 1).long().unbind(dim=1):
         fits.append(_fit(features, column, 2, penalty, limits, start))
         start = fits[-1].last
@@ -127,6 +131,7 @@ def choose_penalty(
     score: Callable[[LogisticFit], float],
     *,
     limits: Limits,
+    binomial: bool = False,
 ) -> Choice:
     """The penalty whose classifier has the best score, each fitted from the weights of the one before.
 
@@ -135,7 +140,9 @@ def choose_penalty(
     """
     scores, converged, last = [], [], None
     for penalty in penalties:
-        classifier = fit_classifier(features, labels, num_classes, penalty, limits=limits, start=last)
+        classifier = fit_classifier(
+            features, labels, num_classes, penalty, limits=limits, start=last, binomial=binomial
+        )
         scores.append(score(classifier))
         converged.append(classifier.converged)
         last = classifier.last

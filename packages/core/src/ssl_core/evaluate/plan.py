@@ -54,12 +54,14 @@ class Plan:
         counts: number of images in each split of each set.
         selection: what chose the reported number: nothing but the end, the test images, or others held out.
         cost: what it takes, in words.
+        precision: that of the encoder, where it can be chosen.
 
     Example:
         >>> from ssl_core.evaluate import PROTOCOLS
-        >>> counts = {"digits": {"train": 1397, "test": 800}}
-        >>> print(Plan("moco", PROTOCOLS["moco"], ["lr"], "protocol moco: ...", counts, "last", "9 forward passes"))
+        >>> counts, cost = {"digits": {"train": 1397, "test": 800}}, "9 forward passes"
+        >>> print(Plan("moco", PROTOCOLS["moco"], ["lr"], "protocol moco: ...", counts, "last", cost, "float32"))
         protocol moco: ...
+          precision: float32
           changed: lr
         digits: train 1,397, test 800 images
         selection: last
@@ -73,14 +75,16 @@ class Plan:
     counts: Mapping[str, Mapping[str, int]]
     selection: str
     cost: str
+    precision: str | None = None
 
     def __str__(self) -> str:
-        changed = [f"  changed: {', '.join(self.changed)}"] if self.changed else []
+        more = {"precision": self.precision, "changed": ", ".join(self.changed)}
+        lines = [f"  {name}: {value}" for name, value in more.items() if value]
         counted = (
             f"{name}: {', '.join(f'{split} {count:,}' for split, count in splits.items())} images"
             for name, splits in self.counts.items()
         )
-        return "\n".join([self.text, *changed, *counted, f"selection: {self.selection}", f"cost: {self.cost}"])
+        return "\n".join([self.text, *lines, *counted, f"selection: {self.selection}", f"cost: {self.cost}"])
 
     def settings(self) -> dict[str, Any]:
         """What the result's JSON says of it."""

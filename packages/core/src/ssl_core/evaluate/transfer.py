@@ -61,6 +61,7 @@ class TransferProtocol:
         validation: how a fifth of the training images is drawn where a set has no validation images of its own:
             ``shuffled``, by NumPy with seed 0; or ``by_class``, a fifth of each.
         curve: curve of the 11-point average precision, as :func:`average_precision` takes it.
+        binomial: whether 1 / penalty is C of a binomial fit, where images have several labels; else of two rows.
     """
 
     source: str
@@ -68,6 +69,7 @@ class TransferProtocol:
     refit: Literal["warm", "zeros"]
     validation: Literal["shuffled", "by_class"]
     curve: Curve
+    binomial: bool
 
 
 TRANSFER_PROTOCOLS: dict[str, TransferProtocol] = {
@@ -77,6 +79,7 @@ TRANSFER_PROTOCOLS: dict[str, TransferProtocol] = {
         refit="warm",
         validation="shuffled",
         curve="sklearn",
+        binomial=False,
     ),
     "converged": TransferProtocol(
         "no paper: ssl_transfer with fits that go on until they have converged",
@@ -84,6 +87,7 @@ TRANSFER_PROTOCOLS: dict[str, TransferProtocol] = {
         refit="zeros",
         validation="by_class",
         curve="every image",
+        binomial=True,
     ),
 }
 
@@ -104,6 +108,7 @@ def transfer_text(name: str, protocol: TransferProtocol, view: ViewSpec) -> str:
     drawn = {"shuffled": "a fifth of the training images, shuffled", "by_class": "a fifth of each class"}
     start = {"warm": "the weights of the grid's last", "zeros": "zeros"}
     curve = {"sklearn": "sklearn's", "every image": "the"}[protocol.curve]
+    fit = "binomial fit" if protocol.binomial else "fit of two rows"
     return (
         f"protocol {name}: {protocol.source}\n"
         f"  features: short side {size} (bicubic), center crop {size}, extracted once\n"
@@ -111,7 +116,7 @@ def transfer_text(name: str, protocol: TransferProtocol, view: ViewSpec) -> str:
         f"by L-BFGS of {protocol.limits.iterations} iterations\n"
         f"  validation: the set's own, or else {drawn[protocol.validation]}\n"
         f"  tested: a fit of training and validation images that starts from {start[protocol.refit]}\n"
-        f"  several labels: a fit of two rows for each class, difficult objects negative, 11 points of {curve} curve"
+        f"  several labels: a {fit} for each class, difficult objects negative, 11 points of {curve} curve"
     )
 
 
@@ -191,9 +196,12 @@ def linear_transfer(
         PENALTIES,
         lambda fit: score(fit, validation),
         limits=protocol.limits,
+        binomial=protocol.binomial,
     )
     start = choice.last if protocol.refit == "warm" else None
-    final = fit_classifier(*labelled, num_classes, choice.penalty, limits=protocol.limits, start=start)
+    final = fit_classifier(
+        *labelled, num_classes, choice.penalty, limits=protocol.limits, start=start, binomial=protocol.binomial
+    )
     return TransferResult(
         score(final, test),
         max(choice.scores),
