@@ -147,6 +147,14 @@ def test_a_fraction_of_the_labels_is_trained_on_and_named(run):
     assert (run / "finetune-clim_semi-two-seed0" / "checkpoints" / "last.pt").exists()
 
 
+def test_testing_takes_less_than_training_unless_the_best_epoch_counts(run):
+    (run / "few.txt").write_text("dark/0.png\ngray/0.png\nbright/0.png\n")  # to be tested are 9
+    few = SHORT | {"batch_size": 2, "subset": str(run / "few.txt")}
+    assert "best" not in evaluate_finetune(str(run), **few)
+    assert "best" in evaluate_finetune(str(run), **few | {"protocol": "swav_semi_1"})
+    assert "best" in evaluate_finetune(str(run), **SHORT)
+
+
 def test_a_broken_image_is_replaced_in_training_and_left_out_of_the_test(run):
     (run.parent / "images/train/gray/1.png").write_bytes(b"broken")
     (run.parent / "images/val/gray/1.png").write_bytes(b"broken")
@@ -270,7 +278,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(run, capsys):
         "  changed: batch_size",
         f"{run.parent / 'images' / 'train'}: train 12, validation 3, test 9 images",
         "selection: validation",
-        "cost: 420,000 images forward and backward in 21 runs",
+        "cost: 420,000 images forward and backward in 21 runs, tested after the last epoch",
     ]
     assert sorted(run.rglob("*")) == before
 

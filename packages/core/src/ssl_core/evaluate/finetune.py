@@ -252,8 +252,9 @@ def evaluate_finetune(
 
     Returns:
         What the JSON file says: ``last``, ``best``, ``best_epoch``, and with ten classes or more ``top5_last`` and
-        ``top5_best``; of several trials the means of these, ``trials``, ``mean`` and ``std``; of a grid ``last`` alone,
-        ``grid`` and ``chosen``; and every setting.
+        ``top5_best``; ``last`` alone of a grid, which also has ``grid`` and ``chosen``, and where at most a third as
+        many images are trained on as tested, unless the protocol reports the best; of several trials the means of
+        these, ``trials``, ``mean`` and ``std``; and every setting.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
@@ -304,6 +305,8 @@ def evaluate_finetune(
     if batch_size is None:
         chosen, changed = with_fitting_batch(chosen, changed, len(train_on))
     check_batch_size(chosen.batch_size, len(train_on))
+    # A forward pass costs a third of forward and backward: testing takes less than training.
+    each_epoch = held is None and (chosen.selection == "best on test" or len(unseen) < 3 * len(used))
 
     counts = {"train": len(train_on), **({} if held is None else {"validation": len(held)}), "test": len(unseen)}
     plan = Plan(
@@ -313,7 +316,7 @@ def evaluate_finetune(
         finetune_text(protocol, chosen, subject.card.image_size),
         {labelled.name: counts},
         chosen.selection if held is None else "validation",
-        _cost(chosen, len(train_on), len(used), trials),
+        f"{_cost(chosen, len(train_on), len(used), trials)}, tested after {'each' if each_epoch else 'the last'} epoch",
         precision,
     )
     if distributed.is_main():
@@ -384,7 +387,7 @@ def evaluate_finetune(
                 seed=each,
                 work=folders.of(each),
                 targets=targets,
-                each_epoch=held is None,
+                each_epoch=each_epoch,
             )
             outcomes.append(_outcome(tuned.scores, metric))
             if distributed.is_main():
