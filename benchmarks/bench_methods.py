@@ -1,0 +1,210 @@
+"""Every method alike on CIFAR-10, by recipe `evidence_cpu` of each package: accuracy over seeds, speed, memory.
+
+python benchmarks/bench_methods.py --data cifar10 --runs runs/evidence     # trains and evaluates what RUNS lacks
+python benchmarks/bench_methods.py --runs runs/evidence --out benchmarks/results    # writes table and picture
+
+CIFAR10 holds train-*.parquet and test-*.parquet. All methods have the same net, images, number of steps and evaluation.
+A run that was stopped goes on. Two calls with `OMP_NUM_THREADS=1` and other `--seeds` use two cores better than one.
+Peak memory is the resident set of the training process, 0.7 GiB of which are PyTorch and its libraries.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import describe_machine
+
+MOCO = "--method.base={mocov2: {temperature: 0.1, queue: {length: 4096}, momentum: {value: 0.99, shuffle: false}}}"
+_NO_NORM = ["--projector.out_dim=128", "--projector.last_norm=none"]
+BASES = {
+    "SimSiam": [],
+    "BYOL": ["--method.base=byol", *_NO_NORM],
+    "SimCLR": ["--method.base=simclr", "--projector.out_dim=128", "--projector.last_norm=affine"],
+    "MoCo v2, strong keys": [MOCO, *_NO_NORM],
+    "Barlow Twins": ["--method.base=barlow", "--projector.last_norm=none", "--optim.lr=0.02"],
+}
+# Row -> (package, changes of its recipe).
+ROWS: dict[str, tuple[str, list[str]]] = {
+    "MoCo v2": ("sce", ["--method.coefficient=1"]),
+    "ReSSL": (
+        "sce",
+        ["--method.weights=[0,1,0]", "--method.temperature=0.1", "--method.target_temperature=0.04"],
+    ),
+    "SCE": ("sce", []),
+    "CLSA": ("clsa", []),
+    "CLIM": ("clim", []),
+    "LeOCLR": ("leoclr", []),
+    **{name: ("dssl", ["--method.heavy=none", *changes]) for name, changes in BASES.items()},
+    **{f"DSSL over {name}": ("dssl", changes) for name, changes in BASES.items()},
+}
+REFERENCES = ["random", "pixels"]
+SUPERVISED = "supervised"  # by labels, the same net and steps
+LINEAR = ["--protocol=cached", "--lr=0.3"]  # MoCo's 30 is too much for so narrow a net: 48.7 instead of 57.8 for SCE
+
+
+def folder_of(runs: Path, name: str, seed: int) -> Path:
+    """Folder of a row's run with a seed, such as ``dssl-over-byol-0``."""
+    return runs / f"{name.lower().replace(',', '').replace(' ', '-')}-{seed}"
+
+
+def run(arguments: list[str], log: Path) -> int:
+    """Runs a command of this environment to its end; the largest resident set of its process in bytes."""
+    command = [str(Path(sys.executable).with_name(arguments[0])), *arguments[1:]]
+    with log.open("a") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"failed, see {log}: {' '.join(command)}")
+    return usage.ru_maxrss * 1024
+
+
+def train(name: str, seed: int, folder: Path, source: str) -> None:
+    """Trains a row to its end; kNN, which the command evaluates, and ``process.json`` are then in its folder."""
+    if (folder / "process.json").is_file():
+        return
+    package, changes = ROWS[name]
+    arguments = ["--config=evidence_cpu", f"--data.source={source}", f"--seed={seed}", *changes, f"--out={folder}"]
+    peak = run([f"ssl-{package}-train", *arguments], folder.with_suffix(".log"))
+    machine = describe_machine(torch.device("cpu")).splitlines()
+    (folder / "process.json").write_text(json.dumps({"peak_bytes": peak, "machine": machine}))
+
+
+def evaluate(encoder: list[str], seed: int, folder: Path, source: str, *, knn: bool) -> None:
+    """Linear classifier on center and random crops, similarities, and kNN where training has not evaluated it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tasks = {"linear": [*LINEAR, "--crop=random", f"--seed={seed}"], "similarity": []}
+    if knn:
+        tasks["knn"] = []
+    for task, arguments in tasks.items():
+        if not (folder / f"{task}.json").is_file():
+            data = [f"--data.source={source}", f"--out={folder}"]
+            run(["ssl-core", "eval", task, *encoder, *arguments, *data], folder.with_suffix(".log"))
+
+
+def complete(runs: Path, seeds: list[int], source: str) -> None:
+    """Trains and evaluates each row that RUNS lacks, all of a seed before the next."""
+    runs.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        for name in ROWS:
+            folder = folder_of(runs, name, seed)
+            print(f"{name}, seed {seed}", flush=True)
+            train(name, seed, folder, source)
+            evaluate([str(folder)], seed, folder, source, knn=False)
+        like = f"--like={folder_of(runs, 'SCE', seed)}"
+        for name in REFERENCES:
+            if name == "random" or seed == seeds[0]:  # pixels have no seed
+                drawn = [f"--seed={seed}"] if name == "random" else []
+                evaluate([name, like, *drawn], seed, folder_of(runs, name, seed), source, knn=True)
+        folder = folder_of(runs, SUPERVISED, seed)
+        if not (folder / "finetune-supervised_cifar.json").is_file():
+            folder.mkdir(exist_ok=True)
+            protocol = ["--protocol=supervised_cifar", "--epochs=4", "--batch_size=256", f"--seed={seed}"]
+            arguments = ["random", like, *protocol, f"--data.source={source}", f"--out={folder}"]
+            run(["ssl-core", "eval", "finetune", *arguments], folder.with_suffix(".log"))
+
+
+def read(folder: Path) -> dict[str, float]:
+    """What is known of a run, by column; accuracies in percent."""
+    found: dict[str, float] = {}
+
+    def content(name: str) -> dict[str, Any]:
+        return json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
+
+    if metrics := content("backbone.json").get("metrics"):
+        found["kNN"] = 100 * metrics["knn_top1"]
+    if knn := content("knn.json"):
+        found["kNN"] = 100 * knn["top1"]
+    if linear := content("linear.json"):
+        found["linear"] = 100 * linear["last"]
+        found["random crops"] = 100 * statistics.mean(linear["random_crops"])
+    if similarity := content("similarity.json"):
+        found["intra-class"], found["inter-class"] = similarity["intra_class"], similarity["inter_class"]
+    if supervised := content("finetune-supervised_cifar.json"):
+        found["linear"] = 100 * supervised["last"]
+    if process := content("process.json"):
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        rates = [record["images_per_s"] for record in map(json.loads, lines) if "images_per_s" in record]
+        found["images/s"] = statistics.median(rates)
+        found["peak GiB"] = process["peak_bytes"] / 2**30
+    return found
+
+
+COLUMNS = {
+    "kNN": 1,
+    "linear": 1,
+    "random crops": 1,
+    "intra-class": 3,
+    "inter-class": 3,
+    "images/s": 0,
+    "peak GiB": 2,
+}  # -> decimals
+
+
+def collect(runs: Path, seeds: list[int]) -> dict[str, list[dict[str, float]]]:
+    """Row -> what is known of it for each seed that has run."""
+    rows = {}
+    for name in [*REFERENCES, *ROWS, SUPERVISED]:
+        found = [read(folder_of(runs, name, seed)) for seed in seeds]
+        rows[name] = [values for values in found if values]
+    return {name: values for name, values in rows.items() if values}
+
+
+def table(rows: dict[str, list[dict[str, float]]]) -> Iterator[str]:
+    """Lines of a table: mean and standard deviation over the seeds."""
+    yield f"| | seeds | {' | '.join(COLUMNS)} |"
+    yield f"|---|{'---|' * (1 + len(COLUMNS))}"
+    for name, seeds in rows.items():
+        cells = []
+        for column, decimals in COLUMNS.items():
+            values = [found[column] for found in seeds if column in found]
+            spread = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.{decimals}f}{spread}" if values else "")
+        yield f"| {name} | {len(seeds)} | {' | '.join(cells)} |"
+
+
+def plot(rows: dict[str, list[dict[str, float]]], file: Path) -> None:
+    """A dot for each seed, by row, for kNN and the linear classifier."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(10, 0.28 * len(rows) + 1.2), sharey=True)
+    for panel, column in zip(panels, ("kNN", "linear"), strict=True):
+        for y, (name, seeds) in enumerate(rows.items()):
+            values = [found[column] for found in seeds if column in found]
+            color = "C7" if name in (*REFERENCES, SUPERVISED) else "C3" if name.startswith("DSSL") else "C0"
+            panel.plot(values, [y] * len(values), "o", color=color, alpha=0.7)
+        panel.set(xlabel=f"{column} top-1, %", yticks=range(len(rows)), yticklabels=list(rows))
+        panel.grid(alpha=0.3)
+        panel.label_outer()
+    panels[0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of CIFAR-10's shards; without it nothing is trained")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, help="folder of methods_cpu.json, all that was found, and methods_cpu.png")
+    arguments = parser.parse_args()
+    if arguments.data:
+        complete(arguments.runs, arguments.seeds, str(arguments.data))
+    rows = collect(arguments.runs, arguments.seeds)
+    print("\n".join(table(rows)))
+    if arguments.out:
+        (arguments.out / "methods_cpu.json").write_text(json.dumps(rows, indent=1) + "\n")
+        plot(rows, arguments.out / "methods_cpu.png")
+
+
+if __name__ == "__main__":
+    main()
