@@ -19,9 +19,12 @@ import yaml
 from PIL import Image
 from torch.distributed.run import get_args_parser
 
-from ssl_core import cli
+from ssl_core import cli, evaluate
 from ssl_core.backbone import BackboneCard, save_backbone
 from ssl_core.config import save_config
+from ssl_core.evaluate.plan import choose_protocol
+from ssl_core.evaluate.transfer import TRANSFER_PROTOCOLS
+from ssl_core.evaluate.voc07_protocol import VOC07_PROTOCOLS
 from ssl_core.nn import EncoderConfig, make_encoder
 from ssl_core.pretrain import pretrain
 from ssl_core.testing.recipes import parse, shrunk
@@ -40,6 +43,12 @@ SCRIPTS = [
     file for pattern in ("benchmarks/*.py", "docs/**/*.py", "examples/*.py") for file in sorted(ROOT.glob(pattern))
 ]
 SOURCES = sorted(ROOT.glob("packages/*/src/**/*.py"))
+PROTOCOLS = {
+    "linear": evaluate.PROTOCOLS,
+    "finetune": evaluate.FINETUNE_PROTOCOLS,
+    "transfer": TRANSFER_PROTOCOLS,
+    "voc07": VOC07_PROTOCOLS,
+}
 BY_PATH = {"ids": lambda file: str(file.relative_to(ROOT))}
 
 OURS = r"(?:ssl-\w+-train |ssl-core [a-z]).*"
@@ -77,6 +86,7 @@ NOT_RUN = {
     "runs/dcl": "what an example trains",
     "timm:resnet50": "a download",
     "torchrun": "several processes",
+    "voc07": "a data set; on a made one its own tests run it",
 }
 # What a command runs with, to take a second.
 SHORTER = {"linear": ["--epochs", "2"], "finetune": ["--epochs", "1"]}
@@ -188,6 +198,8 @@ def check(words):
         case "ssl-core":
             with patch.object(cli, "_call"), patch.object(cli, "_parser", core_parser):
                 cli.main(arguments)
+            if "--protocol" in arguments:
+                choose_protocol(PROTOCOLS[arguments[1]], arguments[arguments.index("--protocol") + 1])
         case "nox":
             named = {*itertools.takewhile("--".__ne__, arguments)} - {"-s", "-l"}
             assert named <= sessions(), f"no session is called {named - sessions()}"

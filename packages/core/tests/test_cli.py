@@ -234,6 +234,27 @@ def test_what_a_user_gets_wrong_is_one_line(arguments, message, capsys):
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("finetune x --protocol clim_semi --metric foo", "--metric foo: expected one of top1, mean_per_class, map11"),
+        ("linear x --precision float16", "--precision float16: expected one of float32, bfloat16, tf32"),
+        ("voc07 x --difficult easy", "--difficult easy: expected one of negative, vissl_full, ignore"),
+        ("voc07 x --cost low", "--cost low: expected float or list"),
+        ("knn x --data.renderer fast", "--data.renderer fast: expected one of auto, reference, cpu, device"),
+        ("linear x --trials 2.5", "--trials 2.5: expected int"),
+        ("transfer x --data.holdout some", "--data.holdout some: expected float"),
+        ("voc07 x --data.source digits", "unrecognized arguments: --data.source digits"),
+    ],
+)
+def test_a_wrong_option_is_one_line_that_names_it_and_what_it_takes(arguments, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["eval", *arguments.split()])
+    assert stopped.value.code == 2
+    command = f"ssl-core eval {arguments.split()[0]}"
+    assert capsys.readouterr().err == f"ssl-core: error: {said} ({command} --help lists the options)\n"
+
+
 def test_a_node_that_is_wrong_is_named(tmp_path):
     (tmp_path / "x.yaml").write_text("data: {sorce: digits}\n")
     with pytest.raises(ValueError, match="sorce"):

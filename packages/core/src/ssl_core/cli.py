@@ -22,7 +22,7 @@ from ssl_core.allocator import keep_freed_memory
 from ssl_core.auto import LEAST_IMAGES, Seen, decided, decisions_text, this_machine
 from ssl_core.backbone import load_card
 from ssl_core.command import errors_in_one_line
-from ssl_core.config import read_config
+from ssl_core.config import read_config, refused_arguments
 from ssl_core.data import DataConfig, inspect, open_encoded, open_source
 from ssl_core.doctor import doctor
 from ssl_core.evaluate import (
@@ -47,18 +47,25 @@ from ssl_core.views import ViewConfig, make_view_specs, save_view_gallery
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command ``ssl-core``."""
-    parser = ArgumentParser(prog="ssl-core", description="Look at data and views; evaluate and export encoders.")
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    about = "Look at data and views; evaluate and export encoders."
+    parser = ArgumentParser(prog="ssl-core", description=about, exit_on_error=False)
     commands = parser.add_subcommands(dest="command")
     for name, function in COMMANDS.items():
         commands.add_subcommand(name, _parser(function), help=_first_line(function))
-    evaluate = ArgumentParser(description="Evaluate an encoder on labelled images.")
+    evaluate = ArgumentParser(description="Evaluate an encoder on labelled images.", exit_on_error=False)
     commands.add_subcommand("eval", evaluate, help="Evaluate an encoder on labelled images.")
     evaluations = evaluate.add_subcommands(dest="by")
     for name, function in EVALUATIONS.items():
         evaluations.add_subcommand(name, _parser(function), help=_first_line(function))
 
     # Without defaults, so that what was given can be told from what was not.
-    given = parser.parse_args(sys.argv[1:] if arguments is None else list(arguments), defaults=False)
+    try:
+        given = parser.parse_args(arguments, defaults=False)
+    except ArgumentError as error:
+        depth = 2 if arguments[:1] == ["eval"] else 1
+        names = [name for name in arguments[:depth] if name in {"eval", *COMMANDS, *EVALUATIONS}]
+        raise refused_arguments(" ".join(["ssl-core", *names]), error) from error
     with errors_in_one_line("ssl-core"):
         options = given[given.command]
         if given.command == "eval":
@@ -249,7 +256,7 @@ _FLAGS = {
 
 def _parser(function: Callable[..., Any]) -> ArgumentParser:
     """A parser of a function's arguments; an argument ``data`` becomes the options ``--data.*``."""
-    parser = ArgumentParser(description=_first_line(function), allow_abbrev=False)
+    parser = ArgumentParser(description=_first_line(function), allow_abbrev=False, exit_on_error=False)
     arguments = signature(function).parameters
     takes_source = function in _TAKES_SOURCE
     if takes_source:

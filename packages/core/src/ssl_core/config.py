@@ -100,9 +100,25 @@ def parse_config(
         del namespace["config"]
         return config_class(**vars(parser.instantiate(namespace)))
     except (ArgumentError, ValueError, OSError) as error:
-        # Without the usage, which is longer than a screen.
-        sys.stderr.write(f"{prog}: error: {' '.join(str(error).split())} ({prog} --help lists the options)\n")
-        raise SystemExit(2) from error
+        raise refused_arguments(prog, error) from error
+
+
+def refused_arguments(prog: str, error: Exception) -> SystemExit:
+    """Say in one line why a command line is refused, without the usage, which is longer than a screen.
+
+    Args:
+        prog: the command, with which ``--help`` lists its options.
+        error: what its parser raised.
+    """
+    text = " ".join(str(error).split())
+    expected = dict.fromkeys(
+        re.findall(r"Expected (?:an? )?(?:typing\.Literal\[(.+?)\]|<class '(int|float|bool|list)'>)", text)
+    )
+    if expected and (given := re.match(r'Parser key "(.+?)": .* value: (.+)', text)):
+        kinds = (f"one of {names.replace(chr(39), '')}" if names else kind for names, kind in expected)
+        text = f"--{given[1]} {given[2]}: expected {' or '.join(kinds)}"
+    sys.stderr.write(f"{prog.split()[0]}: error: {text} ({prog} --help lists the options)\n")
+    return SystemExit(2)
 
 
 def given_options(arguments: Sequence[str] | None) -> frozenset[str]:

@@ -11,12 +11,15 @@ import torch
 import yaml
 from PIL import Image
 
-from ssl_core.backbone import load_backbone, load_card, save_card
+from ssl_core.backbone import BackboneCard, load_backbone, load_card, make_card_encoder, save_backbone, save_card
 from ssl_core.data import DataConfig, open_source
 from ssl_core.evaluate import (
+    FINETUNE_PROTOCOLS,
+    Subject,
     draw_neighbours,
     draw_tsne,
     embed,
+    evaluate_finetune,
     evaluate_knn,
     evaluate_linear,
     evaluate_similarity,
@@ -24,10 +27,12 @@ from ssl_core.evaluate import (
     evaluation_view,
     export,
     extract_features,
+    fine_tune,
     inter_class_similarity,
     intra_class_similarity,
     knn_accuracy,
     run_data,
+    transfer,
 )
 from ssl_core.evaluate.accuracy import balanced_text
 from ssl_core.evaluate.classifier import load_classifier
@@ -480,3 +485,29 @@ def test_images_of_other_channels_than_the_encoders_are_refused(run, tmp_path):
     data = dataclasses.replace(run_data(str(run)), channels=1)
     with pytest.raises(ValueError, match=r"has 1 channels but the encoder takes 3; set data\.channels to 3"):
         evaluate_knn(str(run), data=data, k=5, **QUIET)
+
+
+@pytest.mark.slow
+def test_a_trained_encoder_is_above_a_random_one(tmp_path, monkeypatch):
+    # Three epochs of labels in place of many without, which take longer.
+    options = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 32]}
+    card = BackboneCard("resnet18", 1, 16, (0.09,), (0.22,), 32, "small_pool", options)
+    data = DataConfig("digits", workers=0)
+    train, test = (open_source(data, split=split) for split in ("train", "test"))
+    protocol = dataclasses.replace(FINETUNE_PROTOCOLS["supervised_cifar"], epochs=(3,), batch_size=64)
+    torch.manual_seed(0)
+    subject = Subject("digits", make_card_encoder(card), card, data, "cpu")
+    tuned = fine_tune(subject, train, test, protocol, protocol.grid[0], each_epoch=False)
+    trained = str(tmp_path / "x.safetensors")
+    save_backbone(trained, tuned.encoder, card)
+
+    monkeypatch.setattr(transfer, "PENALTIES", (0.01, 0.1, 1.0, 10.0))
+    options = {"data": data, "out": str(tmp_path), **QUIET}
+    few = {"protocol": "clim_semi", "fraction": 0.1, "epochs": 4, "lr_head": 1.0, "trials": 3}
+    for score in (
+        lambda *encoder, **like: evaluate_knn(*encoder, **like, **options)["top1"],
+        lambda *encoder, **like: evaluate_linear(*encoder, protocol="cached", epochs=20, **like, **options)["last"],
+        lambda *encoder, **like: evaluate_transfer(*encoder, **like, **options)["sets"]["digits"]["score"],
+        lambda *encoder, **like: evaluate_finetune(*encoder, **few, **like, **options)["mean"],
+    ):
+        assert score(trained) > score("random", like=trained) + 0.05
