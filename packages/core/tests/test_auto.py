@@ -252,6 +252,16 @@ def test_what_would_take_days_is_said_with_what_would_not(monkeypatch):
     assert "would take" not in forecast(dataclasses.replace(decide(), budget="10m"), PHOTOS, LAPTOP)
 
 
+@pytest.mark.parametrize(("number", "budget"), [(3000, "127s"), (100, "49s")])
+def test_a_budget_that_is_too_short_for_one_step_is_refused_at_once(number, budget, monkeypatch):
+    monkeypatch.setattr(auto, "image_seconds", lambda *_, **__: 0.5)
+    config = recipe("--encoder.name=resnet50", "--views=[{size: 224}]", "--train.batch_size=256", f"--budget={budget}")
+    seen = PHOTOS._replace(number=number)
+    reason = f"so that --budget {budget} is too short for one step of {min(number, 256)} images; --config auto --budget"
+    with pytest.raises(ValueError, match=reason):
+        forecast(config, seen, LAPTOP)
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return make_images(tmp_path_factory.mktemp("photos"))
@@ -296,15 +306,15 @@ def test_a_refusal_comes_before_anything_is_read(photos, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_forecast_stands_before_the_images_are_decoded(photos, tmp_path, monkeypatch, caplog):
-    class Decoded(Exception):  # noqa: N818  # says what happened, and is no error
+def test_a_forecast_stands_before_steps_are_tried_and_images_decoded(photos, tmp_path, monkeypatch, caplog):
+    class Tried(Exception):  # noqa: N818  # says what happened, and is no error
         pass
 
     def stop(*_, **__):
-        raise Decoded
+        raise Tried
 
     monkeypatch.setattr(pretrain, "forecast", lambda *_: "it would take long")
-    monkeypatch.setattr(pretrain, "decoded", stop)
-    with pytest.raises(Decoded):
-        main(["--config=smoke", f"--data.source={photos}", f"--out={tmp_path / 'run'}"])
+    monkeypatch.setattr(pretrain, "faster_precision", stop)  # takes as long as some steps
+    with pytest.raises(Tried):
+        main(["--config=auto", f"--data.source={photos}", f"--out={tmp_path / 'run'}"])
     assert "it would take long" in caplog.text

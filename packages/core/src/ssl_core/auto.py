@@ -307,10 +307,16 @@ def forecast(config: PretrainConfig, seen: Seen, machine: Machine) -> str | None
         config: configuration of the run.
         seen: training images.
         machine: what trains.
+
+    Raises:
+        ValueError: if its budget is too short for one step.
     """
     number, sides, channels = seen
-    image_s = image_seconds(config, channels=channels, device=machine.device) / distributed.world_size()
+    image_s = distributed.broadcast_object(image_seconds(config, channels=channels, device=machine.device))
+    image_s /= distributed.world_size()
     training = config.train
+    rows = min(training.batch_size, number)
+    is_too_short = config.budget is not None and seconds_of(config.budget) < rows * image_s
     epochs = training.epochs if training.steps is None else training.steps * training.batch_size / number
     sizes = [size for spec in config.view_specs() for size in spec.sizes]
     told = f"{config.encoder.name} at {max(sizes)} px on {machine}: about {1 / image_s:,.3g} images/s"
@@ -318,12 +324,16 @@ def forecast(config: PretrainConfig, seen: Seen, machine: Machine) -> str | None
         part = seconds_of(config.budget) / (number * image_s)
         if part >= 1:
             return None
-        told += f", so that --budget {config.budget} shows {100 * part:.2g} % of {number:,} images once"
+        shown = f"shows {100 * part:.2g} % of {number:,} images once"
+        told += f", so that --budget {config.budget} "
+        told += f"is too short for one step of {rows} images" if is_too_short else shown
     elif epochs * number * image_s >= _LONG_S:
         told += f", {duration(epochs * number * image_s)} for {epochs:,.0f} epochs of {number:,}"
     else:
         return None
     name, side = _encoder_name(number, machine), _view_size(sides, machine)[0]
-    if config.encoder.name == name and side == max(sizes):
-        return told
-    return f"{told}; --config auto --budget {config.budget or '1h'} would take {name} at {side} px"
+    if config.encoder.name != name or side != max(sizes):
+        told += f"; --config auto --budget {config.budget or '1h'} would take {name} at {side} px"
+    if is_too_short:
+        raise ValueError(told)
+    return told

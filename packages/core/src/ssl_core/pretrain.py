@@ -262,17 +262,16 @@ def _settled(
             decisions.append(
                 Decision("train.batch_size", f"{batch}", f"one step of {2 * batch} is too large for {machine}")
             )
+    if (warning := forecast(config, seen, machine)) and distributed.is_main():
+        logger.warning(warning)
     if config.train.precision == "auto":
         config, decision = faster_precision(config, make_parts, channels=seen.channels, device=device)
         decisions.append(decision)
     if "data.workers" in tried:
         config, fewer = feeding_workers(config, make_parts, images, channels=seen.channels)
         decisions += [fewer] if fewer else []
-    if distributed.is_main():
-        if decisions:
-            print(f"decided for {seen.number:,} images on {machine}:\n{decisions_text(decisions)}", flush=True)
-        if warning := forecast(config, seen, machine):
-            logger.warning(warning)
+    if decisions and distributed.is_main():
+        print(f"decided for {seen.number:,} images on {machine}:\n{decisions_text(decisions)}", flush=True)
     return distributed.broadcast_object(config)
 
 

@@ -52,7 +52,7 @@ def time_steps(
         optimizer: its optimizer.
         config: settings of the training.
         micro_batches: ``config.accumulate`` for each step, as many as are asked for.
-        seconds: time to spend on it, beyond the first steps; at least one step is taken.
+        seconds: time to spend on it, beyond the first steps; where one takes longer, a second one is all.
         health: measures of a batch of embeddings (n d), for the log.
     """
     module = cast(nn.Module, method)
@@ -74,10 +74,12 @@ def time_steps(
         _wait_for(device)
         return time.perf_counter() - started
 
-    take(_FIRST)
     # All processes must take as many.
-    number = distributed.broadcast_object(max(1, int(seconds / take(1))))
-    return distributed.broadcast_object(take(number) / number)
+    if distributed.broadcast_object(take(1)) < seconds:
+        take(_FIRST - 1)
+    step_s = distributed.broadcast_object(take(1))
+    number = int(seconds / step_s)
+    return distributed.broadcast_object(take(number) / number) if number > 1 else step_s
 
 
 def time_in_turns(
@@ -135,21 +137,25 @@ def image_seconds(config: PretrainConfig, *, channels: int, device: torch.device
     encoder = make_encoder(config.encoder, channels=channels, image_size=max(sizes), other_sizes=sizes).to(device)
     memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
     encoder.to(memory_format=memory_format)
-    total_s = 0.0
-    for size, number in sizes.items():
+
+    def size_seconds(size: int, precision: str) -> float:
         image_s = math.inf
         for rows in (2, 4, 8, 16, 32, _MOST_NOISE):  # an image may take less time in a larger batch
             if rows > 2 and (rows > _rows(config) or rows * image_s > _LONG_NOISE_S):
                 break
             noise = torch.randn(rows, channels, size, size, device=device).to(memory_format=memory_format)
             started = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
                 features = encoder(noise)
             features.float().sum().backward()
             _wait_for(device)
             image_s = min(image_s, (time.perf_counter() - started) / rows)
-        total_s += number * image_s
-    return total_s
+        return image_s
+
+    precisions = ("float32", "bfloat16") if config.train.precision == "auto" else (config.train.precision,)
+    return min(
+        sum(number * size_seconds(size, precision) for size, number in sizes.items()) for precision in precisions
+    )
 
 
 def _rows(config: PretrainConfig) -> int:

@@ -65,9 +65,9 @@ def test_a_knn_that_is_given_on_the_command_line_does_not_give_way(open_folder, 
 
 
 @pytest.mark.parametrize(
-    ("wanted", "left"), [(6, 6), (7, 3), (200, 3)], ids=["all images", "one more", "more than there are"]
+    ("wanted", "left"), [(3, 3), (4, 3), (6, 3), (200, 3)], ids=["a class", "one more", "all", "more than there are"]
 )
-def test_of_more_neighbours_than_images_as_many_are_left_as_a_class_has(open_folder, wanted, left, caplog):
+def test_of_more_neighbours_than_a_class_has_as_many_are_left(open_folder, wanted, left, caplog):
     data, train = open_folder(["val/a/1.png"])
     with caplog.at_level(logging.INFO):
         settings, sources = fitting_knn(data, EvaluateConfig(knn_every=1, k=wanted), train, None, {"data.source"})

@@ -164,8 +164,8 @@ def knn_accuracy(train: Features, test: Features, *, k: int = 200, temperature: 
 def checked_neighbours(train: ImageSource, test: ImageSource, k: int, *, fewer: bool) -> int:
     """The number of neighbours that vote, after a look at sources that a kNN cannot serve, before images are read.
 
-    Where there are fewer images than neighbours, as many are left as a class has images on average: of more, some
-    would have to vote for another class, however good the features are.
+    Fewer are as many as a class has images on average: of more, some would have to vote for another class, however
+    good the features are.
 
     Args:
         train: images of the bank.
@@ -177,11 +177,11 @@ def checked_neighbours(train: ImageSource, test: ImageSource, k: int, *, fewer: 
         ValueError: if a label is missing or cannot be compared, or k is beyond the training images.
     """
     check_classes(train, test)
-    if k <= len(train):
-        return k
-    if not fewer:
+    if fewer:
+        return min(k, max(1, len(train) // count_classes(train)))
+    if k > len(train):
         raise ValueError(f"k {k} is more than the {len(train)} labelled images of {train.name}; give a smaller one")
-    return max(1, len(train) // count_classes(train))
+    return k
 
 
 def evaluate_knn(
@@ -205,7 +205,7 @@ def evaluate_knn(
         data: labelled images; None takes those of the run that ``encoder``, or else ``like``, names.
         like: run directory or exported backbone whose input ``random`` and ``pixels`` take.
         features: layer to evaluate: ``backbone``, or ``projection``, the projector after it.
-        k: number of neighbours that vote; None takes 200, or of fewer images as many as a class has on average.
+        k: number of neighbours that vote; None takes 200, or as many as a class has images on average, if fewer.
         temperature: divisor in the weight of a vote, exp(cosine / temperature).
         device: device that computes the features.
         seed: seeds the weights of ``random``.
