@@ -245,6 +245,13 @@ def test_a_count_that_is_not_the_published_one_is_said_and_saved(tmp_path, make,
     assert count_remark("dtd", "train", 1880 * 2) is None
 
 
+def test_a_class_list_names_a_class_with_blanks_on_each_line(tmp_path, make):
+    tree(tmp_path, make, cars, "devkit")
+    write_lines(tmp_path, "classes.txt", "Audi S4", "AM General Hummer", "")
+    opened = open_encoded(config("cars", tmp_path, class_list=str(tmp_path / "classes.txt")))
+    assert (opened.classes, labels(opened)) == (("Audi S4", "AM General Hummer"), [0, 1, 0])
+
+
 def test_values_of_voc_are_those_of_its_lists(tmp_path, make):
     tree(tmp_path, make, voc2007, "")
     data = config("voc2007", tmp_path)

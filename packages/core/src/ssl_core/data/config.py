@@ -404,7 +404,7 @@ def _class_list(name: str) -> list[str]:
         text = (importlib.resources.files("ssl_core.data") / "imagenet100.txt").read_text()
     else:
         text = read_text(_local(name))
-    classes = text.split()
+    classes = [line.strip() for line in text.splitlines() if line.strip()]  # which may have blanks, as a car's
     if not classes or len(set(classes)) < len(classes):
         raise ValueError(f"data.class_list {name!r} must name each class once; it has {len(classes)} lines")
     return classes

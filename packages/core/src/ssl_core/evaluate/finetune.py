@@ -245,15 +245,15 @@ def evaluate_finetune(
         device: device to train on.
         seed: seeds the linear layer, the order of the images, their crops, and the weights of ``random``.
         out: folder of ``finetune-PROTOCOL.json`` and of ``finetune-PROTOCOL-seedN``, with encoder, classifier and log
-            of each trial; None is the folder of ``encoder``, or else ``runs/ENCODER``.
+            of each trial; None is the folder of ``encoder``, or else ``runs/ENCODER``, of random ``runs/random-LIKE``.
         keep: whether the checkpoints of the trials are left when all is done.
         dry_run: whether no more is done than to print protocol, images and cost.
         progress: whether bars are shown.
 
     Returns:
         What the JSON file says: ``last``, ``best``, ``best_epoch``, and with ten classes or more ``top5_last`` and
-        ``top5_best``; ``last`` alone of a grid, which also has ``grid`` and ``chosen``, and where at most a third as
-        many images are trained on as tested, unless the protocol reports the best; of several trials the means of
+        ``top5_best``; ``last`` alone of a grid, which also has ``grid`` and ``chosen``, and where twelve times as
+        many images are tested as trained on, unless the protocol reports the best; of several trials the means of
         these, ``trials``, ``mean`` and ``std``; and every setting.
 
     Raises:
@@ -305,8 +305,8 @@ def evaluate_finetune(
     if batch_size is None:
         chosen, changed = with_fitting_batch(chosen, changed, len(train_on))
     check_batch_size(chosen.batch_size, len(train_on))
-    # A forward pass costs a third of forward and backward: testing takes less than training.
-    each_epoch = held is None and (chosen.selection == "best on test" or len(unseen) < 3 * len(used))
+    # Of 1 % of ImageNet's labels and more; a forward pass costs a third of forward and backward.
+    each_epoch = held is None and (chosen.selection == "best on test" or len(unseen) < 12 * len(used))
 
     counts = {"train": len(train_on), **({} if held is None else {"validation": len(held)}), "test": len(unseen)}
     plan = Plan(
@@ -343,7 +343,7 @@ def evaluate_finetune(
         name += f"-{Path(subset).stem}"
     elif fraction is not None:
         name += f"-{100 * fraction:g}percent"
-    folder = subject.folder(out) or Path("runs") / encoder.replace(":", "-").replace("/", "-")
+    folder = subject.folder(out) or Path("runs") / _folder_name(encoder, like)
     check_writable(folder)
     folders = Folders(folder, name, range(seed, seed + trials))
     test = decoded(unseen, subject.data, split="test")
@@ -420,6 +420,19 @@ def evaluate_finetune(
         if points:
             (folder / f"{name}-grid.json").unlink()
     return result
+
+
+def _folder_name(encoder: str, like: str | None) -> str:
+    """Name of the folder of what has none of its own; what is random is another beside each run.
+
+    Example:
+        >>> _folder_name("timm:resnet50", None), _folder_name("random", "runs/x/backbone.safetensors")
+        ('timm-resnet50', 'random-x')
+    """
+    if like is None:
+        return encoder.replace(":", "-").replace("/", "-")
+    path = Path(like).resolve()
+    return f"{encoder}-{(path if path.is_dir() else path.parent).name}"
 
 
 def _values(given: float | list[float] | None) -> tuple[float, ...] | None:
