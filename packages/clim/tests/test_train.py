@@ -1,11 +1,12 @@
 """The command ssl-clim-train, as a person uses it: run, stop, resume, and get things wrong."""
 
 import importlib.metadata
+from dataclasses import replace
 
 import pytest
 import torch
 
-from ssl_clim import neighbours, train
+from ssl_clim import neighbours, partners, train
 from ssl_core import budget
 from ssl_core.build import build
 from ssl_core.data import Batches, open_source
@@ -146,3 +147,21 @@ def test_a_budget_times_the_steps_without_and_with_partners(monkeypatch):
     costs = budget.measured_costs(config, parts, batches, source, mean=(0.1,), std=(0.2,), device=device)
     assert (costs.step_s, costs.partner_step_s) == (2.0, 4.0)
     assert min(costs) > 0
+    config = replace(config, neighbours=replace(config.neighbours, selection="none"))
+    assert config.search_seconds(1397, 8, device) == 0.0
+
+
+def test_a_search_of_many_is_timed_among_a_few(monkeypatch):
+    asked = []
+
+    def search(features, selection, faiss, *, clusters, neighbours, **_):
+        asked.append((features.shape, selection, clusters, neighbours))
+
+    monkeypatch.setattr(partners, "find_positives", search)
+    monkeypatch.setattr(partners.time, "perf_counter", iter((0.0, 2.0, 0.0, 2.0)).__next__)
+    config = parse(train, "--config", "quickstart")
+    assert config.search_seconds(40_000, 512, torch.device("cpu")) == 2.0 * 4**2
+    config = replace(config, neighbours=replace(config.neighbours, features="backbone", clusters=7))
+    assert config.search_seconds(1397, 512, torch.device("cpu")) == 2.0
+    dim = config.projector.out_dim
+    assert asked == [((10_000, dim), "center_wise", 78, 40), ((1397, 512), "center_wise", 7, 40)]

@@ -56,6 +56,12 @@ class WithPartners(PretrainConfig):
 def test_steps_with_partners_and_passes_between_epochs_have_their_share():
     costs = Costs(step_s=0.5, partner_step_s=1.5, image_s=0.1, checkpoint_s=0.0)
     assert fitted(costs, config=WithPartners()).train.steps == 80  # (100 - 2 x 100 x 0.1) s / 1 s
+    assert fitted(costs._replace(search_s=5.0), config=WithPartners()).train.steps == 70
+
+
+def test_checkpoints_that_are_kept_have_their_share():
+    config = with_values(PretrainConfig(), {"train.keep_every": 1})
+    assert fitted(COSTS._replace(checkpoint_s=2.5), config=config).train.steps == 100  # an epoch takes 5 + 2 x 2.5 s
 
 
 def test_a_budget_without_time_for_a_step_is_refused():

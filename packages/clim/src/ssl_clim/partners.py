@@ -45,6 +45,7 @@ from ssl_core.train import TrainConfig
 logger = logging.getLogger(__name__)
 
 _BATCH = 256  # images of a forward
+_TRIED = 10_000  # embeddings among which a search is timed
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,43 @@ def choose_partners(run: PartnerRun, epoch: int) -> dict[str, float]:
     assert partners is not None
     run.batches.set_partners(torch.from_numpy(partners))
     return {"partners_s": time.perf_counter() - started, "embedding_s": embedded_s, **numbers}
+
+
+def search_seconds(config: NeighbourConfig, num_images: int, dim: int, device: torch.device) -> float:
+    """Seconds, about, of a search among the embeddings of all images: of one among a few, which are noise.
+
+    The time grows with the square of the number, since each embedding meets all others, and centers in proportion.
+
+    Args:
+        config: how partners are chosen.
+        num_images: number of training images.
+        dim: length of an embedding.
+        device: device that trains.
+
+    Raises:
+        ValueError: if there are too few images.
+        ImportError: if faiss is absent, there twice, or broken.
+    """
+    if config.selection == "none" or config.selection == "random":
+        return 0.0
+    ratio = min(1.0, _TRIED / num_images)
+    clusters = num_clusters(num_images) if config.clusters is None else config.clusters
+    noise = np.random.default_rng(0).standard_normal((round(ratio * num_images), dim), np.float32)
+    faiss = load_faiss(device)
+    logger.info("a search of partners is timed among %s embeddings of noise", f"{len(noise):,}")
+    started = time.perf_counter()
+    with _threads_of_all_processes(faiss.library):
+        find_positives(
+            noise,
+            config.selection,
+            faiss,
+            clusters=max(1, round(ratio * clusters)),
+            neighbours=config.k,
+            positives=config.positives,
+            seed=0,
+            spherical=config.spherical,
+        )
+    return (time.perf_counter() - started) / ratio**2
 
 
 def _search(

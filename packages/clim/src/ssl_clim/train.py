@@ -11,10 +11,11 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from ssl_clim.method import CLIM, CLIMConfig
-from ssl_clim.partners import NeighbourConfig, prepare_partners
+from ssl_clim.partners import NeighbourConfig, prepare_partners, search_seconds
 from ssl_core.command import Command
 from ssl_core.nn import mlp_head
 from ssl_core.run import PretrainConfig, Upkeep, check_batch
@@ -52,6 +53,11 @@ class Config(PretrainConfig):
             return Upkeep()
         choices = len(range(neighbours.start_epoch, math.ceil(epochs), neighbours.update_every))
         return Upkeep(choices, max(0.0, 1 - neighbours.start_epoch / epochs))
+
+    def search_seconds(self, num_images: int, num_features: int, device: torch.device) -> float:
+        """As `PretrainConfig.search_seconds`, of the search that chooses partners."""
+        dim = self.projector.out_dim if self.neighbours.features == "projection" else num_features
+        return search_seconds(self.neighbours, num_images, dim, device)
 
 
 def make_method(config: Config, encoder: nn.Module, num_features: int, views: tuple[ViewSpec, ...]) -> CLIM:

@@ -38,12 +38,14 @@ class Costs(NamedTuple):
         partner_step_s: seconds of one while they have.
         image_s: seconds for the features of an image.
         checkpoint_s: seconds of a checkpoint.
+        search_s: seconds of a method's search among the features of all images.
     """
 
     step_s: float
     partner_step_s: float
     image_s: float
     checkpoint_s: float
+    search_s: float = 0.0
 
 
 def measured_costs(
@@ -93,7 +95,8 @@ def measured_costs(
         )
         checkpoint_s = time.perf_counter() - started
     image_s = _image_s(parts.encoder, config, source, mean, std, device)
-    return distributed.broadcast_object(Costs(step_s, partner_step_s, image_s, checkpoint_s))
+    search_s = config.search_seconds(len(source), parts.num_features, device) if distributed.is_main() else 0.0
+    return distributed.broadcast_object(Costs(step_s, partner_step_s, image_s, checkpoint_s, search_s))
 
 
 def _image_s(
@@ -149,9 +152,11 @@ def within_budget(
     for _ in range(4):  # what is done between epochs depends on their number, which depends on it
         epochs = max(1, steps) / steps_per_epoch
         upkeep = fitted.upkeep(epochs)
-        between_s = upkeep.passes * num_images * costs.image_s
+        between_s = upkeep.passes * (num_images * costs.image_s + costs.search_s)
         step_s = upkeep.partners * costs.partner_step_s + (1 - upkeep.partners) * costs.step_s
         step_s += costs.checkpoint_s / (config.train.checkpoint_every or steps_per_epoch)
+        if config.train.keep_every:
+            step_s += costs.checkpoint_s / (config.train.keep_every * steps_per_epoch)
         if config.evaluate.knn_every:
             step_s += num_evaluated * costs.image_s / (config.evaluate.knn_every * steps_per_epoch)
         steps = int((left_s - between_s) / step_s)

@@ -117,6 +117,16 @@ class PretrainConfig:
         """What a method does beside its steps in so many epochs."""
         return Upkeep()
 
+    def search_seconds(self, num_images: int, num_features: int, device: torch.device) -> float:
+        """Seconds, about, that a method searches among the features of all images each time that it has them.
+
+        Args:
+            num_images: number of training images.
+            num_features: length of the encoder's features.
+            device: device that trains.
+        """
+        return 0.0
+
 
 Config = TypeVar("Config", bound=PretrainConfig)
 TrainedMethod = TypeVar("TrainedMethod", bound=Method)
