@@ -296,7 +296,8 @@ def evaluate_finetune(
         used = listed_subset(labelled, subset)
     elif fraction is not None:
         used = balanced_subset(labelled, fraction, subset_seed)
-    if epochs is None and chosen.epochs_of_many is not None and 10 * len(used) >= len(labelled):
+    # Rounded, for a tenth of each class may be less than one of all, as SimCLR's list of ImageNet is by seven images.
+    if epochs is None and chosen.epochs_of_many is not None and round(100 * len(used) / len(labelled)) >= 10:
         chosen = replace(chosen, epochs=(chosen.epochs_of_many,))
     grid, train_on, held = chosen.grid, used, None
     if len(grid) > 1:
