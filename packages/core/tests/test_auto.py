@@ -145,6 +145,22 @@ def test_an_encoder_with_weights_keeps_its_own_blocks():
     assert decide().encoder.options["layers"] == [1, 1, 1, 1]
 
 
+def test_an_encoder_with_the_weights_of_a_run_is_made_as_that_one(auto_run):
+    config = recipe(f"--encoder.weights={auto_run}")
+    other = Machine(torch.device("cpu"), 32)  # which would take all blocks
+    changed, decisions = decided(config, PHOTOS, other, ["encoder.weights"])
+    assert decide(machine=other).encoder.options == {}
+    saved = yaml.safe_load((auto_run / "config.yaml").read_text())["encoder"]
+    assert dataclasses.asdict(changed.encoder) == saved | {"weights": str(auto_run)}
+    build(
+        with_values(changed, {"train.precision": "float32"}),
+        ssl_tiny.train.make_method,
+        channels=3,
+        device=LAPTOP.device,
+    )
+    assert decisions[2][::2] == ("encoder.name", "of the run that encoder.weights names")
+
+
 @pytest.mark.parametrize(
     ("machine", "free_mib", "workers"),
     [

@@ -3,9 +3,20 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
+from ssl_core.auto import Machine, Seen, decided
+from ssl_core.config import given_options
 from ssl_core.nn import make_encoder
-from ssl_core.testing import check_bad_input, check_exact_resume, check_imports, check_run, make_images, recipes
+from ssl_core.testing import (
+    check_bad_input,
+    check_exact_resume,
+    check_imports,
+    check_run,
+    error_of,
+    make_images,
+    recipes,
+)
 from ssl_core.train import read_metrics
 from ssl_dssl import train
 from ssl_dssl.bases import BASES
@@ -45,6 +56,40 @@ def test_with_a_momentum_encoder_and_a_queue_it_resumes_to_the_last_bit_too(tmp_
 def smoke(folder, *options):
     train.main(["--config", "smoke", "--device", "cpu", "--out", str(folder), *options])
     return read_metrics(folder)
+
+
+@pytest.mark.parametrize(
+    ("base", "length"),
+    [
+        ("mocov2", 128),
+        ("{mocov2: {temperature: 0.1}}", 128),
+        ("{mocov2: {queue: {length: 512}}}", 512),
+        ("{mocov2: {queue: {initial: empty}}}", 128),
+        ("byol", None),
+    ],
+)
+def test_auto_decides_the_queue_of_a_base_where_the_command_line_does_not(base, length):
+    arguments = ["--config", "auto", f"--method.base={base}"]
+    config, machine = recipes.parse(train, *arguments), Machine(torch.device("cpu"), 2)
+    config, _ = decided(config, Seen(300, (128,), 3), machine, given_options(arguments))
+    [(name, numbers)] = config.method.base.items()
+    assert base.strip("{").startswith(name)
+    assert (numbers["queue"]["length"] if "queue" in numbers else None) == length
+
+
+def test_the_same_command_goes_on_with_the_queue_that_was_decided(tmp_path, capsys):
+    source = make_images(tmp_path / "images")
+    narrow = "--encoder.options={layers: [1, 1, 1, 1], channels: [4, 4, 4, 4]}"
+    command = [f"--data.source={source}", "--train.steps=1", "--device=cpu", "--train.precision=float32", narrow]
+    command += ["--method.base=mocov2", f"--out={tmp_path / 'run'}"]
+    train.main(command)
+    saved = (tmp_path / "run/config.yaml").read_text()
+    for again in (command, ["--resume", str(tmp_path / "run")], command):
+        capsys.readouterr()
+        train.main(again)
+        assert "decided" not in capsys.readouterr().out
+        assert (tmp_path / "run/config.yaml").read_text() == saved
+    assert "queue.length: 32 -> 512" in error_of(train, *command, "--method.base={mocov2: {queue: {length: 512}}}")
 
 
 @pytest.mark.slow

@@ -13,13 +13,13 @@ import torch
 
 from ssl_core import distributed
 from ssl_core.build import Parts
-from ssl_core.config import with_given, with_values
+from ssl_core.config import to_dict, value_at, with_given, with_values
 from ssl_core.data import Images, probed
 from ssl_core.data.workers import most_workers
 from ssl_core.duration import duration, seconds_of
 from ssl_core.given import is_given
 from ssl_core.machine import usable_cores
-from ssl_core.nn import strides_over_a_pixel
+from ssl_core.nn import run_encoder, strides_over_a_pixel
 from ssl_core.run import Config, PretrainConfig, TrainedMethod
 from ssl_core.trial import decoding_seconds, fits_memory, image_seconds, time_in_turns
 from ssl_core.views import ViewConfig
@@ -131,11 +131,14 @@ def decided(config: Config, seen: Seen, machine: Machine, given: Collection[str]
         )
     decisions: list[Decision] = []
 
-    def decide(key: str, value: Any, reason: str, text: str = "") -> None:
+    def take(key: str, value: Any, reason: str, text: str = "") -> None:
         nonlocal config
+        config = with_values(config, {key: value})
+        decisions.append(Decision(key, text or f"{value:,}", reason))
+
+    def decide(key: str, value: Any, reason: str, text: str = "") -> None:
         if not is_given(given, key):
-            config = with_values(config, {key: value})
-            decisions.append(Decision(key, text or f"{value:,}", reason))
+            take(key, value, reason, text)
 
     size, why = _view_size(sides, machine)
     least_crop = _LEAST_CROP if number < _FEW_IMAGES else 0.0
@@ -147,8 +150,12 @@ def decided(config: Config, seen: Seen, machine: Machine, given: Collection[str]
     if decisions and channels == 1:
         decisions.append(Decision("", "no hue, saturation, gray", "images have 1 channel"))
 
-    name = _encoder_name(number, machine)
-    decide("encoder.name", name, f"for {number:,} images on {machine}", name)
+    of_run = run_encoder(config.encoder.weights)
+    for option, value in (of_run or {}).items():
+        decide(f"encoder.{option}", value, "of the run that encoder.weights names", str(value))
+    if of_run is None:
+        name = _encoder_name(number, machine)
+        decide("encoder.name", name, f"for {number:,} images on {machine}", name)
     is_own = config.encoder.weights == "random" and not is_given(given, "encoder.name") and not config.encoder.options
     if machine.is_small and is_own:
         decide("encoder.options", _NARROW, "trains on a CPU", "a block of 32 to 256 channels a stage")
@@ -160,11 +167,11 @@ def decided(config: Config, seen: Seen, machine: Machine, given: Collection[str]
     batch = max(1, min(most, max(8, 2 ** int(math.log2(number / 8)))) // parts) * parts
     why = "fills a GPU" if batch == 256 else "more steps in the same time than of a larger one"
     decide("train.batch_size", batch, why if batch >= most else f"there are {number:,} images")
-    queue = getattr(getattr(config, "method", None), "queue", None)
-    if queue is not None:
-        length = max(min(2 ** int(math.log2(number / 2)), queue.length), 2 * config.train.batch_size)
+    if queue := config.open_queue(given):
+        longest = value_at(to_dict(config), queue)
+        length = max(min(2 ** int(math.log2(number / 2)), longest), 2 * config.train.batch_size)
         why = "at most half of the images, so that few keys are of those in the batch"
-        decide("method.queue.length", length, why if length <= number / 2 else "keys of two batches")
+        take(queue, length, why if length <= number / 2 else "keys of two batches")
     if config.budget is None:
         if not is_given(given, "train.steps"):
             epochs = min(max(round(_IMAGES_SEEN / number), _LEAST_EPOCHS), _MOST_EPOCHS)

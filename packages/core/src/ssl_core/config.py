@@ -441,11 +441,13 @@ def value_at(values: Mapping[str, Any], key: str) -> Any:
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """A configuration with other values for some dotted keys."""
+    """A configuration with other values for some dotted keys, also within an option that is a mapping."""
     for key, value in values.items():
         node, _, rest = key.partition(".")
-        inner = with_values(getattr(config, node), {rest: value}) if rest else value
-        config = dataclasses.replace(config, **{node: inner})  # type: ignore[type-var]  # any dataclass
+        is_mapping = isinstance(config, Mapping)
+        old: Any = config[node] if is_mapping else getattr(config, node)  # type: ignore[index]  # mypy does not narrow
+        changed = {node: with_values(old, {rest: value}) if rest else value}
+        config = {**config, **changed} if is_mapping else dataclasses.replace(config, **changed)  # type: ignore
     return config
 
 

@@ -178,8 +178,9 @@ def pretrain(
         projector=head_layers(method.projector),
     )
     gave_way, done = changed_values(asked, config), 0
+    in_part = [key for key in gave_way if is_given(given or (), key)]  # as a base, whose queue the user has not set
     if content is not None:
-        gave_way = content["data"]["asked"] | gave_way
+        gave_way, in_part = content["data"]["asked"] | gave_way, [*content["data"].get("in_part", ()), *in_part]
         if is_same:  # else what they hold of each image is of others
             batches.load_state_dict(content["batches"])
         done = restore_(content, method=cast(nn.Module, method), optimizer=optimizer)
@@ -210,7 +211,7 @@ def pretrain(
             ),
             start=done,
             settings=to_dict(config),
-            data={**found, "mean": mean, "std": std, "asked": gave_way},
+            data={**found, "mean": mean, "std": std, "asked": gave_way, "in_part": in_part},
             health=health,
             collapse=collapse,
             before_epoch=before_epoch,

@@ -1,6 +1,6 @@
 """A run: its configuration, its device and its folder, and what a method sees of it between epochs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
@@ -13,6 +13,7 @@ from ssl_core.backbone import BackboneCard
 from ssl_core.data import Batches, DataConfig, ImageSource, rows_at_once
 from ssl_core.duration import seconds_of
 from ssl_core.evaluate import EvaluateConfig
+from ssl_core.given import is_given
 from ssl_core.nn import EncoderConfig, HeadConfig, MomentumConfig, QueueConfig
 from ssl_core.train import Method, OptimConfig, TrainConfig
 from ssl_core.views import ViewConfig, ViewSpec, make_view_specs
@@ -74,6 +75,16 @@ class PretrainConfig:
             ValueError: for views that do not make sense.
         """
         return make_view_specs(self.views)
+
+    def open_queue(self, given: Collection[str]) -> str | None:
+        """Key of the length of the method's queue, unless it has none or the user has set it.
+
+        Args:
+            given: options that the user has set.
+        """
+        key = "method.queue.length"
+        has_queue = hasattr(getattr(self, "method", None), "queue")
+        return key if has_queue and not is_given(given, key) else None
 
     def fitting(self, num_images: int) -> dict[str, Any]:
         """By key, what takes the place of a recipe's value that does not fit so few images."""

@@ -6,16 +6,20 @@ import gzip
 import logging
 import os
 import pickle
+import shlex
 import sys
 from collections import OrderedDict, deque
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
+from ssl_core.backbone import BackboneCard, save_backbone
 from ssl_core.nn import EncoderConfig, load_weights_, make_encoder
 
 NARROW = {"layers": [1, 1, 1, 1], "channels": [8, 16, 32, 64]}
@@ -406,6 +410,21 @@ def test_an_encoder_that_does_not_fit_is_refused_with_what_to_set(tmp_path, thei
         message = message.replace("layer1", "4")
     with pytest.raises(ValueError, match=rf"(?s)theirs.pth does not fit resnet18;.*{message}"):
         make(RESNET, weights=str(path), **ours)
+
+
+@pytest.mark.parametrize("file", ["", "backbone.safetensors", "checkpoints/last.pt"])
+@pytest.mark.parametrize("ours", ["resnet34", "vit_tiny_patch16_224"])
+def test_an_encoder_of_a_run_is_refused_with_the_options_that_it_was_made_with(tmp_path, file, ours):
+    encoder, card = make(RESNET, stem="small_pool"), BackboneCard("resnet18", 3, 32, (0.5,) * 3, (0.2,) * 3, 64)
+    save_backbone(tmp_path / "backbone.safetensors", encoder, replace(card, stem="small_pool", options=NARROW))
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"method": under("encoder.", encoder.state_dict())}, tmp_path / "checkpoints/last.pt")
+    with pytest.raises(ValueError, match=r"it was made with --encoder\.name resnet18") as refused:
+        make(EncoderConfig(ours), weights=str(tmp_path / file), image_size=224)
+    words = shlex.split(str(refused.value).partition("made with ")[2].partition(":\n")[0])
+    assert words[::2] == ["--encoder.name", "--encoder.options", "--encoder.stem"]
+    name, options, stem = words[1::2]
+    make(EncoderConfig(name, stem, str(tmp_path / file), options=yaml.safe_load(options)))
 
 
 def test_a_vit_for_another_size_is_refused_with_options_that_take_it(tmp_path):

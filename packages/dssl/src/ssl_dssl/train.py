@@ -8,6 +8,7 @@ ssl-dssl-train --resume runs/cifar10
 torchrun --nproc-per-node 8 -m ssl_dssl --config imagenet --data.root data
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -32,6 +33,11 @@ class Config(PretrainConfig):
 
     method: DSSLConfig = field(default_factory=DSSLConfig)
     predictor: HeadConfig | None = None
+
+    def open_queue(self, given: Collection[str]) -> str | None:
+        """As `PretrainConfig.open_queue`, of a base that has one; who names the base has not set its queue yet."""
+        key = "method.base.mocov2.queue.length"
+        return key if isinstance(make_base(self.method.base), MoCoV2) and key not in given else None
 
     def view_specs(self) -> tuple[ViewSpec, ...]:
         """The standard views, then the heavy ones."""

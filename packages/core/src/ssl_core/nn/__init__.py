@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from ssl_core.nn.encoder import stem_for as stem_for
     from ssl_core.nn.encoder import strides_over_a_pixel as strides_over_a_pixel
     from ssl_core.nn.weights import load_weights_ as load_weights_
+    from ssl_core.nn.weights import run_encoder as run_encoder
 
 # timm, which comes with torchvision, takes as long to import as PyTorch.
 __getattr__ = on_first_use(
     __name__,
     encoder="EncoderConfig encoder_options make_encoder stem_for strides_over_a_pixel",
-    weights="load_weights_",
+    weights="load_weights_ run_encoder",
 )

@@ -9,11 +9,13 @@ other of the same layers. Names are timm's, which for ResNets are torchvision's,
 ``nn.Sequential`` of the model's children. What stands beside them, such as heads and queues, is left.
 """
 
+import json
 import math
 import os
 import pickle
 import pickletools
 import re
+import shlex
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -126,6 +128,30 @@ def load_weights_(encoder: nn.Module, weights: Path | str, *, name: str) -> str:
     said += f" (prefix {prefixes[0]})" if prefixes[0] else ""
     said += f"; left: {left}" if left else ""
     return said + (f"; {', '.join(prefixes[1:])} would fit too" if others else "")
+
+
+def run_encoder(weights: Path | str) -> dict[str, Any] | None:
+    """Name, stem and options of the encoder in a file that a run of ours has written; None of others' files.
+
+    Args:
+        weights: what ``encoder.weights`` says.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    if weights in ("random", "timm"):
+        return None
+    path = _file(weights)
+    is_checkpoint = path.parent.name == "checkpoints"
+    card = path.parents[1] / "backbone.json" if is_checkpoint else path.with_suffix(".json")
+    values = json.loads(card.read_text()) if card.is_file() else None
+    if not isinstance(values, dict) or "architecture" not in values:
+        return None
+    return {
+        "name": values["architecture"],
+        "options": values.get("options", {}),
+        "stem": values.get("stem", "imagenet"),
+    }
 
 
 def _file(weights: Path | str) -> Path:
@@ -255,31 +281,39 @@ def _refusal(
     tensors: dict[str, Tensor],
     places: list[_Place],
 ) -> str:
+    run = run_encoder(path) or {}
+    said = {key: value if isinstance(value, str) else json.dumps(value) for key, value in run.items()}
+    made = " ".join(f"--encoder.{key} {shlex.quote(value)}" for key, value in said.items())
     place = max(places, key=lambda place: place.num_found, default=None)
     if place is None or 2 * place.num_found < min(len(wanted), len(tensors)):
         shared = os.path.commonprefix(list(tensors)).rpartition(".")[0]  # noqa: RUF071  # parts end at dots
         groups = _groups(list(tensors), shared and f"{shared}.")
-        return f"{path} holds no encoder with the names of {name}; it holds {groups or 'no state dict'}"
+        return f"{path} holds no encoder with the names of {name}; it holds {groups or 'no state dict'}" + (
+            f"; it was made with {made}" if made else ""
+        )
     listed = place.problems[:_LISTED]
     if more := len(place.problems) - len(listed):
         listed.append(f"and {more} more")
     shapes = {key: tensors[found].shape for key, found in place.names.items() if found in tensors}
-    hints = "".join(f"; {hint}" for hint in _hints(encoder, wanted, shapes))
+    hints = "".join(f"; {hint}" for hint in _hints(encoder, wanted, shapes, made))
     return (
         f"{path} does not fit {name}{hints or '; use the name, stem, options and channels it was made with'}:"
         + "".join(f"\n  {problem}" for problem in listed)
     )
 
 
-def _hints(encoder: nn.Module, wanted: dict[str, Tensor], shapes: dict[str, torch.Size]) -> Iterator[str]:
-    """What to set so that the first convolution and the position embedding have the shapes in the file."""
+def _hints(encoder: nn.Module, wanted: dict[str, Tensor], shapes: dict[str, torch.Size], made: str) -> Iterator[str]:
+    """What to set so that the encoder has the shapes in the file, as far as they tell where it is not known."""
     first = next((key for key in wanted if wanted[key].ndim == 4 and key in shapes and len(shapes[key]) == 4), None)
     if first is not None:
         _, channels, *kernel = shapes[first]
         if channels != wanted[first].shape[1]:
             yield f"it takes {channels} channels: --data.channels {channels}"
-        if isinstance(encoder, ResNet) and kernel != [*wanted[first].shape[2:]]:
+        if not made and isinstance(encoder, ResNet) and kernel != [*wanted[first].shape[2:]]:
             yield f"it has another stem: --encoder.stem {'imagenet' if kernel == [7, 7] else 'small (or small_pool)'}"
+    if made:
+        yield f"it was made with {made}"
+        return
     position = shapes.get("pos_embed")
     if position is not None and position != wanted["pos_embed"].shape and len(position) == 3:
         grid = math.isqrt(position[1] - getattr(encoder, "num_prefix_tokens", 0))

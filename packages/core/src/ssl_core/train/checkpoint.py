@@ -42,8 +42,8 @@ def save_checkpoint(
         batches: state of the batches, tensors and plain values.
         step: optimizer steps done; with the config it gives the epoch and the position in it.
         config: the run's complete configuration, plain values only.
-        data: what tells the run's images from others, what they are normalized by, and what was ``asked`` for and gave
-            way to them, by key; plain values only.
+        data: what tells the run's images from others, what they are normalized by, what was ``asked`` for and gave
+            way to them, by key, and keys that the user had set ``in_part``; plain values only.
 
     Raises:
         OSError: if the file cannot be written; says whether there is an earlier one.
@@ -105,7 +105,9 @@ def load_run(path: Path, config: Config, given: Collection[str] | None) -> tuple
     content = load_checkpoint(path)
     now = dict(leaves(config))
     same = [
-        key for key, asked in content["data"]["asked"].items() if now[key] == asked and not is_given(given or (), key)
+        key
+        for key, asked in content["data"]["asked"].items()
+        if now[key] == asked and (key in content["data"].get("in_part", ()) or not is_given(given or (), key))
     ]
     if same:
         config = with_plain_values(config, {key: value_at(content["config"], key) for key in same})
