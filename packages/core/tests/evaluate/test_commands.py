@@ -24,6 +24,7 @@ from ssl_core.evaluate import (
     evaluate_linear,
     evaluate_similarity,
     evaluate_transfer,
+    evaluate_voc07,
     evaluation_view,
     export,
     extract_features,
@@ -455,13 +456,30 @@ def test_embed_refuses_what_it_cannot_write_before_the_work(tmp_path):
         embed("nowhere", str(tmp_path / "missing" / "x.npz"))
 
 
-@pytest.mark.parametrize("command", [evaluate_knn, evaluate_linear, evaluate_similarity, evaluate_transfer])
+@pytest.mark.parametrize(
+    "command", [evaluate_knn, evaluate_linear, evaluate_similarity, evaluate_transfer, evaluate_voc07]
+)
 def test_a_folder_that_is_missing_is_refused_before_anything_is_loaded(command, tmp_path, monkeypatch):
     monkeypatch.setattr("ssl_core.evaluate.subject.load_encoder", lambda *_, **__: pytest.fail("it was loaded"))
     (tmp_path / "file").touch()
     for name in ("missing", "file"):
         with pytest.raises(FileNotFoundError, match=f"there is no folder {tmp_path / name} to write the result to"):
             command("pixels", like="run", out=str(tmp_path / name), data=DataConfig(source="."))
+
+
+@pytest.mark.parametrize(
+    "command", [evaluate_knn, evaluate_linear, evaluate_similarity, evaluate_transfer, evaluate_voc07]
+)
+def test_a_folder_that_cannot_be_written_is_refused_before_images_are_encoded(command, run, root, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(f"cannot write to {folder}")
+
+    monkeypatch.setattr("ssl_core.evaluate.subject.check_writable", refuse)
+    monkeypatch.setattr(Subject, "extract", lambda *_, **__: pytest.fail("images were encoded"))
+    voc = {"data": DataConfig(root=str(root), workers=0), "protocol": "clsa"}
+    options = voc if command is evaluate_voc07 else {}
+    with pytest.raises(PermissionError, match=f"cannot write to {run}"):
+        command(str(run), **options, **QUIET)
 
 
 def test_an_export_is_the_last_checkpoint(run, method, tmp_path):

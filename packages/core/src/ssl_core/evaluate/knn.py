@@ -222,6 +222,7 @@ def evaluate_knn(
         ValueError: for missing labels, k beyond the training images, and what does not fit together.
     """
     subject = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed, out=out)
+    subject.check_folder(out)
     train, test = sources or (open_source(subject.data, split=split) for split in ("labelled", "test"))
     k = checked_neighbours(train, test, 200 if k is None else k, fewer=k is None)
     bank = subject.extract(train, "training features" if progress else "").to(device)

@@ -42,7 +42,6 @@ from ssl_core.evaluate.protocol import (
     view_for_training,
 )
 from ssl_core.evaluate.subject import Precision, Subject, load_subject
-from ssl_core.folder import check_writable
 from ssl_core.philox import permutation
 from ssl_core.progress import progress_bar
 from ssl_core.train import TrainConfig
@@ -293,9 +292,8 @@ def evaluate_linear(
         print(plan, flush=True)
     if dry_run:
         return plan.settings()
+    subject.check_folder(out)
     folders = Folders(subject.folder(out), f"linear-{protocol}", range(seed, seed + trials))
-    if folders.folder is not None:
-        check_writable(folders.folder)
     train, test = (
         decoded(images, subject.data, split=split) for split, images in (("labelled", labelled), ("test", unseen))
     )

@@ -129,6 +129,7 @@ def evaluate_similarity(
         ValueError: for missing labels, images of one class or of no two of any, and what does not fit together.
     """
     subject = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed, out=out)
+    subject.check_folder(out)
     test = open_source(subject.data, split="test")
     found = subject.extract(test, "test features" if progress else "")
     result: dict[str, Any] = {

@@ -16,6 +16,7 @@ from ssl_core.data.source import readable
 from ssl_core.evaluate.encoder import Layer, load_encoder, run_data
 from ssl_core.evaluate.features import Features, evaluating, evaluation_view, extract_features
 from ssl_core.files import write_json
+from ssl_core.folder import check_writable
 from ssl_core.views import ViewSpec
 
 Precision: TypeAlias = Literal["float32", "bfloat16", "tf32"]
@@ -144,6 +145,15 @@ class Subject(NamedTuple):
         if out is None and not path.exists():
             return None
         return Path(out) if out is not None else path if path.is_dir() else path.parent
+
+    def check_folder(self, out: str | None) -> None:
+        """Find that the folder of results cannot be written before any work is done.
+
+        Raises:
+            OSError: naming it, and why.
+        """
+        if (folder := self.folder(out)) is not None:
+            check_writable(folder)
 
     def save(self, result: dict[str, Any], name: str, out: str | None) -> None:
         """Write a result as JSON to a folder; None is the encoder's own, and none where it has no folder."""

@@ -443,6 +443,7 @@ def evaluate_transfer(
     result = {**plan.settings(), "features": features, "image_size": view.sizes[0], "seed": seed, **subject.settings()}
     if dry_run:
         return result
+    subject.check_folder(out)
     result["sets"] = {}
     for task in tasks:
         result["sets"][task.name] = run_task(task, subject, view, chosen, progress=progress)

@@ -361,7 +361,7 @@ def evaluate_voc07(
         lr=lr,
         batch_size=batch_size,
     )
-    subject = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed)
+    subject = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed, out=out)
     size = subject.card.image_size
     data = dataclasses.replace(data, source=VOC_NAME, channels=data.channels or subject.card.channels)
     subject = subject._replace(data=data)
@@ -383,6 +383,7 @@ def evaluate_voc07(
     settings = {**plan.settings(), "difficult": chosen.difficult or "negative", "features": features, "seed": seed}
     if dry_run:
         return settings
+    subject.check_folder(out)
     train, test = (decoded(each, data, split=split) for each, split in ((images, "labelled"), (unseen, "test")))
     tested = _features(subject, test, view, "test features" if progress else "")
     result: dict[str, Any]
@@ -398,7 +399,6 @@ def evaluate_voc07(
             f"{percent['image_ap']}; highest score present {percent['first_present']} (protocol {protocol}, "
             f"{chosen.epochs} epochs, difficult negative, {len(tested.values)} images)"
         )
-        folders.remove()
     else:
         labelled = _features(subject, train, view, "training features" if progress else "")
         labelled, tested = (VocImages(unit_length(each.features), each.values) for each in (labelled, tested))
@@ -410,6 +410,8 @@ def evaluate_voc07(
             result["shots"][str(each)] = found
     result |= {**settings, **subject.settings(train=train, test=test)}
     subject.save(result, f"voc07-{protocol}.json", out)
+    if chosen.kind == "linear":
+        folders.remove()
     return result
 
 
