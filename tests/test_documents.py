@@ -60,6 +60,7 @@ FOREIGN = {
     "--cpus-per-task": "sbatch's",
     "--gpus-per-node": "sbatch's",
     "--jaxtyping-packages": "pytest's, by jaxtyping",
+    "--method.base.mocov2.queue.length": "a part of --method.base",
     "--method.encoder": "where a checkpoint has weights",
     "--method.momentum_schedule": "of an earlier version",
     "--method.no_such_option": "what a check tries",

@@ -152,7 +152,7 @@ def decided(config: Config, seen: Seen, machine: Machine, given: Collection[str]
 
     of_run = run_encoder(config.encoder.weights)
     for option, value in (of_run or {}).items():
-        decide(f"encoder.{option}", value, "of the run that encoder.weights names", str(value))
+        decide(option, value, "of the run that encoder.weights names", str(value))
     if of_run is None:
         name = _encoder_name(number, machine)
         decide("encoder.name", name, f"for {number:,} images on {machine}", name)

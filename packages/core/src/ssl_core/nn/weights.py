@@ -131,7 +131,7 @@ def load_weights_(encoder: nn.Module, weights: Path | str, *, name: str) -> str:
 
 
 def run_encoder(weights: Path | str) -> dict[str, Any] | None:
-    """Name, stem and options of the encoder in a file that a run of ours has written; None of others' files.
+    """Name, options and stem, by key, of the encoder in a file that a run of ours has written; None of others' files.
 
     Args:
         weights: what ``encoder.weights`` says.
@@ -148,9 +148,9 @@ def run_encoder(weights: Path | str) -> dict[str, Any] | None:
     if not isinstance(values, dict) or "architecture" not in values:
         return None
     return {
-        "name": values["architecture"],
-        "options": values.get("options", {}),
-        "stem": values.get("stem", "imagenet"),
+        "encoder.name": values["architecture"],
+        "encoder.options": values.get("options", {}),
+        "encoder.stem": values.get("stem", "imagenet"),
     }
 
 
@@ -283,7 +283,7 @@ def _refusal(
 ) -> str:
     run = run_encoder(path) or {}
     said = {key: value if isinstance(value, str) else json.dumps(value) for key, value in run.items()}
-    made = " ".join(f"--encoder.{key} {shlex.quote(value)}" for key, value in said.items())
+    made = " ".join(f"--{key} {shlex.quote(value)}" for key, value in said.items())
     place = max(places, key=lambda place: place.num_found, default=None)
     if place is None or 2 * place.num_found < min(len(wanted), len(tensors)):
         shared = os.path.commonprefix(list(tensors)).rpartition(".")[0]  # noqa: RUF071  # parts end at dots
