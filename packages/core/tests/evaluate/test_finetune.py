@@ -315,6 +315,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(run, capsys):
         ({"trials": 0}, "trials must be at least 1, got 0"),
         ({"steps": 3}, r"protocol clim_semi has no steps to set to 3; protocols that do: simclr_transfer, "),
         ({"batch_size": 16}, "15 training images are less than one batch of 16; give a smaller batch_size"),
+        ({"precision": "tf32"}, "precision tf32 is one of GPUs, and this is cpu; take float32 or bfloat16"),
         ({"lr": 0.0}, r"lr of a fine-tuning must be positive, not \(0\.0,\)"),
         ({"lr": 1e30, "lr_head": 1e30}, r"diverged at step 1 of 4 at learning rate 1e\+30; give a smaller lr"),
         (

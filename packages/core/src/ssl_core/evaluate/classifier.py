@@ -193,8 +193,14 @@ def check_batch_size(batch_size: int, num_images: int) -> None:
 
 
 @contextlib.contextmanager
-def matmuls_in(precision: Precision) -> Iterator[None]:
-    """TF32 in a GPU's products and convolutions of float32 where it is asked for, and not otherwise."""
+def matmuls_in(precision: Precision, device: torch.device | str) -> Iterator[None]:
+    """TF32 in a GPU's products and convolutions of float32 where it is asked for, and not otherwise.
+
+    Raises:
+        ValueError: if it is asked for on another device.
+    """
+    if precision == "tf32" and torch.device(device).type != "cuda":
+        raise ValueError(f"precision tf32 is one of GPUs, and this is {device}; take float32 or bfloat16")
     backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [backend.allow_tf32 for backend in backends]
     try:

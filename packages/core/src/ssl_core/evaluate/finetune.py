@@ -357,7 +357,7 @@ def evaluate_finetune(
 
     tune = partial(fine_tune, protocol=chosen, settings=kept, metric=metric, progress=progress)
     setting, points = grid[0], list[Point]()
-    with matmuls_in(precision):
+    with matmuls_in(precision, device):
         if held is not None:
             fitted, validation = (decoded(labelled.subset(indices), subject.data) for indices in (train_on, held))
             chosen_by = targets_of(fitted, validation)

@@ -300,7 +300,7 @@ def evaluate_linear(
     random_view = None if crop == "center" else view_for_random_crops(chosen, crop, subject.card.image_size)
     cut_seeds = [seed + draw for draw in range(crop_seeds or 3)]
     settings = {**plan.settings(), "features": features, "precision": precision, "digest": subject.digest()}
-    with matmuls_in(precision):
+    with matmuls_in(precision, device):
         results, classifier = linear_probe(
             subject,
             train,
