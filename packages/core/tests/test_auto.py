@@ -58,6 +58,14 @@ def test_views_are_as_large_as_the_machine_trains_and_no_larger_than_images(side
     assert sizes(decide(PHOTOS._replace(sides=sides), machine)) == [size, size]
 
 
+@pytest.mark.parametrize(("sides", "said"), [((28, 28, 28), "28 px"), ((5, 6, 7), "5 to 7 px")])
+def test_small_images_are_the_reason_for_small_views(sides, said):
+    assert (
+        decided(recipe(), PHOTOS._replace(sides=sides), LAPTOP, ())[1][0].reason
+        == f"images have a short side of {said}"
+    )
+
+
 def test_views_keep_their_proportions():
     config = recipe("--views", "[{size: [32, 16]}, {size: 24}]")
     assert sizes(decide(PHOTOS._replace(sides=(500,)), GPU, config=config)) == [224, 112, 168]

@@ -201,7 +201,8 @@ def _view_size(sides: Sequence[int], machine: Machine) -> tuple[int, str]:
         largest = 224 if machine.memory_gib >= 15 else 128
     median = sides[len(sides) // 2]
     if median < largest:
-        return max(8, 4 * (median // 4)), f"images have a short side of {sides[0]} to {sides[-1]} px"
+        span = f"{sides[0]}" if sides[0] == sides[-1] else f"{sides[0]} to {sides[-1]}"
+        return max(8, 4 * (median // 4)), f"images have a short side of {span} px"
     return largest, f"trains on {machine} in reasonable time; images have {sides[0]} px and more"
 
 

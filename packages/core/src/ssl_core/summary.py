@@ -28,7 +28,7 @@ def summary(run: Run[PretrainConfig, Method]) -> str:
         length = f"{training.steps:,} steps, {training.steps / steps:.1f} epochs"
     lines = {
         "run": f"{run.folder}",
-        "data": f"{run.source.name}: {len(run.source):,} images, {card.channels} channels, "
+        "data": f"{run.source.name}: {len(run.source):,} images, {card.channels} channel{'s' * (card.channels > 1)}, "
         f"mean ({numbers[0]}), std ({numbers[1]})",
         "views": f"{views} (rendered by {_renderer_text(batches, config.data.workers)})",
         "encoder": f"{card.architecture}, {stems[card.stem]}, {parameters:.1f} M parameters, "
