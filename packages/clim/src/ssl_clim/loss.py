@@ -36,10 +36,10 @@ def clim_loss(
         mixed_query: (n d), or (r n d) at r resolutions, l2-normalized; gradient flows.
         anchor_key: (n d), or (s n d) at s resolutions, l2-normalized, no gradient.
         neighbour_key: shaped as ``anchor_key``, l2-normalized, no gradient.
-        ratio: (n), or (r n), in [0, 1]: how much of each mixed image is its anchor's. Ones make it MoCo v2's loss.
+        ratio: (n), or (r n), fraction of each mixed image that is its anchor's, in [0, 1]. Ones make it MoCo v2's loss.
         columns: keys of the queue, (k d), l2-normalized, no gradient; ``Columns`` of a queue that is still filling.
-        temperature: tau, > 0.
-        reduction: ``sum`` over pairs of resolutions, as in equation (6), or ``mean``.
+        temperature: tau, divisor of the similarities, > 0.
+        reduction: ``sum`` over pairs of resolutions, as in equation (6), or their ``mean``.
         backend: implementation of ``ssl_core.ops.queue_attention``; None lets it choose.
 
     Returns:
@@ -57,25 +57,25 @@ def clim_loss(
     queries = mixed_query
     keys = torch.stack([anchor_key, neighbour_key])
     if queries.ndim == 2:
-        queries = queries[None]
+        queries = queries[None]  # (r n d)
     if keys.ndim == 3:
-        keys = keys[:, None]
+        keys = keys[:, None]  # (2 s n d)
     if ratio.ndim == 1:
-        ratio = ratio[None]
+        ratio = ratio[None]  # (r n)
     if keys.shape[2:] != queries.shape[1:] or ratio.shape != queries.shape[:2]:
         raise ValueError(
             f"sizes disagree: mixed_query {tuple(mixed_query.shape)}, keys {tuple(anchor_key.shape)}, "
             f"ratio {tuple(ratio.shape)}"
         )
     num_queries, num_keys = len(queries), keys.shape[1]
-    positives = keys[:, :, None].expand(-1, -1, num_queries, -1, -1)
+    positives = keys[:, :, None].expand(-1, -1, num_queries, -1, -1)  # (2 s r n d)
     nce = info_nce(
-        queries.flatten(0, 1),
-        positives.reshape(2 * num_keys, -1, queries.shape[2]),
+        queries.flatten(0, 1),  # (rn d)
+        positives.reshape(2 * num_keys, -1, queries.shape[2]),  # (2s rn d)
         columns,
         temperature,
         backend=backend,
-    )
-    of_anchor, of_neighbour = nce.view(2, num_keys, *ratio.shape)
-    loss: Tensor = ratio * of_anchor + (1 - ratio) * of_neighbour
+    )  # (2s rn)
+    of_anchor, of_neighbour = nce.view(2, num_keys, *ratio.shape)  # (s r n) each
+    loss: Tensor = ratio * of_anchor + (1 - ratio) * of_neighbour  # (s r n)
     return loss.mean() if reduction == "mean" else loss.sum(dim=(0, 1)).mean()

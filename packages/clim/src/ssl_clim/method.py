@@ -23,13 +23,13 @@ class CLIMConfig:
     """Settings of :class:`CLIM`.
 
     Attributes:
-        mixing: ``cutmix`` or ``mixup``; or ``none``, where the queries are the image's own and the partner has no
-            view but its key.
+        mixing: way to mix an image with its partner, ``cutmix`` or ``mixup``; or ``none``: the queries are then the
+            image's own, and the partner has no view but its key.
         alpha: parameter of Beta(alpha, alpha), the distribution of each mixture's ratio.
         per_batch: whether one ratio and one box serve all images of a batch.
-        ratio: weight of the image's own key with CutMix: the ``area`` of it that is left, or the sampled ratio,
-            ``beta``.
-        partner_only: without mixing, whether the query is attracted to the partner's key alone and not to its own.
+        ratio: weight of the image's own key with CutMix: the part of its ``area`` that is left, or the ratio as it was
+            sampled, ``beta``.
+        partner_only: whether, without mixing, a query is attracted to the partner's key alone and not to its image's.
         reduction: ``sum`` over pairs of a query and a key, as in equation (6), or ``mean``.
         temperature: tau, divisor of the similarities.
         queue: past keys, the negatives.
@@ -61,14 +61,16 @@ class CLIMConfig:
 class CLIM(nn.Module):
     """Center-wise Local Image Mixture (Li et al., 2020, arXiv 2011.02697).
 
-    An image's views are its queries and, last, its key. A neighbour, its *partner*, has as many: each query is mixed
-    with the partner's query of the same place, and attracted to both keys. A view of several sizes is a query (or a
-    key) at each of them, and every query meets every key: several resolutions are so many sizes of both, multi-crop
-    is more and smaller queries. While images have no partners (the first epochs, say) it is MoCo v2.
+    An image's views are its queries and, last, its key. Its *partner*, a neighbor of the image, has as many views.
+    Each query is mixed with the partner's query in the same place, and attracted to the keys of both.
+
+    A view of several sizes is a query (or a key) at each of them, and every query meets every key. The paper's
+    multi-resolution is several sizes of both; its multi-crop is more queries, and smaller ones. While images have no
+    partners, as in the first epochs, the method is MoCo v2.
 
     Args:
         encoder: (n c h w) -> (n f), trained; the backbone that the run exports.
-        projector: (n f) -> (n d).
+        projector: head after the encoder, (n f) -> (n d).
         config: settings of the method.
         views: views of each image and its partner, in any order; see ``mixing``.
         dim: d, width of the projector's output.
@@ -103,7 +105,7 @@ class CLIM(nn.Module):
         """The loss of one micro-batch: equation (6) of the paper.
 
         Args:
-            views: one (n c h w) tensor for each size of each view; those of partners may be left out.
+            views: one (n c h w) tensor for each size of each view; those of the partners may be left out.
             step: place in the training.
         """
         config = self.config

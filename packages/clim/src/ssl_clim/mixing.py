@@ -1,9 +1,9 @@
-"""Mixing an image with its neighbour: CutMix and mixup.
+"""Mixtures of an image and its neighbor: CutMix and mixup.
 
     x_mix = M * x + (1 - M) * x~                                                                 (3)
 
-What is random about a mixture is drawn from the counter-based stream, so it depends on neither the number of
-processes nor the device.
+The random numbers of a mixture come from the counter-based stream, so they depend on neither the number of processes
+nor the device.
 """
 
 from typing import NamedTuple
@@ -15,16 +15,16 @@ from torch import Tensor
 
 from ssl_core.philox import uniform
 
-# Stands where the stream of a view has its index, which is never as large: "mix", and a byte for which one.
+# Takes the place of a view's index in its stream, which is never as large: "mix", and a byte to tell mixtures apart.
 _MIXING_STREAM = 0x6D697800
 
 
 class Mixture(NamedTuple):
-    """What is random about the mixtures of a batch.
+    """The random numbers of a batch's mixtures.
 
     Attributes:
-        ratio: (n) lambda, drawn from Beta(alpha, alpha).
-        center: (n 2) of the box, as fractions of height and width.
+        ratio: (n) lambda of each image, a sample of Beta(alpha, alpha).
+        center: (n 2) center of each image's box, as fractions of height and width.
     """
 
     ratio: Float64[Tensor, " n"]
@@ -34,18 +34,18 @@ class Mixture(NamedTuple):
 def draw_mixtures(
     seed: int, step: int, rows: Int64[Tensor, " n"], *, alpha: float, per_batch: bool = False, stream: int = 0
 ) -> Mixture:
-    """Draw the ratio and the box's center of each mixture.
+    """The ratio and the box's center of each mixture, sampled.
 
     Args:
         seed: seed of the run.
         step: optimizer steps done.
         rows: (n) numbers of the images in the global batch.
-        alpha: > 0, of the Beta distribution; large values make ratios near 1/2.
-        per_batch: one draw for all rows, as CutMix's code has it.
-        stream: number in [0, 256) that tells the draws of one step apart.
+        alpha: parameter of the Beta distribution, > 0; large values make ratios near 1/2.
+        per_batch: whether one sample serves all rows, as in CutMix's code.
+        stream: number in [0, 256) that tells apart the samples of one step.
 
     Returns:
-        The draws, on the CPU.
+        The samples, on the CPU.
 
     Example:
         >>> mixtures = draw_mixtures(0, 7, torch.tensor([3, 4]), alpha=2.0)
@@ -66,18 +66,18 @@ def cutmix(
 ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, " n"]]:
     """Paste a box of each partner into its image, at the same place.
 
-    The box has sides sqrt(1 - lambda) of the image's and its center anywhere in the image; what lies outside of it
-    is cut off. The same mixtures at another size paste the same box at that resolution.
+    The sides of the box are sqrt(1 - lambda) times the image's, and its center may be anywhere in the image, whose
+    edges clip the box. The same mixtures at another size paste the same box at that resolution.
     Paper: Yun et al., 2019, section 3.1, arXiv 1905.04899.
 
     Args:
-        images: (n c h w).
-        partners: (n c h w).
+        images: (n c h w) images.
+        partners: (n c h w) partner of each image.
         mixtures: mixtures of the n rows.
 
     Returns:
-        (n c h w) mixed images, and (n) the fraction of each that is its own image's: the mask's mean, exactly, which
-        a clipped box makes larger than lambda.
+        (n c h w) mixed images, and (n) fractions of them that are the image's own. A fraction is the exact mean of
+        the mask, which a clipped box makes larger than lambda.
 
     Example:
         >>> half = Mixture(torch.tensor([0.75]).double(), torch.tensor([[0.0, 0.5]]).double())
@@ -88,12 +88,12 @@ def cutmix(
     inside = []
     for axis, length in enumerate(images.shape[2:]):
         center, side = mixtures.center[:, axis], (1 - mixtures.ratio).sqrt()
-        edges = torch.stack([(center + sign * side / 2) * length for sign in (-1, 1)], dim=1).round()
+        edges = torch.stack([(center + sign * side / 2) * length for sign in (-1, 1)], dim=1).round()  # (n 2)
         edges = edges.to(images.device, torch.float32, non_blocking=True)
         pixels = torch.arange(length, device=images.device)
-        inside.append((pixels >= edges[:, :1]) & (pixels < edges[:, 1:]))
-    box = inside[0][:, :, None] & inside[1][:, None, :]
-    kept = 1 - box.float().mean(dim=(1, 2))
+        inside.append((pixels >= edges[:, :1]) & (pixels < edges[:, 1:]))  # (n h), then (n w)
+    box = inside[0][:, :, None] & inside[1][:, None, :]  # (n h w)
+    kept = 1 - box.float().mean(dim=(1, 2))  # (n)
     return torch.where(box[:, None], partners, images), kept
 
 
@@ -105,9 +105,9 @@ def mixup(
     Paper: Zhang et al., 2018, equation (1), arXiv 1710.09412.
 
     Args:
-        images: (n c h w).
-        partners: (n c h w).
-        mixtures: mixtures of the n rows; their boxes play no part.
+        images: (n c h w) images.
+        partners: (n c h w) partner of each image.
+        mixtures: mixtures of the n rows, whose boxes play no part.
 
     Returns:
         (n c h w) mixed images, and (n) lambda.

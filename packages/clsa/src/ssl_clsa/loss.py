@@ -13,7 +13,7 @@ class CLSALoss(NamedTuple):
     """Scalars, nats, with gradient to the queries.
 
     Attributes:
-        total: contrastive + divergence_weight divergence.
+        total: contrastive + divergence_weight times divergence, the loss.
         contrastive: InfoNCE of the weak queries.
         divergence: cross-entropy of the strong queries with the weak ones' softmax.
     """
@@ -46,9 +46,10 @@ def clsa_loss(
     Paper: Wang and Qi, 2021, 2104.07713.  z'_i = weak_queries, z''_j = strong_queries, z = key, tau = temperature,
     beta = divergence_weight; k runs over the own key and the columns.
     tau_2 = divergence_temperature divides both sides of (4); it is the code's ``clsa_t``.
-    Cross-entropy is linear in its target, so sum_i L_D(i, j) is w times that of the mean target: one pass over the
-    queue and s cross-entropies give all w s terms.
-    Where no key but the own counts, the loss is 0. Computed in float32 (float64 for float64), whatever autocast says.
+    Cross-entropy is linear in its target, so sum_i L_D(i, j) is w times the cross-entropy with the mean target: one
+    pass over the queue and s cross-entropies give all w s terms.
+    The loss is 0 where a query has no key but its own. Computed in float32 (float64 for float64), whatever autocast
+    says.
 
     Args:
         weak_queries: (w n d) w >= 1 weak views, l2-normalized, of the online branch; gradient flows.
@@ -57,12 +58,12 @@ def clsa_loss(
         key: (n d) l2-normalized, of the momentum branch, no gradient; the positive of all queries.
         columns: keys that all queries are compared with: a queue (k d) alone, as in the paper, or ``Columns`` with the
             other keys of the global batch, as in the released code.
-        temperature: > 0, of InfoNCE.
-        divergence_temperature: > 0, of both sides of the divergence.
-        divergence_weight: >= 0.
-        reduction: "sum" over views and pairs of views, as the released code, or their "mean".
-        detach_target: False lets gradient into the weak queries through the target as well; dense, in n k memory for
-            each set of queries, with backend "reference" alone.
+        temperature: tau, divisor of InfoNCE's similarities, > 0.
+        divergence_temperature: tau_2, divisor of the similarities on both sides of the divergence, > 0.
+        divergence_weight: beta, weight of the divergence, >= 0.
+        reduction: "sum" over views and pairs of views, as in the released code, or their "mean".
+        detach_target: whether the target is a constant. False lets gradient into the weak queries through it as well;
+            that is dense, in n k memory for each set of queries, and for backend "reference" alone.
         backend: implementation of ``ssl_core.ops.queue_attention``; None lets it choose.
 
     Returns:
@@ -101,12 +102,12 @@ def clsa_loss(
         target_of = slice(num_weak + num_strong, None)
         queries.append(weak_queries)
         temperatures += [divergence_temperature] * num_weak
-    softmax = key_softmax(torch.cat(queries), key, columns, temperatures, backend=backend)
+    softmax = key_softmax(torch.cat(queries), key, columns, temperatures, backend=backend)  # (v n), v >= w + s
     # The mean of the keys under the mean of the weak queries' softmaxes.
-    target = softmax.expectation[target_of].mean(dim=0)
+    target = softmax.expectation[target_of].mean(dim=0)  # (n d)
     if detach_target:
         target = target.detach()
-    strong_lse, strong_logit = softmax.lse[num_weak:][:num_strong], (strong_queries * target).sum(dim=-1)
+    strong_lse, strong_logit = softmax.lse[num_weak:][:num_strong], (strong_queries * target).sum(dim=-1)  # (s n)
     contrastive_w = -softmax.log_prob[:num_weak].mean(dim=1)
     divergence_s = (strong_lse - strong_logit / divergence_temperature).mean(dim=1)
     contrastive, divergence = contrastive_w.sum(), num_weak * divergence_s.sum()

@@ -26,18 +26,19 @@ class CLSAConfig:
 
     Attributes:
         num_weak: number of weak views.
-        strong_loss: loss of the strong views: ``ddm``, the divergence from the weak ones (distributional divergence
-            minimization); ``contrastive``, InfoNCE as the weak ones'; ``none``, for baselines without strong views.
+        strong_loss: loss of the strong views: ``ddm``, their divergence from the weak ones (distributional divergence
+            minimization); ``contrastive``, InfoNCE, as for the weak ones; ``none``, for baselines without strong views.
         temperature: tau, divisor of InfoNCE's similarities.
-        divergence_temperature: divisor of both sides of the divergence (``clsa_t`` in the released code).
-        divergence_weight: beta (``alpha`` in the released code).
-        in_batch_negatives: whether the other keys of the global batch are columns too, as in the released code; the
-            paper has the own key and the queue.
+        divergence_temperature: divisor of the similarities on both sides of the divergence (``clsa_t`` in the released
+            code).
+        divergence_weight: beta, weight of the divergence (``alpha`` in the released code).
+        in_batch_negatives: whether a query is also compared with the other keys of the global batch, as in the
+            released code; in the paper it is compared with its own key and the queue.
         reduction: ``sum`` over views and pairs of views, as in the released code, or their ``mean``.
-        detach_target: whether the target is a constant; False lets gradient into the weak queries through it, dense,
-            for small queues.
-        symmetric: whether view 1, the first weak view, also gives keys, for which view 0 is the weak query in its
-            place; the loss is the mean of both halves, and both views' keys are enqueued.
+        detach_target: whether the target is a constant. False lets gradient into the weak queries through it, by a
+            dense computation for small queues.
+        symmetric: whether view 1, the first weak view, gives keys too, with view 0 as the weak query in its place. The
+            loss is then the mean of both halves, and the keys of both views are enqueued.
         queue: past keys, the negatives.
         momentum: moving average of the online branch, which makes the keys.
     """
@@ -74,12 +75,13 @@ class CLSAConfig:
 class CLSA(nn.Module):
     """Contrastive Learning with Stronger Augmentations (Wang and Qi, TPAMI 2022, arXiv 2104.07713).
 
-    View 0 is the key view, which goes to the momentum branch. Views 1 to ``num_weak`` are weak, all others strong; they
-    go to the online branch. Weak queries have InfoNCE; strong ones learn the weak ones' distribution over the keys.
+    View 0 is the key view, which goes to the momentum branch. Views 1 to ``num_weak`` are weak and all others strong;
+    both go to the online branch. Weak queries learn by InfoNCE, strong ones learn the distribution of the weak ones
+    over the keys.
 
     Args:
         encoder: (n c h w) -> (n f), trained; the backbone that the run exports.
-        projector: (n f) -> (n d).
+        projector: head after the encoder, (n f) -> (n d).
         config: settings of the method.
         views: views of each image: key view, weak views, strong views.
         dim: d, width of the projector's output.
@@ -115,7 +117,7 @@ class CLSA(nn.Module):
             raise ValueError(
                 f"strong_loss {config.strong_loss!r} needs strong views: {described}; add some, or take 'none'"
             )
-        # Queries that have InfoNCE.
+        # Queries that learn by InfoNCE.
         self.num_contrastive = num_queries if config.strong_loss == "contrastive" else config.num_weak
 
         self.encoder = encoder

@@ -37,10 +37,10 @@ class SimCLR:
 
     def loss(self, first: Embedded, second: Embedded) -> Float[Tensor, ""]:
         """NT-Xent of two views, nats."""
-        a, b = unit(given(first.prediction)), unit(given(second.prediction))
+        a, b = unit(given(first.prediction)), unit(given(second.prediction))  # (n d)
         if distributed.world_size() == 1:
             return nt_xent(a, b, self.temperature)
-        batch = distributed.gather_with_grad(a), distributed.gather_with_grad(b)
+        batch = distributed.gather_with_grad(a), distributed.gather_with_grad(b)  # (m d) of all processes
         return nt_xent(a, b, self.temperature, batch=batch, row_offset=distributed.rank() * len(a))
 
 
@@ -105,7 +105,7 @@ class MoCoV2:
 
     def loss(self, first: Embedded, second: Embedded, queue: Queue) -> Float[Tensor, ""]:
         """InfoNCE of the first view's query, nats."""
-        query, key = unit(given(first.prediction)), given(second.target)
+        query, key = unit(given(first.prediction)), given(second.target)  # (n d)
         return info_nce(query, key, Columns(queue.keys, queue.valid_length), self.temperature).mean()
 
 
@@ -130,7 +130,7 @@ class BarlowTwins:
 
     def loss(self, first: Embedded, second: Embedded) -> Float[Tensor, ""]:
         """Distance of the cross-correlation matrix from the identity."""
-        batch = [distributed.gather_with_grad(given(view.prediction)) for view in (first, second)]
+        batch = [distributed.gather_with_grad(given(view.prediction)) for view in (first, second)]  # (m d) of all
         return barlow_twins(batch[0], batch[1], off_diagonal_weight=self.off_diagonal_weight)
 
 
@@ -148,7 +148,7 @@ def make_base(described: str | dict[str, Any]) -> Base:
     """The base that a configuration describes.
 
     Args:
-        described: a name in `BASES`, or ``{name: {setting: value}}``.
+        described: name in `BASES`, or ``{name: {setting: value}}``.
 
     Raises:
         ValueError: for an unknown base or setting, more than one base, or a number outside its range.
@@ -172,8 +172,8 @@ def make_base(described: str | dict[str, Any]) -> Base:
 
 
 def _symmetric_cosine(first: Embedded, second: Embedded) -> Tensor:
-    one = negative_cosine(given(first.prediction), given(second.target))
-    other = negative_cosine(given(second.prediction), given(first.target))
+    one = negative_cosine(given(first.prediction), given(second.target))  # (n)
+    other = negative_cosine(given(second.prediction), given(first.target))  # (n)
     return (one.mean() + other.mean()) / 2
 
 

@@ -1,4 +1,4 @@
-"""DSSL's loss: a base method's loss of standard views, and heavy views drawn to the standard views they come from."""
+"""DSSL's loss: a base's loss of standard views, and heavy views attracted to the standard views that they come from."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -14,8 +14,8 @@ class Embedded(NamedTuple):
     """One view after the networks, in the paper's words.
 
     Attributes:
-        prediction: z, (n d), with gradient; None where no term asks for it.
-        target: y, (n d), without gradient; None where no term asks for it.
+        prediction: (n d) z, with gradient; None where no term asks for it.
+        target: (n d) y, without gradient; None where no term asks for it.
     """
 
     prediction: Tensor | None
@@ -39,20 +39,22 @@ def directional_loss(
     gamma: float = 1.0,
     delta: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """The weighted sum of all ways in which standard views v and heavy views v^ may be compared.
+    """The weighted sum of the four comparisons between standard views v and heavy views v^.
 
     L = alpha L_S(v, v') + beta L_S(v^, v^') + gamma L_A(v^ -> v) + delta L_A(v -> v^)            (6)
     L_A(v^ -> v) = 1/2 [D(z^, y) + D(z^', y')],  D(z, y) = -<z, y> / (|z| |y|)                   (4)
 
-    Paper: Bai et al., 2022, 2110.13555.  L_S = pair_loss, z = prediction, y = target. Alpha = gamma = 1 and
-    beta = delta = 0 is DSSL, eq. (5), whose heavy views learn from standard ones and are never learnt from; all four
-    1 is the symmetric method; alpha alone is the base. A term of weight 0 is not computed. The 1/2 is the released
-    code's: a mean over the heavy views, however many, as L_S of several pairs of standard views is their mean.
+    Paper: Bai et al., 2022, 2110.13555.  L_S = pair_loss, z = prediction, y = target.
+
+    With alpha = gamma = 1 and beta = delta = 0 it is DSSL, eq. (5): heavy views learn from standard ones, and nothing
+    learns from heavy ones. With all four at 1 it is the symmetric method, with alpha alone the base. A term of weight
+    0 is not computed. The 1/2 is the released code's mean over the heavy views, here over any number of them; L_S of
+    several pairs of standard views is their mean as well.
 
     Args:
         standard: pairs of standard views of the same images, one pair after the other.
-        heavy: heavy views of them; two where beta is not 0.
-        pair_loss: the base's scalar loss of two views.
+        heavy: heavy views of these images; two where beta is not 0.
+        pair_loss: function that gives the base's scalar loss of two views.
         sources: standard view that each heavy view comes from.
         alpha: weight of the base's loss of standard views, >= 0.
         beta: weight of the base's loss of heavy views, >= 0.

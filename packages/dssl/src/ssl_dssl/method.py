@@ -26,21 +26,22 @@ class DSSLConfig:
     """Settings of :class:`DSSL`.
 
     Attributes:
-        base: method that learns from two views, a name with or without settings, see :func:`ssl_dssl.make_base`; kept
-            with all its settings.
-        heavy: augmentation that makes a standard view heavy: a name or a list of names and ops, as an augmentation of
-            ``views``; ``none`` trains the base alone.
+        base: method that learns from two views, given by its name, with or without settings, see
+            :func:`ssl_dssl.make_base`; kept with all its settings.
+        heavy: augmentation that makes a standard view heavy: a name or a list of names and ops, as in an augmentation
+            of ``views``; ``none`` trains the base alone.
         heavy_source: origin of the heavy views: ``derived`` from the standard views, made of the whole ``image``, or
             of ``independent`` standard views.
-        heavy_per_image: number of heavy views: 2, or 1, of the second standard view, for simclr, mocov2 and barlow.
-        naive: ``views`` makes every view heavy and learns with the base's loss; ``all_pairs`` gives all terms of
-            eq. (6) the weight 1; ``none`` is directional.
+        heavy_per_image: number of heavy views of an image: 2; or 1, of the second standard view, for simclr, mocov2
+            and barlow.
+        naive: alternative to the directional loss: ``views`` makes every view heavy and learns with the base's loss;
+            ``all_pairs`` gives all terms of eq. (6) the weight 1; ``none`` is directional.
         alpha: weight of the base's loss of standard views.
         beta: weight of the base's loss of heavy views.
         gamma: weight of heavy predictions against standard targets.
         delta: weight of standard predictions against heavy targets.
-        pairs: pairs of views of an image where the base learns alone; None is the paper's fair comparison: 2 for
-            simsiam and byol, as many forwards as with heavy views, and 1 for the others.
+        pairs: number of pairs of views of an image where the base learns alone. None is the paper's fair comparison:
+            2 for simsiam and byol, which take as many forwards as with heavy views, and 1 for the others.
     """
 
     base: str | dict[str, Any] = "simsiam"
@@ -99,12 +100,12 @@ class DSSL(nn.Module):
 
     Args:
         encoder: (n c h w) -> (n f), trained; the backbone that the run exports.
-        projector: (n f) -> (n d).
+        projector: head after the encoder, (n f) -> (n d).
         config: settings of the method.
         views: views of each image; a heavy view that is derived comes from the standard view that it is attracted
             to.
         dim: d, width of the projector's output.
-        predictor: (n d) -> (n d), for the bases that have one: SimSiam and BYOL.
+        predictor: head after the projector, (n d) -> (n d), for the bases that have one: SimSiam and BYOL.
         seed: seeds a queue's initial rows and a momentum branch's permutations.
 
     Raises:

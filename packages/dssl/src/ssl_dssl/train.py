@@ -27,8 +27,8 @@ class Config(PretrainConfig):
     """The configuration of a run; ``views`` are the two standard views, to which ``method`` adds the heavy ones.
 
     Attributes:
-        predictor: head after the projector, of simsiam and byol; null is the base's own: two layers, hidden a quarter
-            of the projector's output for simsiam, and the projector's own hidden width for byol.
+        predictor: head after the projector, for simsiam and byol. null is the base's own, of two layers: its hidden
+            width is a quarter of the projector's output for simsiam, and the projector's hidden width for byol.
     """
 
     method: DSSLConfig = field(default_factory=DSSLConfig)

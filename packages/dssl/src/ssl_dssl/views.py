@@ -7,9 +7,9 @@ from ssl_core.views import Resize, ViewOp, ViewSpec, derive
 
 
 def heavier(view: ViewSpec, heavy: Sequence[ViewOp]) -> ViewSpec:
-    """A view with the heavy augmentations after its own, and draws that it shares with no other.
+    """A view with the heavy augmentations after its own, and random numbers that it shares with no other.
 
-    t^(t(I)); the "naive" way to add them, if every view is made so.
+    It is t^(t(I)). If every view is made like this, that is the "naive" way to add heavy augmentations.
     """
     return ViewSpec((*view.ops, *heavy), view.sizes, f"{view.name}, heavy")
 
@@ -23,13 +23,13 @@ def partially_ordered_views(
 ) -> tuple[ViewSpec, ...]:
     """The standard views v = t(I), and after them a heavy view for each of ``sources``.
 
-    Paper: Bai et al., 2022, eq. (3), 2110.13555: v^ = t^(v), ``derived`` from the very picture v. Its Algorithm 1 makes
-    them of the whole ``image``, t^(I), resized to the view's size; ``independent`` is t^(t''(I)), of a standard view
-    that nothing else sees.
+    Paper: Bai et al., 2022, eq. (3), 2110.13555: v^ = t^(v), ``derived`` from the very picture v. The paper's Algorithm
+    1 makes heavy views of the whole ``image``, t^(I), resized to the view's size. ``independent`` is t^(t''(I)), made
+    of a standard view that nothing else sees.
 
     Args:
-        standard: t of each standard view.
-        heavy: t^.
+        standard: standard views, each with its t.
+        heavy: operations of t^, in order.
         source: origin of a heavy view.
         sources: standard view that each heavy view belongs to.
 

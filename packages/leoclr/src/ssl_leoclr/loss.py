@@ -21,7 +21,7 @@ def leoclr_loss(
 
     Paper: Alkhalefi et al., 2024, 2403.06813, which sums over the batch.  u = query, v1 and v2 = keys,
     q_k = columns, tau = temperature.
-    One pass over the queue for all crops, each with a denominator of its own: no crop is another's positive or
+    One pass over the queue serves all crops. Each crop has a denominator of its own: no crop is another's positive or
     negative. While the queue is empty the loss is 0. Computed in float32 (float64 for float64), whatever autocast
     says.
 
@@ -30,7 +30,7 @@ def leoclr_loss(
         keys: (2 n d) l2-normalized, of the two crops through the momentum branch, no gradient. One key for each
             image, (1 n d), makes it MoCo v2's loss.
         columns: keys of the queue, (k d), l2-normalized, no gradient; ``Columns`` of a queue that is still filling.
-        temperature: tau, > 0.
+        temperature: tau, divisor of the similarities, > 0.
         backend: implementation of ``ssl_core.ops.queue_attention``; None lets it choose.
 
     Returns:
@@ -45,4 +45,5 @@ def leoclr_loss(
         >>> leoclr_loss(query, torch.stack([query, queue]), queue, temperature=0.5)  # log(1 + e^-2) + log(2)
         tensor(0.8201)
     """
-    return info_nce(query, keys, columns, temperature, backend=backend).sum(dim=0).mean()
+    nce = info_nce(query, keys, columns, temperature, backend=backend)  # (p n)
+    return nce.sum(dim=0).mean()

@@ -25,15 +25,16 @@ class LeOCLRConfig:
     """Settings of :class:`LeOCLR`.
 
     Attributes:
-        framework: ``moco``, with a momentum branch for the crops and a queue of negatives; or ``simclr``, where all
-            views go through the one trained encoder and each pair of views has SimCLR's loss over the batch.
-        anchor: ``full`` if view 0 is the whole image, ``random_crop`` if it is cut at random as the others are;
-            checked against the views.
-        attract: ``anchor`` attracts the crops to the anchor alone, ``all`` to each other as well.
+        framework: method underneath: ``moco``, with a momentum branch for the crops and a queue of negatives; or
+            ``simclr``, where all views go through the one trained encoder and each pair of views has SimCLR's loss over
+            the batch.
+        anchor: kind of view 0: ``full``, the whole image, or ``random_crop``, cut at random as the others are; checked
+            against the views.
+        attract: views that the crops are attracted to: the ``anchor`` alone, or ``all``, each other as well.
         temperature: tau, divisor of the similarities.
-        enqueue: crops whose keys enter the queue, ``first`` or ``both``; of ``moco`` alone.
-        queue: past keys, the negatives; of ``moco`` alone.
-        momentum: moving average of the online branch, which makes the keys; of ``moco`` alone.
+        enqueue: crops whose keys enter the queue, ``first`` or ``both``; for ``moco`` alone.
+        queue: past keys, the negatives; for ``moco`` alone.
+        momentum: moving average of the online branch, which makes the keys; for ``moco`` alone.
     """
 
     framework: Literal["moco", "simclr"] = "moco"
@@ -55,11 +56,11 @@ class LeOCLR(nn.Module):
     """Leveraging Original Images for Contrastive Learning (Alkhalefi et al., TMLR 2024, arXiv 2403.06813).
 
     View 0 is the anchor, the whole image; views 1 and 2 are crops of it. Both crops are attracted to the anchor. With
-    two views the second is attracted to the first, which is MoCo v2 or SimCLR if both are crops.
+    two views the second is attracted to the first; if both are crops, that is MoCo v2 or SimCLR.
 
     Args:
         encoder: (n c h w) -> (n f), trained; the backbone that the run exports.
-        projector: (n f) -> (n d).
+        projector: head after the encoder, (n f) -> (n d).
         config: settings of the method.
         views: views of each image: the anchor and two crops, or two views for a baseline.
         dim: d, width of the projector's output.

@@ -34,16 +34,16 @@ def sce_loss(
     Computed in float32 (float64 for float64), whatever autocast says.
 
     Args:
-        query: (n d) l2-normalized, of the online branch, or (v n d) for v views that share a key's target in one
-            pass over the queue; gradient flows.
+        query: (n d), or (v n d) for v views that share a key's target in one pass over the queue; l2-normalized, of
+            the online branch; gradient flows.
         key: (n d) l2-normalized, of the momentum branch, no gradient; the positive and the origin of the
             target.
         columns: keys that all queries are compared with; a (k d) tensor is a queue alone.
-        temperature: tau, > 0.
-        target_temperature: tau_m, > 0, below ``temperature`` to sharpen the target.
-        coefficient: weight of the one-hot in the target, in [0, 1]; left alone with ``weights``.
-        self_similarity: "mask" keeps the own key out of s2, as the paper; "zero" gives it the similarity 0
-            there, as the authors' code.
+        temperature: tau, divisor of the query's similarities, > 0.
+        target_temperature: tau_m, divisor of the key's similarities, > 0; below ``temperature`` it sharpens the target.
+        coefficient: lambda, weight of the one-hot in the target, in [0, 1]; left alone with ``weights``.
+        self_similarity: the own key in s2: "mask" keeps it out, as in the paper; "zero" gives it the similarity 0, as
+            in the authors' code.
         weights: free (lambda, mu, eta) of equation (9) in place of ``coefficient``; with "mask" only.
         backend: implementation of ``ssl_core.ops.queue_attention``; None lets it choose.
 
@@ -73,6 +73,6 @@ def sce_loss(
         raise ValueError(f"weights {weights} take the place of coefficient; leave it alone, got {coefficient}")
     if self_similarity != "mask":
         raise ValueError(f"free weights need self_similarity='mask', got {self_similarity!r}")
-    terms = soft_target_terms(query, key, key, columns, **options)
+    terms = soft_target_terms(query, key, key, columns, **options)  # each (n), or (v n)
     contrastive, relational, ceiling = weights
     return (contrastive * terms.contrastive + relational * terms.relational + ceiling * terms.ceiling).mean()

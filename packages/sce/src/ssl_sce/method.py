@@ -33,11 +33,12 @@ class SCEConfig:
         coefficient_start: value at which the linear warm-up of ``coefficient`` starts.
         coefficient_warmup_epochs: length of that warm-up; 0 for none.
         coefficient_final: value that ``coefficient`` reaches at the last step, linearly; None to keep it.
-        weights: (lambda, mu, eta) of InfoNCE, ReSSL and Ceil (the paper's Proposition 1), in place of
+        weights: weights (lambda, mu, eta) of InfoNCE, ReSSL and Ceil (the paper's Proposition 1), in place of
             ``coefficient``.
-        self_similarity: positive in the target's softmax: ``mask`` (paper) or ``zero`` (released code).
-        in_batch_negatives: whether the other keys of the global batch are columns too.
-        symmetric: whether both global views give targets and are enqueued.
+        self_similarity: the positive in the target's softmax: ``mask`` leaves it out (paper), ``zero`` gives it the
+            similarity 0 (released code).
+        in_batch_negatives: whether a query is also compared with the other keys of the global batch.
+        symmetric: whether both global views give targets and keys for the queue.
         queue: past keys, the negatives.
         momentum: moving average of the online branch, which makes the keys.
     """
@@ -93,17 +94,17 @@ class SCEConfig:
 class SCE(nn.Module):
     """Similarity Contrastive Estimation (Denize et al., WACV 2023, arXiv 2111.14585).
 
-    View 0 is the target view. Without ``symmetric`` it goes to the momentum branch alone and every other view to
-    the online branch; with it, views 0 and 1 go to both branches and further views (local crops) to the online
-    branch only. The loss is the mean over all pairs of a target view and another online view.
+    View 0 is the target view. Without ``symmetric`` it goes to the momentum branch alone, and every other view goes to
+    the online branch. With ``symmetric``, views 0 and 1 go to both branches, and further views (local crops) to the
+    online branch only. The loss is the mean over all pairs of a target view and another online view.
 
     Args:
         encoder: (n c h w) -> (n f), trained; the backbone that the run exports.
-        projector: (n f) -> (n d).
+        projector: head after the encoder, (n f) -> (n d).
         config: settings of the method.
         views: views of each image; at least two.
         dim: d, width of the projector's output.
-        predictor: (n d) -> (n d) on the online branch only; None for none.
+        predictor: head after the projector on the online branch only, (n d) -> (n d); None for none.
         seed: seeds the queue's initial rows and the permutations.
 
     Raises:

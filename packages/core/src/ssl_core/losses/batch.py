@@ -1,4 +1,4 @@
-"""Losses within a batch: the other images of the batch, and not a queue, are what a row is compared with.
+"""Losses within a batch: a row is compared with the other images of the batch, and not with a queue.
 
 Everything is computed in float32 (float64 for float64), whatever autocast says.
 
@@ -29,16 +29,16 @@ def nt_xent(
 
     L = 1 / 2n sum over the rows z_i of both views of -log(exp(z_i.z_p / tau) / sum_{k != i} exp(z_i.z_k / tau))
     Paper: Chen et al., 2020, eq. (1) and algorithm 1, 2002.05709.  tau = temperature, z_p = the row's other view.
-    Never holds n m similarities, forward or backward. A batch of one image has no negatives, and the loss 0. Unit
-    length is relied on.
+    The loss never holds n m similarities, forward or backward, and relies on unit length. A batch of one image has no
+    negatives, and the loss 0.
 
     Args:
         first: (n d) l2-normalized; gradient flows.
         second: (n d) l2-normalized, the same images in the other view; gradient flows.
-        temperature: > 0, dimensionless.
+        temperature: tau, divisor of the similarities, > 0.
         batch: both views of the images of all processes in rank order, own rows included, l2-normalized; gradient
             flows (``ssl_core.distributed.gather_with_grad``). None with one process.
-        row_offset: the row of ``batch`` that belongs to the first image.
+        row_offset: row of ``batch`` that belongs to the first image.
         backend: back-end of ``queue_attention``, one that knows ``exclude``.
 
     Returns:
@@ -87,26 +87,26 @@ def _nt_xent(
 ) -> tuple[Tensor, list[Tensor]]:
     """The loss and, if asked for, its gradients to both views and, where sides are not the views, to both sides.
 
-    With p_ij what row i gives to column k_j, up to 1 / (2 n tau): the gradient of row i's term to z_i is
-    sum_j p_ij k_j - (1 - p_ii) z_p, to z_p -(1 - p_ii) z_i, and to any other column k_j p_ij z_i.
+    Let p_ij be the probability that row i gives to column k_j. Up to the factor 1 / (2 n tau), the term of row i has
+    the gradient sum_j p_ij k_j - (1 - p_ii) z_p to z_i, -(1 - p_ii) z_i to z_p, and p_ij z_i to any other column k_j.
     """
     n, m = len(views[0]), len(sides[0])
-    own = row_offset + torch.arange(n, device=views[0].device)
-    positive = (views[0] * views[1]).sum(dim=1) / temperature
+    own = row_offset + torch.arange(n, device=views[0].device)  # (n)
+    positive = (views[0] * views[1]).sum(dim=1) / temperature  # (n)
     losses, normalizers, misses, gradients = [], [], [], []
     for view in views:
-        # Row i leaves out column i of each side, itself and its positive: the negatives' lse keeps a positive that
-        # dominates from canceling.
+        # Row i leaves out column i of each side, which is itself or its positive: in the lse of the negatives alone, a
+        # dominant positive does not cancel.
         negatives = [
             queue_attention(view, side, temperature, exclude=own, normalized=True, backend=backend) for side in sides
-        ]
-        lse = torch.logaddexp(negatives[0][0], negatives[1][0])
+        ]  # (n), (n d) of each side
+        lse = torch.logaddexp(negatives[0][0], negatives[1][0])  # (n)
         losses.append(F.softplus(lse - positive))
         if with_gradient:
-            normalizers.append(torch.logaddexp(lse, positive))
-            misses.append(torch.sigmoid(lse - positive))
-            weights = [(side_lse - normalizers[-1]).exp()[:, None] for side_lse, _ in negatives]
-            gradients.append(negatives[0][1].mul_(weights[0]).addcmul_(weights[1], negatives[1][1]))
+            normalizers.append(torch.logaddexp(lse, positive))  # (n)
+            misses.append(torch.sigmoid(lse - positive))  # (n)
+            weights = [(side_lse - normalizers[-1]).exp()[:, None] for side_lse, _ in negatives]  # (n 1) of each side
+            gradients.append(negatives[0][1].mul_(weights[0]).addcmul_(weights[1], negatives[1][1]))  # (n d)
     loss = torch.stack(losses).mean()
     if not with_gradient:
         return loss, []
@@ -115,15 +115,16 @@ def _nt_xent(
     gradients[0].addcmul_(miss_n1, views[1], value=-1)
     gradients[1].addcmul_(miss_n1, views[0], value=-1)
     if has_batch:
-        gradients += [torch.zeros_like(side) for side in sides]
-    # sum_i p_ij z_i is the mean of z under exp(z_i.k_j / tau - log Z_i), times the sum of that: the roles change.
+        gradients += [torch.zeros_like(side) for side in sides]  # (m d)
+    # Here the columns become the queries: sum_i p_ij z_i is the mean of z under the weights
+    # exp(z_i.k_j / tau - log Z_i), times the sum of these.
     image = torch.arange(m, device=own.device) - row_offset
-    own_image = torch.where((image >= 0) & (image < n), image, -1)
+    own_image = torch.where((image >= 0) & (image < n), image, -1)  # (m)
     for side, gradient in zip(sides, gradients[-2:], strict=True):
         for view, normalizer in zip(views, normalizers, strict=True):
             log_mass, mean = queue_attention(
                 side, view, temperature, exclude=own_image, key_bias=-normalizer, backend=backend
-            )
+            )  # (m), (m d)
             gradient.addcmul_(log_mass.exp()[:, None], mean)
     return loss, [gradient.div_(2 * n * temperature) for gradient in gradients]
 
@@ -149,7 +150,7 @@ def negative_cosine(
     prediction: Float[Tensor, "n d"],
     target: Float[Tensor, "n d"],
 ) -> Float[Tensor, " n"]:
-    """Minus the cosine of each row and its target: SimSiam's loss, and BYOL's but for 2 + 2 D.
+    """Minus the cosine of each row and its target: D of SimSiam's loss, and of BYOL's, which is 2 + 2 D.
 
     D_i = -z_i.y_i / (|z_i| |y_i|)
     Paper: Chen and He, 2021, eq. (1), 2011.10566; BYOL: Grill et al., 2020, eq. (2), 2006.07733.  z = prediction,
@@ -182,9 +183,10 @@ def barlow_twins(
 ) -> Float[Tensor, ""]:
     """Barlow Twins' loss of two views: each dimension agrees with itself in the other view, and with no other one.
 
-    L = sum_i (1 - C_ii)^2 + lambda sum_i sum_{j != i} C_ij^2, C the (d d) correlations over the batch of the views'
-    dimensions: each less its mean over its biased standard deviation, with 1e-5 added to the variance as BatchNorm
-    does.
+    L = sum_i (1 - C_ii)^2 + lambda sum_i sum_{j != i} C_ij^2
+
+    C (d d) holds the correlations of the views' dimensions over the batch. A dimension is standardized by its mean and
+    its biased standard deviation, with 1e-5 added to the variance as BatchNorm does.
     Paper: Zbontar et al., 2021, eq. (1) and (2), 2103.03230.  lambda = off_diagonal_weight.
     With several processes each passes the rows of all (``ssl_core.distributed.gather_with_grad``) and computes the
     loss of the whole batch; the average over processes, as DistributedDataParallel takes it, is its gradient.
@@ -192,7 +194,7 @@ def barlow_twins(
     Args:
         first: (n d), of any length; gradient flows.
         second: (n d), the same images in the other view; gradient flows.
-        off_diagonal_weight: weight of the sum over pairs of dimensions.
+        off_diagonal_weight: lambda, weight of the sum over pairs of different dimensions.
 
     Returns:
         Scalar, not a mean: it grows with d.
@@ -208,7 +210,7 @@ def barlow_twins(
     _check_same_shape("two views", first, second)
     n, d = first.shape
     if n < 2:
-        raise ValueError(f"barlow_twins standardises over the batch, which needs at least 2 images, got {n}")
+        raise ValueError(f"barlow_twins standardizes over the batch, which needs at least 2 images, got {n}")
     with torch.autocast(first.device.type, enabled=False):
         first, second = (F.batch_norm(at_least_float32(view), None, None, training=True) for view in (first, second))
         if 2 * n < d:

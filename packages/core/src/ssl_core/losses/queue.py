@@ -9,11 +9,11 @@ positive,
 where E^w is the mean of the columns under the target w: cross-entropy with soft targets is linear in the
 keys, so no loss here ever holds a similarity of a query and a column. Everything is computed in float32
 (float64 for float64), whatever autocast says, and only ``query`` (and a ``temperature`` that asks for it)
-receives a gradient. Unit length is relied on (``normalized=True``): much longer vectors overflow at low
+receives a gradient. The losses rely on unit length (``normalized=True``): much longer vectors overflow at low
 temperatures.
 
 Shapes: n queries, d dimension, k queue rows, p positives per query, v views that share a target, m keys of the global
-batch.
+batch, r rows of one pass: the queries of all views and sets, stacked.
 """
 
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ def info_nce(
         query: (n d) l2-normalized; gradient flows.
         positive: (n d), or (p n d) for p positives of each query, l2-normalized, no gradient.
         columns: keys that the queries are compared with; a (k d) tensor is a queue alone.
-        temperature: > 0, dimensionless.
+        temperature: tau, divisor of the similarities, > 0.
         backend: implementation of ``queue_attention``; None lets it choose.
 
     Returns:
@@ -80,20 +80,21 @@ def info_nce(
         >>> info_nce(query, query, torch.tensor([[0.0, 1.0]]), 0.5)  # log(1 + e^-2)
         tensor([0.1269])
     """
-    lse, _ = _attention(query, len(query), columns, temperature, backend)
+    lse, _ = _attention(query, len(query), columns, temperature, backend)  # (n)
     return -F.logsigmoid(_logit(query, positive, temperature) - lse)
 
 
 class SoftTargetTerms(NamedTuple):
-    """What cross-entropy with a soft target is a weighted sum of; nats, 0 where there is no column.
+    """The terms whose weighted sum is cross-entropy with a soft target; nats, 0 where there is no column.
 
     The first three are (n), or (v n) for v views of each image.
 
     Attributes:
-        contrastive: -log p_ii, InfoNCE.
-        relational: cross-entropy over the columns alone, ReSSL: -sum_j s2_ij log s1_ij, s1 and s2 the softmaxes of the
-            query's and the target query's similarities (Zheng et al., 2021, 2107.09282); at least the target's entropy.
-        ceiling: -log(1 - p_ii), of the mass that the student gives to the columns.
+        contrastive: InfoNCE, -log p_ii.
+        relational: ReSSL's cross-entropy over the columns alone, -sum_j s2_ij log s1_ij, where s1 and s2 are the
+            softmaxes of the query's and the target query's similarities (Zheng et al., 2021, 2107.09282); at least the
+            target's entropy.
+        ceiling: -log(1 - p_ii), where 1 - p_ii is the mass that the student gives to the columns.
         self_prob: (n) probability that the target's softmax gives to the positive if its similarity there is 0; no
             gradient.
     """
@@ -140,20 +141,20 @@ def soft_target_terms(
         (tensor([0.1269]), tensor([2.1269]))
     """
     query = at_least_float32(query)
-    students = query.reshape(-1, query.shape[-1])
+    students = query.reshape(-1, query.shape[-1])  # (vn d)
     split = len(students)
-    rows = torch.cat([students, target_query.detach().to(query.dtype)])
+    rows = torch.cat([students, target_query.detach().to(query.dtype)])  # (r d), r = vn + n
     temperatures = torch.cat(
         [
             _per_row(temperature, students, "temperature"),
             _per_row(target_temperature, rows[split:], "target_temperature").detach(),
         ]
-    )
-    lse_rows, expectation_rows = _attention(rows, len(target_query), columns, temperatures, backend)
-    lse, target_lse = lse_rows[:split].view(query.shape[:-1]), lse_rows[split:].detach()
-    has_no_column = lse == -torch.inf
-    margin = _logit(query, positive, temperature) - lse
-    relational = lse - _logit(query, expectation_rows[split:], temperature)
+    )  # (r)
+    lse_rows, expectation_rows = _attention(rows, len(target_query), columns, temperatures, backend)  # (r), (r d)
+    lse, target_lse = lse_rows[:split].view(query.shape[:-1]), lse_rows[split:].detach()  # (v n), (n)
+    has_no_column = lse == -torch.inf  # (v n)
+    margin = _logit(query, positive, temperature) - lse  # (v n)
+    relational = lse - _logit(query, expectation_rows[split:], temperature)  # (v n)
     return SoftTargetTerms(
         contrastive=-F.logsigmoid(margin),
         relational=relational.masked_fill(has_no_column, 0.0),
@@ -189,9 +190,9 @@ def soft_target_cross_entropy(
         columns: keys that the queries are compared with; a (k d) tensor is a queue alone.
         temperature: > 0, of the query's similarities.
         target_temperature: > 0, of the target query's similarities.
-        coefficient: weight of the one-hot, in [0, 1].
-        self_similarity: "mask" keeps the positive out of the target's softmax, as the paper; "zero" gives it
-            the similarity 0 there, as the authors' code.
+        coefficient: lambda, weight of the one-hot in the target, in [0, 1].
+        self_similarity: the positive in the target's softmax: "mask" keeps it out, as in the paper; "zero" gives it
+            the similarity 0, as in the authors' code.
         backend: implementation of ``queue_attention``; None lets it choose.
 
     Returns:
@@ -219,7 +220,7 @@ def soft_target_cross_entropy(
         target_temperature=target_temperature,
         backend=backend,
     )
-    # The positive's share of the target, whatever gave it to it.
+    # The positive's share of the target, by the one-hot and by the target's softmax.
     share: float | Tensor = coefficient
     if self_similarity == "zero":
         share = coefficient + (1 - coefficient) * terms.self_prob
@@ -227,11 +228,11 @@ def soft_target_cross_entropy(
 
 
 class KeySoftmax(NamedTuple):
-    """What is left of a query's softmax over its positive and the columns; (v n) for v sets of queries.
+    """A query's softmax over its positive and the columns, as three numbers; (v n) for v sets of queries.
 
     Attributes:
         lse: log-sum-exp of the logits, nats; gradient flows to the query.
-        expectation: (v n d) mean of the keys under the softmax; a constant, but with ``backend="reference"``.
+        expectation: (v n d) mean of the keys under the softmax; a constant, except with ``backend="reference"``.
         log_prob: log-probability of the positive, nats; gradient flows to the query.
     """
 
@@ -258,7 +259,7 @@ def key_softmax(
         query: (v n d) for v sets of queries that share positives, l2-normalized; gradient flows.
         positive: (n d) l2-normalized, no gradient.
         columns: keys that the queries are compared with; a (k d) tensor is a queue alone.
-        temperatures: v numbers > 0, one for each set.
+        temperatures: divisor of the similarities of each of the v sets, > 0.
         backend: implementation of ``queue_attention``; None lets it choose.
 
     Returns:
@@ -276,11 +277,11 @@ def key_softmax(
     query = at_least_float32(query)
     if len(temperatures) != len(query):
         raise ValueError(f"temperatures must hold one number for each of {len(query)} sets, got {len(temperatures)}")
-    temperature = torch.stack([_per_row(value, query[0], "temperature") for value in temperatures])
+    temperature = torch.stack([_per_row(value, query[0], "temperature") for value in temperatures])  # (v n)
     lse_rows, expectation_rows = _attention(query.flatten(0, 1), len(positive), columns, temperature.flatten(), backend)
-    lse, expectation = lse_rows.view(query.shape[:2]), expectation_rows.view(query.shape)
-    logit = _logit(query, positive, temperature)
-    margin = logit - lse
+    lse, expectation = lse_rows.view(query.shape[:2]), expectation_rows.view(query.shape)  # (v n), (v n d)
+    logit = _logit(query, positive, temperature)  # (v n)
+    margin = logit - lse  # (v n)
     expectation = expectation.lerp(positive.detach().to(expectation.dtype), margin.sigmoid()[..., None])
     return KeySoftmax(
         lse=torch.logaddexp(lse, logit),
@@ -293,11 +294,11 @@ def key_softmax(
 def _attention(
     rows: Tensor, num_queries: int, columns: Tensor | Columns, temperature: float | Tensor, backend: str | None
 ) -> tuple[Tensor, Tensor]:
-    """Lse and expectation of stacked sets of queries over the queue and the batch's other keys."""
+    """Lse (r) and expectation (r d) of stacked sets of queries (r d) over the queue and the batch's other keys."""
     keys, length, batch_keys, row_offset = Columns(columns) if isinstance(columns, Tensor) else columns
     lse, expectation = queue_attention(
         rows, keys.detach(), temperature, length=length, normalized=True, backend=backend
-    )
+    )  # (r), (r d)
     if batch_keys is None:
         return lse, expectation
     if not 0 <= row_offset <= len(batch_keys) - num_queries:
@@ -305,24 +306,24 @@ def _attention(
             f"batch_keys has {len(batch_keys)} rows, which must include the own {num_queries} "
             f"from row_offset={row_offset} on"
         )
-    own = row_offset + torch.arange(len(rows), device=rows.device) % num_queries
+    own = row_offset + torch.arange(len(rows), device=rows.device) % num_queries  # (r)
     batch_lse, batch_expectation = queue_attention(
         rows, batch_keys.detach(), temperature, exclude=own, normalized=True, backend=backend
-    )
+    )  # (r), (r d)
     return _merge(torch.stack([lse, batch_lse]), torch.stack([expectation, batch_expectation]))
 
 
 def _merge(lse_2n: Tensor, expectation_2nd: Tensor) -> tuple[Tensor, Tensor]:
-    """Lse and expectation over two segments of columns, from each one's."""
+    """Lse (n) and expectation (n d) over two segments of columns, from those of each."""
     # Two empty segments have neither weights nor a gradient: such rows use zeros and are replaced.
     is_empty_n = (lse_2n == -torch.inf).all(dim=0)
     safe_2n = lse_2n.masked_fill(is_empty_n, 0.0)
-    expectation = (safe_2n.softmax(dim=0)[:, :, None] * expectation_2nd).sum(dim=0)
-    return safe_2n.logsumexp(dim=0).masked_fill(is_empty_n, -torch.inf), expectation
+    expectation_nd = (safe_2n.softmax(dim=0)[:, :, None] * expectation_2nd).sum(dim=0)
+    return safe_2n.logsumexp(dim=0).masked_fill(is_empty_n, -torch.inf), expectation_nd
 
 
 def _logit(query: Tensor, key: Tensor, temperature: float | Tensor) -> Tensor:
-    """The similarity of each query and its own key over temperature; no gradient to the key."""
+    """Similarity of each query and its own key, (n) or (v n), divided by temperature; no gradient to the key."""
     return (at_least_float32(query) * at_least_float32(key.detach())).sum(dim=-1) / temperature
 
 

@@ -1,4 +1,4 @@
-"""A query's softmax over the queue, as the two numbers that every queue loss and its gradient are made of.
+"""A query's softmax over the queue, as a scalar and a vector from which every queue loss and its gradient follow.
 
 For a query q, queue rows k_j, temperature tau and an optional bias b_j, in nats:
 
@@ -61,21 +61,21 @@ def queue_attention(
     Args:
         query: (n d), floating; gradient flows.
         queue: (k d), floating, k may be 0; no gradient.
-        temperature: > 0, dimensionless; one for all rows or (n). A tensor's sign is not checked (device
+        temperature: divisor of the similarities, > 0; one for all rows or (n). A tensor's sign is not checked (device
             sync).
-        length: the first ``length`` rows of the queue count, all by default; a 0-dim tensor is not read by
+        length: number of the queue's rows that count, its first ones; all by default. A 0-dim tensor is not read by
             the host.
         exclude: (n) index of one column that the row does not see, -1 for none.
-        key_bias: (k) added to the logits of each column, nats; -inf hides it.
-        normalized: a promise that rows of query and queue have unit length, which lets a back-end do without
+        key_bias: (k) number added to the logits of each column, nats; -inf hides it.
+        normalized: promise that rows of query and queue have unit length, which lets a back-end do without
             the running maximum (``cpp`` does, at temperatures from 0.023 on); if it is broken, so is the result.
-        backend: name of a back-end; by default SSL_CORE_BACKEND, else the first that can run of "cpp" (csrc/cpu, on the
-            CPU), "triton" (on CUDA, d up to 512) and "cuda" (csrc/cuda, a bfloat16 queue of d 64, 128 or 256), which
-            round the query to the queue's dtype, in which the products run; "tiled" (plain PyTorch that never holds n k
-            numbers), "sdpa" (PyTorch's attention, no ``exclude``) and "reference".
+        backend: name of a back-end; by default SSL_CORE_BACKEND, else the first of these that can run: "cpp" (csrc/cpu,
+            on the CPU); "triton" (on CUDA, d up to 512); "cuda" (csrc/cuda, a bfloat16 queue of d 64, 128 or 256);
+            "tiled" (plain PyTorch that never holds n k numbers); "sdpa" (PyTorch's attention, no ``exclude``);
+            "reference". "triton" and "cuda" round the query to the queue's dtype, in which the products run.
 
     Returns:
-        lse (n) in nats and expectation (n d).
+        Lse (n) in nats, and expectation (n d).
 
     Raises:
         ValueError: if sizes or devices disagree, temperature <= 0, length is outside [0, k], the back-end
@@ -140,15 +140,15 @@ def queue_attention_reference(
     """The specification of :func:`queue_attention`: dense, differentiable in everything, any number of times.
 
     Args:
-        query: (n d).
-        queue: (k d).
-        temperature: > 0, one number or (n).
-        length: rows of the queue that count.
+        query: (n d) queries.
+        queue: (k d) past keys.
+        temperature: divisor of the similarities, > 0; one number or (n).
+        length: number of the queue's rows that count, its first ones.
         exclude: (n) hidden column of each row, -1 for none.
-        key_bias: (k) added to the logits.
+        key_bias: (k) number added to the logits of each column, nats.
 
     Returns:
-        lse (n) in nats and expectation (n d).
+        Lse (n) in nats, and expectation (n d).
 
     Example:
         >>> lse, expectation = queue_attention_reference(torch.ones(1, 2), torch.zeros(3, 2), 0.1, length=0)
@@ -171,8 +171,8 @@ def queue_attention_reference(
         # A softmax over nothing is undefined, and so is its gradient: such rows use zeros and are replaced.
         empty_n1 = hidden_nk.all(dim=1, keepdim=True)
         logits_nk = logits_nk.masked_fill(hidden_nk, -torch.inf).masked_fill(empty_n1, 0.0)
-        lse = logits_nk.logsumexp(dim=1).masked_fill(empty_n1[:, 0], -torch.inf)
-        expectation = (logits_nk.softmax(dim=1) @ queue).masked_fill(empty_n1, 0.0)
+        lse = logits_nk.logsumexp(dim=1).masked_fill(empty_n1[:, 0], -torch.inf)  # (n)
+        expectation = (logits_nk.softmax(dim=1) @ queue).masked_fill(empty_n1, 0.0)  # (n d)
     return lse, expectation
 
 
@@ -244,9 +244,9 @@ class _QueueAttention(torch.autograd.Function):
         query, inverse_temperature, expectation = ctx.saved_tensors
         grad_query = grad_inverse_temperature = None
         if ctx.needs_input_grad[0]:
-            grad_query = ((grad_lse * inverse_temperature)[:, None] * expectation).to(query.dtype)
+            grad_query = ((grad_lse * inverse_temperature)[:, None] * expectation).to(query.dtype)  # (n d)
         if ctx.needs_input_grad[2]:
-            grad_inverse_temperature = grad_lse * (query * expectation).sum(dim=1)
+            grad_inverse_temperature = grad_lse * (query * expectation).sum(dim=1)  # (n)
         return grad_query, None, grad_inverse_temperature, None, None, None, None, None
 
 
@@ -262,14 +262,14 @@ def _tiled(
     """Plain PyTorch over tiles of scores with a running maximum; extra memory is one tile and O(n d)."""
     num_rows, dim = query.shape
     dtype = inverse_temperature.dtype
-    scaled_query = query.to(dtype) * inverse_temperature[:, None]
+    scaled_query = query.to(dtype) * inverse_temperature[:, None]  # (n d)
     bias_k = _column_bias(len(queue), length, key_bias, dtype)
-    lse = query.new_empty(num_rows, dtype=dtype)
-    expectation = query.new_empty(num_rows, dim, dtype=dtype)
+    lse = query.new_empty(num_rows, dtype=dtype)  # (n)
+    expectation = query.new_empty(num_rows, dim, dtype=dtype)  # (n d)
     tile_rows = min(num_rows, _TILE_ROWS)
     # Also bounds the float32 copy of a tile of a half-precision queue.
     tile_columns = max(1, min(len(queue), _TILE_ELEMENTS // max(tile_rows, dim, 1)))
-    scores = query.new_empty(tile_rows * tile_columns, dtype=dtype)
+    scores = query.new_empty(tile_rows * tile_columns, dtype=dtype)  # a tile, flat
     for first in range(0, num_rows, _TILE_ROWS):
         rows = slice(first, first + _TILE_ROWS)
         exclude_n = None if exclude is None else exclude[rows]
@@ -301,15 +301,15 @@ def _tiled_rows(
     scores: Tensor,
     tile_columns: int,
 ) -> tuple[Tensor, Tensor]:
-    """Lse and expectation of the rows of one row of tiles; ``scores`` is the workspace of a tile."""
+    """Lse (n) and expectation (n d) of the rows of one row of tiles; ``scores`` is the workspace of a tile (n t)."""
     num_rows, dim = scaled_query.shape
     # The smallest finite number and not -inf: differences stay defined while a row has seen no column.
     maximum_n1 = scaled_query.new_full((num_rows, 1), torch.finfo(scaled_query.dtype).min)
     sum_n1 = scaled_query.new_zeros(num_rows, 1)
     weighted_sum_nd = scaled_query.new_zeros(num_rows, dim)
     for first in range(0, len(queue), tile_columns):
-        tile = queue[first : first + tile_columns].to(scaled_query.dtype)
-        score = scores[: num_rows * len(tile)].view(num_rows, len(tile))
+        tile = queue[first : first + tile_columns].to(scaled_query.dtype)  # (t d)
+        score = scores[: num_rows * len(tile)].view(num_rows, len(tile))  # (n t)
         # Autocast, still on inside an op, leaves products alone that are in place or have out=.
         if bias_k is None:
             torch.mm(scaled_query, tile.T, out=score)
@@ -322,7 +322,7 @@ def _tiled_rows(
         score.sub_(maximum_n1).exp_()
         sum_n1.mul_(rescale_n1).add_(score.sum(dim=1, keepdim=True))
         weighted_sum_nd.mul_(rescale_n1).addmm_(score, tile)
-    # A row with a column has a sum of at least 1, its maximum's term; the clamp only turns 0/0 into 0.
+    # The sum of a row with any column is at least 1, the term of its maximum; the clamp only turns 0/0 into 0.
     weighted_sum_nd.div_(sum_n1.clamp_min(1.0))
     return sum_n1.log_().add_(maximum_n1)[:, 0], weighted_sum_nd
 

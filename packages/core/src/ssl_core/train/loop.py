@@ -32,22 +32,22 @@ class TrainConfig:
 
     Attributes:
         epochs: number of passes over the training set.
-        steps: number of optimizer steps in place of ``epochs``; schedules end there, within an epoch or not.
+        steps: number of optimizer steps in place of ``epochs``; schedules end at the last, within an epoch or not.
         batch_size: number of images of one optimizer step, over all processes and micro-batches.
         accumulate: number of micro-batches of one optimizer step, a divisor of ``batch_size``. In-batch negatives and
             BatchNorm see one micro-batch.
-        precision: dtype of the forward pass; ``bfloat16`` is autocast with float32 parameters; ``auto`` takes the one
-            whose steps take less time, tried before training and saved.
-        sync_batch_norm: BatchNorm statistics over all processes (of several, CUDA only).
-        channels_last: images and convolutions in channels-last memory.
-        compile: method run through ``torch.compile``.
+        precision: dtype of the forward pass. ``bfloat16`` is autocast with float32 parameters; ``auto`` tries both
+            before training, and takes and saves the faster one.
+        sync_batch_norm: whether BatchNorm takes its statistics over all processes (with several, CUDA only).
+        channels_last: whether images and convolutions are in channels-last memory.
+        compile: whether the method runs through ``torch.compile``.
         clip_grad_norm: largest norm of the gradient; None does not clip.
         device: ``auto`` (cuda, then mps, then cpu), ``cpu``, ``cuda`` or ``mps``.
         log_every: number of optimizer steps between two records.
         checkpoint_every: number of optimizer steps between two checkpoints; None means once an epoch.
         keep_every: number of epochs between checkpoints that are kept beside the last one; None keeps the last only.
-        stop_on_collapse: end of the run where the embeddings have collapsed, of which the log warns in any case.
-        tensorboard: TensorBoard events beside ``metrics.jsonl``.
+        stop_on_collapse: whether the run ends where the embeddings have collapsed; the log warns in any case.
+        tensorboard: whether TensorBoard events are written beside ``metrics.jsonl``.
     """
 
     epochs: int = 200
@@ -86,7 +86,7 @@ class TrainConfig:
 
 @runtime_checkable
 class MicroBatch(Protocol):
-    """What a method's forward takes of the images of one micro-batch, and which images they are."""
+    """The views of the images of one micro-batch, and the numbers of these images."""
 
     @property
     def views(self) -> tuple[Tensor, ...]:
@@ -99,7 +99,7 @@ class MicroBatch(Protocol):
 
 @runtime_checkable
 class BatchSource(Protocol):
-    """Where the loop takes its batches from."""
+    """The source of the loop's batches."""
 
     @property
     def batches_per_epoch(self) -> int:
@@ -112,7 +112,7 @@ class BatchSource(Protocol):
         """What a person calls an image: its path, say."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the batches of later epochs depend on and a checkpoint must keep; tensors and plain values."""
+        """The state that the batches of later epochs depend on, for a checkpoint; tensors and plain values."""
 
 
 class CollapseError(ArithmeticError):
@@ -145,24 +145,24 @@ def train(
     Args:
         method: ``nn.Module`` that satisfies :class:`Method`, on the device to train on.
         batches: source of the micro-batches of each epoch.
-        optimizer: optimizer of the method's trainable parameters; a group may carry ``lr_scale`` (default 1), or a
-            true ``constant_lr``, and then keeps the learning rate that it has.
+        optimizer: optimizer of the method's trainable parameters. A group may carry ``lr_scale`` (default 1); one with
+            a true ``constant_lr`` keeps the learning rate that it has.
         config: settings of the training.
         folder: run directory; ``checkpoints/`` and ``metrics.jsonl`` are written there.
-        learning_rate: function of the step, before a group's ``lr_scale``.
-        start: optimizer steps already done: what :func:`ssl_core.train.checkpoint.restore_` returns.
+        learning_rate: function of the step that returns the learning rate, before a group's ``lr_scale``.
+        start: number of optimizer steps already done, which :func:`ssl_core.train.checkpoint.restore_` returns.
         settings: complete configuration of the run as plain values, to be kept in checkpoints.
-        data: what tells the images from others as plain values, to be kept in checkpoints.
-        health: measures of a batch of embeddings (n d), for the log.
-        collapse: function of the latest value of every number in the log, by name, that returns what shows that the
-            embeddings have collapsed, or None. It is asked from the second epoch on, since an untrained head may look
-            collapsed; the log has its answer at the first record where it holds, and again after a recovery.
+        data: plain values that tell the images from others, to be kept in checkpoints.
+        health: function of a batch of embeddings (n d) that returns measures for the log.
+        collapse: function of the latest value of every number in the log, by name, that returns the sign of a collapse
+            of the embeddings, or None. It is asked from the second epoch on, since an untrained head may look
+            collapsed. The log has its answer at the first record where there is one, and again after a recovery.
         before_epoch: function of the number of epochs done that returns numbers for the log, called before the first
             step of each epoch. It may change ``batches``. A checkpoint between two epochs is from before the call, so
             that a resumed run makes it again.
         on_epoch: function of the number of epochs done that returns numbers for the log, called after each epoch.
         quiet: whether neither a bar nor a line for each epoch is shown.
-        continued_by: what continues a run that was told to stop; None is ``--resume`` with its folder.
+        continued_by: command line that continues a run that was told to stop; None is ``--resume`` with its folder.
 
     Returns:
         The speed of the steps taken; None if there were none left.
@@ -273,7 +273,7 @@ def train(
 
 
 def wrapped(method: nn.Module, config: TrainConfig) -> Callable[[tuple[Tensor, ...], Step], StepOutput]:
-    """A method's forward as training calls it: of all processes, and compiled where that is asked for."""
+    """A method's forward as training calls it: in step with other processes, and compiled if asked for."""
     forward: Any = method
     if distributed.world_size() > 1:
         # Buffers are not broadcast: queues agree by construction, running statistics belong to each process.
@@ -300,13 +300,13 @@ def take_step(
     """One optimizer step, without the method's update.
 
     Args:
-        forward: what :func:`wrapped` gives.
-        micro_batches: the next ``config.accumulate`` are taken.
+        forward: the method's forward, as :func:`wrapped` returns it.
+        micro_batches: iterator of which the next ``config.accumulate`` are taken.
         optimizer: optimizer of the method's trainable parameters.
         config: settings of the training.
-        step: the step to take.
-        window: takes in losses and waiting.
-        interruptible: makes a context in which a run may be left, entered while the first batch is waited for.
+        step: place in the training.
+        window: record of losses and of time spent waiting.
+        interruptible: function that returns a context in which a run may be left, for the wait for the first batch.
 
     Returns:
         The output of the last micro-batch, with the keys of all of them concatenated.

@@ -1,4 +1,4 @@
-"""What the loop measures between two records of its log: losses, throughput, waiting."""
+"""Measurements of the loop between two records of its log: losses, throughput, waiting."""
 
 import contextlib
 import time
@@ -19,8 +19,8 @@ class Speed(NamedTuple):
 
     Attributes:
         images_per_s: images of all processes that a second of training took in.
-        data_wait: fraction of the time in which this process waited for a batch. The work of a GPU before a batch is
-            there, such as rendering its views beside the last step, is no wait of the process.
+        data_wait: fraction of the time in which this process waited for a batch. A GPU's work on a batch, such as
+            rendering its views beside the last step, is no wait of the process.
     """
 
     images_per_s: float
@@ -28,12 +28,12 @@ class Speed(NamedTuple):
 
 
 class Window:
-    """What happened since the last record: losses and their images, time, time spent waiting for data.
+    """The time since the last record: its losses and their images, and how long the loop waited for data.
 
     Args:
-        last_checkpoint: file that is named where a loss is not finite.
+        last_checkpoint: file that the error names where a loss is not finite.
         identifier: function of an image's index that returns its name for a person.
-        health: measures of a batch of embeddings (n d), for the log.
+        health: function of a batch of embeddings (n d) that returns measures for the log.
     """
 
     def __init__(
