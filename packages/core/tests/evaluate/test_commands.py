@@ -515,7 +515,7 @@ def test_a_trained_encoder_is_above_a_random_one(tmp_path, monkeypatch):
     protocol = dataclasses.replace(FINETUNE_PROTOCOLS["supervised_cifar"], epochs=(3,), batch_size=64)
     torch.manual_seed(0)
     subject = Subject("digits", make_card_encoder(card), card, data, "cpu")
-    tuned = fine_tune(subject, train, test, protocol, protocol.grid[0], each_epoch=False)
+    tuned = fine_tune(subject, train, test, protocol, protocol.grid[0], every=None)
     trained = str(tmp_path / "x.safetensors")
     save_backbone(trained, tuned.encoder, card)
 

@@ -72,7 +72,7 @@ def test_as_many_steps_are_taken_as_are_asked_for_within_an_epoch_or_not(toy_sou
     for steps in (1, 3, 5):
         protocol = short("ssl_transfer_finetune", steps=steps, lr=(0.1,), weight_decay=(0.0,))
         work = tmp_path / str(steps)
-        tuned = fine_tune(subject(card), train, test, protocol, protocol.grid[0], work=work, each_epoch=False)
+        tuned = fine_tune(subject(card), train, test, protocol, protocol.grid[0], work=work, every=None)
         assert len(tuned.scores) == 1
         assert max(record["step"] for record in read_metrics(work)) == steps
 
@@ -150,20 +150,29 @@ def test_a_fraction_of_the_labels_is_trained_on_and_named(run):
 @pytest.mark.parametrize(
     ("protocol", "fraction", "tested"),
     # 800 test images; of ImageNet's 1 %, which CLIM reports, there are four times as many as labels
-    [("clim_semi", 0.01, "the last"), ("clim_semi", 0.05, "each"), ("swav_semi_1", 0.01, "each")],
+    [
+        ("clim_semi", 0.01, "every 7 epochs"),
+        ("clim_semi", 0.05, "after each epoch"),
+        ("swav_semi_1", 0.01, "after each epoch"),
+    ],
 )
-def test_very_few_labels_are_tested_after_the_last_epoch_unless_the_best_counts(
+def test_testing_takes_at_most_four_times_as_long_as_training_unless_the_best_counts(
     run, capsys, protocol, fraction, tested
 ):
     options = {"protocol": protocol, "fraction": fraction, "dry_run": True, **QUIET}
     evaluate_finetune(str(run), data=DataConfig("digits", workers=0), **options)
-    assert capsys.readouterr().out.endswith(f", tested after {tested} epoch\n")
+    assert capsys.readouterr().out.endswith(f", tested {tested}\n")
 
 
-def test_what_is_not_tested_after_each_epoch_has_no_best(run):
+def test_what_is_not_tested_after_each_epoch_still_is_after_the_last_and_has_a_best(run):
     data = DataConfig("digits", workers=0)
-    options = {"protocol": "clim_semi", "fraction": 0.01, "epochs": 2, "data": data, **QUIET}
-    assert "best" not in evaluate_finetune(str(run), **options)
+    options = {"protocol": "clim_semi", "fraction": 0.01, "epochs": 15, "lr": 0.1, "data": data, **QUIET}
+    result = evaluate_finetune(str(run), **options, keep=True)
+    records = read_metrics(run / "finetune-clim_semi-1percent-seed0")
+    tested = {each["before_epoch"]: each["top1"] for each in records if "top1" in each} | {15: result["last"]}
+    assert [*tested] == [7, 14, 15]
+    assert result["best_epoch"] == max(tested, key=tested.get)
+    assert result["best"] == max(tested.values())
 
 
 def test_a_broken_image_is_replaced_in_training_and_left_out_of_the_test(run):

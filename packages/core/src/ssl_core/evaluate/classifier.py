@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -240,7 +241,7 @@ def train_classifier(
     learning_rate: Callable[[Step], float],
     settings: Mapping[str, Any],
     score: Callable[[], dict[str, float]],
-    each_epoch: bool = True,
+    every: int | None = 1,
     quiet: bool = False,
 ) -> list[dict[str, float]]:
     """Train a classifier, from where an earlier try with the same settings was stopped on.
@@ -254,11 +255,11 @@ def train_classifier(
         learning_rate: function of the step.
         settings: all that the result depends on, as plain values.
         score: measures the classifier on test images; every process calls it at once and has the same numbers from it.
-        each_epoch: whether it is measured after each epoch, or after the last alone.
+        every: number of epochs from one measurement to the next; None measures after the last epoch alone.
         quiet: whether neither a bar nor a line for each epoch is shown.
 
     Returns:
-        What ``score`` gave after each epoch, or after the last.
+        What ``score`` gave at each measurement, the last after the last epoch, and ``epoch``, counted from 1.
 
     Raises:
         ValueError: if ``work`` holds what other settings have begun, with the difference.
@@ -276,6 +277,9 @@ def train_classifier(
         if not all(parameter.isfinite().all() for parameter in classifier.parameters()):
             raise FloatingPointError
         return score()
+
+    def measured_before(epochs: int) -> dict[str, float]:
+        return checked_score() if epochs and every and epochs % every == 0 else {}
 
     with contextlib.ExitStack() as stack:
         if work is None:
@@ -297,7 +301,7 @@ def train_classifier(
                 start=start,
                 settings=settings,
                 # Not after an epoch: what a checkpoint between two epochs does not hold is measured again.
-                before_epoch=(lambda epochs: checked_score() if epochs else {}) if each_epoch else None,
+                before_epoch=None if every is None else measured_before,
                 quiet=quiet,
                 continued_by="the same command",
             )
@@ -307,8 +311,11 @@ def train_classifier(
                 f"the classifier diverged at step {latest.index} of {latest.total} at learning rate "
                 f"{learning_rate(latest):g}; give a smaller lr"
             ) from error
-        earlier = (
-            [record for record in read_metrics(folder) if "before_epoch" in record] if distributed.is_main() else []
-        )
-        scores = [{name: record[name] for name in last} for record in earlier if record["before_epoch"]]
-        return distributed.broadcast_object([*scores, last])
+        per_epoch = batches.batches_per_epoch
+        scores = [last | {"epoch": math.ceil(config.total_steps(per_epoch) / per_epoch)}]
+        if distributed.is_main():
+            earlier = [record for record in read_metrics(folder) if record.keys() >= {"before_epoch", *last}]
+            scores[:0] = [
+                {name: each[name] for name in last} | {"epoch": int(each["before_epoch"])} for each in earlier
+            ]
+        return distributed.broadcast_object(scores)

@@ -4,6 +4,7 @@
 ``finetune top1 last 59.30 best 59.41, top5 81.60 (protocol clim_semi, 12811 labels, 50000 images)``.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -67,7 +68,7 @@ class Tuned(NamedTuple):
 
     Attributes:
         scores: ``top1``, ``mean_per_class``, with ten classes or more ``top5``, and the metric that was asked for, of
-            the test images, in [0, 1], after each epoch, or after the last alone.
+            the test images, in [0, 1], and ``epoch``, of each measurement.
         encoder: encoder after the last epoch.
         linear: classifier after it.
     """
@@ -100,7 +101,7 @@ def fine_tune(
     settings: Mapping[str, Any] | None = None,
     metric: Metric = "top1",
     targets: tuple[Tensor, Tensor] | None = None,
-    each_epoch: bool = True,
+    every: int | None = 1,
     progress: bool = False,
 ) -> Tuned:
     """Fine-tune a subject's encoder, which changes, with a new linear layer.
@@ -117,7 +118,7 @@ def fine_tune(
         metric: what is measured beside top-1, top-5 and the mean over the classes of their top-1.
         targets: of training and of test images that may be of several classes, 1 in the columns of these and else 0;
             None takes the sources' labels.
-        each_epoch: whether it is measured after each epoch, or after the last alone.
+        every: number of epochs from one measurement to the next; None measures after the last epoch alone.
         progress: whether bars are shown.
 
     Raises:
@@ -184,7 +185,7 @@ def fine_tune(
             learning_rate=lambda step: finetune_rate(protocol, setting, step),
             settings={**(settings or {}), "seed": seed, "setting": setting._asdict()},
             score=score,
-            each_epoch=each_epoch,
+            every=every,
             quiet=not progress,
         )
     return Tuned(scores, encoder, linear)
@@ -252,9 +253,8 @@ def evaluate_finetune(
 
     Returns:
         What the JSON file says: ``last``, ``best``, ``best_epoch``, and with ten classes or more ``top5_last`` and
-        ``top5_best``; ``last`` alone of a grid, which also has ``grid`` and ``chosen``, and where twelve times as
-        many images are tested as trained on, unless the protocol reports the best; of several trials the means of
-        these, ``trials``, ``mean`` and ``std``; and every setting.
+        ``top5_best``; of several trials the means of these, ``trials``, ``mean`` and ``std``; of a grid ``last`` alone,
+        ``grid`` and ``chosen``; and every setting.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
@@ -306,8 +306,9 @@ def evaluate_finetune(
     if batch_size is None:
         chosen, changed = with_fitting_batch(chosen, changed, len(train_on))
     check_batch_size(chosen.batch_size, len(train_on))
-    # Of 1 % of ImageNet's labels and more; a forward pass costs a third of forward and backward.
-    each_epoch = held is None and (chosen.selection == "best on test" or len(unseen) < 12 * len(used))
+    # Not more often than testing takes four times as long as training: forward is a third of forward and backward.
+    often = 1 if chosen.selection == "best on test" else math.ceil(len(unseen) / (12 * len(used)))
+    every = often if held is None else None
 
     counts = {"train": len(train_on), **({} if held is None else {"validation": len(held)}), "test": len(unseen)}
     plan = Plan(
@@ -317,7 +318,7 @@ def evaluate_finetune(
         finetune_text(protocol, chosen, subject.card.image_size),
         {labelled.name: counts},
         chosen.selection if held is None else "validation",
-        f"{_cost(chosen, len(train_on), len(used), trials)}, tested after {'each' if each_epoch else 'the last'} epoch",
+        f"{_cost(chosen, len(train_on), len(used), trials)}, tested {_when(every)}",
         precision,
     )
     if distributed.is_main():
@@ -371,7 +372,7 @@ def evaluate_finetune(
                     seed=seed,
                     work=work,
                     targets=chosen_by,
-                    each_epoch=False,
+                    every=None,
                 )
                 return tuned.scores[-1][metric]
 
@@ -388,7 +389,7 @@ def evaluate_finetune(
                 seed=each,
                 work=folders.of(each),
                 targets=targets,
-                each_epoch=each_epoch,
+                every=every,
             )
             outcomes.append(_outcome(tuned.scores, metric))
             if distributed.is_main():
@@ -480,15 +481,19 @@ def _cost(protocol: FinetuneProtocol, num_tried: int, num_used: int, trials: int
     return f"{total:,} images forward and backward in {runs} run{'s' * (runs > 1)}{large}"
 
 
+def _when(every: int | None) -> str:
+    return "after the last epoch" if every is None else "after each epoch" if every == 1 else f"every {every} epochs"
+
+
 def _outcome(scores: Sequence[Mapping[str, float]], metric: str) -> dict[str, float]:
-    """What a trial reports: after the last epoch, and where it was measured after each, after the best."""
+    """What a trial reports: after the last epoch, and where it was measured before that, after the best."""
     found = [each[metric] for each in scores]
     outcome = {"last": found[-1]}
     if "top5" in scores[-1]:
         outcome["top5_last"] = scores[-1]["top5"]
     if len(scores) > 1:
         best = found.index(max(found))
-        outcome |= {"best": found[best], "best_epoch": best + 1}
+        outcome |= {"best": found[best], "best_epoch": int(scores[best]["epoch"])}
         if "top5" in scores[best]:
             outcome["top5_best"] = scores[best]["top5"]
     return outcome

@@ -248,7 +248,7 @@ def linear_scores(
             with torch.no_grad():
                 return multi_label_scores(linear(features).cpu().numpy(), labels)
 
-        results += train_classifier(
+        [measured] = train_classifier(
             Classifier(subject.encoder, linear, frozen=True),
             subject.batches(train, view, batch_size=protocol.batch_size, seed=seed, labels=targets),
             torch.optim.SGD(linear.parameters(), lr=rate, momentum=0.9),
@@ -257,9 +257,10 @@ def linear_scores(
             learning_rate=lambda step: rate,
             settings={**settings, "seed": seed},
             score=score,
-            each_epoch=False,
+            every=None,
             quiet=not progress,
         )
+        results.append({name: value for name, value in measured.items() if name != "epoch"})
     return results
 
 
