@@ -128,7 +128,8 @@ def train_lightly(name: str, folder: Path, data: Path, steps: int, seed: int) ->
         module.train()
     optimizer = make_optimizer(method, config.optim, batch_size=config.train.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda at: (1 + math.cos(math.pi * at / steps)) / 2)
-    rates, done, start = [], 0, time.perf_counter()
+    rates: list[float] = []
+    done, start = 0, time.perf_counter()
     while done < steps:
         for first, second in loader:
             with torch.autocast("cpu", torch.bfloat16):

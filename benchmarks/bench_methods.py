@@ -1,9 +1,11 @@
 """Every method alike on CIFAR-10, by recipe `evidence_cpu` of each package: accuracy over seeds, speed, memory.
 
 python benchmarks/bench_methods.py --data cifar10 --runs runs/evidence     # trains and evaluates what RUNS lacks
+python benchmarks/bench_methods.py --data cifar10 --runs runs/evidence --speed    # on a machine without other work
 python benchmarks/bench_methods.py --runs runs/evidence --out benchmarks/results    # writes table and picture
 
 CIFAR10 holds train-*.parquet and test-*.parquet. All methods have the same net, images, number of steps and evaluation.
+Speed is that of 40 steps, data and views included, three times in turns.
 A run that was stopped goes on. Two calls with `OMP_NUM_THREADS=1` and other `--seeds` use two cores better than one.
 Peak memory is the resident set of the training process, 0.7 GiB of which are PyTorch and its libraries.
 """
@@ -14,6 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +113,23 @@ def complete(runs: Path, seeds: list[int], source: str) -> None:
             run(["ssl-core", "eval", "finetune", *arguments], folder.with_suffix(".log"))
 
 
+def measure_speed(runs: Path, source: str) -> None:
+    """Images a second of each row's loop after its first 20 steps, in ``speed.json``: of three short runs in turns."""
+    rates: dict[str, list[float]] = {name: [] for name in ROWS}
+    for _ in range(3):
+        for name, (package, changes) in ROWS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                early = ["--neighbours.start_epoch=0"] if package == "clim" else []  # so that the steps have partners
+                short = ["--train.steps=40", "--evaluate.knn_every=0", f"--out={folder}/run", *early]
+                arguments = ["--config=evidence_cpu", f"--data.source={source}", *changes, *short]
+                run([f"ssl-{package}-train", *arguments], runs / "speed.log")
+                lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
+            [rate] = [record["images_per_s"] for record in map(json.loads, lines) if record.get("step") == 40]
+            rates[name].append(rate)
+    machine = describe_machine(torch.device("cpu")).splitlines()
+    (runs / "speed.json").write_text(json.dumps({"machine": machine, "images_per_s": rates}))
+
+
 def read(folder: Path) -> dict[str, float]:
     """What is known of a run, by column; accuracies in percent."""
     found: dict[str, float] = {}
@@ -129,9 +149,6 @@ def read(folder: Path) -> dict[str, float]:
     if supervised := content("finetune-supervised_cifar.json"):
         found["linear"] = 100 * supervised["last"]
     if process := content("process.json"):
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-        rates = [record["images_per_s"] for record in map(json.loads, lines) if "images_per_s" in record]
-        found["images/s"] = statistics.median(rates)
         found["peak GiB"] = process["peak_bytes"] / 2**30
     return found
 
@@ -150,8 +167,12 @@ COLUMNS = {
 def collect(runs: Path, seeds: list[int]) -> dict[str, list[dict[str, float]]]:
     """Row -> what is known of it for each seed that has run."""
     rows = {}
+    speed = runs / "speed.json"
+    rates = json.loads(speed.read_text())["images_per_s"] if speed.is_file() else {}
     for name in [*REFERENCES, *ROWS, SUPERVISED]:
         found = [read(folder_of(runs, name, seed)) for seed in seeds]
+        if name in rates:
+            found[0]["images/s"] = statistics.median(rates[name])
         rows[name] = [values for values in found if values]
     return {name: values for name, values in rows.items() if values}
 
@@ -196,8 +217,11 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, help="folder of methods_cpu.json, all that was found, and methods_cpu.png")
+    parser.add_argument("--speed", action="store_true", help="measure speed, and train nothing to its end")
     arguments = parser.parse_args()
-    if arguments.data:
+    if arguments.data and arguments.speed:
+        measure_speed(arguments.runs, str(arguments.data))
+    elif arguments.data:
         complete(arguments.runs, arguments.seeds, str(arguments.data))
     rows = collect(arguments.runs, arguments.seeds)
     print("\n".join(table(rows)))
