@@ -24,8 +24,8 @@ def philox(seed: int, counters: Int64[Tensor, "n 4"]) -> Int64[Tensor, "n 4"]:
     """Four pseudo-random 32-bit words for each counter, in [0, 2**32).
 
     Args:
-        seed: the 64-bit key; any Python integer, taken modulo 2**64.
-        counters: (n 4), each entry in [0, 2**32).
+        seed: 64-bit key, any Python integer; taken modulo 2**64.
+        counters: (n 4) counters, each entry in [0, 2**32).
 
     Returns:
         (n 4) words, int64 because torch has few operations on uint32.
@@ -56,11 +56,11 @@ def uniform(seed: int, streams: Int64[Tensor, "n 3"], num_draws: int) -> Float64
 
     Args:
         seed: the 64-bit key.
-        streams: (n 3), what tells one row from another (image, epoch, view), each entry in [0, 2**32).
-        num_draws: numbers for each row, >= 0; the first m of them do not depend on ``num_draws``.
+        streams: (n 3) name of each row, such as (image, epoch, view), each entry in [0, 2**32).
+        num_draws: number of draws for each row, >= 0; the first m of them do not depend on ``num_draws``.
 
     Returns:
-        (n num_draws), multiples of 2**-32.
+        (n num_draws) draws in [0, 1), multiples of 2**-32.
     """
     if cpp.has_kernels(streams.device):
         return cpp.uniform(seed, streams, num_draws)
@@ -81,11 +81,11 @@ def permutation(seed: int, stream: tuple[int, int], length: int) -> Int64[Tensor
 
     Args:
         seed: the 64-bit key.
-        stream: purpose of the order, such as (purpose, epoch), each in [0, 2**32).
+        stream: name of the order, such as (purpose, epoch), each in [0, 2**32).
         length: number of elements, below 2**32.
 
     Returns:
-        (length) indices.
+        (length) indices in their new order.
     """
     elements = torch.arange(length)
     counters = torch.stack(

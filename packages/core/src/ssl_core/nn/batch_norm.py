@@ -16,16 +16,16 @@ _Module = TypeVar("_Module", bound=nn.Module)
 class SplitBatchNorm(_BatchNorm):
     """BatchNorm as several devices would do it: each contiguous part of the batch by its own statistics.
 
-    Running statistics are the mean over the parts. In evaluation it is plain BatchNorm; the state's keys are
-    BatchNorm's. Together with a permutation of the batch it is MoCo's shuffle-BN on one device.
+    Running statistics are the mean over the parts. In evaluation it is plain BatchNorm, and its state has BatchNorm's
+    keys. Together with a permutation of the batch it is MoCo's shuffle-BN on one device.
     Source: MoCo's CIFAR-10 notebook, which interleaves the parts; in random order that is the same.
 
     Args:
-        num_features: channels.
-        num_splits: parts of equal size.
-        eps: added to the variance.
+        num_features: number of channels.
+        num_splits: number of parts, all of equal size.
+        eps: number added to the variance.
         momentum: weight of the new statistics in the running ones.
-        affine: whether there are scale and shift.
+        affine: whether the layer has scale and shift.
     """
 
     def __init__(
@@ -90,8 +90,8 @@ def split_batch_norm(
     Parameters and buffers stay the same tensors under the same names. With ``num_splits`` 1 nothing changes.
 
     Args:
-        module: holds the layers; must not be such a layer itself.
-        num_splits: parts of the batch, >= 1.
+        module: module around the layers; not such a layer itself.
+        num_splits: number of parts of the batch, >= 1.
         kinds: classes to convert; the default leaves the BatchNorm1d of a projector as it is.
 
     Returns:
@@ -135,12 +135,12 @@ def _split(layer: nn.Module, num_splits: int, kinds: tuple[type[nn.Module], ...]
 def sync_batch_norm(module: _Module, device: torch.device) -> _Module:
     """Make the BatchNorm layers of a module take their statistics over all processes.
 
-    Not a replacement for shuffle-BN with a queue: queued keys carry the statistics of another step's batch
+    It does not replace shuffle-BN with a queue: queued keys carry the statistics of another step's batch
     (facebookresearch/moco issue 46).
 
     Args:
-        module: holds the layers.
-        device: device that it will train on.
+        module: module around the layers.
+        device: device that the module will train on.
 
     Returns:
         The module with SyncBatchNorm layers; state keys and values stay the same.

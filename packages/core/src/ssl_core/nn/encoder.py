@@ -28,21 +28,22 @@ _SMALL_POOL_UP_TO_PX = 100
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Which encoder, and what it starts from.
+    """The encoder, and the weights that it starts from.
 
     Attributes:
-        name: a timm model name.
-        stem: ``imagenet`` keeps the model's own stem; ``small`` replaces the stem of a timm ResNet by a 3x3
-            stride-1 convolution without max-pool; ``small_pool`` does the same and keeps the max-pool;
-            ``auto`` chooses by the size of the images, see :func:`stem_for`.
-        weights: ``random`` (torch's global generator), ``timm`` (downloaded), or the path of a run or of a file:
-            a ``backbone.safetensors``, a run's ``checkpoints/*.pt``, or a checkpoint of another project, such as
-            MoCo, SimSiam, DINO, MAE, solo-learn, lightly or VISSL, of which the encoder is taken.
-        init: how random weights of a timm ResNet start. ``default``: as torchvision's, convolutions from
-            N(0, 2 / fan_out). ``torch_stem``: the same, but the convolution of a small stem as torch makes it, uniform
-            in +-1 / sqrt(fan_in) (MoCo's CIFAR-10 notebook, SCE's code). ``torch``: every convolution so (DSSL's code).
-            ``zero_residual``: as ``default``, but the last BatchNorm of each residual block scales by 0 (SimSiam's and
-            Barlow Twins' codes). Other models start as timm has them, which is ``default``.
+        name: name of a timm model.
+        stem: first layers: ``imagenet`` keeps the model's own stem; ``small`` replaces the stem of a timm ResNet by a
+            3x3 stride-1 convolution without max-pool; ``small_pool`` does the same and keeps the max-pool; ``auto``
+            chooses by the size of the images, see :func:`stem_for`.
+        weights: origin of the weights: ``random`` (torch's global generator), ``timm`` (downloaded), or the path of a
+            run or of a file. A file is a ``backbone.safetensors``, a run's ``checkpoints/*.pt``, or a checkpoint of
+            another project, such as MoCo, SimSiam, DINO, MAE, solo-learn, lightly or VISSL, of which the encoder is
+            taken.
+        init: start of random weights in a timm ResNet. ``default``: torchvision's, convolutions from N(0, 2 / fan_out).
+            ``torch_stem``: the same, but the convolution of a small stem starts as torch makes it, uniform in
+            +-1 / sqrt(fan_in) (MoCo's CIFAR-10 notebook, SCE's code). ``torch``: every convolution starts that way
+            (DSSL's code). ``zero_residual``: as ``default``, but the last BatchNorm of each residual block scales by 0
+            (SimSiam's and Barlow Twins' codes). Other models start as timm has them, which is ``default``.
         options: keyword arguments of ``timm.create_model``, such as
             ``{layers: [1, 1, 1, 1], channels: [32, 64, 128, 256]}`` for a narrow ResNet or
             ``{dynamic_img_size: true}`` for a ViT whose views differ in size.
@@ -62,7 +63,7 @@ def stem_for(config: EncoderConfig, image_size: int) -> str:
     ``imagenet``, as it is with ``timm`` weights, which were trained with the model's own stem.
 
     Args:
-        config: the encoder's configuration.
+        config: settings of the encoder.
         image_size: side of the largest view, pixels.
 
     Example:
@@ -84,7 +85,7 @@ def make_encoder(
     """A timm model that maps images (n c h w) to features (n f), with f its ``num_features``.
 
     Args:
-        config: settings of the encoder, and what it starts from.
+        config: settings of the encoder and of its first weights.
         channels: number of channels of the images.
         image_size: side of the largest view, pixels; chooses the stem, and sizes models that need to know it.
         other_sizes: sides of further views, pixels.
@@ -125,7 +126,7 @@ def make_encoder(
 
 
 def encoder_options(config: EncoderConfig, image_size: int) -> dict[str, Any]:
-    """What ``timm.create_model`` needs beside name and channels to make a module that takes an encoder's weights.
+    """The arguments of ``timm.create_model``, beside name and channels, for a module that takes an encoder's weights.
 
     That is ``options``, and ``img_size`` for a model that is built for one size (most ViTs), unless it is the model's
     default.
@@ -183,7 +184,7 @@ def strides_over_a_pixel(encoder: nn.Module, channels: int, sizes: Iterable[int]
     tries after NaN had been freed. Inputs of 2x2 pixels, and strides of 1, were right.
 
     Args:
-        encoder: (n c s s) -> (n f), on the CPU, in training mode.
+        encoder: module (n c s s) -> (n f), on the CPU, in training mode.
         channels: number of channels c.
         sizes: sides s of the views, pixels.
     """

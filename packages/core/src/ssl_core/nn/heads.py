@@ -8,7 +8,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """What a configuration says about a head: the arguments of :func:`mlp_head` but the features that come in."""
+    """Settings of a head: the arguments of :func:`mlp_head`, without the number of features that come in."""
 
     hidden_dim: int = 2048
     out_dim: int = 128
@@ -52,12 +52,12 @@ def mlp_head(
     ====================================== ==================================================================
 
     Args:
-        in_dim: features in.
+        in_dim: number of features that come in.
         hidden_dim: width of all layers but the last; of no effect with one layer.
-        out_dim: features out.
-        num_layers: linear layers, >= 1; 1 is a linear head.
-        norm: BatchNorm after every linear layer but the last.
-        bias: whether there is a bias in the linear layers that no BatchNorm follows.
+        out_dim: number of features that go out.
+        num_layers: number of linear layers, >= 1; 1 is a linear head.
+        norm: whether BatchNorm follows every linear layer but the last.
+        bias: whether the linear layers that no BatchNorm follows have a bias.
         last_norm: BatchNorm after the last layer: ``none``, ``affine`` (with scale and shift), ``scale`` (whose shift
             stays 0) or ``plain`` (without).
 

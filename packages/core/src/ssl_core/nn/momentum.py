@@ -21,7 +21,7 @@ from ssl_core.philox import permutation
 from ssl_core.schedules import cosine_schedule
 from ssl_core.step import Step
 
-# Keeps the permutations of shuffle-BN apart from everything else that is drawn from the run's seed.
+# Keeps the permutations of shuffle-BN apart from all other random numbers of the run's seed.
 _SHUFFLE_STREAM = 0x5F5F
 
 # What autocast rounds. Normalization keeps float32 parameters.
@@ -33,12 +33,12 @@ class MomentumConfig:
     """Settings of a :class:`MomentumBranch`.
 
     Attributes:
-        value: m, in [0, 1]; at the start, with a schedule.
-        schedule: ``constant``, or ``cosine`` from ``value`` to 1 at the last step.
+        value: m, weight of the old parameters in the average, in [0, 1]; its first value, with a schedule.
+        schedule: course of m: ``constant``, or ``cosine`` from ``value`` to 1 at the last step.
         shuffle: whether the branch's batch is permuted, over all processes and each view in its own order, so that
-            BatchNorm statistics do not tell a key's query.
+            BatchNorm's statistics do not give away which query belongs to a key.
         batch_norm_splits: number of virtual devices of the momentum encoder's 2-d BatchNorm; 1 for ordinary BatchNorm.
-        split_online: whether the online encoder's BatchNorm is split too, as MoCo's CIFAR-10 notebook does.
+        split_online: whether the online encoder's BatchNorm is split too, as in MoCo's CIFAR-10 notebook.
     """
 
     value: float = 0.999
@@ -61,14 +61,14 @@ class MomentumConfig:
 class MomentumBranch(nn.Module):
     """Momentum encoder and projector, from images to keys.
 
-    Copies of the online ones, none of whose parameters asks for gradient. They are ordinary submodules: ``train()`` and
-    ``eval()`` of their owner reach them.
-    Only parameters are averaged; BatchNorm's running statistics are the branch's own.
+    Both are copies of the online ones, and none of their parameters asks for gradient. They are ordinary submodules:
+    ``train()`` and ``eval()`` of their owner reach them. Only parameters are averaged; BatchNorm's running statistics
+    are the branch's own.
 
     Args:
-        encoder: the online encoder, (n c h w) -> (n f); copied.
-        projector: the online projector, (n f) -> (n d); copied.
-        config: m, and what is done about BatchNorm; ``split_online`` splits that of the online encoder in place.
+        encoder: online encoder, (n c h w) -> (n f), which is copied.
+        projector: online projector, (n f) -> (n d), which is copied.
+        config: settings of the average and of BatchNorm; ``split_online`` splits the online encoder's, in place.
         seed: seeds the permutations.
 
     Example:
@@ -102,7 +102,7 @@ class MomentumBranch(nn.Module):
         Args:
             images: (n c h w) images of this process.
             step: place in the training; the permutation depends on it.
-            view: tells the permutations of one step apart, in [0, 16).
+            view: number in [0, 16) that tells apart the permutations of one step.
         """
         if not self.config.shuffle:
             return self._keys(images)
@@ -114,11 +114,11 @@ class MomentumBranch(nn.Module):
 
     @torch.no_grad()
     def update_(self, encoder: nn.Module, projector: nn.Module, step: Step) -> None:
-        """Move towards the online modules, by the m of the step just taken.
+        """Move toward the online modules, by the m of the step just taken.
 
         Args:
-            encoder: the online encoder.
-            projector: the online projector.
+            encoder: online encoder.
+            projector: online projector.
             step: step just taken.
 
         Raises:
@@ -136,9 +136,9 @@ class MomentumBranch(nn.Module):
     def use_bfloat16_weights_(self) -> None:
         """Run with a bfloat16 copy of the weights, written by `update_` together with the average.
 
-        Under bfloat16 autocast the keys stay the same to the last bit: autocast makes the same copy, but again in
-        every forward, since it caches only weights that ask for gradient. Without autocast such a branch does not
-        run. Costs 2 bytes per parameter. Call it when modules and device are final.
+        Under bfloat16 autocast the keys stay the same to the last bit. Autocast makes the same copy, but makes it again
+        in every forward, since it caches only weights that ask for gradient. Without autocast such a branch does not
+        run. The copy costs 2 bytes per parameter. Call this when modules and device are final.
         """
         shadows = {parameter: parameter.to(torch.bfloat16) for parameter in self.parameters()}
         # A copy that shares every tensor but the weights that autocast would round.

@@ -16,11 +16,11 @@ class QueueConfig:
     """Settings of a :class:`Queue`.
 
     Attributes:
-        length: number of rows k; at least the keys of one step.
-        initial: ``random`` starts with directions that are even on the sphere, as MoCo and SCE do, all of which count
-            as negatives; ``empty`` starts with none, and ``Queue.valid_length`` says how many count.
-        dtype: number format of the rows; ``bfloat16`` halves the queue, and on a GPU the products with it are then
-            bfloat16 too.
+        length: number of rows k; at least the number of keys of one step.
+        initial: rows at the start: ``random`` has directions spread evenly over the sphere, as in MoCo and SCE, all of
+            which count as negatives; ``empty`` has none, and ``Queue.valid_length`` says how many count.
+        dtype: number format of the rows; ``bfloat16`` halves the queue's memory, and on a GPU makes the products with
+            it bfloat16 too.
     """
 
     length: int = 65536
@@ -33,15 +33,15 @@ class QueueConfig:
 
 
 class Queue(nn.Module):
-    """The last keys, oldest replaced first.
+    """The last keys, of which the oldest are replaced first.
 
-    Three buffers, saved with the method: ``keys`` (k d), ``cursor`` () the next row to write, and ``filled``
-    () the number of rows that hold keys so far.
+    It has three buffers, which are saved with the method: ``keys`` (k d); ``cursor`` (), the next row to write; and
+    ``filled`` (), the number of rows that hold keys so far.
 
     Args:
         config: length, start and number format.
-        dim: embedding size d.
-        seed: seeds the random rows; they are the same on every device and in every process.
+        dim: d, size of an embedding.
+        seed: seed of the random rows, which are the same on every device and in every process.
 
     Example:
         >>> queue = Queue(QueueConfig(4, "empty"), 2)
@@ -67,12 +67,12 @@ class Queue(nn.Module):
 
     @property
     def valid_length(self) -> Tensor | None:
-        """Rows that count as negatives, as a scalar tensor; None when all do."""
+        """Number of rows that count as negatives, as a scalar tensor; None when all do."""
         return self.filled if self.initial == "empty" else None
 
     @property
     def fill(self) -> Tensor:
-        """Fraction of the rows that hold keys by now, as a scalar tensor; the rows of a random start hold none."""
+        """Fraction of the rows that hold keys so far, as a scalar tensor; rows of a random start hold none."""
         return self.filled / len(self.keys)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Rows of length 1: what queries, keys and every similarity are made of."""
+"""Rows of length 1, such as queries and keys."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ def unit(projection: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
     """Rows scaled to length 1, in float32 whatever autocast says, and in float64 where they are float64.
 
     Args:
-        projection: (n d), or more dimensions before d; gradient flows.
+        projection: (n d) rows, or more dimensions before d; gradient flows.
 
     Example:
         >>> unit(torch.tensor([[3.0, 4.0]], dtype=torch.bfloat16))

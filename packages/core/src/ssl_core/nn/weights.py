@@ -1,12 +1,12 @@
-"""Weights files: an encoder's tensors in a file of ours or of another project, whatever stands around them.
+"""Weights files: an encoder's tensors in a file of ours or of another project, among whatever else it holds.
 
-Nothing that a file holds is executed: it is read with ``weights_only=True``, and what is no tensor and no plain value,
-such as an ``argparse.Namespace``, becomes an inert stand-in.
+Nothing in a file is executed: it is read with ``weights_only=True``, and an object that is neither a tensor nor a plain
+value, such as an ``argparse.Namespace``, becomes an inert stand-in.
 
 Nested mappings are read as one, so MoCo's ``{"state_dict": {"module.encoder_q.conv1.weight": ...}}`` has the prefix
 ``state_dict.module.encoder_q.``. An encoder stands under a prefix if each of its tensors does, in its shape, and no
-other of the same layers. Names are timm's, which for ResNets are torchvision's, or the positions in an
-``nn.Sequential`` of the model's children. What stands beside them, such as heads and queues, is left.
+other tensor of the same layers. Names are timm's, which for ResNets are torchvision's, or the positions in an
+``nn.Sequential`` of the model's children. Other tensors, such as heads and queues, are left out.
 """
 
 import json
@@ -87,7 +87,7 @@ def load_weights_(encoder: nn.Module, weights: Path | str, *, name: str) -> str:
     """Fill an encoder with the weights in a file.
 
     Args:
-        encoder: a timm module, changed in place.
+        encoder: timm module, changed in place.
         weights: path of a file of safetensors, of what ``torch.save`` wrote, or of a run directory with its backbone.
         name: name of the encoder, for messages.
 

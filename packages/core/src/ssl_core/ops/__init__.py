@@ -1,4 +1,4 @@
-"""The operations that time is spent in: each one schema, a specification in plain PyTorch, back-ends by device."""
+"""The operations that take the time: for each a schema, a specification in plain PyTorch, and back-ends by device."""
 
 from ssl_core.ops.enqueue import enqueue_ as enqueue_
 from ssl_core.ops.implementations import implementations as implementations

@@ -1,4 +1,4 @@
-"""Which implementation of an op runs: argument ``backend=``, then SSL_CORE_BACKEND, then the first that fits."""
+"""The choice of an op's implementation: argument ``backend=``, then SSL_CORE_BACKEND, then the first that fits."""
 
 import logging
 import os
@@ -33,16 +33,16 @@ def choose_backend(
     """The name of the back-end that the op uses on this device for these dtypes.
 
     Args:
-        op: the op's name, for messages.
-        backends: the op's back-ends, in the order in which they are preferred.
+        op: name of the op, for messages.
+        backends: back-ends of the op, in the order in which they are preferred.
         device: device of the op's tensors.
         dtypes: dtypes of the op's tensors, in an order that its back-ends know.
-        requested: a name; None asks the environment variable SSL_CORE_BACKEND, and without it takes the first
-            back-end that fits.
-        problem: anything else that decides whether a back-end can do it, ``dim=128`` say.
+        requested: name of a back-end; None reads the environment variable SSL_CORE_BACKEND, and without it takes the
+            first back-end that fits.
+        problem: further facts that decide whether a back-end fits, such as ``dim=128``.
 
     Returns:
-        A key of ``backends``.
+        Name of the back-end, a key of ``backends``.
 
     Raises:
         ValueError: if the requested back-end does not exist or cannot run here; nothing else is taken

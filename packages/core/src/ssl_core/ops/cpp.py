@@ -1,8 +1,8 @@
 """Back-end ``cpp``: the kernels of ``csrc/cpu``, for tensors on the CPU.
 
-They take addresses, so that one build serves every version of torch; what an address must be is made sure of here.
-SSL_CORE_CPU_ISA (``avx512``, ``avx2``, ``generic``) chooses an instruction set, otherwise the widest that the machine
-has is used.
+The kernels take addresses, so that one build serves every version of torch; the functions here check each tensor before
+they pass its address. SSL_CORE_CPU_ISA (``avx512``, ``avx2``, ``generic``) chooses an instruction set; by default it is
+the widest of the machine.
 """
 
 import os

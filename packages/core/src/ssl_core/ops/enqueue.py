@@ -30,10 +30,10 @@ def enqueue_(
     float64 keys) and then rounded to the queue's dtype. Nothing is read by the host; there is no gradient.
 
     Args:
-        queue: (k d), floating, k >= 1; changed.
-        keys: (n d), need not be normalized; a zero key stays zero.
+        queue: (k d) past keys, floating, k >= 1; changed.
+        keys: (n d) new keys, normalized here; a zero key stays zero.
         cursor: next row to write, in [0, k), 0-dim int64 on the queue's device; changed.
-        length: rows filled so far, in [0, k], 0-dim int64 on the queue's device; changed.
+        length: number of rows filled so far, in [0, k], 0-dim int64 on the queue's device; changed.
 
     Raises:
         ValueError: if dimensions or devices disagree, the queue has no rows, or cursor or length are not 0-dim int64.

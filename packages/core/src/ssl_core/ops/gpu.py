@@ -18,7 +18,7 @@ _tables: dict[torch.device, tuple[tuple[int, ...], Tensor]] = {}
 
 @functools.cache
 def choose_splits(row_blocks: int, tiles: int, slots: int) -> int:
-    """Into how many parts the queue is cut: the fewest that finish earliest, counting waves and the combination.
+    """Number of parts that the queue is cut into: the fewest that finish earliest, with waves and combination counted.
 
     cost(s) = ceil(row_blocks s / slots) ceil(tiles / s) + row_blocks s / 100, in units of one tile's time, for a
     device that runs ``slots`` programs at once. One tile of one block takes 4 n' k' d operations of a multiprocessor

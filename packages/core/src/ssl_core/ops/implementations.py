@@ -1,4 +1,4 @@
-"""What ``ssl-core doctor`` prints: the implementation behind each op on each device of this machine."""
+"""The implementation behind each op on each device of this machine, which ``ssl-core doctor`` prints."""
 
 import torch
 
@@ -13,7 +13,7 @@ def implementations() -> dict[str, dict[str, str]]:
     """The implementation that each op uses on each device type present, for float32 and no ``backend=``.
 
     Returns:
-        Op name -> device type -> implementation. ``reference`` is the plain PyTorch specification itself.
+        Mapping op name -> device type -> implementation. ``reference`` is the plain PyTorch specification itself.
 
     Raises:
         ValueError: if SSL_CORE_BACKEND asks for what cannot run.

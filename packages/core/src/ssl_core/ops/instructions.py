@@ -81,13 +81,13 @@ class Instruction(NamedTuple):
 
     Attributes:
         opcode: number of the operation.
-        column: that of its first parameter.
-        a: first constant, as `Opcode` says.
-        b: second constant.
-        c: third constant.
-        condition: a column; an image whose parameter there is not ``wanted`` skips the instruction. -1: none does. What
-            changes a picture's size has no condition.
-        wanted: 0 or 1.
+        column: column of the operation's first parameter.
+        a: first constant of the operation, as `Opcode` says.
+        b: second constant of the operation.
+        c: third constant of the operation.
+        condition: column of a parameter; an image that does not have the value ``wanted`` there skips the instruction.
+            -1: no image skips it. An instruction that changes the picture's size has no condition.
+        wanted: value of the parameter that the condition asks for, 0 or 1.
     """
 
     opcode: Opcode
@@ -136,8 +136,9 @@ class PackedImages(NamedTuple):
     """Images of any heights and widths in one flat piece of memory.
 
     Attributes:
-        pixels: flat; uint8, uint16, or float32 in [0, 1].
-        layout: (n 6) of each image, on the device of ``pixels``; see `LAYOUT`; strides and offset in elements.
+        pixels: pixels of all images in one flat tensor; uint8, uint16, or float32 in [0, 1].
+        layout: (n 6) place and size of each image, on the device of ``pixels``; see `LAYOUT`; strides and offset in
+            elements.
         channels: number of channels of every image.
     """
 
@@ -150,11 +151,11 @@ class View(NamedTuple):
     """One view of every image.
 
     Attributes:
-        instructions: (i 7) on the CPU; a row for each `Instruction`.
-        parameters: (n p) a row for each image, on the device of the images.
+        instructions: (i 7) table with a row for each `Instruction`, on the CPU.
+        parameters: (n p) table with a row for each image, on the device of the images.
         size: side of the square result in pixels.
-        continues: index of an earlier view of the same size in the same call, whose picture the instructions begin
-            with; -1: they begin with the image.
+        continues: index of an earlier view of the same size in the same call, from whose picture the instructions go
+            on; -1: they begin with the image.
     """
 
     instructions: Float64[Tensor, "i 7"]

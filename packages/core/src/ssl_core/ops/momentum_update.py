@@ -33,11 +33,11 @@ def momentum_update_(
     Parameters only: buffers (BatchNorm's statistics) are the momentum encoder's own. There is no gradient.
 
     Args:
-        momentum_params: the targets, float32 or float64; changed.
-        online_params: as many tensors of the same shapes, in any floating dtype.
-        momentum: number in [0, 1]; a 0-dim tensor on the targets' device is not read by the host, nor checked.
-        shadow_params: as many tensors of the same shapes, in any floating dtype, which become copies of the new
-            targets.
+        momentum_params: target tensors, float32 or float64; changed.
+        online_params: online tensors, one of the same shape for each target, in any floating dtype.
+        momentum: m, in [0, 1]; a 0-dim tensor on the targets' device is not read by the host, nor checked.
+        shadow_params: tensors that become copies of the new targets, one of the same shape for each, in any floating
+            dtype.
 
     Raises:
         ValueError: if numbers, shapes or devices disagree, or momentum is outside [0, 1].

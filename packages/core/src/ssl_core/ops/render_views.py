@@ -39,12 +39,12 @@ def render_views(
 
     Args:
         images: n images, on the CPU or a GPU.
-        views: number of views of each image.
-        mean: (c) subtracted from pixels in [0, 1].
-        std: (c) divided by, after that.
+        views: instructions, parameters and size of each view.
+        mean: (c) number that is subtracted from each channel's pixels in [0, 1].
+        std: (c) number that each channel's difference from ``mean`` is divided by.
         dtype: dtype of the views: float32, float16 or bfloat16.
         channels_last: whether views have their channels last in memory.
-        backend: ``cpp`` or ``triton``; None chooses, see `ssl_core.ops.implementations`.
+        backend: name of a back-end, ``cpp`` or ``triton``; None chooses, see `ssl_core.ops.implementations`.
 
     Returns:
         One (n c s s) tensor for each view.

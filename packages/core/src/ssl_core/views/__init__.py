@@ -1,7 +1,7 @@
 """Views are data before they are pixels: spec -> parameters -> picture.
 
-A `ViewSpec` holds the paper's numbers; `sample_parameters` samples what is random about it for each image, from
-(seed, epoch, image index, view index) and nothing else; `render` turns that and an image into pixels.
+A `ViewSpec` holds the paper's numbers. `sample_parameters` samples the random parameters of each image, from (seed,
+epoch, image index, view index) and nothing else. `render` turns these and an image into pixels.
 """
 
 from ssl_core.ops.instructions import PackedImages as PackedImages

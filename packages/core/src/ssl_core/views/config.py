@@ -1,4 +1,4 @@
-"""What a config file says about views, and the specs that follow from it."""
+"""The views of a configuration file, and the specs that follow from them."""
 
 import dataclasses
 import itertools
@@ -21,15 +21,16 @@ class ViewConfig:
     """One entry of a config's ``views``.
 
     Args:
-        augmentation: a preset's name, or a list of such names and of ops, each ``{name: {argument: value}}``, in
-            order; in a derived view, what follows the parent's ops. See `make_ops`.
+        augmentation: name of a preset, or a list of such names and of ops, each ``{name: {argument: value}}``, in
+            order; in a derived view, the ops that follow its parent's. See `make_ops`.
         size: side of the view in pixels; a list renders the same draws at several sizes, one tensor for each.
-        crop_scale: replaces the scale of the random resized crop (local crops).
+        crop_scale: scale of the random resized crop in place of the preset's (local crops).
         count: number of views with these ops, each with draws of its own.
         derived_from: index, in the flat list of views, of the earlier view that this one continues.
         share_crop_with: index of the earlier view whose crop this one takes; what follows the crop has draws of
             its own.
-        partner: a view of the image's partner instead of the image itself, for a method that pairs images.
+        partner: whether it is a view of the image's partner instead of the image itself, for a method that pairs
+            images.
     """
 
     augmentation: Augmentation = "weak"
@@ -50,7 +51,7 @@ def make_ops(augmentation: Augmentation) -> tuple[ViewOp, ...]:
     """The ops that a config's ``augmentation`` stands for, in order.
 
     Args:
-        augmentation: a name in `PRESETS` or `HEAVY`, or a list of such names and of ops, each
+        augmentation: name in `PRESETS` or `HEAVY`, or a list of such names and of ops, each
             ``{name: {argument: value}}``.
 
     Raises:

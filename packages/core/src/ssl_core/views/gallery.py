@@ -1,4 +1,4 @@
-"""A picture of views beside their originals: what an encoder will see, for a person to look at.
+"""A picture of views beside their originals, for a person to see as an encoder does.
 
 Command: ``ssl-core views --config FILE``.
 """
@@ -26,7 +26,7 @@ _SMALLEST_CELL = 96  # a label's width
 
 @runtime_checkable
 class Images(Protocol):
-    """What a gallery needs of an image source."""
+    """The part of an image source that a gallery needs."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -49,11 +49,11 @@ def view_gallery(
     image's partner is rendered from the image itself: who is whose partner is known to a training run alone.
 
     Args:
-        images: uint8, uint16 or floating in [0, 1], of any sizes.
-        specs: the views; a view of several sizes takes several columns.
+        images: images of any sizes, uint8, uint16 or floating in [0, 1].
+        specs: views of each image; a view of several sizes takes several columns.
         seed: seed of the run whose views are shown.
         epoch: epoch of that run.
-        image_index: each image's index in its data set; None numbers them from 0.
+        image_index: index of each image in its data set; None numbers them from 0.
 
     Raises:
         ValueError: if there is no image or no view.
@@ -111,10 +111,10 @@ def save_view_gallery(
     """Write `view_gallery` of images spread evenly over a source, with training's own draws, as PNG.
 
     Args:
-        source: the images.
-        specs: the views.
-        path: file of the PNG; its folder must exist.
-        num_images: rows, fewer if the source has fewer images.
+        source: source of the images.
+        specs: views of each image.
+        path: file of the PNG, in a folder that exists.
+        num_images: number of rows; fewer if the source has fewer images.
         seed: seed of the run whose views are shown.
         epoch: epoch of that run.
 

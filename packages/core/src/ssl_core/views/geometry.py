@@ -1,7 +1,7 @@
-"""Where the pixels of one image go: rotation, shear, translation, a gray box, and cells in another order.
+"""Geometry of one image: rotation, shear, translation, a gray box, and cells in another order.
 
-The first three copy the nearest pixel, and zeros from outside, exactly Pillow's choice: each pixel of the result copies
-the pixel of the image in which its center falls; ``matrix`` (a, b, c, d, e, f) takes a point (x, y) of the result,
+The first three copy the nearest pixel, and zeros from outside, exactly as Pillow does: each pixel of the result copies
+the pixel of the image in which its center falls. ``matrix`` (a, b, c, d, e, f) takes a point (x, y) of the result,
 from its upper left corner, to (a x + b y + c, d x + e y + f) of the image. Positions are integers in units of
 2**-16 pixels, as in Pillow, so that every device copies the same pixels.
 """
@@ -77,8 +77,8 @@ def affine(
 def cutout(image: Float[Tensor, "c h w"], side: float, x: float, y: float) -> Float[Tensor, "c h w"]:
     """The image with a gray square of ``side`` pixels around (x w, y h).
 
-    Pillow draws both of a rectangle's edges, so that the square is a pixel wider than ``side``. At the left and upper
-    border it is moved inside, at the others cut.
+    Pillow fills both edges of a rectangle, so that the square is a pixel wider than ``side``. At the left and upper
+    border it is moved inside, at the others it is cut.
     """
     channels, height, width = image.shape
     left, top = int(max(0, x * width - side / 2)), int(max(0, y * height - side / 2))

@@ -1,4 +1,4 @@
-"""Images as they come: which values they may have, and many of them in one flat piece of memory."""
+"""Images as they come: their checks, and many of them in one flat piece of memory."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ _LEVELS = {torch.uint8: 255, torch.uint16: 65535}
 
 
 def check_image(image: Shaped[Tensor, "c h w"]) -> None:
-    """Refuse what is no image.
+    """Refuse a tensor that is no image.
 
     Raises:
         TypeError: for an image that is neither uint8, uint16 nor floating.
@@ -45,7 +45,7 @@ def pack_images(images: Sequence[Shaped[Tensor, "c _ _"]]) -> PackedImages:
     Images of several dtypes take the finest of them, which is exact: 8 bits fit into 16, and both into float32.
 
     Args:
-        images: (c h w) each, uint8, uint16 or floating in [0, 1]; of any strides.
+        images: images (c h w), uint8, uint16 or floating in [0, 1]; of any strides.
 
     Raises:
         TypeError: for an image of another dtype.

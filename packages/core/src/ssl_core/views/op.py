@@ -1,4 +1,4 @@
-"""What an op of a view is: numbers from a paper, how they become parameters, and how those become pixels.
+"""The protocol of an op: numbers from a paper, how they become parameters, and how those become pixels.
 
 An op is a frozen dataclass in a file of its own under ``views/ops``. It inherits nothing: having these names is enough.
 """
@@ -18,7 +18,7 @@ class ViewOp(Protocol):
 
     @property
     def name(self) -> str:
-        """What a configuration and the columns of the parameters call it."""
+        """Its name in configurations and in the columns of the parameters."""
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -26,7 +26,7 @@ class ViewOp(Protocol):
 
     @property
     def num_draws(self) -> int:
-        """How many uniform random numbers an image takes, whatever comes of them."""
+        """Number of uniform random numbers that an image takes, always the same."""
 
     def sample(
         self, draws: Float64[Tensor, "n draws"], size: Float64[Tensor, "n 2"], side: int

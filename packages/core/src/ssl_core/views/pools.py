@@ -14,13 +14,13 @@ DISTORTIONS = tuple(distortion.name.lower() for distortion in Distortion)
 
 @dataclass(frozen=True)
 class Magnitude:
-    """How far a distortion goes: low + (high - low) level / top_level, in the distortion's unit.
+    """Strength of a distortion: low + (high - low) level / top_level, in the distortion's unit.
 
     Args:
         low: magnitude at level 0.
         high: magnitude at the pool's top level; below ``low`` where less distorts more.
-        signed: negated with probability 1/2.
-        whole: the distance from ``low`` is cut to a whole number.
+        signed: whether it is negated with probability 1/2.
+        whole: whether its distance from ``low`` is cut to a whole number.
     """
 
     low: float = 0.0
@@ -35,8 +35,8 @@ class Pool:
 
     Args:
         top_level: level at which every magnitude reaches its ``high``.
-        magnitudes: magnitude of each distortion, by its name in `DISTORTIONS`, in the order of what a random number
-            selects.
+        magnitudes: magnitude of each distortion, by its name in `DISTORTIONS`, in the order by which a random number
+            selects one.
     """
 
     top_level: int

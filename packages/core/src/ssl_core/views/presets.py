@@ -158,8 +158,9 @@ def eval_spec(size: int, *, short_side: int | None = None, interpolation: str = 
 
     Args:
         size: side of the view in pixels.
-        short_side: pixels, at least ``size``; None is ``size``: the largest central square.
-        interpolation: bilinear or bicubic.
+        short_side: short side of the resized image in pixels, at least ``size``; None is ``size``, which gives the
+            largest central square.
+        interpolation: filter of the resizing, bilinear or bicubic.
 
     Example:
         >>> eval_spec(224, short_side=256).ops

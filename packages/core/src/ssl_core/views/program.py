@@ -18,13 +18,13 @@ class ReferenceOnlyError(ValueError):
 
 
 class Program(NamedTuple):
-    """What one view at one size does.
+    """The instructions of one view at one size.
 
     Attributes:
         spec: index of the view's spec, whose parameters the instructions read.
-        instructions: (i 7).
+        instructions: (i 7) table with a row for each instruction.
         size: side of the view in pixels.
-        continues: index of the program whose picture the instructions begin with; -1: with the image.
+        continues: index of the program from whose picture the instructions go on; -1: they begin with the image.
     """
 
     spec: int

@@ -21,9 +21,9 @@ def render(
     """One view of one image, at each of its sizes.
 
     Args:
-        image: (c h w) uint8, uint16, or floating with values in [0, 1]; any number of channels.
-        parameters: (p) one row of `sample_parameters`, sampled for this image's height and width.
-        spec: the view that the parameters were sampled for.
+        image: (c h w) image, uint8, uint16, or floating with values in [0, 1]; any number of channels.
+        parameters: (p) row of `sample_parameters`, sampled for this image's height and width.
+        spec: view that the parameters were sampled for.
 
     Returns:
         One (c s s) image in [0, 1] for each size of the view; they share no memory with ``image``.
@@ -66,7 +66,7 @@ def render_batch(
 
 
 def render_ops(ops: Sequence[ViewOp], image: Tensor, values: Sequence[float], side: int) -> Tensor:
-    """What ops that follow one another make of an image; arguments as of `ViewOp.render`."""
+    """An image after ops that follow one another; arguments as of `ViewOp.render`."""
     start = 0
     for op in ops:
         stop = start + len(op.parameters)

@@ -26,11 +26,11 @@ def choose_renderer(name: str, device: torch.device, specs: Sequence[ViewSpec] =
     """The renderer of a method's views on this device.
 
     Args:
-        name: auto, device, cpu or reference. ``auto`` renders on a GPU where the method is on one, else with the
-            compiled kernels of the CPU, and with the reference where there are none, or none for an op of the views,
-            which is logged.
+        name: name of a renderer: auto, device, cpu or reference. ``auto`` renders on a GPU where the method is on one,
+            and else with the compiled kernels of the CPU. Where there are none, or none for an op of the views, it
+            takes the reference and logs that.
         device: device of the method.
-        specs: the views; without them, a renderer of any views.
+        specs: views to render; without them, any views.
 
     Raises:
         ValueError: if it cannot render these views here, or there is no renderer of that name.
@@ -95,11 +95,11 @@ def render_views(
         images: n images, on the CPU, or on a GPU for the renderer ``device``.
         parameters: (n p) of each view, a row for each image, on the device of the images. Those of a derived view
             begin with its parent's, as `sample_parameters` samples them.
-        specs: the views.
-        mean: numbers subtracted from each channel, in [0, 1].
-        std: numbers that each channel is divided by.
-        renderer: device, cpu or reference; see `choose_renderer`.
-        dtype: the views' own: float32, float16 or bfloat16.
+        specs: views of each image.
+        mean: number that is subtracted from each channel, in [0, 1].
+        std: number that each channel is divided by.
+        renderer: name of the renderer: device, cpu or reference; see `choose_renderer`.
+        dtype: dtype of the views: float32, float16 or bfloat16.
         channels_last: whether views have their channels last in memory.
 
     Returns:

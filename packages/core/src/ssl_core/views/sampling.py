@@ -1,4 +1,4 @@
-"""Parameters of views: what is random about a view, as plain numbers, before any pixel is touched.
+"""Parameters of views: the random part of a view, as plain numbers, before any pixel is touched.
 
 Each op takes a fixed number of uniform draws from the counter-based stream (seed; image, epoch, view), so a
 view depends on nothing else: not on the batch, the number of workers, the rank layout, the device or what ran
@@ -31,15 +31,15 @@ def sample_parameters(
     One call for a batch costs about as much as one call for an image.
 
     Args:
-        spec: the view.
+        spec: view to sample for.
         seed: seed of the run, any 64-bit integer.
         epoch: number of the pass over the data, in [0, 2**32).
-        image_index: (n) of each image in its data set, each in [0, 2**32).
+        image_index: (n) index of each image in its data set, in [0, 2**32).
         view_index: place of ``spec`` in the flat tuple of views, in [0, 2**32).
         image_size: (n 2) height and width of each image in pixels.
 
     Returns:
-        (n p) on the device of ``image_index``.
+        (n p) parameters, on the device of ``image_index``.
 
     Example:
         >>> from ssl_core.views import GaussianBlur, RandomResizedCrop

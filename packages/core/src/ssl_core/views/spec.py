@@ -10,10 +10,11 @@ from ssl_core.views.op import Framing, Placed, ViewOp
 class ViewSpec:
     """One view: its ops in order, and the size or sizes that it is rendered at.
 
-    Several sizes show the same draws at several resolutions: the same box, colors, order of a jigsaw's cells, which are
-    smaller in a smaller view, and blur sigma (in pixels of each view). A derived view begins with the first ops of an
-    earlier view *and with their draws*; the rest have draws of their own. ``ops`` is always the complete tuple;
-    `derive` builds such a view.
+    Several sizes show the same draws at several resolutions: the same box, the same colors, the same order of a
+    jigsaw's cells (which are smaller in a smaller view), and the same blur sigma (in pixels of each view).
+
+    A derived view begins with the first ops of an earlier view *and with their draws*; the rest have draws of their
+    own. ``ops`` is always the complete tuple; `derive` builds such a view.
 
     Args:
         ops: operations on the image, in order; one of them at least brings it to the view's size.
@@ -82,11 +83,11 @@ def derive(
     applied to it; at another size it is the same box and colors at that resolution.
 
     Args:
-        specs: the earlier views, in the order of their indices.
-        parent: index into ``specs``; a view that is not itself derived.
+        specs: earlier views, in the order of their indices.
+        parent: index into ``specs`` of a view that is not itself derived.
         ops: operations that follow, with draws of their own.
         shared_ops: number of the parent's ops to take; None is all. 1 shares the crop and nothing else.
-        sizes: None is the parent's.
+        sizes: sides of the new view, in pixels; None is the parent's.
         name: name of the new view.
 
     Raises:
@@ -122,7 +123,7 @@ def parameter_names(spec: ViewSpec) -> tuple[str, ...]:
 
 
 def num_parameters(spec: ViewSpec) -> int:
-    """How many numbers describe one image's view."""
+    """Number of parameters of one image's view."""
     return sum(len(op.parameters) for op in spec.ops)
 
 

@@ -1,4 +1,4 @@
-"""What all launches share."""
+"""Helpers of all launches."""
 
 import contextlib
 from contextlib import AbstractContextManager

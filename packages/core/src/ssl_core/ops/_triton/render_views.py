@@ -1,9 +1,9 @@
-"""Views of images in one launch for each view: a program draws one image's view from its first pixel to its last.
+"""Views of images in one launch for each view: a program renders one image's view from its first pixel to its last.
 
 The view's instructions are constants of the kernel, compiled once for each spec and size. An image's parameters are
-read on the device, so that what an image does not take part in - a blur, a distortion - is a branch that its program
-does not enter, and nothing waits for the host. Between instructions the picture lies in one of two pieces of memory of
-its own (`view_kernels.py`); at 32 pixels, 12 KB each, they never leave the multiprocessor's cache.
+read on the device: an operation that an image does not take part in, such as a blur, is a branch that its program does
+not enter, and nothing waits for the host. Between instructions the picture lies in one of two pieces of memory of its
+own (`view_kernels.py`); at 32 pixels, 12 KB each, they never leave the multiprocessor's cache.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Device functions of the renderer: what each instruction does to one image's picture.
+"""Device functions of the renderer, one for each instruction, on one image's picture.
 
 A picture is planar float32, (c h w) in a piece of memory of its own, and belongs to one program, which walks over it in
 tiles of all channels and BLOCK pixels, (C BLOCK) with C the power of two from the number of channels on. A function
@@ -234,7 +234,7 @@ def shuffle_cells(
 @triton.jit
 @no_type_check
 def cut_out(picture, height, width, side, x, y, CHANNELS: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr):
-    """A gray square of ``side`` pixels, both edges drawn, around (x width, y height); float64."""
+    """A gray square of ``side`` pixels, both edges included, around (x width, y height); float64."""
     left = tl.maximum(x * width - side / 2, 0.0).to(tl.int32)
     top = tl.maximum(y * height - side / 2, 0.0).to(tl.int32)
     right = tl.minimum(left + side, width.to(tl.float64)).to(tl.int32)

@@ -25,7 +25,7 @@ class Choice:
     Args:
         prob: probability of ``first``.
         first: ops in order, none of which changes the image's size or is a choice itself.
-        second: likewise.
+        second: ops in order, of the same kinds.
     """
 
     prob: float

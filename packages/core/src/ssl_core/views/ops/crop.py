@@ -29,13 +29,13 @@ def _check_interpolation(op: str, interpolation: str) -> None:
 class RandomResizedCrop:
     """A box of random area and aspect ratio, resized to the view's size with antialias.
 
-    Ten boxes are sampled and the first that lies inside the image is taken; if none does, the largest central
-    box whose ratio is allowed. Same distribution as torchvision's transform of this name.
+    Ten boxes are sampled and the first that lies inside the image is taken; if none does, the largest central box
+    whose ratio is allowed. The distribution is that of torchvision's transform of this name.
 
     Args:
-        scale: area of the box as a fraction of the image's area, uniform.
-        ratio: width / height of the box, log-uniform.
-        interpolation: bilinear or bicubic.
+        scale: range of the box's area as a fraction of the image's, uniform.
+        ratio: range of the box's width / height, log-uniform.
+        interpolation: filter of the resizing, bilinear or bicubic.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -93,7 +93,7 @@ class RandomCrop:
     An image that is smaller than the window even with its padding is centered in it, zeros around.
 
     Args:
-        padding: zeros on each side, in pixels.
+        padding: width of the border of zeros on each side, in pixels.
     """
 
     padding: int = 0
@@ -133,8 +133,9 @@ class CenterCrop:
     Nothing is random. "Resize 256, center crop 224" is ``CenterCrop(short_side=256)`` in a view of size 224.
 
     Args:
-        short_side: pixels, at least the view's size; None is the view's size: the largest central square.
-        interpolation: bilinear or bicubic.
+        short_side: short side of the resized image in pixels, at least the view's size; None is the view's size, which
+            gives the largest central square.
+        interpolation: filter of the resizing, bilinear or bicubic.
     """
 
     short_side: int | None = None
@@ -182,10 +183,10 @@ class Resize:
     `CenterCrop` is the third way to a square: it keeps the aspect ratio and loses the ends of the long side.
 
     Args:
-        side: pixels; None is the view's size.
-        interpolation: bilinear or bicubic.
-        mode: squash changes the aspect ratio; pad keeps it: the long side becomes ``side``, and the image is
-            centered between black (zeros).
+        side: side of the square in pixels; None is the view's size.
+        interpolation: filter of the resizing, bilinear or bicubic.
+        mode: way to make the image square: squash changes its aspect ratio; pad keeps it, with the long side at
+            ``side`` and the image centered between black (zeros).
     """
 
     side: int | None = None

@@ -19,7 +19,7 @@ class Jigsaw:
     Paper: Bai et al., 2022 (DSSL), section 4.1, where the cells stay one image.
 
     Args:
-        grid: cells along each side, >= 2; divides the side of the image in pixels.
+        grid: number of cells along each side, >= 2, a divisor of the image's side in pixels.
         prob: probability that the cells are shuffled.
     """
 

@@ -25,10 +25,10 @@ class ColorJitter:
 
     Args:
         prob: probability that the image is changed at all.
-        brightness: strength, >= 0.
-        contrast: strength, >= 0.
-        saturation: strength, >= 0.
-        hue: largest shift, in [0, 0.5].
+        brightness: strength of the change of brightness, >= 0.
+        contrast: strength of the change of contrast, >= 0.
+        saturation: strength of the change of saturation, >= 0.
+        hue: largest shift of the hue, in [0, 0.5].
     """
 
     prob: float = 0.8

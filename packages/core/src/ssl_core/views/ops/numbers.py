@@ -1,11 +1,11 @@
-"""What ops ask of the numbers that they are given, and arithmetic that every device does alike."""
+"""Checks of the ops' numbers, and arithmetic that every device does alike."""
 
 import torch
 from torch import Tensor
 
 
 def check_prob(op: str, prob: float) -> None:
-    """Refuse what is no probability, by a ValueError that names the op."""
+    """Refuse a number that is no probability, by a ValueError that names the op."""
     if not 0 <= prob <= 1:
         raise ValueError(f"{op}: prob must be in [0, 1], got {prob}")
 

@@ -24,11 +24,11 @@ class RandAugment:
     Paper: Wang and Qi, 2020 (CLSA), section 3.3 and table 1, after Cubuk et al., 2020 (RandAugment).
 
     Args:
-        pool: name of the distortions and their magnitudes; see `ssl_core.views.POOLS`.
+        pool: name of a pool of distortions and their magnitudes; see `ssl_core.views.POOLS`.
         num_ops: number of distortions that are sampled, >= 1.
         prob: probability that a sampled distortion is applied.
-        level_range: lowest and highest level, each whole level in between as likely; equal for a fixed level.
-            "continuous" gives any number from 0 to the pool's top level: the whole of each range.
+        level_range: lowest and highest level; every whole level from one to the other is as likely, and equal ones make
+            a fixed level. "continuous" gives any number from 0 to the pool's top level, so the whole of each range.
     """
 
     pool: str = "clsa_code14"

@@ -30,9 +30,9 @@ class RandomErasing:
 
     Args:
         prob: probability that a rectangle is overwritten.
-        scale: range of its area as a fraction of the image's.
-        ratio: range of its height / width.
-        value: color in [0, 1], one number or one for each channel; "random" for one of each pixel and channel.
+        scale: range of the rectangle's area as a fraction of the image's.
+        ratio: range of the rectangle's height / width.
+        value: color in [0, 1], one number or one for each channel; "random" is one for each pixel and channel.
     """
 
     prob: float = 0.5
