@@ -412,7 +412,7 @@ def evaluate_finetune(
         result["chosen"] = setting._asdict()
         result["at_end"] = at_end(setting, grid)
         result["validation"] = max(point.score for point in points)
-    result |= subject.settings(train=train, test=test)
+    result |= subject.settings(is_shared=True, train=train, test=test)
     if distributed.is_main():
         print(_line(result, outcomes, points))
         print(f"encoder, classifier and log: {folders.of(seed)}")

@@ -316,7 +316,7 @@ def evaluate_linear(
     crops = [accuracy for result in results for accuracy in result.random_crops]
     result: dict[str, Any] = {**summed_up(outcomes), "random_crops": crops, **settings, "seed": seed}
     result |= {"view": plan.text.splitlines()[-1].strip(), "classes": list(train.classes or ())}
-    result |= subject.settings(train=train, test=test)
+    result |= subject.settings(is_shared=True, train=train, test=test)
     last, best = ([getattr(result, name) for result in results] for name in ("last", "best"))
     more = f"{trials} trials, " * (trials > 1)
     top5 = f", top5 {100 * result['top5_last']:.2f}" if "top5_last" in result else ""

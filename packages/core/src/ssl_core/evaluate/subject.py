@@ -123,13 +123,18 @@ class Subject(NamedTuple):
         view = evaluation_view(self.card.image_size)
         return f"{view.ops[0]}, size {view.sizes[0]}"
 
-    def settings(self, **sources: ImageSource) -> dict[str, Any]:
-        """What every result says of the encoder and of the images, by split, once their features are extracted."""
+    def settings(self, *, is_shared: bool = False, **sources: ImageSource) -> dict[str, Any]:
+        """What every result says of the encoder and of the images, by split, once their features are extracted.
+
+        Args:
+            is_shared: whether all processes are here, each of which has read a share of the images.
+            sources: images by split.
+        """
         counted: dict[str, Any] = {}
         differs = []
         for split, source in sources.items():
             broken = set(range(len(source))).difference(readable(source))
-            found = set[int]().union(*distributed.gather_objects(broken))  # each process reads a share
+            found = set[int]().union(*distributed.gather_objects(broken)) if is_shared else broken
             number = len(source) - len(found)
             counted |= {split: source.name, f"num_{split}": number}
             differs.append(split_remark(self.data, split, number))
