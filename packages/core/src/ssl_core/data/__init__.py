@@ -1,4 +1,4 @@
-"""Where images come from, and how batches of views are made of them."""
+"""Sources of images, and the batches of views that are made of them."""
 
 from ssl_core.data.batches import Batches as Batches
 from ssl_core.data.batches import Labelled as Labelled

@@ -34,21 +34,21 @@ class Batches:
         source: images.
         specs: views of each image.
         batch_size: number of images of an optimizer step over all ranks and micro-batches.
-        seed: seeds the order of the images, their partners and their views.
+        seed: seed of the order of the images, their partners and their views.
         mean: mean of each channel, subtracted from views in [0, 1].
         std: standard deviation of each channel, by which views are divided.
         workers: number of processes that decode images and make views, kept from one epoch to the next; 0 does both
             in this one.
-        renderer: auto, device, cpu or reference, see `ssl_core.views.choose_renderer`.
+        renderer: name of the renderer: auto, device, cpu or reference, see `ssl_core.views.choose_renderer`.
         device: device that uses the views, and renders them with the renderer ``device``; batches for a GPU that come
             from workers are in page-locked memory.
         channels_last: whether views have their channels last in memory.
         accumulate: number of micro-batches of an optimizer step.
         rank: index of this process.
         world_size: number of processes.
-        remainder: what becomes of the images that do not fill the last batch of an epoch: ``drop`` leaves them out;
-            ``keep`` makes a smaller batch of them, filled up for equal shares by the first images of the epoch. A
-            single image for each process, of which BatchNorm has no statistics, is left out, said in the log.
+        remainder: fate of the images that do not fill the last batch of an epoch: ``drop`` leaves them out; ``keep``
+            makes a smaller batch of them, filled up for equal shares by the first images of the epoch. A single image
+            for each process, of which BatchNorm has no statistics, is left out, and the log says so.
 
     Attributes:
         batches_per_epoch: number of optimizer steps of an epoch.
@@ -136,7 +136,7 @@ class Batches:
 
         Args:
             epoch: number of the epoch; any may follow any.
-            start: optimizer steps to leave out at its beginning.
+            start: number of optimizer steps to leave out at its beginning.
 
         Raises:
             RuntimeError: if this epoch is continued after another was started.
@@ -159,10 +159,10 @@ class Batches:
                 raise RuntimeError(f"epoch {epoch} was left for another and cannot be continued; start it again")
 
     def set_partners(self, partners: Int32[Tensor, "n p"] | None) -> None:
-        """Say which images each image may be paired with, from the next epoch on.
+        """Set the images that each image may be paired with, from the next epoch on.
 
-        In every epoch an image's partner is one of its row, drawn anew; the views of a batch that ask for a partner
-        are made from it, each with draws of its own.
+        In every epoch an image's partner is sampled anew from its row. The views of a batch that ask for a partner are
+        made from it, each with draws of its own.
 
         Args:
             partners: (n p) indices of images, a row for each image; None leaves images alone.
@@ -205,7 +205,8 @@ class Labelled:
     Args:
         batches: batches of the source.
         source: images with their labels.
-        labels: row of each image of the source in place of its label, before any has turned out broken.
+        labels: (n ...) row of labels for each image, in place of its one label, in the order of the source before any
+            image has turned out broken.
     """
 
     def __init__(self, batches: Batches, source: ImageSource, labels: Shaped[Tensor, "n *c"] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What ``data.*`` in a configuration says, and the source that it opens."""
+"""The node ``data`` of a configuration, and the source that it opens."""
 
 import glob
 import importlib.resources
@@ -51,38 +51,39 @@ _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where images come from.
+    """The images, and how they are read.
 
     Attributes:
-        source: name (digits, cifar10, cifar100, stl10, imagenet, tiny_imagenet, food101, birdsnap, sun397, cars,
-            aircraft, voc2007, dtd, pets, caltech101, flowers102) or path (a folder, a list file .txt, .csv or .tsv, a
-            parquet shard or pattern, a folder of shards), or a list of paths of one kind.
+        source: images by name (digits, cifar10, cifar100, stl10, imagenet, tiny_imagenet, food101, birdsnap, sun397,
+            cars, aircraft, voc2007, dtd, pets, caltech101, flowers102) or by path (a folder, a list file .txt, .csv or
+            .tsv, a parquet shard or pattern, a folder of shards), or a list of paths of one kind.
         test_source: name or path of the test images; None takes the test split of ``source``.
         holdout: fraction of a source without a test split that is kept for testing.
         root: folder of a named set, and of relative paths.
         download: permission to fetch CIFAR or STL-10 into ``root`` if it is not there.
         stl10_split: part of STL-10 to pretrain on: unlabeled, train or train+unlabeled.
-        class_list: imagenet100, or a file with a class folder, or a named set's class, on each line; only these are
-            read, in this order.
+        class_list: classes to read, in their order: imagenet100, or a file with a class folder, or a named set's class,
+            on each line.
         image_column: parquet column of image bytes; None takes the only one there is.
-        label_column: column of labels in parquet and in lists with a header; without such a column there are none, but
-            for a list with one other column than its paths.
+        label_column: column of labels in parquet and in lists with a header. Without such a column there are no labels,
+            except where a list has just one column beside its paths.
         channels: number of channels of all images; None takes the most that a sample of the images has.
         mean: mean of each channel, or one number for all, of pixels in [0, 1], for normalization; None takes the set's
             published value or measures it.
-        std: standard deviation of each channel, likewise.
+        std: standard deviation of each channel, as ``mean``.
         workers: number of processes that decode images and make views; 0 does both in the main process. With the
-            renderer ``device`` they decode only, and not even that for images held in memory that fit on the device.
+            renderer ``device`` they only decode, and are not needed where images are held in memory and fit on the
+            device.
         renderer: maker of the views: ``device``, on the GPU that trains; ``cpu``, compiled kernels; ``reference``,
             torch operations, which define the picture and are slow; ``auto``, the first of these that can run. All
             make the same picture within rounding.
         memory_gib: largest size of the decoded images that are held in memory, in each process (CIFAR and STL-10
             always are).
         broken_limit: largest fraction of images that may be unreadable.
-        changed: what happens where a run is to continue with other images than before: ``refuse``, or ``accept``, which
-            keeps the run's normalization.
-        scaled_decode: training decodes a JPEG at a half, a quarter or an eighth of its size where even the smallest
-            crop of a view still has the view's pixels then, so that nothing is enlarged because of it.
+        changed: answer where a run is to continue with other images than before: ``refuse``, or ``accept``, which keeps
+            the run's normalization.
+        scaled_decode: whether training decodes a JPEG at a half, a quarter or an eighth of its size, where even the
+            smallest crop of a view then still has as many pixels as the view, so that nothing is enlarged by it.
     """
 
     source: str | list[str] = "digits"
@@ -120,10 +121,10 @@ def open_source(config: DataConfig, *, split: str = "train", at_least: int | Non
 
     Args:
         config: settings of the data.
-        split: ``train``; ``test``; or ``labelled``, the training images of a probe, which differ from
-            ``train`` for STL-10 only.
-        at_least: number of pixels that each side of a JPEG must keep, where ``scaled_decode`` allows to decode it
-            smaller, see `ssl_core.views.shortest_side`; None decodes it whole.
+        split: name of the split: ``train``; ``test``; or ``labelled``, the training images of a probe, which differ
+            from ``train`` for STL-10 only.
+        at_least: number of pixels that each side of a JPEG must keep where ``scaled_decode`` allows a smaller one, see
+            `ssl_core.views.shortest_side`; None decodes it whole.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
@@ -139,7 +140,7 @@ def open_source(config: DataConfig, *, split: str = "train", at_least: int | Non
 
 
 def decoded(images: Images, config: DataConfig, *, split: str = "train", at_least: int | None = None) -> ImageSource:
-    """What :func:`open_source` gives, of images that are open already."""
+    """The images of :func:`open_source`, made of images that are open already."""
     if isinstance(images, MemoryImages):
         return images
     is_said = split == "test" and config.holdout is not None  # when the training images were opened
@@ -164,13 +165,13 @@ def decoded(images: Images, config: DataConfig, *, split: str = "train", at_leas
 
 
 def without_foreign_classes(config: DataConfig, given: Collection[str] | None) -> DataConfig:
-    """The settings, without the class list of a recipe where a source given in place of its own has no such folder.
+    """The settings, without a recipe's class list where the user gives a source that has none of its folders.
 
     A source with some of the folders is an incomplete one of the recipe's kind, and refused when it is opened.
 
     Args:
         config: settings of the data.
-        given: options that the user has set; None: all.
+        given: options that the user has set; None is all.
     """
     name, source = config.class_list, config.source
     if name is None or is_given(given, "data.class_list") or not is_given(given, "data.source"):
@@ -188,11 +189,11 @@ def without_foreign_classes(config: DataConfig, given: Collection[str] | None) -
 
 
 def split_remark(config: DataConfig, split: str, number: int, missing: Sequence[str] = ()) -> str | None:
-    """What differs in a split of a named set from what is published of it; None where nothing does.
+    """The difference between a split of a named set and what is published of it, in words; None where there is none.
 
     Args:
         config: settings of the data.
-        split: ``train``, ``labelled`` or ``test``.
+        split: name of the split: ``train``, ``labelled`` or ``test``.
         number: number of images.
         missing: images that the set's lists name and that are not there.
     """
@@ -205,11 +206,11 @@ def split_remark(config: DataConfig, split: str, number: int, missing: Sequence[
 
 
 def official_validation(config: DataConfig, source: ImageSource) -> Int64[Tensor, " v"] | None:
-    """Which of the labelled images their set's own lists keep for validation; None where these name none.
+    """Indices of the labeled images that the set's own lists keep for validation; None where these name none.
 
     Args:
         config: settings of the data.
-        source: what :func:`open_source` gives of them for the split ``labelled``.
+        source: images of the split ``labelled``, as :func:`open_source` returns them.
     """
     known = TRANSFER_SETS.get(config.source) if isinstance(config.source, str) else None
     if known is None or known.validation == 0:
@@ -221,11 +222,11 @@ def official_validation(config: DataConfig, source: ImageSource) -> Int64[Tensor
 
 
 def multi_labels(config: DataConfig, source: ImageSource) -> Int8[Tensor, "n c"]:
-    """Which of the 20 classes each image of VOC 2007 shows, see :func:`ssl_core.data.voc.voc_labels`.
+    """The classes of the 20 of VOC 2007 that each image shows, see :func:`ssl_core.data.voc.voc_labels`.
 
     Args:
         config: settings of the data, whose ``source`` is voc2007.
-        source: what :func:`open_source` gives of them, for any split.
+        source: images of any split, as :func:`open_source` returns them.
     """
     root = _root("voc2007", config)
     values = {name: row for part in ("train", "val", "test") for name, row in voc_labels(root, part).items()}
@@ -234,7 +235,7 @@ def multi_labels(config: DataConfig, source: ImageSource) -> Int8[Tensor, "n c"]
 
 
 def identity(images: Images) -> dict[str, int | str]:
-    """What tells whether images are the same as before: their number, that of their classes, and a digest."""
+    """Values by which images are known to be the same as before: their number, that of their classes, and a digest."""
     return {"images": len(images), "classes": len(images.classes or ()), "digest": images.digest()}
 
 

@@ -20,7 +20,7 @@ class DatasetImages:
     Attributes:
         name: name of the source for a person.
         dataset: map-style data set that gives (image, label, ...) or an image for an index.
-        labels: (n), or None to take them from the items.
+        labels: (n) label of each image; None takes them from the items.
         classes: names of the classes.
         channels: number of channels that ``image`` returns; None keeps the images' own.
     """
@@ -66,9 +66,9 @@ def dataset_source(
     Leave random augmentation out of the data set: the views do it, and do it reproducibly.
 
     Args:
-        dataset: its items are (image, label, ...) or images: PIL images, (c h w) tensors of uint8, uint16 or
-            floating point in [0, 1], or arrays as in ``.npy`` files. Labels are taken from its attribute
-            ``targets``, as torchvision's sets have it, or else from its items.
+        dataset: map-style data set whose items are (image, label, ...) or images. An image is a PIL image, a (c h w)
+            tensor of uint8, uint16 or floating point in [0, 1], or an array as in a ``.npy`` file. Labels are taken
+            from the attribute ``targets``, as torchvision's sets have it, or else from the items.
         name: name of the source for a person.
         classes: names of the classes; None takes the attribute ``classes`` if there is one.
         channels: number of channels; None keeps the images' own.

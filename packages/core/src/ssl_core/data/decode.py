@@ -1,13 +1,13 @@
 """From encoded bytes to pixels: the one place that knows file formats and their suffixes; docs/data.md is the table.
 
 JPEG, PNG, WebP, GIF (first frame), BMP, TIFF, PPM and JPEG 2000 are read through Pillow, which may read AVIF too;
-other TIFF by tifffile (the extra ``tiff``), HEIC by pillow-heif (``heif``); and NumPy's ``.npy``. What a
-file is, its first bytes say, whatever its name is.
+other TIFF by tifffile (the extra ``tiff``), HEIC by pillow-heif (``heif``); and NumPy's ``.npy``. The first bytes of a
+file say its format, whatever its name is.
 
 * Orientation: the EXIF flag is applied, so that an image is what its owner sees. Color profiles are not.
 * Transparency: composited over white; kept as the last channel where 4 channels are asked for, or 2 of gray.
 * Palette, CMYK, YCbCr and bilevel images become RGB or gray, 8 bits.
-* 16-bit PNG and TIFF, gray and color, stay uint16. What would lose bits or bands is refused.
+* 16-bit PNG and TIFF, gray and color, stay uint16. An image that would lose bits or bands is refused.
 * A TIFF of several gray pages of one size is one image with a channel for each page.
 * ``.npy``: (h w), (c h w) or (h w c) of bool, uint8, uint16 or floating point in [0, 1]. The channel axis is
   the one with the asked number of channels, else the shorter of first and last, else the first.
@@ -88,14 +88,14 @@ def decode_image(
     """Pixels of an encoded image.
 
     Args:
-        data: the content of an image file or of an ``.npy`` file.
-        channels: number of channels wanted; None keeps what the image has (1 for gray, 3 for color).
-        at_least: a JPEG may be decoded at a half, a quarter or an eighth of its size, the smallest that leaves each
-            side so many pixels; None decodes all of it.
+        data: content of an image file or of an ``.npy`` file.
+        channels: number of channels wanted; None keeps the image's own (1 for gray, 3 for color).
+        at_least: number of pixels that each side of a JPEG must keep; it is then decoded at the smallest of its size, a
+            half, a quarter and an eighth that does. None decodes it whole.
         identifier: name of the image for a person, for the error.
 
     Returns:
-        (c h w) uint8, uint16 or float32, of any strides.
+        (c h w) pixels, uint8, uint16 or float32, of any strides.
 
     Raises:
         BrokenImageError: if the data is empty, truncated, not an image, cannot be read exactly, or has channels that

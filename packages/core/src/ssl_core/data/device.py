@@ -19,8 +19,8 @@ def held_on(device: torch.device, source: ImageSource) -> PackedImages | None:
     """All images of a source on a device; None unless they are held in memory and fit into a quarter of what is free.
 
     Args:
-        device: that renders their views.
-        source: the images.
+        device: device that renders the views of the images.
+        source: source of the images.
     """
     if not isinstance(source, MemoryImages):
         return None
@@ -38,10 +38,10 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def prefetched_on(device: torch.device, batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Batches as they are, each begun before the one before it is given away.
+    """The same batches, of which each is begun before the one before it is given away.
 
-    On a GPU what makes a batch runs on a stream of its own beside what the caller does with the last one; elsewhere
-    there are no streams, and only the order is the same.
+    On a GPU a batch is made on a stream of its own, beside what the caller does with the last one; elsewhere there are
+    no streams, and only the order is the same.
 
     Args:
         device: device on which the batches are made.

@@ -1,8 +1,7 @@
 """The embedded set: scikit-learn's scans of handwritten digits, placed at random on a larger canvas.
 
-The scans as they are (8 x 8, centered, upright) are told apart by their pixels alone, 98 % by nearest
-neighbours, and leave nothing to learn. At a random size, position and rotation they do not match pixel by
-pixel any more.
+Pixels alone tell the scans as they are (8 x 8, centered, upright) apart, 98 % of them by nearest neighbors, which
+leaves nothing to learn. At a random size, position and rotation they do not match pixel by pixel any more.
 """
 
 import numpy as np
@@ -26,7 +25,8 @@ def draw_digits(*, train: bool) -> tuple[UInt8[Tensor, "n 1 size size"], Int64[T
     """Images of digits and their labels; no scan is in both the training and the test images.
 
     Args:
-        train: the 1,397 scans of the training set, or the 400 of the test set, each placed as often as stated above.
+        train: whether to take the 1,397 scans of the training set, each placed once, or the 400 of the test set, each
+            placed twice.
 
     Returns:
         (n 1 32 32) images, white on black, and their labels (n); the images of one scan follow each other.

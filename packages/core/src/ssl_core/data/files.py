@@ -58,12 +58,12 @@ class FileImages:
 
     Attributes:
         name: name of the source for a person.
-        paths: (n) file names as bytes: one array, which forked workers share, unlike a list of strings.
-        labels: (n), -1 when unknown.
+        paths: (n) file names as bytes, in one array, which forked workers share, unlike a list of strings.
+        labels: (n) label of each image, -1 when unknown.
         classes: names of the classes.
         channels: number of channels that ``image`` returns; None keeps the images' own.
         ignored: files found beside the images whose suffix is not an image's.
-        at_least: pixels that each side of a JPEG keeps when it is decoded smaller; None decodes it whole.
+        at_least: number of pixels that each side of a JPEG keeps when it is decoded smaller; None decodes it whole.
         missing: files that a set's lists name and that are not there.
     """
 
@@ -137,7 +137,7 @@ def folder_images(folder: Path, *, class_list: Sequence[str] | None = None) -> F
 
     Args:
         folder: folder of any nesting.
-        class_list: first-level subfolders, the only ones that are read, in the order of the classes.
+        class_list: first-level subfolders to read, in the order of the classes; None reads all.
 
     Raises:
         ValueError: if there is no image, or a listed class has no subfolder.
@@ -204,7 +204,7 @@ def split_folder(folder: Path, split: str) -> Path | None:
 
     Args:
         folder: folder as the user named it.
-        split: ``train`` or ``test``.
+        split: name of the split, ``train`` or ``test``.
     """
     pair = _split_pair(folder)
     if pair is None:

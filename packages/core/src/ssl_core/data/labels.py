@@ -1,4 +1,4 @@
-"""What the values of a label column, or the names of class folders, mean: classes in their order, and -1 for none."""
+"""Labels from the values of a column or the names of class folders: classes in their order, and -1 for none."""
 
 import logging
 import math
@@ -26,12 +26,13 @@ def labels_of(
     Where a value can be no class, such as 0.37 or a list, nothing has a label: pretraining needs none.
 
     Args:
-        values: whole numbers, text or truth values, as a column has them.
-        where: column and file, for a person.
+        values: values of the column: whole numbers, text or truth values.
+        where: names of column and file for a person.
         names: names of the classes 0, 1, ... that whole numbers stand for; empty where values name their class.
 
     Returns:
-        (n) positions in the classes, and these: ``names``, or what occurs, in order; None if nothing has a label.
+        (n) positions in the classes, and the classes: ``names``, or the values that occur, in order. None if nothing
+        has a label.
     """
     try:
         texts, classes = _texts_and_classes(values, names)

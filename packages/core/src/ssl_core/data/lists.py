@@ -128,7 +128,7 @@ def _rows_of_split(rows: list[list[str]], column: int, split: str, where: str) -
 
 
 def _label_column(header: Sequence[str] | None, width: int, paths: int, parting: int | None, name: str) -> int | None:
-    """Which column of a list has its labels; None if that cannot be told."""
+    """The column of a list that has its labels; None if that cannot be told."""
     if header is None:
         return paths + 1 if paths + 1 < width else 0 if width == 2 else None
     if name in header:

@@ -21,11 +21,11 @@ def torchvision_images(name: str, root: Path, split: str, *, download: bool, stl
     """CIFAR-10, CIFAR-100 or STL-10, decoded.
 
     Args:
-        name: ``cifar10``, ``cifar100`` or ``stl10``.
-        root: the folder that holds the set as torchvision lays it out.
-        split: ``train``, ``test`` or ``labelled``.
+        name: name of the set: ``cifar10``, ``cifar100`` or ``stl10``.
+        root: folder that holds the set as torchvision lays it out.
+        split: name of the split: ``train``, ``test`` or ``labelled``.
         download: permission to fetch the set if it is not there.
-        stl10_split: what STL-10's split ``train`` is.
+        stl10_split: part of STL-10 that its split ``train`` stands for.
 
     Raises:
         FileNotFoundError: if the set is not there and not to be fetched.

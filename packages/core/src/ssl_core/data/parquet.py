@@ -44,12 +44,12 @@ class ParquetImages:
 
     Attributes:
         name: name of the source for a person.
-        groups: places of the bytes.
-        rows: (n 2), the row group and the row in it of each image.
-        labels: (n), -1 when unknown.
+        groups: row groups that hold the encoded images.
+        rows: (n 2) row group of each image, and its row there.
+        labels: (n) label of each image, -1 when unknown.
         classes: names of the classes.
         channels: number of channels that ``image`` returns; None keeps the images' own.
-        at_least: pixels that each side of a JPEG keeps when it is decoded smaller; None decodes it whole.
+        at_least: number of pixels that each side of a JPEG keeps when it is decoded smaller; None decodes it whole.
     """
 
     name: str
@@ -176,8 +176,9 @@ def parquet_images(
 
     Args:
         files: shards, in order.
-        image_column: binary, or a struct with a binary field ``bytes``; None takes the only such column of a shard.
-        label_column: whole numbers or class names; images of a shard without it are unlabelled.
+        image_column: name of a column that is binary, or a struct with a binary field ``bytes``; None takes the only
+            such column of a shard.
+        label_column: name of a column of whole numbers or class names; images of a shard without it are unlabeled.
         memory_bytes: largest size of the encoded images that are held in memory.
 
     Raises:
@@ -213,8 +214,8 @@ def parquet_files(paths: Sequence[Path], split: str) -> list[Path]:
 
     Args:
         paths: shards, or folders of shards whose names, or whose folders' names, say their split.
-        split: ``train`` (without shards of that name: all) or ``test``, which for shards that are named as
-            training shards are the test shards beside them.
+        split: name of the split: ``train``, which is all shards where none has that name; or ``test``, which is the
+            test shards beside them where ``paths`` names training shards.
 
     Raises:
         ValueError: if a folder holds several data sets.

@@ -1,8 +1,8 @@
-"""From numbers of images to views: where images are packed and where views are rendered.
+"""From numbers of images to views: images are packed in one place, and views rendered in the same or another.
 
-A renderer of the CPU runs where images are decoded: in the worker processes, or here without any. With the renderer
-``device`` views are rendered there, one batch ahead, and images either live on the device, so that there is nothing for
-workers to do, or are decoded and packed by workers and copied. See docs/design/views.md.
+A renderer of the CPU runs where images are decoded: in the worker processes, or in this process if there are none. With
+the renderer ``device``, views are rendered on the device, one batch ahead. The images then either live there, with
+nothing left for workers to do, or workers decode and pack them to be copied. See docs/design/views.md.
 """
 
 import itertools
@@ -26,8 +26,8 @@ class Request(NamedTuple):
 
     Attributes:
         epoch: epoch whose views are made.
-        images: n indices into the source.
-        partners: n indices; None leaves the views of partners out.
+        images: n indices of images in the source.
+        partners: n indices of their partners; None leaves the views of partners out.
     """
 
     epoch: int
@@ -39,9 +39,9 @@ class Batch(NamedTuple):
     """The views of some images; in training one micro-batch of one rank.
 
     Attributes:
-        views: one normalized (n c s s) tensor for each size of each view, in order; views of partners are left
-            out while images have none. On the device where the renderer is ``device``, else on the CPU.
-        index: (n) the images they were made from, on the CPU.
+        views: one normalized (n c s s) tensor for each size of each view, in order; views of partners are left out
+            while images have none. The tensors are on the device with the renderer ``device``, and else on the CPU.
+        index: (n) indices of the images that the views were made from, on the CPU.
     """
 
     views: tuple[Float[Tensor, "n c _ _"], ...]
@@ -58,7 +58,7 @@ class Pipeline:
         num_batches: number of requests of a pass.
         batch_size: number of images of the largest request.
         persistent: whether the workers are kept between passes.
-        hold: whether the images may live on the device, where they need no workers; not worth it for a few of them.
+        hold: whether the images may live on the device, where they need no workers; too costly for a few of them.
 
     Raises:
         ValueError: if the renderer cannot render these views on the device, workers is negative, or the shared memory

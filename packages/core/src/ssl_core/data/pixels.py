@@ -24,9 +24,9 @@ def refuse_large(width: int, height: int, pixel_bytes: int = 4) -> None:
     """Refuse an image before its pixels are decoded.
 
     Args:
-        width: pixels.
-        height: pixels.
-        pixel_bytes: size of a decoded pixel; Pillow holds each of color in 4 bytes.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
+        pixel_bytes: size of a decoded pixel; Pillow holds a pixel of color in 4 bytes.
 
     Raises:
         BrokenImageError: for more than 1 GiB.
@@ -104,8 +104,8 @@ def pillow_pixels(image: Image.Image, channels: int | None = None) -> Shaped[Ten
     """Pixels of a Pillow image of any mode; see :mod:`ssl_core.data.decode` for what becomes of each.
 
     Args:
-        image: one page or frame.
-        channels: number of channels wanted; the result may still have another, for :func:`with_channels`.
+        image: page or frame of an image.
+        channels: number of channels wanted; the result may still have another number, for :func:`with_channels`.
 
     Raises:
         BrokenImageError: for integers outside 0 to 65535, and for floating point outside [0, 1].

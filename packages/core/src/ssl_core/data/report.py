@@ -1,4 +1,4 @@
-"""What is in a data set: what ``ssl-core data SOURCE`` prints."""
+"""The contents of a data set, as ``ssl-core data SOURCE`` prints them."""
 
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -33,28 +33,28 @@ class _Facts(NamedTuple):
 
 @dataclass(frozen=True)
 class DataReport:
-    """What a full scan of a source found.
+    """The findings of a full scan of a source.
 
     Attributes:
         name: name of the source.
         split: part of the images that was scanned.
-        num_images: that can be read.
-        heights: smallest, median and largest, pixels.
-        widths: widths, likewise.
-        sides: short sides, likewise.
+        num_images: number of images that can be read.
+        heights: smallest, median and largest height, in pixels.
+        widths: smallest, median and largest width, in pixels.
+        sides: smallest, median and largest short side, in pixels.
         channels: number of images by their number of channels, as they are stored.
         dtypes: number of images by their type.
         read_channels: number of channels that all images are read with.
         mean: mean of each channel read, in [0, 1], each image counting the same.
-        std: standard deviation of each channel, likewise.
+        std: standard deviation of each channel read, in [0, 1], each image counting the same.
         published: mean and standard deviation that a named set is normalized by instead.
         decoded_bytes: memory that the images take when held decoded.
         classes: number of images of each class, by name; None without labels.
-        num_unlabelled: images without a label.
-        broken: a line for each image that cannot be read.
+        num_unlabelled: number of images without a label.
+        broken: lines that name each image that cannot be read.
         ignored: files beside the images whose suffix is not an image's.
         hides_alpha: whether some images have an alpha channel that is not read as a channel.
-        differs: what differs in a named set from what is published of it; empty where nothing does.
+        differs: difference of a named set from what is published of it, in words; empty where there is none.
     """
 
     name: str
@@ -148,7 +148,7 @@ def inspect(config: DataConfig, *, split: str = "train", progress: bool = True) 
     Args:
         config: settings of the data.
         split: part of the images: ``train``, ``test`` or ``labelled``.
-        progress: show a progress bar.
+        progress: whether a progress bar is shown.
 
     Raises:
         ValueError: as `open_source`, and if no image can be read.

@@ -1,4 +1,4 @@
-"""What an image source is, and its two forms: held decoded in memory, or decoded when asked for."""
+"""Image sources, in two forms: held decoded in memory, or decoded when asked for."""
 
 import hashlib
 import logging
@@ -55,12 +55,12 @@ class MemoryImages:
 
     Attributes:
         name: name of the source for a person.
-        images: one (n c h w) tensor where all shapes and types agree, else a list.
-        labels: (n), -1 when unknown.
+        images: one (n c h w) tensor where all shapes and types agree, else a list of images.
+        labels: (n) label of each image, -1 when unknown.
         classes: names of the classes.
-        identifiers: one for each image; None numbers them.
+        identifiers: name of each image for a person; None numbers them.
         channels: number of channels that ``image`` returns; None keeps the images' own.
-        broken: a line for each image that was left out because it could not be read.
+        broken: lines that name each image that was left out because it could not be read.
     """
 
     name: str
@@ -104,8 +104,8 @@ class MemoryImages:
 class LazyImages:
     """Images decoded when they are asked for; a broken one is replaced by the next one that can be read.
 
-    The flags of broken images are shared with worker processes, so each is reported once. A replaced image
-    takes the label of the one that replaces it, from the first time it has been asked for.
+    The flags of broken images are shared with worker processes, so that each is reported once. From the first time that
+    a broken image is asked for, it has the label of the image that replaces it.
 
     Args:
         source: encoded images, whose ``image`` may raise BrokenImageError.
@@ -208,8 +208,8 @@ def hold_in_memory(source: ImageSource, *, workers: int = 0, broken_limit: float
 
     Args:
         source: encoded images, whose ``image`` may raise BrokenImageError.
-        workers: processes that decode; 0 decodes here.
-        broken_limit: largest fraction of images that may be broken; they are left out and listed once.
+        workers: number of processes that decode; 0 decodes in this one.
+        broken_limit: largest fraction of images that may be broken; these are left out and listed once.
 
     Raises:
         ValueError: if more images are broken than allowed.

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of each channel, in [0, 1]: what views are normalized by."""
+"""Mean and standard deviation of each channel, in [0, 1], by which views are normalized."""
 
 import logging
 from typing import TypeAlias
@@ -33,12 +33,12 @@ _LEVELS = {torch.uint8: 255, torch.uint16: 65535}
 def normalization(config: DataConfig, source: ImageSource) -> tuple[Channels, Channels]:
     """Mean and standard deviation to normalize a source's views by.
 
-    In this order: what the configuration says, the published values of a named set, a measurement on up to
-    2,000 images.
+    The first of these that there is: the configuration's values, the published values of a named set, a measurement
+    on up to 2,000 images.
 
     Args:
         config: settings that the source was opened with.
-        source: the training images.
+        source: training images.
 
     Raises:
         ValueError: if the lengths of those configured are not the number of channels.
@@ -72,8 +72,8 @@ def channel_statistics(
 
     Args:
         source: images of one number of channels.
-        max_images: measure on a fixed random sample of so many where there are more.
-        workers: processes that decode; 0 decodes here.
+        max_images: size of the fixed random sample that is measured where there are more images.
+        workers: number of processes that decode; 0 decodes in this one.
 
     Raises:
         ValueError: if a channel is constant, so that nothing can be divided by its deviation.

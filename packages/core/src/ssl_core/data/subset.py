@@ -1,4 +1,4 @@
-"""Which of the labelled images are used: those of a list, a fraction of each class, or all but some held out.
+"""Subsets of the labeled images: those of a list, a fraction of each class, or all but some held out.
 
 A fraction's images depend on names and seed alone, not on the order in which images are found, and a smaller fraction
 is part of a larger one.
@@ -28,11 +28,11 @@ def listed_subset(images: Images, file: str) -> Int64[Tensor, " m"]:
     """Indices of the images that a list names, such as SimCLR's ``imagenet_subsets/1percent.txt``.
 
     Args:
-        images: labelled images in files.
-        file: text with a file's name, or the end of its path, on each line.
+        images: labeled images in files.
+        file: text file with an image's name, or the end of its path, on each line.
 
     Returns:
-        (m) in the order of the images.
+        (m) indices in the order of the images.
 
     Raises:
         FileNotFoundError: if there is no such list.
@@ -74,12 +74,12 @@ def balanced_subset(images: Images, fraction: float, seed: int) -> Int64[Tensor,
     """Indices of a fraction of the images of each class, at least one of each.
 
     Args:
-        images: labelled images.
-        fraction: in (0, 1]; 1 is all.
-        seed: seeds the choice.
+        images: labeled images.
+        fraction: fraction of the images to take, in (0, 1]; 1 is all.
+        seed: seed of the choice.
 
     Returns:
-        (m) in the order of the images.
+        (m) indices in the order of the images.
 
     Raises:
         ValueError: for another fraction.
@@ -108,12 +108,13 @@ def selection_split(
     """Indices of the images to train on, and of those by which settings are chosen.
 
     Args:
-        images: labelled images.
-        indices: those whose labels are used.
-        validation: fraction of ``indices`` that is held out of each class, but for one image at least; or, from 1 on,
-            number of images taken from the others, fewer where there are not so many.
-        seed: seeds the choice.
-        official: images that the set itself keeps for validation; those of ``indices`` are taken, and no others.
+        images: labeled images.
+        indices: indices of the images whose labels are used.
+        validation: fraction of ``indices`` that is held out of each class, which keeps one image at least; or, from 1
+            on, number of images taken from outside of ``indices``, fewer where there are not so many.
+        seed: seed of the choice.
+        official: indices of the images that the set itself keeps for validation; the ones among ``indices`` are then
+            held out, and no others.
 
     Raises:
         ValueError: if no image is left to choose by.

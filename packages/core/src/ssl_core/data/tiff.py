@@ -1,8 +1,8 @@
-"""TIFF: which reader an image needs, and what its bands mean.
+"""TIFF: the reader that an image needs, and the meaning of its bands.
 
-Of many layouts Pillow drops bands, keeps the high bytes, or mixes them up, without a word. So the tags decide: the
-layouts that it reads exactly are listed here, tifffile (the extra ``tiff``) reads the bands of others, and what neither
-reads exactly is refused.
+In many layouts Pillow drops bands, keeps only the high bytes, or mixes bands up, without a word. So the tags decide:
+the layouts that Pillow reads exactly are listed here, tifffile (the extra ``tiff``) reads the bands of others, and a
+layout that neither reads exactly is refused.
 """
 
 import io
@@ -67,7 +67,7 @@ _FLIPPED = {2: (2,), 3: (1, 2), 4: (1,), 5: (), 6: (2,), 7: (1, 2), 8: (1,)}
 
 
 class _Page(NamedTuple):
-    """What the tags of a page say."""
+    """The contents of a page's tags."""
 
     number: int
     width: int
@@ -102,8 +102,9 @@ def tiff_pixels(
 
     Args:
         data: content of the file.
-        channels: number of channels wanted; the result may have another.
-        read_page: pixels of the page that a Pillow image is at, given it and a function that opens it anew.
+        channels: number of channels wanted; the result may have another number.
+        read_page: function of a Pillow image, and of a function that opens it anew, that returns the pixels of the page
+            that the image is at.
 
     Raises:
         BrokenImageError: for a layout that nobody reads exactly, and without tifffile for one that it would read.

@@ -1,7 +1,7 @@
 """Sets that encoders are transferred to, in the layouts in which they are distributed, and torchvision keeps them.
 
-Each reader says which images a set's own lists train on, validate on and test, in their order; ``docs/data.md`` has the
-layouts. Where the lists name images for validation, training images are those of both.
+Each reader gives the images that a set's own lists name for training, validation and test, in their order;
+``docs/data.md`` has the layouts. Where the lists name images for validation, the training images here include them.
 """
 
 import csv
@@ -39,15 +39,15 @@ class _Lists(NamedTuple):
 
 @dataclass(frozen=True)
 class TransferSet:
-    """What is known of a set.
+    """The published facts about a set, and the reader of its lists.
 
     Attributes:
-        metric: what it is scored by: top-1, the mean of the classes' top-1, or the mean of 11-point average precisions.
+        metric: score of the set: top-1, the mean of the classes' top-1, or the mean of 11-point average precisions.
         classes: number of classes.
         train: number of training images, without those for validation.
         test: number of test images.
-        validation: number of images that its own lists keep for validation.
-        read: reader of its lists, given ``data.root``; None for a set that torchvision reads.
+        validation: number of images that the set's own lists keep for validation.
+        read: function of ``data.root`` that reads the set's lists; None for a set that torchvision reads.
     """
 
     metric: Metric
@@ -64,10 +64,11 @@ def transfer_images(
     """The images of a set that are there, in the order of its lists.
 
     Args:
-        name: a set with a reader in ``TRANSFER_SETS``.
-        root: the folder that holds the set's folder.
-        split: ``train`` or ``labelled``, both with the images for validation; ``validation``; or ``test``.
-        class_list: names of the classes that are read, in their order; None: all.
+        name: name of a set with a reader in ``TRANSFER_SETS``.
+        root: folder that holds the set's folder.
+        split: name of the split: ``train`` or ``labelled``, both with the images for validation; ``validation``; or
+            ``test``.
+        class_list: names of the classes that are read, in their order; None is all.
         broken_limit: largest fraction of listed images that may not be there.
 
     Raises:

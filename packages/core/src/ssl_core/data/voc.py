@@ -1,4 +1,4 @@
-"""PASCAL VOC 2007: which of 20 classes each image shows, as the lists in ``ImageSets/Main`` say."""
+"""PASCAL VOC 2007: the classes, of 20, that each image shows, by the lists in ``ImageSets/Main``."""
 
 import os
 from pathlib import Path
@@ -17,14 +17,15 @@ _VALUES = {"1": 1, "0": 0, "-1": -1}
 
 
 def voc_labels(root: Path, part: str) -> dict[str, list[int]]:
-    """Names of the images of a part in the order of its lists, and a value for each of ``VOC_CLASSES``.
+    """A value for each of ``VOC_CLASSES``, of each image of a part, by the image's name in the order of the lists.
 
     Args:
-        root: the folder that holds ``VOCdevkit``.
-        part: train, val or test.
+        root: folder that holds ``VOCdevkit``.
+        part: name of the part: train, val or test.
 
     Returns:
-        1 for a class of which an object is not difficult, 0 for one of which all are, -1 for one that is not there.
+        Mapping from the name of an image to its values: 1 for a class with an object that is not difficult, 0 for a
+        class with difficult objects only, -1 for a class that the image does not show.
 
     Raises:
         FileNotFoundError: if a list is not there.

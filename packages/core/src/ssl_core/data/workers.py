@@ -1,7 +1,7 @@
-"""Worker processes: how images are decoded and views are made beside the main process.
+"""Worker processes, which decode images and make views beside the main process.
 
-What goes wrong in a worker is raised in the main process: an error of the function as it would be without workers, and
-a lack of shared memory, file descriptors or processes as a :class:`WorkerError` that names what helps.
+An error in a worker is raised in the main process: one of the function as it would be without workers, and a lack of
+shared memory, file descriptors or processes as a :class:`WorkerError` that names what helps.
 """
 
 import contextlib
@@ -63,10 +63,10 @@ class Loader(Generic[Item, Result]):
 
     Args:
         function: function that the workers call.
-        items: whatever the function takes; iterated once per pass.
-        workers: processes; 0 calls the function here.
+        items: arguments of the function, iterated once per pass.
+        workers: number of processes; 0 calls the function in this one.
         persistent: whether the workers are kept between passes.
-        pin_memory: copy results into page-locked memory, for a GPU.
+        pin_memory: whether results are copied into page-locked memory, for a GPU.
 
     Raises:
         ValueError: if workers is negative.

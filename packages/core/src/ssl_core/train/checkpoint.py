@@ -36,12 +36,12 @@ def save_checkpoint(
     There is no loss scaler to save: mixed precision here is bfloat16, which needs none.
 
     Args:
-        path: the file; its folder exists.
+        path: file of the checkpoint, in a folder that exists.
         method: module whose parameters and buffers (queue, cursor, running statistics) are kept.
-        optimizer: its state is kept.
+        optimizer: optimizer whose state is kept.
         batches: state of the batches, tensors and plain values.
-        step: optimizer steps done; with the config it gives the epoch and the position in it.
-        config: the run's complete configuration, plain values only.
+        step: number of optimizer steps done; with the config it gives the epoch and the position in it.
+        config: complete configuration of the run, plain values only.
         data: what tells the run's images from others, what they are normalized by, what was ``asked`` for and gave
             way to them, by key, and keys that the user had set ``in_part``; plain values only.
 
@@ -97,7 +97,7 @@ def load_run(path: Path, config: Config, given: Collection[str] | None) -> tuple
     Args:
         path: file of the checkpoint.
         config: complete configuration of the run as it is now.
-        given: options that the user has set, which do not give way; None: nobody knows.
+        given: options that the user has set, which do not give way; None if that is not known.
 
     Raises:
         ValueError: as :func:`load_checkpoint`, and for a checkpoint of another configuration, with the difference.
@@ -128,7 +128,7 @@ def same_data(content: Mapping[str, Any], data: Mapping[str, Any], *, accept: bo
     Args:
         content: checkpoint that it continues from.
         data: number of images and of classes, and a digest, as they are now.
-        accept: whether other images will do.
+        accept: whether the run may continue with other images.
 
     Raises:
         ValueError: if they are others, with the difference, unless ``accept``.
@@ -153,7 +153,7 @@ def restore_(content: dict[str, Any], *, method: nn.Module, optimizer: torch.opt
     """Put a checkpoint's state into the method, the optimizer and the generators.
 
     Returns:
-        optimizer steps done.
+        Number of optimizer steps done.
     """
     method.load_state_dict(content["method"])
     optimizer.load_state_dict(content["optimizer"])

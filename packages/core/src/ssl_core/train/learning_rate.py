@@ -15,9 +15,10 @@ def warmup_cosine(position: int, warmup: int, total: int) -> float:
     Source: the scheduler of SCE's released code.
 
     Args:
-        position: steps or epochs; counted from 0 it never quite reaches 0, counted from 1 it ends there.
-        warmup: length of the warm-up in the same unit.
-        total: length of the run in the same unit.
+        position: place in the run, in steps or epochs. Counted from 0, the factor never quite falls to 0 at the end;
+            counted from 1, it does.
+        warmup: length of the warm-up, in the same unit.
+        total: length of the run, in the same unit.
 
     Example:
         >>> [round(warmup_cosine(step, 3, 7), 2) for step in range(7)]
@@ -33,8 +34,8 @@ def step_decay(epoch: int, milestones: Sequence[int], factor: float = 0.1) -> fl
 
     Args:
         epoch: number of the epoch, from 0.
-        milestones: epochs, each the first with the smaller value.
-        factor: factor of one milestone.
+        milestones: epochs at which the value falls, each the first with the smaller value.
+        factor: factor by which one milestone multiplies the value.
 
     Example:
         >>> [round(step_decay(epoch, (60, 80)), 2) for epoch in (0, 59, 60, 80)]
@@ -53,11 +54,11 @@ def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, total_st
     :func:`step_decay` over epochs counted from 0, after a linear warm-up over steps.
 
     Args:
-        config: the schedule and the highest learning rate.
-        step: optimizer step, from 0.
-        steps_per_epoch: optimizer steps of one epoch.
+        config: settings of the schedule and of the highest learning rate.
+        step: number of the optimizer step, from 0.
+        steps_per_epoch: number of optimizer steps of one epoch.
         total_steps: number of steps of the run.
-        batch_size: images of one optimizer step over all processes, for the learning rate's scale.
+        batch_size: number of images of one optimizer step over all processes, for the learning rate's scale.
     """
     highest = scaled_learning_rate(config, batch_size)
     epoch, epochs = step // steps_per_epoch, math.ceil(total_steps / steps_per_epoch)

@@ -24,15 +24,15 @@ class Log:
     """Writes a run's records; silent in all processes but the first.
 
     Args:
-        folder: the run directory; ``metrics.jsonl`` is appended to, and TensorBoard events are put there.
-        start: optimizer steps already done; records of later steps, from a run that was cut off after its
-            last checkpoint, are dropped, so that the file reads as if nothing had happened; with them those at
-            ``start`` that have ``before_epoch``.
-        total_images: images of the whole run, for the bar.
-        images_per_step: global batch size.
+        folder: run directory, for ``metrics.jsonl``, which is appended to, and for TensorBoard's events.
+        start: number of optimizer steps already done. Later records, of a run that was cut off after its last
+            checkpoint, are dropped, so that the file reads as if nothing had happened; so are those at ``start`` that
+            have ``before_epoch``.
+        total_images: number of images of the whole run, for the bar.
+        images_per_step: number of images of one optimizer step over all processes.
         tensorboard: whether TensorBoard events are written too (needs the ``tensorboard`` extra).
-        active: False in all processes but the first.
-        quiet: whether there is neither a bar nor a forecast.
+        active: whether this process writes, which is the first one.
+        quiet: whether neither a bar nor a forecast is shown.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class Log:
         """Write one record and show a line beside the bar.
 
         Args:
-            step: optimizer steps done.
-            values: numbers by name.
+            step: number of optimizer steps done.
+            values: numbers of the record, by name.
             shown: text beside the bar from now on; empty leaves it as it is.
         """
         if shown:

@@ -1,4 +1,4 @@
-"""What a run asks of a method: the views it wants, the networks that are kept, a pure forward, and an update.
+"""The protocol of a method: the views it wants, the networks that are kept, a pure forward, and an update.
 
 A method is an ``nn.Module`` that satisfies :class:`Method`; it inherits nothing of ours.
 """
@@ -12,15 +12,15 @@ from ssl_core.views import ViewSpec
 
 
 class StepOutput(NamedTuple):
-    """What a forward gives back.
+    """The result of a forward.
 
     Attributes:
-        loss: scalar, float32, with gradient.
+        loss: scalar loss, float32, with gradient.
         keys: (n d) l2-normalized keys of all processes, to be given to ``update``; None without a queue.
-        metrics: detached scalars for the log; ``chance_loss``, the loss of uniform predictions in nats, is what the
-            log sets the loss against, and ``queue_fill`` is the fraction of the queue that holds real keys.
-        embeddings: (n d) l2-normalized, of this process, without gradient, by which the log judges whether they
-            collapse; None for the keys, and without keys too the log does not judge.
+        metrics: detached scalars for the log. The log compares the loss with ``chance_loss``, the loss of uniform
+            predictions in nats; ``queue_fill`` is the fraction of the queue that holds real keys.
+        embeddings: (n d) l2-normalized embeddings of this process, without gradient, by which the log judges a
+            collapse; None judges the keys, and nothing where there are no keys either.
     """
 
     loss: Tensor
@@ -35,7 +35,7 @@ class Method(Protocol):
 
     @property
     def views(self) -> tuple[ViewSpec, ...]:
-        """What each image becomes, in the order in which ``forward`` receives it."""
+        """Views of each image, in the order in which ``forward`` receives them."""
 
     @property
     def encoder(self) -> nn.Module:
@@ -55,6 +55,6 @@ class Method(Protocol):
         """Move the momentum encoder and the queue, after the optimizer's step; the only mutation.
 
         Args:
-            keys: the keys of all micro-batches of this optimizer step, concatenated.
-            step: the step just taken.
+            keys: keys of all micro-batches of this optimizer step, concatenated.
+            step: step just taken.
         """

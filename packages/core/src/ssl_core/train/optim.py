@@ -9,26 +9,26 @@ from torch import nn
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How parameters move.
+    """The optimizer and its learning rate.
 
     Attributes:
-        name: ``sgd``, ``lars`` or ``adamw``.
+        name: name of the optimizer: ``sgd``, ``lars`` or ``adamw``.
         lr: highest learning rate, before scaling.
-        lr_1d: the same of one-dimensional parameters (biases, BatchNorm); None is ``lr``.
+        lr_1d: highest learning rate of one-dimensional parameters (biases, BatchNorm); None is ``lr``.
         scale_lr: whether ``lr`` and ``lr_1d`` are multiplied by ``batch_size / 256``.
         momentum: momentum of SGD and LARS; beta_1 of AdamW.
-        nesterov: Nesterov's momentum, for SGD and LARS.
-        weight_decay: added to the gradient times the parameter (SGD, LARS), or decoupled (AdamW).
-        exclude_1d: one-dimensional parameters (biases, BatchNorm) get neither weight decay nor LARS's trust
+        nesterov: whether the momentum of SGD and LARS is Nesterov's.
+        weight_decay: factor of the parameter that is added to its gradient (SGD, LARS), or decoupled decay (AdamW).
+        exclude_1d: whether one-dimensional parameters (biases, BatchNorm) get neither weight decay nor LARS's trust
             ratio.
         trust_coefficient: trust coefficient of LARS.
-        joint_norm: LARS divides by ``|g + decay w|``, as the released codes of SCE, MoCo v3, Barlow Twins and SimCLR,
-            not by ``|g| + decay |w|``, as its paper and timm.
-        schedule: ``cosine`` falls to 0 at every step; ``cosine_epoch``, ``cosine_epoch_from_0`` and
-            ``quarter_cosine_epoch`` once an epoch; ``step`` is constant between ``milestones``; see
-            :func:`ssl_core.train.learning_rate`.
-        warmup_epochs: epochs in which the learning rate rises linearly from 0; schedules that change once an epoch
-            round it.
+        joint_norm: whether LARS divides by ``|g + decay w|``, as in the released codes of SCE, MoCo v3, Barlow Twins
+            and SimCLR, and not by ``|g| + decay |w|``, as in its paper and in timm.
+        schedule: course of the learning rate: ``cosine`` falls toward 0 at every step; ``cosine_epoch``,
+            ``cosine_epoch_from_0`` and ``quarter_cosine_epoch`` once an epoch; ``step`` is constant between
+            ``milestones``; see :func:`ssl_core.train.learning_rate`.
+        warmup_epochs: number of epochs in which the learning rate rises linearly from 0; schedules that change once an
+            epoch round it.
         final_scale: learning rate at the end of a schedule ``cosine``, as a fraction of the highest.
         milestones: epochs at which schedule ``step`` divides the learning rate by 10.
         constant_lr: parts of the method whose learning rate is the highest at all times, such as ``predictor``
@@ -76,8 +76,8 @@ def scaled_learning_rate(config: OptimConfig, batch_size: int) -> float:
     """The highest learning rate: ``lr``, times ``batch_size / 256`` where ``scale_lr`` asks for it.
 
     Args:
-        config: holds ``lr`` and ``scale_lr``.
-        batch_size: images of one optimizer step over all processes.
+        config: settings of the optimizer, of which ``lr`` and ``scale_lr`` count.
+        batch_size: number of images of one optimizer step over all processes.
 
     Example:
         >>> scaled_learning_rate(OptimConfig(lr=0.5), 512)
@@ -95,9 +95,9 @@ def make_optimizer(module: nn.Module, config: OptimConfig, *, batch_size: int) -
     With ``joint_norm`` the divisor is ``|g + decay w|``.
 
     Args:
-        module: parameters with ``requires_grad`` are optimized.
+        module: module whose parameters with ``requires_grad`` are optimized.
         config: settings of the optimizer.
-        batch_size: images of one optimizer step over all processes, for the learning rate's scale.
+        batch_size: number of images of one optimizer step over all processes, for the learning rate's scale.
 
     Returns:
         The optimizer. Groups carry ``lr_scale``, a factor of the scheduled learning rate, or ``constant_lr``, for

@@ -40,8 +40,8 @@ class StopSignal:
         """True when any process was told to stop.
 
         Args:
-            may_communicate: True at steps where all processes may exchange what they know (it is a device
-                sync); with one process it does not matter.
+            may_communicate: whether all processes may exchange, at this step, if they were told (it is a device sync);
+                with one process it does not matter.
         """
         if distributed.world_size() == 1:
             return self.number != 0
@@ -55,7 +55,7 @@ class StopSignal:
         """Work that need not be finished: where there is one process, a signal ends it.
 
         Args:
-            leave: function that is called then.
+            leave: function that is called at such a signal.
         """
         self._may_leave = distributed.world_size() == 1
         try:
