@@ -1,4 +1,4 @@
-"""CLIM: images are mixed with neighbours that lie nearer to their cluster's center, and attracted to both."""
+"""CLIM: images are mixed with neighbors that lie nearer to their cluster's center, and attracted to both."""
 
 from typing import TYPE_CHECKING
 

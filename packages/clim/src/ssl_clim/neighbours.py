@@ -1,12 +1,12 @@
 """Positives of every image of the training set, from their features: CLIM's offline step.
 
-Two searches with faiss, k-means and the k nearest neighbours, and the rule that picks p positives from them:
+Two searches with faiss, k-means and the k nearest neighbors, and the rule that picks p positives from them:
 
     Omega_p(i) = { x in Omega_1(i) and Omega_2(i) : d(x, c(i)) <= d(x_i, c(i)) }                               (eq. 2)
 
-Omega_1 is the cluster of image i, Omega_2 its k nearest neighbours, c(i) the cluster's center, d the L2 distance.
+Omega_1 is the cluster of image i, Omega_2 its k nearest neighbors, c(i) the cluster's center, d the L2 distance.
 Paper: Li et al., 2020, section 3.2.1 and appendix A.2, arXiv 2011.02697.
-Legend: n images, d embedding, m clusters, k neighbours, p positives, q queries, b rows of a block.
+Legend: n images, d embedding, m clusters, k neighbors, p positives, q queries, b rows of a block.
 
 Features are float32 in memory or float16 in a ``numpy.memmap``: rows are read and converted a block at a time.
 """
@@ -93,13 +93,13 @@ def load_faiss(device: torch.device) -> Faiss:
 
 
 class Clusters(NamedTuple):
-    """What k-means found.
+    """The clusters that k-means found.
 
     Attributes:
-        centroids: (m d) centers.
-        assignment: (n) cluster of each row, that of the nearest center.
+        centroids: (m d) centers of the clusters.
+        assignment: (n) cluster of each row, the one with the nearest center.
         distance: (n) squared L2 distance of each row to its cluster's center, equal for equal rows of a cluster.
-        num_trained: rows that k-means saw: all n, or a sample of them.
+        num_trained: number of rows that k-means saw: all n, or a sample of them.
     """
 
     centroids: Float32[np.ndarray, "m d"]
@@ -160,19 +160,19 @@ def find_positives(
     """Positives of every row of the features, by the search that a selection needs.
 
     Args:
-        features: (n d) C-contiguous, float32 or float16, finite.
+        features: (n d) features, C-contiguous, float32 or float16, finite.
         selection: name of one of the five functions below.
         faiss: module that :func:`load_faiss` returns.
-        clusters: m of k-means.
-        neighbours: k.
-        positives: p.
-        seed: seeds k-means and the random choice.
+        clusters: m, number of clusters of k-means.
+        neighbours: k, number of nearest neighbors.
+        positives: p, number of positives of each image.
+        seed: seed of k-means and of the random choice.
         refresh: number of the search in this run, so that each chooses anew.
-        spherical: kind of k-means, see :func:`cluster`.
+        spherical: whether k-means is spherical, see :func:`cluster`.
         progress: text before a progress bar; empty shows none.
 
     Returns:
-        The positives, and the clusters that they were chosen with, None where there are none.
+        The positives, and the clusters that they were chosen with, None for a selection without clusters.
 
     Raises:
         ValueError: if the counts do not fit together or the features are not as said.
@@ -207,14 +207,14 @@ def cluster(
     sums are taken in any order. A cluster can be empty.
 
     Args:
-        features: (n d) C-contiguous, float32 or float16, finite.
-        num_clusters: m, in [1, n].
+        features: (n d) features, C-contiguous, float32 or float16, finite.
+        num_clusters: m, number of clusters, in [1, n].
         faiss: module that :func:`load_faiss` returns.
-        seed: seeds the first centers and the sample.
+        seed: seed of the first centers and of the sample.
         iterations: number of iterations of each start of k-means.
-        restarts: starts, of which the one with the least sum of squared distances counts.
-        spherical: scale centers to length 1 after each iteration.
-        max_points_per_centroid: of more rows than this many for each center, k-means sees a random sample of that
+        restarts: number of starts, of which the one with the least sum of squared distances counts.
+        spherical: whether centers are scaled to length 1 after each iteration.
+        max_points_per_centroid: largest number of rows for each center. Of more, k-means sees a random sample of that
             size, which is held in memory; every row is assigned.
 
     Raises:
@@ -277,11 +277,11 @@ def nearest(
     1e-7 |x|^2 can change places. On the CPU the lower index comes first of those that are equal after rounding.
 
     Args:
-        features: (n d) C-contiguous, float32 or float16, finite.
-        k: number of neighbours, in [1, n - 1].
+        features: (n d) features, C-contiguous, float32 or float16, finite.
+        k: number of neighbors, in [1, n - 1].
         faiss: module that :func:`load_faiss` returns.
-        num_queries: q, to search for the first q rows alone; None for all n.
-        block_rows: rows of queries, and of the set, at once; changes memory and speed only.
+        num_queries: q, number of the first rows that are searched for; None is all n.
+        block_rows: number of rows of queries, and of the set, at once; changes memory and speed only.
         progress: text before a progress bar; empty shows none.
 
     Raises:
@@ -352,7 +352,7 @@ def kmeans_positives(
 def knn_kmeans_positives(
     clusters: Clusters, neighbours: Int32[np.ndarray, "n k"], p: int, *, seed: int, refresh: int
 ) -> Positives:
-    """Selection ``knn_kmeans``: p random ones of the neighbours in the own cluster; filled as ``center_wise``."""
+    """Selection ``knn_kmeans``: p random ones of the neighbors in the own cluster; filled as ``center_wise``."""
     same_cluster = clusters.assignment[neighbours] == clusters.assignment[:, None]
     return _neighbours_where(same_cluster, neighbours, p, seed, refresh)
 

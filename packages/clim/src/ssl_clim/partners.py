@@ -1,6 +1,6 @@
-"""Who is whose partner: from the encoder as it is between two epochs to a table of positives in the batches.
+"""Partners of images: from the encoder as it is between two epochs to a table of positives in the batches.
 
-Every few epochs the whole training set is embedded, neighbours are chosen among the embeddings (`neighbours`), and
+Every few epochs the whole training set is embedded, neighbors are chosen among the embeddings (`neighbours`), and
 the batches draw each image's partner from its row of the table until the next time.
 """
 
@@ -50,21 +50,21 @@ _TRIED = 10_000  # embeddings among which a search is timed
 
 @dataclass(frozen=True)
 class NeighbourConfig:
-    """How the partners of images are chosen.
+    """The choice of images' partners.
 
     Attributes:
-        selection: ``center_wise`` as in the paper's equation (2); ``knn``, ``kmeans``, ``knn_kmeans`` or ``random`` to
-            compare with; ``none`` leaves images without partners, which is MoCo v2.
-        clusters: m of k-means; null makes it a cluster for every 128 images, as 10,000 on ImageNet.
-        k: nearest neighbours that positives are chosen from.
-        positives: candidates of each image, which its partner is drawn from in each epoch.
-        start_epoch: epochs before the first choice; until then images have no partners.
-        update_every: epochs from one choice to the next.
-        encoder: ``momentum`` or ``online``: which one embeds the images.
-        features: features of the ``projection``, l2-normalized, or of the ``backbone``, as they are.
-        spherical: k-means with centers of length 1.
-        memory_gib: embeddings that take more than this as float32 are kept in half precision in a file in the run
-            directory.
+        selection: rule of the choice: ``center_wise``, as in the paper's equation (2); ``knn``, ``kmeans``,
+            ``knn_kmeans`` or ``random``, to compare with; ``none`` leaves images without partners, which is MoCo v2.
+        clusters: m, number of clusters of k-means; null is one for every 128 images, as the paper's 10,000 on ImageNet.
+        k: number of nearest neighbors that positives are chosen from.
+        positives: number of candidates of each image, from which its partner is drawn in each epoch.
+        start_epoch: number of epochs before the first choice; until then images have no partners.
+        update_every: number of epochs from one choice to the next.
+        encoder: encoder that embeds the images, ``momentum`` or ``online``.
+        features: layer that gives the features: ``projection``, l2-normalized, or ``backbone``, as they are.
+        spherical: whether the centers of k-means have length 1.
+        memory_gib: largest size of the embeddings in memory as float32; larger ones are kept in half precision in a
+            file in the run directory.
     """
 
     selection: Selection | Literal["none"] = "center_wise"
@@ -134,11 +134,11 @@ def choose_partners(run: PartnerRun, epoch: int) -> dict[str, float]:
     """Give the batches a new table of partners, where it is time; in all processes the same.
 
     Args:
-        run: run whose ``config.neighbours`` says how.
-        epoch: epochs done.
+        run: run whose partners are chosen, by its ``config.neighbours``.
+        epoch: number of epochs done.
 
     Returns:
-        Numbers for the log: seconds, positives before filling, sizes of clusters, and how many of the positives have
+        Numbers for the log: seconds, positives before filling, sizes of clusters, and the fraction of positives with
         their image's label, where the data has labels. Empty where it is not time.
     """
     config = run.config.neighbours
@@ -162,12 +162,12 @@ def choose_partners(run: PartnerRun, epoch: int) -> dict[str, float]:
 
 
 def search_seconds(config: NeighbourConfig, num_images: int, dim: int, device: torch.device) -> float:
-    """Seconds, about, of a search among the embeddings of all images: of one among a few, which are noise.
+    """Seconds, about, of a search among the embeddings of all images, estimated by a search in a little noise.
 
     The time grows with the square of the number, since each embedding meets all others, and centers in proportion.
 
     Args:
-        config: how partners are chosen.
+        config: settings of the choice of partners.
         num_images: number of training images.
         dim: length of an embedding.
         device: device that trains.

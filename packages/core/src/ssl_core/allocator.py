@@ -10,11 +10,11 @@ def keep_freed_memory() -> bool:
     """Let freed memory stay with the process, for the tensors of the next step.
 
     By default glibc maps each large block afresh and returns it to the system when it is freed, so that every tensor
-    of every step is paid for again in page faults. The price of keeping is a peak that may be some tenths higher,
-    through fragmentation. It concerns this process alone, from this call on.
+    of every step costs page faults again. The price of keeping memory is a peak that may be some tenths higher, through
+    fragmentation. The call changes this process alone, from now on.
 
     Returns:
-        whether the C library is glibc, which alone has these options.
+        Whether the C library is glibc, which alone has these options.
 
     Example:
         >>> keep_freed_memory() in (True, False)

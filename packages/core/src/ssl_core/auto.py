@@ -1,7 +1,7 @@
-"""What a run decides for itself, before anything is decoded: open values of the recipe ``auto``, and the precision.
+"""Decisions of a run before anything is decoded: open values of the recipe ``auto``, and the precision.
 
-A value is decided from the images and the machine, said with its reason, and saved, so that a resumed run and a
-repetition decide nothing. What the command line gives is left alone.
+A value is decided from the images and the machine, printed with its reason, and saved, so that a resumed run and a
+repetition decide nothing. Values that the command line gives are left alone.
 """
 
 import math
@@ -38,11 +38,11 @@ _AHEAD = 1.5  # times as many images as the GPU takes are decoded, since neither
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run may use.
+    """The part of a machine that a run may use.
 
     Attributes:
         device: device that trains.
-        cores: processors that this process may use.
+        cores: number of processors that this process may use.
         memory_gib: memory of the device; 0 for a CPU.
         name: name of a GPU.
     """
@@ -72,12 +72,12 @@ def this_machine(device: torch.device) -> Machine:
 
 
 class Seen(NamedTuple):
-    """What a few of the images look like.
+    """Facts about the images, from a look at a few.
 
     Attributes:
         number: number of all images.
-        sides: short sides of the few, pixels, ascending, or their smallest, median and largest.
-        channels: number of channels that all are read with.
+        sides: short sides of the few in pixels, ascending, or their smallest, median and largest.
+        channels: number of channels that all images are read with.
     """
 
     number: int
@@ -102,8 +102,8 @@ class Decision(NamedTuple):
 
     Attributes:
         key: dotted key in the configuration.
-        text: value as it is said.
-        reason: why.
+        text: value as it is printed.
+        reason: reason for the value.
     """
 
     key: str
@@ -112,12 +112,12 @@ class Decision(NamedTuple):
 
 
 def decided(config: Config, seen: Seen, machine: Machine, given: Collection[str]) -> tuple[Config, list[Decision]]:
-    """The configuration with its open values decided, and what was decided.
+    """The configuration with its open values decided, and the decisions.
 
     Args:
         config: configuration of a recipe ``auto``.
-        seen: training images.
-        machine: what trains.
+        seen: facts about the training images.
+        machine: machine that trains.
         given: keys that stay as they are.
 
     Raises:
@@ -247,7 +247,7 @@ def faster_precision(
 
     Args:
         config: configuration with ``train.precision`` auto.
-        build: makes the parts of a configuration.
+        build: function of a configuration that makes its parts.
         channels: number of channels of the images.
         device: device that trains.
     """
@@ -269,7 +269,7 @@ def fitting_batch(config: Config, build: Callable[[Config], Parts[TrainedMethod]
 
     Args:
         config: configuration whose ``train.batch_size`` is tried first.
-        build: makes the parts of a configuration.
+        build: function of a configuration that makes its parts.
         channels: number of channels of the images.
 
     Raises:
@@ -290,11 +290,11 @@ def feeding_workers(
     *,
     channels: int,
 ) -> tuple[Config, Decision | None]:
-    """The configuration with no more workers than keep its GPU from waiting for images, and what was decided.
+    """The configuration with no more workers than keep its GPU from waiting for images, and the decision.
 
     Args:
         config: configuration whose ``data.workers`` are the most that the machine has for it.
-        build: makes the parts of a configuration.
+        build: function of a configuration that makes its parts.
         images: training images, a few of which are decoded here.
         channels: number of channels of the images.
     """
@@ -309,12 +309,12 @@ def feeding_workers(
 
 
 def forecast(config: PretrainConfig, seen: Seen, machine: Machine) -> str | None:
-    """What is said of a run that would take long, or see few images in its budget; None of others.
+    """A warning of a run that would take long, or see few images in its budget; None for other runs.
 
     Args:
         config: configuration of the run.
-        seen: training images.
-        machine: what trains.
+        seen: facts about the training images.
+        machine: machine that trains.
 
     Raises:
         ValueError: if its budget is too short for one step.

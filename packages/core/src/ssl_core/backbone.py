@@ -1,7 +1,7 @@
 """The product of a run: an encoder's weights in timm's names, and a card that says how to use them.
 
 ``backbone.safetensors`` holds the state dict of the timm module, whose names are torchvision's for ResNets;
-``backbone.json`` beside it is the card: what to build, and what to feed it.
+``backbone.json`` beside it is the card: how to build the encoder, and how to feed it.
 """
 
 import dataclasses
@@ -28,23 +28,23 @@ def _versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class BackboneCard:
-    """How to build an encoder, what to feed it, and where it comes from.
+    """How to build an encoder, how to feed it, and where it comes from.
 
     Attributes:
-        architecture: a timm model name.
-        channels: channels of its input.
-        image_size: side of its input, pixels.
-        mean: per channel, of pixels in [0, 1]; the input is (pixel - mean) / std.
-        std: per channel.
+        architecture: name of a timm model.
+        channels: number of channels of the encoder's input.
+        image_size: side of the encoder's input, pixels.
+        mean: mean of each channel, of pixels in [0, 1]; the input is (pixel - mean) / std.
+        std: standard deviation of each channel.
         num_features: length of the feature vector.
         stem: stem as :func:`ssl_core.nn.stem_for` resolves it.
         options: further keyword arguments of ``timm.create_model``.
         init: start of random weights, see :class:`ssl_core.nn.EncoderConfig`, so that an untrained one is made alike.
-        recipe: the recipe or config that trained it.
+        recipe: recipe or configuration that trained the encoder.
         metrics: results by name, such as ``{"knn_top1": 0.4731}``.
         projector: layers of the projector, as :func:`head_layers` describes them; its weights are in the
             run's checkpoint.
-        versions: versions of the libraries that wrote it.
+        versions: versions of the libraries that wrote the file.
     """
 
     architecture: str
@@ -66,9 +66,9 @@ def save_backbone(path: Path | str, encoder: nn.Module, card: BackboneCard) -> N
     """Write weights and card, each atomically: ``x.safetensors`` and ``x.json``.
 
     Args:
-        path: ends in ``.safetensors``; its folder exists.
-        encoder: the timm module, on any device and in any memory format.
-        card: describes it.
+        path: file that ends in ``.safetensors``, in a folder that exists.
+        encoder: timm module, on any device and in any memory format.
+        card: description of the encoder.
 
     Raises:
         ValueError: if the path does not end in ``.safetensors``.

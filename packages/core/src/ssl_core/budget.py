@@ -1,8 +1,8 @@
-"""How long a run may take: from a time to a number of optimizer steps.
+"""The budget of a run: from a time to a number of optimizer steps.
 
 A run with ``budget`` is measured before it begins: steps of its own batches, features of some of its images, a
-checkpoint. What is left of the time when everything else has its share is filled with steps, whose number is then
-fixed and saved as ``train.steps``, so that schedules, a resumed run and a repetition know nothing of a clock.
+checkpoint. Steps fill the time that everything else leaves. Their number is then fixed and saved as ``train.steps``,
+so that schedules, a resumed run and a repetition know nothing of a clock.
 """
 
 import itertools
@@ -31,11 +31,11 @@ _FEATURE_BATCH = 256
 
 
 class Costs(NamedTuple):
-    """What a run spends its time on.
+    """The times that a run is made of.
 
     Attributes:
         step_s: seconds of an optimizer step while images have no partners.
-        partner_step_s: seconds of one while they have.
+        partner_step_s: seconds of an optimizer step while images have partners.
         image_s: seconds for the features of an image.
         checkpoint_s: seconds of a checkpoint.
         search_s: seconds of a method's search among the features of all images.
@@ -58,11 +58,11 @@ def measured_costs(
     std: Sequence[float],
     device: torch.device,
 ) -> Costs:
-    """Try a run out; the parts and the batches are spent afterwards.
+    """Costs of a run, tried out; the parts and the batches are of no more use after it.
 
     Args:
         config: configuration of the run, with a budget.
-        parts: what is trained.
+        parts: parts of the run: encoder, method and optimizer.
         batches: batches of the training images.
         source: training images.
         mean: mean of each channel.
@@ -135,9 +135,9 @@ def within_budget(
 
     Args:
         config: configuration of the run, with a budget.
-        costs: what it spends its time on.
+        costs: times that the run is made of.
         elapsed_s: seconds of the budget that are gone.
-        steps_per_epoch: optimizer steps of an epoch.
+        steps_per_epoch: number of optimizer steps of an epoch.
         num_images: number of training images.
         num_evaluated: number of images whose features a kNN needs; 0 without one.
         given: keys that stay as they are.

@@ -1,4 +1,4 @@
-"""From a configuration to what is trained: the encoder, the method around it, and its optimizer."""
+"""From a configuration to the parts of a run: the encoder, the method around it, and its optimizer."""
 
 from dataclasses import dataclass
 from typing import Generic, cast
@@ -13,11 +13,11 @@ from ssl_core.train import make_optimizer
 
 @dataclass(frozen=True)
 class Parts(Generic[TrainedMethod]):
-    """What is trained, on its device.
+    """The parts of a run, on their device.
 
     Attributes:
         encoder: backbone, which the method holds.
-        num_features: length of the features that it gives.
+        num_features: length of the encoder's features.
         method: method around the encoder.
         optimizer: optimizer of the method's parameters.
     """
@@ -35,7 +35,7 @@ def build(
 
     Args:
         config: configuration of the run.
-        make_method: (config, encoder, number of its features, views) -> method, on the CPU.
+        make_method: function (config, encoder, number of its features, views) -> method, on the CPU.
         channels: number of channels of the images.
         device: device to train on.
 

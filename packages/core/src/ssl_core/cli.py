@@ -1,4 +1,4 @@
-"""The command ``ssl-core``: everything around a training run that needs to know of no method.
+"""The command ``ssl-core``: everything around a training run that is independent of the method.
 
 Options are read from the signatures of the functions that do the work. Of a configuration only the nodes ``data``,
 ``views``, ``evaluate`` and ``seed`` are read; the rest of it is a method's.
@@ -78,8 +78,8 @@ def scan(data: DataConfig, *, split: Literal["train", "test", "labelled"] = "tra
     """Read every image of a source and print what is there, what stands out, and what training would decide.
 
     Args:
-        data: the images.
-        split: train, test, or labelled, the training images of a probe.
+        data: images to read.
+        split: part of the images: train, test, or labelled, the training images of a probe.
     """
     report = inspect(data, split=split, progress=True)
     print(report)
@@ -106,15 +106,15 @@ def draw_views(
     epoch: int = 0,
     seed: int | None = None,
 ) -> None:
-    """Draw a PNG gallery of the views of a configuration beside their originals.
+    """Render a PNG gallery of the views of a configuration beside their originals.
 
     Args:
-        config: a YAML file, a run directory, or a shipped recipe such as ``sce:cifar10``.
+        config: YAML file, run directory, or shipped recipe such as ``sce:cifar10``.
         data: images to take instead of the configuration's.
-        out: the PNG.
-        rows: images to show.
+        out: file of the PNG.
+        rows: number of images to show.
         epoch: epoch whose views are shown.
-        seed: seeds the views; null takes the configuration's.
+        seed: seed of the views; null takes the configuration's.
     """
     nodes = read_nodes(config)
     specs = make_view_specs(nodes.views)
@@ -138,10 +138,10 @@ def embed_source(
     """Write the features of a source's images, with identifiers and labels.
 
     Args:
-        data: the images.
-        model: a run directory, a ``backbone.safetensors`` or ``timm:NAME``.
-        out: the file, ``.npz`` or ``.parquet``.
-        split: train, test, or labelled, the training images of a probe.
+        data: images to embed.
+        model: run directory, ``backbone.safetensors`` or ``timm:NAME``.
+        out: file to write, ``.npz`` or ``.parquet``.
+        split: part of the images: train, test, or labelled, the training images of a probe.
         features: layer to evaluate: backbone, or projection, the projector after it.
         device: device that computes the features.
     """
@@ -149,10 +149,10 @@ def embed_source(
 
 
 def report(run: str, *, device: torch.device | str = "cpu") -> None:
-    """Show what a run has learnt: kNN of raw pixels, of the random and of the trained encoder, and a picture.
+    """Show what a run has learned: kNN of raw pixels, of the random and of the trained encoder, and a picture.
 
     Args:
-        run: a run directory on data with labels and a test split.
+        run: run directory on data with labels and a test split.
         device: device that computes the features.
     """
     settings = read_nodes(run).evaluate
@@ -191,7 +191,7 @@ next       ssl-core eval linear {run} --protocol cached
 
 @dataclass(frozen=True)
 class Nodes:
-    """What core reads of a configuration."""
+    """The nodes of a configuration that core reads."""
 
     data: DataConfig = field(default_factory=DataConfig)
     views: list[ViewConfig] = field(default_factory=list)

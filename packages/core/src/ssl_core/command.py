@@ -1,4 +1,4 @@
-"""A method's command, and how every command says what went wrong."""
+"""A method's command, and the error messages of every command."""
 
 import contextlib
 import inspect
@@ -23,15 +23,15 @@ from ssl_core.train import CollapseError
 class Command(Generic[Config, TrainedMethod]):
     """A method's command: read the configuration, train, export, evaluate.
 
-    Called with the command line without the program's name, or with nothing, which reads ``sys.argv``. The recipes
-    that it ships are in the folder ``recipes`` beside the module that defines the configuration.
+    It is called with the command line without the program's name, or with nothing, which reads ``sys.argv``. Its
+    recipes are in the folder ``recipes`` beside the module that defines the configuration.
 
     Attributes:
         prog: name of the command.
         config_class: class of the method's configuration.
-        make_method: (config, encoder, number of its features, views) -> method, on the CPU.
-        description: help text.
-        prepare: work between epochs, as :func:`pretrain` takes it.
+        make_method: function (config, encoder, number of its features, views) -> method, on the CPU.
+        description: help text of the command.
+        prepare: function that prepares work between epochs, as :func:`pretrain` takes it.
     """
 
     prog: str
@@ -45,7 +45,7 @@ class Command(Generic[Config, TrainedMethod]):
 
         Args:
             arguments: command line without the program's name; None reads ``sys.argv``.
-            started: time of ``time.monotonic()`` from which a budget counts; None is now.
+            started: time by ``time.monotonic()`` from which a budget counts; None is now.
         """
         recipes = Path(inspect.getfile(self.config_class)).parent / "recipes"
         config = parse_config(

@@ -74,14 +74,14 @@ _EARLIER |= {"method.predictor_dim": "predictor beside method"}
 def parse_config(
     config_class: type[Config], arguments: Sequence[str] | None, *, prog: str, description: str, recipes: Path
 ) -> Config:
-    """The configuration that a command line asks for; of images without a recipe that of the recipe ``auto``.
+    """The configuration that a command line asks for; for images without a recipe, that of the recipe ``auto``.
 
     Args:
-        config_class: a frozen dataclass, usually of further dataclasses.
-        arguments: the command line without the program's name; None reads ``sys.argv``.
-        prog: the command's name, for messages.
-        description: the command's help text.
-        recipes: the folder of the shipped recipes, which ``--config NAME`` looks up.
+        config_class: frozen dataclass, usually of further dataclasses.
+        arguments: command line without the program's name; None reads ``sys.argv``.
+        prog: name of the command, for messages.
+        description: help text of the command.
+        recipes: folder of the shipped recipes, in which ``--config NAME`` is looked up.
 
     Raises:
         SystemExit: on unknown keys or wrong types (the message names the key), and after ``--help`` and
@@ -107,8 +107,8 @@ def refused_arguments(prog: str, error: Exception) -> SystemExit:
     """Say in one line why a command line is refused, without the usage, which is longer than a screen.
 
     Args:
-        prog: the command, with which ``--help`` lists its options.
-        error: what its parser raised.
+        prog: command whose ``--help`` lists the options.
+        error: error that the command's parser raised.
     """
     text = " ".join(str(error).split())
     expected = dict.fromkeys(
@@ -125,7 +125,7 @@ def given_options(arguments: Sequence[str] | None) -> frozenset[str]:
     """The options that a command line gives itself, in contrast to those of a recipe or of a run to resume.
 
     Args:
-        arguments: the command line without the program's name; None reads ``sys.argv``.
+        arguments: command line without the program's name; None reads ``sys.argv``.
 
     Example:
         >>> sorted(given_options(["--config", "smoke", "--optim", "{lr: 0.1}", "--device=cpu", "--views+", "{}"]))
@@ -345,9 +345,9 @@ def refuse_changed(settings: Any, names: Sequence[str], when: str) -> None:
     """Refuse settings that have no effect: those named must have their default values.
 
     Args:
-        settings: a dataclass, whose nodes may be dataclasses too.
-        names: fields without effect.
-        when: condition that takes their effect, such as "with framework simclr".
+        settings: dataclass, whose nodes may be dataclasses too.
+        names: names of the fields without effect.
+        when: condition that takes their effect away, such as "with framework simclr".
 
     Raises:
         ValueError: at the first that was changed, with its value and its default.
@@ -372,7 +372,7 @@ def refuse_changed(settings: Any, names: Sequence[str], when: str) -> None:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as nested plain values: what ``config.yaml`` and checkpoints hold."""
+    """A configuration as nested plain values, as in ``config.yaml`` and checkpoints."""
     return {name: _plain(value) for name, value in vars(config).items()}
 
 
@@ -436,7 +436,7 @@ def with_plain_values(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def value_at(values: Mapping[str, Any], key: str) -> Any:
-    """What nested mappings hold at a dotted key."""
+    """The value of nested mappings at a dotted key."""
     return functools.reduce(operator.getitem, key.split("."), values)
 
 

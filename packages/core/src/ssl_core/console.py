@@ -57,11 +57,11 @@ def open_closed_streams() -> None:
 def lasting(*names: str) -> Iterator[None]:
     """Work that goes on where standard streams cannot be written any more.
 
-    A training run that may take days leaves all of its results in files. So where its output goes into a pipe whose
-    reader ends, into a full disk or to a lost terminal, it goes on without, and says so on the other stream.
+    A training run may take days and leaves all of its results in files. So where its output goes into a pipe whose
+    reader ends, to a full disk or to a lost terminal, the run goes on without, and says so on the other stream.
 
     Args:
-        names: ``stdout``, ``stderr`` or both.
+        names: names of the streams: ``stdout``, ``stderr`` or both.
     """
     open_closed_streams()
     before = {name: getattr(sys, name) for name in names}
@@ -78,7 +78,7 @@ class Lasting:
     """A text stream whose end is not that of the work that writes to it.
 
     Args:
-        stream: standard output or standard error, or what stands in their place.
+        stream: standard output or standard error, or a stream in its place.
     """
 
     def __init__(self, stream: Any) -> None:

@@ -44,7 +44,7 @@ def setup(device: torch.device) -> torch.device:
     """Join the other processes if ``torchrun`` started several.
 
     Args:
-        device: ``cpu`` (gloo) or ``cuda`` (NCCL).
+        device: kind of the device: ``cpu`` (gloo) or ``cuda`` (NCCL).
 
     Returns:
         The device of this process: with several, ``cuda`` becomes the one of its local rank.
@@ -107,7 +107,7 @@ def gather(tensor: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "rows ..."]:
     """Rows of all processes in rank order, (N n ...), without gradient.
 
     Args:
-        tensor: (n ...), of the same shape in every process.
+        tensor: (n ...) rows of this process, of the same shape in every process.
 
     Raises:
         ValueError: in every process, if their numbers of rows differ.
@@ -134,7 +134,7 @@ def gather_with_grad(tensor: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "rows ..
     it, is the gradient of the mean over all rows.
 
     Args:
-        tensor: (n ...), of the same shape in every process; gradient flows.
+        tensor: (n ...) rows of this process, of the same shape in every process; gradient flows.
 
     Raises:
         ValueError: in every process, if their numbers of rows differ.
@@ -165,11 +165,11 @@ def shuffle(images: Shaped[Tensor, "n ..."], order: Int64[Tensor, " rows"]) -> S
     Paper: He et al., 2020, section 3.3, arXiv 1911.05722.
 
     Args:
-        images: (n ...) this process's images.
-        order: (N n) a permutation of the global batch, the same in every process.
+        images: (n ...) images of this process.
+        order: (N n) permutation of the global batch, the same in every process.
 
     Returns:
-        (n ...) without gradient.
+        (n ...) images of this process's share, without gradient.
 
     Raises:
         ValueError: if ``order`` does not have one entry for each row of the global batch.
@@ -182,10 +182,10 @@ def unshuffle(keys: Shaped[Tensor, "n ..."], order: Int64[Tensor, " rows"]) -> S
 
     Args:
         keys: (n ...) keys of the images that ``shuffle`` gave this process.
-        order: (N n) the permutation given to ``shuffle``.
+        order: (N n) permutation given to ``shuffle``.
 
     Returns:
-        (n ...) without gradient: keys of this process's own images.
+        (n ...) keys of this process's own images, without gradient.
 
     Raises:
         ValueError: if ``order`` does not have one entry for each row of the global batch.

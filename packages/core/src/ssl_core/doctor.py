@@ -1,4 +1,4 @@
-"""What is installed, and what runs where."""
+"""Versions, devices, and the implementation of each op."""
 
 import os
 import platform

@@ -13,9 +13,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let ``write`` fill a file beside ``path``, then put it in its place: a crash or a full disk changes nothing.
 
     Args:
-        path: the file; its folder exists.
-        write: is called with the open file ``NAME.part``, which a killed process may leave behind and the next write
-            replaces.
+        path: file to write, in a folder that exists.
+        write: function that is called with the open file ``NAME.part``, which a killed process may leave behind and
+            the next write replaces.
 
     Raises:
         OSError: naming the file and the cause, if it cannot be written.

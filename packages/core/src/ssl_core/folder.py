@@ -42,7 +42,7 @@ def find_run(out: str | None, resume: str | None) -> tuple[Path | None, Path | N
 
     Args:
         out: run directory; None is that of ``resume``, or else a new one.
-        resume: run directory or checkpoint in one to continue from; None is ``out``, if there is one in it.
+        resume: run directory to continue from, or a checkpoint in one; None is ``out``, if that holds a checkpoint.
 
     Raises:
         ValueError: if ``out`` holds another run, or a configuration of none, or has a name that evaluation takes for
@@ -92,8 +92,8 @@ def claimed(folder: Path | None, name: str, *, saved_ns: int | None) -> Iterator
 
     Args:
         folder: run directory; None makes a new one in ``runs/``.
-        name: beginning of a new one's name.
-        saved_ns: what :func:`last_saved_ns` said when the checkpoint was read.
+        name: beginning of a new directory's name.
+        saved_ns: time that :func:`last_saved_ns` returned when the checkpoint was read.
 
     Raises:
         OSError: if another process holds it or has trained there meanwhile, or it cannot be written.

@@ -7,8 +7,8 @@ def is_given(given: Collection[str] | None, name: str) -> bool:
     """Whether an option was set, by itself, in a node, or in part, as ``encoder.options`` is by one of them.
 
     Args:
-        given: options and nodes that were set; None: all.
-        name: option.
+        given: options and nodes that were set; None is all.
+        name: dotted key of the option.
 
     Example:
         >>> given = ["data.source", "evaluate", "optim.lr"]

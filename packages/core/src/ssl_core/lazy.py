@@ -7,11 +7,11 @@ from typing import Any
 
 
 def on_first_use(package: str, **names: str) -> Callable[[str], Any]:
-    """A ``__getattr__`` for the ``__init__`` of a package, so that one import of it costs no more than what is used.
+    """A ``__getattr__`` for the ``__init__`` of a package, so that importing the package costs no more than its use.
 
     Args:
-        package: the package, ``__name__`` there.
-        names: the public names of each module inside the package, with spaces between.
+        package: import name of the package, ``__name__`` there.
+        names: public names of each module inside the package, with spaces between.
 
     Example:
         >>> get = on_first_use("ssl_core", schedules="scalar_schedule cosine_schedule")

@@ -1,4 +1,4 @@
-"""The processors that this process may use, and what a command tells OpenMP about them before torch is imported."""
+"""The processors that this process may use, and OpenMP's number of threads, set before torch is imported."""
 
 import math
 import os

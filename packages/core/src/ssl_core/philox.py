@@ -1,7 +1,7 @@
 """Counter-based random numbers: the same draw for the same counter, on any device, in any order.
 
 Philox4x32-10 turns a key and a counter into four 32-bit words with integer arithmetic only, so that one image,
-a whole batch, a worker process and a GPU draw identical numbers, and nothing depends on what was drawn before.
+a whole batch, a worker process and a GPU draw identical numbers, and no number depends on those drawn before.
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.
 """
 

@@ -1,8 +1,8 @@
-"""From a command line to a run directory: what every method's command does around the loop.
+"""From a configuration to a run directory: the work of every method's command around the loop.
 
-Order: everything is read, compared and decided first (checkpoint, data, views, encoder, method), so that what is
-refused changes no file. Then the run directory is claimed and training starts; afterwards the backbone is exported and,
-where the data has labels, a kNN says what it is worth.
+First everything is read, compared and decided (checkpoint, data, views, encoder, method), so that a run that is refused
+changes no file. Then the run directory is claimed and training starts. In the end the backbone is exported and, where
+the data has labels, evaluated by a kNN.
 """
 
 import logging
@@ -63,15 +63,14 @@ def pretrain(
 
     Args:
         config: configuration of the run.
-        make_method: (config, encoder, number of its features, views) -> method, on the CPU.
+        make_method: function (config, encoder, number of its features, views) -> method, on the CPU.
         name: beginning of a new run directory's name.
-        prepare: function of the run that is called once in every process, before anything is written, to refuse what
-            it cannot serve; the function that it returns is called before the first step of each epoch with the number
-            of epochs done, and returns numbers for the log.
+        prepare: function of the run that is called once in every process, before anything is written, to refuse a run
+            that it cannot serve. It returns a function that is called before the first step of each epoch with the
+            number of epochs done, and returns numbers for the log.
         given: options that the user has set and that are refused where they do not fit the data; others are a
-            recipe's and give way, said in the log. None: all, but for what ``config.auto`` decides, which is the rest
-            of the configuration.
-        started: time of ``time.monotonic()`` from which ``config.budget`` counts; None is now.
+            recipe's and give way, which the log says. None is all options, except those that ``config.auto`` decides.
+        started: time by ``time.monotonic()`` from which ``config.budget`` counts; None is now.
 
     Returns:
         The run directory: ``config.yaml``, ``views.png``, ``metrics.jsonl``, ``checkpoints/``, ``backbone.safetensors``

@@ -10,8 +10,8 @@ def progress_bar(total: int, unit: str, **options: Any) -> "tqdm[Any]":
     """A progress bar on standard error; all are made here, so that all are shown alike.
 
     Args:
-        total: number of what is counted.
-        unit: name of what is counted.
+        total: number of units in all.
+        unit: name of a unit, such as images.
         options: further arguments of ``tqdm``.
     """
     interval_s = 0.2 if sys.stderr.isatty() else 30.0

@@ -17,7 +17,7 @@ def run_command(package: str) -> None:
     """The command of a method package: ``main`` of its module ``train``, its recipes or its version.
 
     Args:
-        package: the package's import name, such as ``ssl_sce``; its recipes are in the folder ``recipes`` inside it.
+        package: import name of the package, such as ``ssl_sce``; its recipes are in the folder ``recipes`` inside it.
     """
     started = time.monotonic()  # PyTorch, whose import takes seconds, comes later
     configure_openmp()

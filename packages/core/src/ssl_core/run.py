@@ -1,4 +1,4 @@
-"""A run: its configuration, its device and its folder, and what a method sees of it between epochs."""
+"""A run: its configuration, its device and its folder, for the command and for a method between epochs."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,7 @@ from ssl_core.views import ViewConfig, ViewSpec, make_view_specs
 
 
 class Upkeep(NamedTuple):
-    """What takes time in a run beside its steps.
+    """The work of a run beside its steps.
 
     Attributes:
         passes: number of times that the features of all images are computed.
@@ -39,13 +39,13 @@ class PretrainConfig:
         views: views of each image, in the order in which the method takes them.
         projector: head after the encoder.
         out: run directory; null is that of ``resume``, or else a new one in ``runs/``.
-        resume: run directory, or checkpoint in one, to continue; its ``config.yaml`` is read. With another ``out`` it
-            stays as it is, and the run goes on there.
-        seed: seeds the weights, the queue, the order of the images and their views.
-        auto: what the command line does not say is decided from the images and the machine, see
-            :func:`ssl_core.auto.decided`; the saved configuration says false, beside what was decided.
-        budget: time that the whole run takes, such as 2h, 45m or 600s, in place of ``train.epochs``; as many steps as
-            fit are saved in ``train.steps``.
+        resume: run directory to continue, or a checkpoint in one; its ``config.yaml`` is read. With another ``out`` the
+            directory stays as it is, and the run goes on in ``out``.
+        seed: seed of the weights, the queue, the order of the images and their views.
+        auto: whether values that the command line does not give are decided from the images and the machine, see
+            :func:`ssl_core.auto.decided`; the saved configuration says false, and has the values.
+        budget: time that the whole run takes, such as 2h, 45m or 600s, in place of ``train.epochs``; the number of
+            steps that fit is saved in ``train.steps``.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -100,7 +100,7 @@ class PretrainConfig:
         """The same with what is counted in epochs in proportion to another length.
 
         Args:
-            ratio: new length over the old.
+            ratio: new length divided by the old one.
         """
         optim = replace(
             self.optim,
@@ -115,8 +115,8 @@ class PretrainConfig:
         ``cosine_epoch`` falls at every step of a run of fewer than ten epochs: of one, it would have its end alone.
 
         Args:
-            steps: optimizer steps of the whole run.
-            steps_per_epoch: those of an epoch.
+            steps: number of optimizer steps of the whole run.
+            steps_per_epoch: number of optimizer steps of an epoch.
         """
         scaled = self.scaled(steps / self.train.total_steps(steps_per_epoch))
         by_epochs = scaled.optim.schedule in ("cosine_epoch", "cosine_epoch_from_0")
@@ -147,7 +147,7 @@ Method_co = TypeVar("Method_co", covariant=True)
 
 @dataclass(frozen=True)
 class Run(Generic[Config_co, Method_co]):
-    """A run under way, for what a method does between its epochs.
+    """A run under way, for a method's work between epochs.
 
     Attributes:
         config: configuration of the run.
@@ -179,7 +179,7 @@ def check_batch(
     """Check that a method's queue holds the keys of a step and that its split BatchNorm divides a forward's images.
 
     Args:
-        train: size of the batch, and its micro-batches.
+        train: settings of the training, with the size of the batch and the number of its micro-batches.
         momentum: settings of the momentum branch, whose BatchNorm may be split.
         queue: settings of the queue; None without one.
         keys_per_image: number of keys of an image that a step enqueues.

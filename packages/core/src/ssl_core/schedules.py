@@ -1,4 +1,4 @@
-"""Schedules: what a number is at a given step, as pure functions of the step."""
+"""Schedules: the value of a number at a given step, as pure functions of the step."""
 
 import math
 from typing import Literal
@@ -54,11 +54,11 @@ def scalar_schedule(
     """A temperature or coefficient over time: from ``start`` to ``value``, then there or on to ``final``.
 
     Args:
-        value: the constant.
-        step: optimizer step, from 0.
+        value: value after the warm-up.
+        step: number of the optimizer step, from 0.
         total_steps: number of steps of the run.
         start: value at step 0 if there is a warm-up.
-        warmup_steps: steps of the warm-up; ``value`` is reached at the last of them.
+        warmup_steps: number of steps of the warm-up; ``value`` is reached at the last of them.
         warmup_shape: shape of the warm-up.
         final: value at the last step of the run, reached linearly; None stays at ``value``.
 

@@ -1,13 +1,13 @@
-"""Where the training is: what everything that depends on time depends on."""
+"""The place in the training, which everything that changes over time is a function of."""
 
 from typing import NamedTuple
 
 
 class Step(NamedTuple):
-    """Where the training is: everything about time that a forward or an update may depend on.
+    """The place in the training: everything about time that a forward or an update may depend on.
 
-    Passed in rather than counted by the method, so that a forward has no hidden state and a resumed run
-    needs nothing restored to know its schedules and permutations.
+    It is passed in and not counted by the method, so that a forward has no hidden state, and a resumed run knows its
+    schedules and permutations without restoring anything.
 
     Example:
         >>> Step(index=50, total=101, steps_per_epoch=20).progress

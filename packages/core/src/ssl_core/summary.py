@@ -1,4 +1,4 @@
-"""What a run prints before it trains."""
+"""The lines that a run prints before it trains."""
 
 from ssl_core import distributed, ops
 from ssl_core.data import Batches
@@ -7,7 +7,7 @@ from ssl_core.train import Method, scaled_learning_rate
 
 
 def summary(run: Run[PretrainConfig, Method]) -> str:
-    """What is about to happen, with everything that was chosen automatically."""
+    """A summary of the run that is about to begin, with everything that was chosen automatically."""
     config, card, batches = run.config, run.card, run.batches
     optim, training = config.optim, config.train
     rate = scaled_learning_rate(optim, training.batch_size)

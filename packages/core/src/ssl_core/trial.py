@@ -1,4 +1,4 @@
-"""What is measured before a run begins: of methods that are built for it, and thrown away."""
+"""Measurements before a run begins, of methods that are built for it and thrown away."""
 
 import contextlib
 import itertools
@@ -49,11 +49,11 @@ def time_steps(
 
     Args:
         method: method on its device.
-        optimizer: its optimizer.
+        optimizer: optimizer of the method's parameters.
         config: settings of the training.
-        micro_batches: ``config.accumulate`` for each step, as many as are asked for.
-        seconds: time to spend on it, beyond the first steps; where one takes longer, a second one is all.
-        health: measures of a batch of embeddings (n d), for the log.
+        micro_batches: iterator of micro-batches, of which a step takes ``config.accumulate``.
+        seconds: time to spend on it, beyond the first steps; where one step takes longer, only a second one follows.
+        health: function of a batch of embeddings (n d) that returns measures for the log.
     """
     module = cast(nn.Module, method)
     device = next(module.parameters()).device
@@ -88,8 +88,8 @@ def time_in_turns(
     """Seconds of a step on noise of each of several builds, the least of its turns.
 
     Args:
-        parts: builds by name.
-        configs: their configurations by name.
+        parts: parts of each build, by name.
+        configs: configuration of each build, by name.
         channels: number of channels of the images.
     """
     seconds = dict.fromkeys(parts, math.inf)

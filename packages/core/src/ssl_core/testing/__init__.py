@@ -1,4 +1,4 @@
-"""What the tests of every method package share: promises that hold for any method, recipe and command.
+"""Checks for the tests of every method package: promises that hold for any method, recipe and command.
 
 A failed check is an AssertionError that names the broken promise. Nothing here needs pytest, so ``ssl-core`` does not
 depend on it; folders to work in are arguments, as pytest's ``tmp_path`` gives them.

@@ -1,6 +1,6 @@
-"""How accurate is accurate enough: the one tolerance law of all kernels, and the reasons of all other tolerances.
+"""Tolerances: the one law of all kernels, and the reasons for all other tolerances.
 
-Where a test may choose the dtype it is float64, in which hardly any error is left to explain.
+Where a test may choose the dtype it takes float64, in which hardly any error is left to explain.
 """
 
 import math
@@ -33,10 +33,10 @@ def assert_as_accurate(actual: Tensor, eager: Tensor, exact: Tensor, floor: floa
 
     Args:
         actual: result of the kernel.
-        eager: the same formula in plain PyTorch, in the kernel's dtype, on the same inputs.
-        exact: the same formula in float64, on the same inputs.
+        eager: result of the same formula in plain PyTorch, in the kernel's dtype, on the same inputs.
+        exact: result of the same formula in float64, on the same inputs.
         floor: absolute error that is allowed where eager happens to be exact, in the unit of the values; one number, or
-            one for each entry; by default eight roundings to float32 of the largest value, or of 1.
+            one for each entry. The default is eight roundings to float32 of the largest value, or of 1.
 
     Raises:
         AssertionError: with the excess over the allowed error.
@@ -73,12 +73,12 @@ def loss_rounding(temperature: float, dim: int, num_keys: int) -> float:
     (1 + sqrt d) L u of the logit, and L u of their difference.
 
     Args:
-        temperature: > 0, the smallest one.
-        dim: d, of the rows.
-        num_keys: k, of the sum.
+        temperature: smallest temperature, > 0.
+        dim: d, dimension of the rows.
+        num_keys: k, number of terms of the sum.
 
     Returns:
-        absolute error of one term, in nats.
+        Absolute error of one term, in nats.
 
     Example:
         >>> round(loss_rounding(0.1, 64, 4096) * 1e6)
@@ -116,7 +116,7 @@ def assert_attention_is_accurate(
         backend: name of a back-end.
         query: (n d) queries.
         queue: (k d) keys, of the query's dtype or a narrower one.
-        temperature: > 0, one number or one of each query.
+        temperature: divisor of the similarities, > 0; one number or one for each query.
         are_components_alike: whether the products of a query's components with a key's are alike.
         options: further arguments of ``queue_attention``.
 

@@ -43,8 +43,8 @@ def check_run(train: ModuleType, folder: Path) -> None:
     the finished run does nothing. A method with a queue logs its fill, the loss of chance, and how its keys spread.
 
     Args:
-        train: the package's module ``train``: its ``Config``, its ``main``, and ``recipes/`` beside it.
-        folder: an empty one to work in.
+        train: module ``train`` of the package, with its ``Config`` and ``main``, and ``recipes/`` beside it.
+        folder: empty folder to work in.
 
     Raises:
         AssertionError: naming what is missing or differs.
@@ -90,7 +90,7 @@ def check_exact_resume(train: ModuleType, folder: Path, options: Sequence[str] =
 
     Args:
         train: the package's module ``train``.
-        folder: an empty one to work in.
+        folder: empty folder to work in.
         options: further options of the command line, for all state that the method has: a short queue, schedules,
             permutations; ``--train.accumulate=1`` for a method that refuses to accumulate.
 
@@ -134,8 +134,8 @@ def check_bad_input(train: ModuleType, folder: Path, mistakes: Mapping[str, str]
 
     Args:
         train: the package's module ``train``.
-        folder: an empty one to work in.
-        mistakes: options to add to the recipe ``smoke``, and what the message must say, such as
+        folder: empty folder to work in.
+        mistakes: options to add to the recipe ``smoke``, each with the words that the message must have, such as
             ``{"--method.temperature 0": "temperature must be positive, got 0"}``.
 
     Raises:

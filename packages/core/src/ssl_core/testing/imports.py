@@ -1,4 +1,4 @@
-"""What a package costs to import. Light itself: what is imported here already is not counted."""
+"""The cost of importing a package. This module imports little itself, since that is not counted."""
 
 import sys
 from importlib import import_module

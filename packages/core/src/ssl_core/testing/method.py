@@ -1,4 +1,4 @@
-"""What every method promises, whatever it computes."""
+"""The promises of every method, whatever it computes."""
 
 import copy
 from collections.abc import Callable
@@ -19,8 +19,8 @@ def check_method(make_method: Callable[[], Any], *, batch_size: int = 8, channel
     The last check takes 20 steps of 0.05 times the gradient; a loss with large weights needs smaller ones here.
 
     Args:
-        make_method: builds the method; small, on the CPU, and never the same weights twice.
-        batch_size: images of a batch.
+        make_method: function that builds the method; small, on the CPU, and never with the same weights twice.
+        batch_size: number of images of a batch.
         channels: number of channels of an image.
 
     Raises:

@@ -38,7 +38,7 @@ def finished_process(
 
     Args:
         command: program and arguments.
-        timeout_s: seconds after which it is asked to end and then killed.
+        timeout_s: number of seconds after which the process is asked to end and then killed.
         options: further arguments of ``subprocess.Popen``.
 
     Raises:
@@ -64,8 +64,8 @@ def run_in_processes(function: Callable[..., object], arguments: Sequence[Any], 
     the first step of an optimizer imports.
 
     Args:
-        function: (rank, *arguments) -> anything, importable by its name.
-        arguments: further arguments, which can be pickled.
+        function: function (rank, *arguments) -> anything, importable by its name.
+        arguments: further arguments of the function, which can be pickled.
         processes: number of processes.
 
     Raises:

@@ -34,9 +34,9 @@ def check_ranks(file: str | Path, folder: Path) -> None:
     design, so the methods have none.
 
     Args:
-        file: a Python file, usually the caller's own ``__file__``. Its ``CASES`` maps names to keyword arguments of
+        file: Python file, usually the caller's own ``__file__``. Its ``CASES`` maps names to keyword arguments of
             its ``make_method``, which returns a small method on 3-channel images.
-        folder: an empty one to work in.
+        folder: empty folder to work in.
 
     Raises:
         AssertionError: naming the cases and what differs in them.

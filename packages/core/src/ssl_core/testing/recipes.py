@@ -1,4 +1,4 @@
-"""The recipes of a method package: what their headers claim, and that each trains what it says.
+"""Checks of a method package's recipes: the claims of their headers, and that each trains what it says.
 
 The header is the comment at the top of a recipe, for people and for these checks::
 
@@ -49,10 +49,10 @@ class Recipes:
     """The recipes that a method package ships, with their checks.
 
     Args:
-        train: the package's module ``train``: its ``Config``, its ``make_method``, and ``recipes/`` beside it.
+        train: module ``train`` of the package, with its ``Config`` and ``make_method``, and ``recipes/`` beside it.
         words: names of the methods; each recipe's first line has one of them.
-        keys_per_image: (the node ``method`` of a configuration) -> keys that a step enqueues for each image; 0 for a
-            method without a queue.
+        keys_per_image: function of the node ``method`` of a configuration that returns the number of keys that a step
+            enqueues for each image; 0 for a method without a queue.
 
     Attributes:
         names: names of all recipes, in order.
@@ -201,7 +201,7 @@ class Recipes:
 
         Args:
             name: name of the recipe.
-            folder: an empty one to work in.
+            folder: empty folder to work in.
 
         Raises:
             AssertionError: if the folder is refused.
@@ -288,7 +288,7 @@ def shrunk(config: Any, *, queue_length: int | None = None) -> Any:
 
     Args:
         config: configuration of a run.
-        queue_length: length of a longer queue; null leaves it as it is.
+        queue_length: length that a longer queue is cut to; None leaves it as it is.
     """
     largest = max(size for view in config.views for size in view.sizes)
     sizes = {"hidden_dim": 16, "out_dim": 8, "batch_norm_splits": 2}
