@@ -74,7 +74,7 @@ class CLIM(nn.Module):
         config: settings of the method.
         views: views of each image and its partner, in any order; see ``mixing``.
         dim: d, width of the projector's output.
-        seed: seeds the queue's initial rows, the permutations and the mixtures.
+        seed: seed of the queue's initial rows, the permutations and the mixtures.
 
     Raises:
         ValueError: for views that do not fit ``mixing``.

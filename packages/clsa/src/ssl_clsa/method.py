@@ -85,7 +85,7 @@ class CLSA(nn.Module):
         config: settings of the method.
         views: views of each image: key view, weak views, strong views.
         dim: d, width of the projector's output.
-        seed: seeds the queue's initial rows and the permutations.
+        seed: seed of the queue's initial rows and the permutations.
 
     Raises:
         ValueError: for views that do not fit the settings.

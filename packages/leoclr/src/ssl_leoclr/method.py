@@ -64,7 +64,7 @@ class LeOCLR(nn.Module):
         config: settings of the method.
         views: views of each image: the anchor and two crops, or two views for a baseline.
         dim: d, width of the projector's output.
-        seed: seeds the queue's initial rows and the permutations.
+        seed: seed of the queue's initial rows and the permutations.
 
     Raises:
         ValueError: for views that do not fit the settings.

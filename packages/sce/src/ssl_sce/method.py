@@ -105,7 +105,7 @@ class SCE(nn.Module):
         views: views of each image; at least two.
         dim: d, width of the projector's output.
         predictor: head after the projector on the online branch only, (n d) -> (n d); None for none.
-        seed: seeds the queue's initial rows and the permutations.
+        seed: seed of the queue's initial rows and the permutations.
 
     Raises:
         ValueError: for fewer than two views.

@@ -1,4 +1,4 @@
-"""How good is an encoder: frozen features, nearest neighbours, linear probes, and health in the log."""
+"""Evaluation of encoders: frozen features, nearest neighbors, linear probes, and health in the log."""
 
 from ssl_core.evaluate.accuracy import count_classes as count_classes
 from ssl_core.evaluate.accuracy import label_ranks as label_ranks

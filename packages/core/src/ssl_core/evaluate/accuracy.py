@@ -1,4 +1,4 @@
-"""Where the true class stands among the scores: what top-1 and top-5 are counted from."""
+"""The rank of the true class among the scores, from which top-1 and top-5 are counted."""
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -14,8 +14,8 @@ def label_ranks(scores: Float[Tensor, "n classes"], labels: Int64[Tensor, " n"])
     Conventions: among equal scores the lower class comes first; a row with NaN at its label is a miss.
 
     Args:
-        scores: (n classes).
-        labels: (n), each in [0, classes).
+        scores: (n classes) score of each class.
+        labels: (n) true class, in [0, classes).
 
     Returns:
         (n) ranks in [0, classes].

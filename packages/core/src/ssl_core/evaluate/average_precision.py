@@ -1,4 +1,4 @@
-r"""Average precision of a ranking: how VOC2007 and what follows it are scored.
+r"""Average precision of a ranking, the score of VOC2007 and its successors.
 
 Images are sorted by falling score. After i of them tp_i are positive, the precision is P_i = tp_i / i and the recall
 R_i = tp_i / npos, where npos is the number of all positives.
@@ -22,8 +22,8 @@ class MeanAveragePrecision(NamedTuple):
     """Average precisions of some classes.
 
     Attributes:
-        mean: mean over the classes that have one, in [0, 1].
-        classes: that of each class; None for a class without positives.
+        mean: mean over the classes that have an average precision, in [0, 1].
+        classes: average precision of each class; None for a class without positives.
     """
 
     mean: float
@@ -43,12 +43,12 @@ def average_precision(
     ``np.linspace(0, 1, 11)``, as the references have it, exceeds 0.3, 0.6 and 0.7 by one unit.
 
     Args:
-        scores: (n), finite.
-        labels: (n), 1 for a positive, -1 for a negative, 0 for an image that is left out.
-        interpolation: formula, as above.
-        curve: ``sklearn`` is the curve of scikit-learn's ``precision_recall_curve``, for numbers that are compared with
-            such: equal scores are one point, a point of recall 0 and precision 1 is added, whereby the first of the 11
-            terms is 1, and a recall is compared with ``np.linspace(0, 1, 11)``.
+        scores: (n) scores, finite.
+        labels: (n) 1 for a positive, -1 for a negative, 0 for an image that is left out.
+        interpolation: name of the formula, as above.
+        curve: points of the precision-recall curve. ``sklearn`` are those of scikit-learn's ``precision_recall_curve``,
+            to compare with numbers made by it: equal scores are one point; a point of recall 0 and precision 1 is
+            added, which makes the first of the 11 terms 1; and a recall is compared with ``np.linspace(0, 1, 11)``.
 
     Raises:
         ValueError: if no label is 1.
@@ -76,9 +76,9 @@ def ranked_average_precision(
     """Average precision of a ranking, which may lack some of the positives, as that of a detector does.
 
     Args:
-        is_positive: (n), the first in rank first.
+        is_positive: (n) whether each of the ranking is a positive, the first in rank first.
         num_positives: number of positives in all.
-        interpolation: formula, as above.
+        interpolation: name of the formula, as above.
 
     Raises:
         ValueError: if there are no positives.
@@ -103,10 +103,10 @@ def mean_average_precision(
     """Average precision of each class, and their mean; classes without positives have none and are left out of it.
 
     Args:
-        scores: (n c), a column for each class.
-        labels: (n c), as :func:`average_precision` takes them.
-        interpolation: formula, as above.
-        curve: as :func:`average_precision` takes it.
+        scores: (n c) scores, a column for each class.
+        labels: (n c) labels, as :func:`average_precision` takes them.
+        interpolation: name of the formula, as above.
+        curve: points of the curve, as :func:`average_precision` takes them.
 
     Raises:
         ValueError: if no class has a positive.

@@ -36,15 +36,15 @@ P = TypeVar("P")  # a protocol: a frozen dataclass
 
 
 class Classifier(nn.Module):
-    """What the training loop sees of a linear probe, a fine-tuning or a supervised training.
+    """A linear probe, a fine-tuning or a supervised training, as the training loop sees it.
 
     The loss is the cross-entropy of ``linear(encoder(images))``, or, of labels that are rows of 0 and 1, the binary
     cross-entropy as a mean over images and classes. Features, scores and loss are float32 whatever autocast says. A
     frozen encoder works in eval mode, has no gradient, and is no part of the module's state.
 
     Args:
-        encoder: (n c s s) -> (n f); ``nn.Identity`` for features that are there already.
-        linear: (n f) -> (n classes).
+        encoder: module (n c s s) -> (n f); ``nn.Identity`` for features that are there already.
+        linear: linear layer (n f) -> (n classes).
         views: view of the training images.
         frozen: whether the linear layer alone learns.
     """
@@ -85,17 +85,18 @@ class Classifier(nn.Module):
         return scores
 
     def update(self, keys: Tensor | None, step: Step) -> None:
-        """Nothing: all that learns is the optimizer's."""
+        """Change nothing: the optimizer moves everything that learns."""
 
 
 def make_linear(num_features: int, num_classes: int, head: Head, seed: int) -> nn.Linear:
     """A linear classifier at its start.
 
     Args:
-        num_features: f.
+        num_features: f, length of the features.
         num_classes: number of classes.
-        head: ``zeros``; ``normal``, weights from N(0, 0.01^2) and a bias of zero; ``torch``, as ``nn.Linear`` begins.
-        seed: seeds the weights; torch's own generator stays as it is.
+        head: start of the weights: ``zeros``; ``normal``, from N(0, 0.01^2) with a bias of zero; ``torch``, as
+            ``nn.Linear`` begins.
+        seed: seed of the weights; torch's own generator stays as it is.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -134,7 +135,7 @@ def load_classifier(path: Path | str) -> nn.Linear:
 
 @dataclass(frozen=True)
 class Folders:
-    """Where the trials of an evaluation keep checkpoint and log while they last.
+    """The folders in which the trials of an evaluation keep checkpoint and log while they last.
 
     Attributes:
         folder: folder of the result; None keeps nothing, so that nothing can be continued.
@@ -161,7 +162,7 @@ NOWHERE = Folders()
 
 
 def with_fitting_batch(protocol: P, changed: Sequence[str], num_images: int) -> tuple[P, list[str]]:
-    """A protocol whose batch images fill, of fewer the largest power of two, and what differs from its own values.
+    """A protocol with a batch that the images fill, of fewer the largest power of two, and the names of its changes.
 
     Args:
         protocol: frozen dataclass with a field ``batch_size``.
@@ -247,19 +248,20 @@ def train_classifier(
     """Train a classifier, from where an earlier try with the same settings was stopped on.
 
     Args:
-        classifier: what learns, on the device to train on.
+        classifier: classifier to train, on the device to train on.
         batches: batches of images and labels.
         optimizer: optimizer of the classifier's parameters.
-        config: length, batch and precision.
+        config: settings of the training: length, batch and precision.
         work: folder of checkpoint and log; None is a temporary one, from which nothing can be continued.
-        learning_rate: function of the step.
-        settings: all that the result depends on, as plain values.
-        score: measures the classifier on test images; every process calls it at once and has the same numbers from it.
+        learning_rate: function of the step that returns the learning rate.
+        settings: plain values on which the result depends, all of them.
+        score: function that measures the classifier on test images; every process calls it at once, and it returns the
+            same numbers in all.
         every: number of epochs from one measurement to the next; None measures after the last epoch alone.
         quiet: whether neither a bar nor a line for each epoch is shown.
 
     Returns:
-        What ``score`` gave at each measurement, the last after the last epoch, and ``epoch``, counted from 1.
+        The numbers of ``score`` at each measurement, the last after the last epoch, and ``epoch``, counted from 1.
 
     Raises:
         ValueError: if ``work`` holds what other settings have begun, with the difference.

@@ -31,19 +31,19 @@ def embed(
     """Write the features of a source's readable images, with identifiers and labels (-1 where unknown), in its order.
 
     Args:
-        encoder: a run directory, a ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
+        encoder: run directory, ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
         out: file that ends in ``.npz`` (arrays ``features``, ``labels``, ``identifiers``) or ``.parquet`` (columns
             ``identifier``, ``label``, ``features``).
-        data: images; None takes those of the run that ``encoder``, or else ``like``, names.
+        data: images to take; None takes those of the run that ``encoder``, or else ``like``, names.
         split: part of the data: ``train``, ``test`` or ``labelled``.
         like: run directory or exported backbone whose input ``random`` and ``pixels`` take.
         features: layer to evaluate: ``backbone``, or ``projection``, the projector after it.
         device: device that computes the features.
-        seed: seeds the weights of ``random``.
+        seed: seed of the weights of ``random``.
         progress: whether a bar is shown.
 
     Returns:
-        The file.
+        Path of the file.
 
     Raises:
         FileNotFoundError: for a path that does not exist, the folder of ``out`` among them.

@@ -1,4 +1,4 @@
-"""Which encoder is evaluated: a run's, an exported one, timm's, a random one, or none but the pixels.
+"""The encoder that is evaluated: a run's, an exported one, timm's, a random one, or only the pixels.
 
 =====================  =========================================================================
 ``RUN``                a run directory: its last checkpoint
@@ -40,13 +40,13 @@ _WHICH_IMAGES = ("source", "test_source", "holdout", "root", "class_list", "imag
 def load_encoder(
     spec: str, *, like: str | None = None, features: Layer = "backbone", seed: int = 0
 ) -> tuple[nn.Module, BackboneCard]:
-    """An encoder in eval mode on the CPU, (n c s s) -> (n f), and the card that says what it is fed.
+    """An encoder in eval mode on the CPU, (n c s s) -> (n f), and the card that describes its input.
 
     Args:
-        spec: name or path, as in the table above.
+        spec: name or path of the encoder, as in the table above.
         like: run directory or exported backbone whose architecture and input ``random`` and ``pixels`` take.
-        features: ``projection`` appends the projector, which only a run directory has.
-        seed: seeds the weights of ``random``.
+        features: layer to evaluate; ``projection`` appends the projector, which only a run directory has.
+        seed: seed of the weights of ``random``.
 
     Raises:
         FileNotFoundError: if a path, or a file in it, does not exist.

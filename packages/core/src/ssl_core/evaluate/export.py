@@ -10,11 +10,12 @@ def export(encoder: str, out: str) -> Path:
     """Write an encoder as ``x.safetensors`` in timm's and torchvision's names, with its card ``x.json``.
 
     Args:
-        encoder: a run directory, whose last checkpoint is taken, or another that :func:`load_encoder` takes.
+        encoder: encoder to export: a run directory, whose last checkpoint is taken, or another encoder that
+            :func:`load_encoder` takes.
         out: file that ends in ``.safetensors``, in a folder that exists.
 
     Returns:
-        The file.
+        Path of the file.
 
     Raises:
         FileNotFoundError: for a path that does not exist.

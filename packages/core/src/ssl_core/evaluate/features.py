@@ -1,7 +1,7 @@
-"""Frozen features: what every evaluation looks at.
+"""Frozen features, on which every evaluation is made.
 
 The encoder is in eval mode, without gradient, and without autocast unless the caller asks for it; each image is
-seen once, in order, in a view without randomness or, for the random-crop test, in one whose draws a seed decides.
+seen once, in order, in a view without randomness or, for the random-crop test, in a view whose draws a seed decides.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,8 +24,8 @@ class Features(NamedTuple):
     """Features of a source's images in its order, on the CPU.
 
     Attributes:
-        features: (n f) float32, as the encoder gives them.
-        labels: (n), -1 where unknown.
+        features: (n f) features, float32, as the encoder gives them.
+        labels: (n) label of each image, -1 where unknown.
     """
 
     features: Float32[Tensor, "n f"]
@@ -45,7 +45,7 @@ def evaluation_view(size: int, *, resize: float = 8 / 7, interpolation: str = "b
     Args:
         size: side of the input, pixels.
         resize: short side from 64 pixels on, as a multiple of ``size``.
-        interpolation: bilinear or bicubic.
+        interpolation: filter of the resizing, bilinear or bicubic.
 
     Example:
         >>> evaluation_view(224).ops, evaluation_view(32).ops[0].short_side
@@ -76,20 +76,20 @@ def extract_features(
     epochs.
 
     Args:
-        encoder: (n c s s) -> (n f), on ``device``; ``nn.Flatten()`` gives raw pixels.
-        source: images.
+        encoder: module (n c s s) -> (n f), on ``device``; ``nn.Flatten()`` gives raw pixels.
+        source: source of the images.
         view: view of one size.
         mean: mean of each channel, of pixels in [0, 1].
         std: standard deviation of each channel.
         device: device of the encoder.
         batch_size: number of images in one forward; changes memory and speed only.
         workers: number of processes that read images, and render them if the CPU does that; 0 does it in this one.
-        seed: seeds the view's draws, if it has any.
+        seed: seed of the view's draws, if it has any.
         progress: text before a progress bar; empty shows none.
-        images: numbers of the images; None is all of the source.
+        images: numbers of the images in the source; None is all of it.
 
     Returns:
-        Features, 4 n f bytes of them.
+        Features, which take 4 n f bytes.
 
     Raises:
         ValueError: if an image has other channels than ``mean``, or a feature is not finite.
@@ -112,7 +112,7 @@ def extract_features(
 
 
 def own_share(length: int) -> range:
-    """Which of so many images this process looks at: all processes together look at each once, in rank order."""
+    """The numbers of the images that this process looks at; all processes together look at each once, in rank order."""
     rank, processes = distributed.rank(), distributed.world_size()
     return range(rank * length // processes, (rank + 1) * length // processes)
 

@@ -64,13 +64,13 @@ _IMAGENET = 1_281_167
 
 
 class Tuned(NamedTuple):
-    """What a fine-tuning came to.
+    """The result of a fine-tuning.
 
     Attributes:
-        scores: ``top1``, ``mean_per_class``, with ten classes or more ``top5``, and the metric that was asked for, of
-            the test images, in [0, 1], and ``epoch``, of each measurement.
+        scores: numbers of each measurement: ``epoch``, and of the test images, in [0, 1], ``top1``,
+            ``mean_per_class``, with ten classes or more ``top5``, and the metric that was asked for.
         encoder: encoder after the last epoch.
-        linear: classifier after it.
+        linear: classifier after the last epoch.
     """
 
     scores: list[dict[str, float]]
@@ -107,17 +107,17 @@ def fine_tune(
     """Fine-tune a subject's encoder, which changes, with a new linear layer.
 
     Args:
-        subject: encoder, and what it is fed.
-        train: labelled images.
-        test: labelled images to measure it by.
-        protocol: batch, schedule and crops.
+        subject: encoder, and the description of its input.
+        train: labeled images to train on.
+        test: labeled images to measure it by.
+        protocol: protocol, of which batch, schedule and crops count.
         setting: length, learning rate and weight decay.
-        seed: seeds the linear layer, the order of the images, their crops, and dropout.
-        work: folder from which it is continued; None keeps nothing.
-        settings: what tells it from others that are to be continued, as plain values.
-        metric: what is measured beside top-1, top-5 and the mean over the classes of their top-1.
-        targets: of training and of test images that may be of several classes, 1 in the columns of these and else 0;
-            None takes the sources' labels.
+        seed: seed of the linear layer, the order of the images, their crops, and dropout.
+        work: folder of checkpoint and log, from which it is continued; None keeps nothing.
+        settings: plain values that tell it from other fine-tunings that could be continued.
+        metric: metric to measure beside top-1, top-5 and the mean over the classes of their top-1.
+        targets: (n k) targets of the training and of the test images, which may be of several classes: 1 in the columns
+            of these and else 0. None takes the sources' labels.
         every: number of epochs from one measurement to the next; None measures after the last epoch alone.
         progress: whether bars are shown.
 
@@ -222,37 +222,37 @@ def evaluate_finetune(
     Several processes share each batch. What was stopped is continued by the same command.
 
     Args:
-        encoder: a run directory, a ``.safetensors`` file or ``timm:NAME``; or ``random``, for supervised training.
+        encoder: run directory, ``.safetensors`` file or ``timm:NAME``; or ``random``, for supervised training.
         protocol: simclr_semi_1, simclr_semi_10, byol_semi, swav_semi_1, swav_semi_10, clim_semi, leoclr_semi_1,
             leoclr_semi_10, leoclr_fraction, simclr_transfer, ssl_transfer_finetune, kornblith_random,
             supervised_imagenet, supervised_cifar, supervised_semi_1 or supervised_semi_10.
-        data: labelled images; None takes those of the run that ``encoder``, or else ``like``, names.
+        data: labeled images; None takes those of the run that ``encoder``, or else ``like``, names.
         like: run directory or exported backbone whose architecture and input ``random`` takes.
-        subset: text file with the name of an image on each line, such as SimCLR's 1percent.txt, of those to train on.
+        subset: text file that names an image to train on in each line, such as SimCLR's 1percent.txt.
         fraction: fraction of the images of each class that are trained on, in (0, 1].
-        subset_seed: seeds the choice of these images, and of those that choose from a grid.
+        subset_seed: seed of the choice of these images, and of the images by which a point of a grid is chosen.
         epochs: number of epochs in place of the protocol's; milestones move along.
         steps: number of steps in place of the protocol's.
-        lr: learning rate of the encoder in place of the protocol's, which it may scale by the batch size; several are a
-            grid.
+        lr: learning rate of the encoder in place of the protocol's, which the protocol may scale by the batch size;
+            several are a grid.
         lr_head: learning rate of the linear layer in place of the protocol's.
         weight_decay: weight decay in place of the protocol's; several are a grid.
         batch_size: batch size in place of the protocol's; None takes of fewer images the largest power of two.
         image_size: side of the encoder's input in pixels; None is the side that it was trained with.
-        metric: what is compared and reported: top1; mean_per_class, the mean over the classes of their top-1; or map11,
-            the mean of their 11-point average precisions; None is what a named set is known by, or else top1.
+        metric: metric to compare and report: top1; mean_per_class, the mean over the classes of their top-1; or map11,
+            the mean of their 11-point average precisions. None is the usual metric of a named set, or else top1.
         trials: number of fine-tunings, of seeds from ``seed`` on, whose mean and standard deviation are printed.
-        precision: ``float32``; ``bfloat16`` in the encoder; ``tf32``, on GPUs, instead of float32.
+        precision: number format: ``float32``; ``bfloat16`` in the encoder; ``tf32``, on GPUs, instead of float32.
         device: device to train on.
-        seed: seeds the linear layer, the order of the images, their crops, and the weights of ``random``.
+        seed: seed of the linear layer, the order of the images, their crops, and the weights of ``random``.
         out: folder of ``finetune-PROTOCOL.json`` and of ``finetune-PROTOCOL-seedN``, with encoder, classifier and log
-            of each trial; None is the folder of ``encoder``, or else ``runs/ENCODER``, of random ``runs/random-LIKE``.
-        keep: whether the checkpoints of the trials are left when all is done.
-        dry_run: whether no more is done than to print protocol, images and cost.
+            of each trial; None is the folder of ``encoder``, or else ``runs/ENCODER``, for random ``runs/random-LIKE``.
+        keep: whether the checkpoints of the trials are kept when all is done.
+        dry_run: whether to print protocol, images and cost, and do no more.
         progress: whether bars are shown.
 
     Returns:
-        What the JSON file says: ``last``, ``best``, ``best_epoch``, and with ten classes or more ``top5_last`` and
+        The content of the JSON file: ``last``, ``best``, ``best_epoch``, and with ten classes or more ``top5_last`` and
         ``top5_best``; of several trials the means of these, ``trials``, ``mean`` and ``std``; of a grid ``last`` alone,
         ``grid`` and ``chosen``; and every setting.
 

@@ -25,28 +25,28 @@ class FinetuneProtocol:
 
     Attributes:
         source: paper or code that the numbers are from, and which of them are ours.
-        batch_size: images of one optimizer step.
-        lr: learning rate at the start, of the encoder; that of the linear layer too where ``lr_head`` is None.
-        epochs: passes over the training set; None where ``steps`` says the length.
-        epochs_of_many: epochs from a tenth of the labels on; None is ``epochs``.
-        steps: number of optimizer steps; None where ``epochs`` says the length.
+        batch_size: number of images of one optimizer step.
+        lr: learning rate of the encoder at the start, and of the linear layer where ``lr_head`` is None.
+        epochs: number of passes over the training set; None where ``steps`` gives the length.
+        epochs_of_many: number of epochs from a tenth of the labels on; None is ``epochs``.
+        steps: number of optimizer steps; None where ``epochs`` gives the length.
         lr_head: learning rate of the linear layer at the start.
         scale_lr: whether rates are multiplied by batch_size / 256.
         milestones: fractions of the epochs at which rates are multiplied by ``factor``; empty is a cosine to 0 at every
             step.
-        factor: what that is.
-        weight_decay: of all parameters, added to the gradient times the parameter.
+        factor: factor of the rates at a milestone.
+        weight_decay: factor of each parameter that is added to its gradient.
         decay_over_lr: whether ``weight_decay`` is divided by ``lr``.
         nesterov: whether momentum is Nesterov's.
-        head: how the linear layer begins: zeros; normal, from N(0, 0.01^2); torch, as ``nn.Linear`` does.
+        head: start of the linear layer: zeros; normal, from N(0, 0.01^2); torch, as ``nn.Linear`` begins.
         short_batch_norm: whether running statistics of BatchNorm move by min(10 / steps of an epoch, 0.1), not by 0.1.
         crop: crop of training images, see :class:`ssl_core.evaluate.Protocol`.
         resize: short side of a test image before its center crop, as a multiple of the crop's side.
         interpolation: interpolation of training and test images.
-        labels: fraction of the labels that the protocol is for; None: any.
-        validation: what chooses from a grid where a set has no validation images of its own: a fraction of each class
-            of the training images, or from 1 on a number of images whose labels are not trained on.
-        selection: whether the reported number is that after the last epoch, or after the best on test images.
+        labels: fraction of the labels that the protocol is for; None is any.
+        validation: images by which a point of a grid is chosen where a set has no validation images of its own: a
+            fraction of each class of the training images, or from 1 on a number of images whose labels are not used.
+        selection: epoch of the reported number: the last, or the best on test images.
     """
 
     source: str
@@ -82,7 +82,7 @@ class FinetuneProtocol:
 
     @property
     def grid(self) -> list["Setting"]:
-        """What is tried, the first of equals being taken."""
+        """The settings that are tried, of which the first of equals is taken."""
         return [Setting(*values) for values in product(self.epochs or (None,), self.lr, self.weight_decay)]
 
 
@@ -90,7 +90,7 @@ class Setting(NamedTuple):
     """One point of a grid.
 
     Attributes:
-        epochs: passes over the training set; None where the protocol counts steps.
+        epochs: number of passes over the training set; None where the protocol counts steps.
         lr: learning rate of the encoder, before it is scaled.
         weight_decay: weight decay, before it is divided.
     """

@@ -1,4 +1,4 @@
-"""A grid of settings: each is tried, the best on validation images is taken, and what is done is not done again."""
+"""A grid of settings: each is tried once, also after a stop, and the best on validation images is taken."""
 
 import json
 import logging
@@ -34,11 +34,12 @@ def choose_setting(
     """The first of the best settings, and how all did.
 
     Args:
-        grid: what is tried.
+        grid: settings to try.
         measure: function of a setting and a folder to work in that returns its score on validation images.
-        folder: where ``NAME.json`` keeps what is done, so that it is not done again; None keeps nothing.
+        folder: folder of ``NAME.json``, which keeps the scores so far, so that none is measured again; None keeps
+            nothing.
         name: beginning of the file's and the folders' names.
-        settings: what tells it from others that are to be continued, as plain values.
+        settings: plain values that tell it from other grids that could be continued.
 
     Raises:
         ValueError: if other settings have begun it, or all of the grid diverges.

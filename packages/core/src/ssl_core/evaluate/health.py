@@ -23,10 +23,10 @@ def embedding_std(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     Conventions: rows are normalized here; divides by n, not n - 1; float32.
 
     Args:
-        embeddings: (n d), n >= 1, floating.
+        embeddings: (n d) embeddings, n >= 1, floating.
 
     Returns:
-        scalar without gradient, dimensionless.
+        Scalar without gradient, dimensionless.
 
     Example:
         >>> embedding_std(torch.eye(2)).item()
@@ -45,10 +45,10 @@ def effective_rank(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     values are square roots of the smaller Gram matrix' eigenvalues, in float64.
 
     Args:
-        embeddings: (n d), n >= 1, floating; (512 2048) costs some tens of milliseconds on a CPU.
+        embeddings: (n d) embeddings, n >= 1, floating; (512 2048) costs some tens of milliseconds on a CPU.
 
     Returns:
-        scalar without gradient.
+        Scalar without gradient.
 
     Example:
         >>> round(effective_rank(torch.eye(3, 5)).item(), 4)
@@ -85,7 +85,7 @@ def collapse(measures: Mapping[str, float]) -> str | None:
     They have where their standard deviation is below a twentieth of the even one, or the effective rank below 3.
 
     Args:
-        measures: what :func:`health` gives, and ``knn_top1``, in [0, 1], where it was measured.
+        measures: the measures of :func:`health`, and ``knn_top1``, in [0, 1], where it was measured.
 
     Example:
         >>> collapse(health(torch.ones(8, 4)) | {"knn_top1": 0.1})

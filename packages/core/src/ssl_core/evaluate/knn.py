@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification of frozen features.
+"""Weighted k-nearest-neighbor classification of frozen features.
 
 ``ssl-core eval knn RUN`` prints ``knn top1 47.31 (k=200, T=0.1, 10000 images)``.
 Paper: Wu et al., 2018, section 3.4, arXiv 1805.01978.
@@ -42,9 +42,9 @@ def nearest(
     similarities the lower index comes first; no (n m) matrix is ever held; float32.
 
     Args:
-        bank: (m f), floating.
-        queries: (n f), on the bank's device.
-        k: number of neighbours, in [1, m].
+        bank: (m f) features of the bank, floating.
+        queries: (n f) features of the queries, on the bank's device.
+        k: number of neighbors, in [1, m].
         rows: number of queries in a block.
         columns: number of bank rows in a block.
 
@@ -100,18 +100,18 @@ def knn_votes(
 ) -> Float64[Tensor, "n classes"]:
     """Share of the votes that each class receives from the k nearest training images.
 
-    score_c = sum of exp(cos_i / T) over neighbours i of class c; votes = scores divided by their sum.
+    score_c = sum of exp(cos_i / T) over neighbors i of class c; votes = scores divided by their sum.
     Paper: Wu et al., 2018, section 3.4, arXiv 1805.01978.  T = temperature.
 
     Args:
         train: (m f) features of the training images, and their labels in [0, num_classes).
         test: (n f) features of the test images, on the same device.
-        k: number of neighbours, in [1, m].
-        temperature: T > 0, dimensionless.
+        k: number of neighbors, in [1, m].
+        temperature: T, divisor of the similarities, > 0.
         num_classes: number of columns of the result.
 
     Returns:
-        (n classes) votes, rows sum to 1, on the CPU.
+        (n classes) votes, whose rows sum to 1, on the CPU.
 
     Raises:
         ValueError: if k is not in [1, m], temperature <= 0, or a label is missing or out of range.
@@ -162,16 +162,16 @@ def knn_accuracy(train: Features, test: Features, *, k: int = 200, temperature: 
 
 
 def checked_neighbours(train: ImageSource, test: ImageSource, k: int, *, fewer: bool) -> int:
-    """The number of neighbours that vote, after a look at sources that a kNN cannot serve, before images are read.
+    """The number of neighbors that vote, after a check that a kNN can serve the sources, before images are read.
 
-    Fewer are as many as a class has images on average: of more, some would have to vote for another class, however
-    good the features are.
+    A smaller number is the number of images that a class has on average: of more neighbors some would have to vote for
+    another class, however good the features are.
 
     Args:
         train: images of the bank.
         test: test images.
-        k: number of neighbours that is wanted.
-        fewer: whether fewer will do.
+        k: number of neighbors that is wanted.
+        fewer: whether a smaller number will do.
 
     Raises:
         ValueError: if a label is missing or cannot be compared, or k is beyond the training images.
@@ -201,20 +201,20 @@ def evaluate_knn(
     """Classify test images by their nearest training images; prints ``knn top1 47.31 (k=200, ...)``.
 
     Args:
-        encoder: a run directory, a ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
-        data: labelled images; None takes those of the run that ``encoder``, or else ``like``, names.
+        encoder: run directory, ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
+        data: labeled images; None takes those of the run that ``encoder``, or else ``like``, names.
         like: run directory or exported backbone whose input ``random`` and ``pixels`` take.
         features: layer to evaluate: ``backbone``, or ``projection``, the projector after it.
-        k: number of neighbours that vote; None takes 200, or as many as a class has images on average, if fewer.
+        k: number of neighbors that vote; None takes 200, or as many as a class has images on average, if fewer.
         temperature: divisor in the weight of a vote, exp(cosine / temperature).
         device: device that computes the features.
-        seed: seeds the weights of ``random``.
+        seed: seed of the weights of ``random``.
         out: folder of ``knn.json``; None is the folder of ``encoder``, or nowhere if that has none.
         progress: whether bars are shown.
-        sources: labelled and test images that the caller has open; None opens those of ``data``.
+        sources: labeled and test images that the caller has open; None opens those of ``data``.
 
     Returns:
-        What ``knn.json`` says: ``top1``; ``balanced``, the mean of the classes' top-1; with ten classes or more
+        The content of ``knn.json``: ``top1``; ``balanced``, the mean of the classes' top-1; with ten classes or more
         ``top5``; and every setting.
 
     Raises:

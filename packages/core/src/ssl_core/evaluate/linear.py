@@ -55,13 +55,13 @@ class LinearResult(NamedTuple):
     """Accuracy of a linear probe on the test images, in [0, 1].
 
     Attributes:
-        last: accuracy after the last epoch: the number to compare.
-        best: accuracy after the best epoch, which the test images chose: some papers report it.
-        best_epoch: number of that epoch, counted from 1.
+        last: accuracy after the last epoch, the number to compare.
+        best: accuracy after the best epoch, which the test images chose; some papers report it.
+        best_epoch: number of the best epoch, counted from 1.
         balanced: mean over the classes of their accuracy after the last epoch.
         random_crops: accuracy after the last epoch on random crops of the test images, for each seed of the crops.
         top5_last: fraction of images whose class is among the five first after the last epoch; None below 10 classes.
-        top5_best: the same after the epoch ``best_epoch``.
+        top5_best: the same fraction after the epoch ``best_epoch``.
     """
 
     last: float
@@ -88,19 +88,19 @@ def linear_probe(
     """Train linear classifiers on a frozen encoder, and test them after every epoch.
 
     Args:
-        subject: encoder, which works in eval mode and does not change, and what it is fed.
-        train: labelled images.
-        test: labelled images, all of which are tested.
-        protocol: length, rate and crops of the training.
+        subject: encoder, which works in eval mode and does not change, and the description of its input.
+        train: labeled images to train on.
+        test: labeled images, all of which are tested.
+        protocol: protocol, of which length, rate and crops count.
         folders: seeds of the trials, which decide initial weights, order of the images and their crops, and the folder
-            from which each is continued.
+            from which each trial is continued.
         random_view: view in which the last classifiers are tested too, once for each of ``crop_seeds``.
         crop_seeds: seeds of that view's crops.
-        settings: what tells one probe from another that is to be continued, as plain values.
+        settings: plain values that tell one probe from others that could be continued.
         progress: whether bars are shown.
 
     Returns:
-        The result of each trial, and the classifier of the first after its last epoch.
+        The result of each trial, and the classifier of the first trial after its last epoch.
 
     Raises:
         ValueError: if a label is missing, there is less than one batch of images, processes cannot share a batch
@@ -233,9 +233,9 @@ def evaluate_linear(
     Several processes share each batch. A probe that was stopped is continued by the same command.
 
     Args:
-        encoder: a run directory, a ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
+        encoder: run directory, ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
         protocol: moco, sce_imagenet, sce_small, clsa, dssl_cifar, simsiam, leoclr or cached.
-        data: labelled images; None takes those of the run that ``encoder``, or else ``like``, names.
+        data: labeled images; None takes those of the run that ``encoder``, or else ``like``, names.
         like: run directory or exported backbone whose input ``random`` and ``pixels`` take.
         features: layer to evaluate: ``backbone``, or ``projection``, the projector after it.
         epochs: number of epochs in place of the protocol's; milestones move along.
@@ -245,17 +245,17 @@ def evaluate_linear(
             classifier on random crops as well, see :func:`view_for_random_crops`, and print a line of their own.
         crop_seeds: number of seeds of the random crops, from ``seed`` on, at least 3; null is 3.
         trials: number of classifiers, of seeds from ``seed`` on, whose mean and standard deviation are printed.
-        precision: ``float32``; ``bfloat16`` in the encoder alone; ``tf32``, on GPUs, instead of float32.
+        precision: number format: ``float32``; ``bfloat16`` in the encoder alone; ``tf32``, on GPUs, instead of float32.
         device: device that computes the features.
-        seed: seeds the classifier, the order, the crops, and the weights of ``random``.
+        seed: seed of the classifier, the order, the crops, and the weights of ``random``.
         out: folder of ``linear.json`` and ``linear.safetensors``, the classifier; None is the folder of ``encoder``, or
             nowhere if that has none.
-        keep: whether the folders ``linear-PROTOCOL-seedN``, of checkpoint and log, are left when all is done.
-        dry_run: whether no more is done than to print protocol, images and cost.
+        keep: whether the folders ``linear-PROTOCOL-seedN``, of checkpoint and log, are kept when all is done.
+        dry_run: whether to print protocol, images and cost, and do no more.
         progress: whether bars are shown.
 
     Returns:
-        What ``linear.json`` says: ``last``, ``best``, ``best_epoch``, ``balanced``, ``random_crops``, and with ten
+        The content of ``linear.json``: ``last``, ``best``, ``best_epoch``, ``balanced``, ``random_crops``, and with ten
         classes or more ``top5_last`` and ``top5_best``; of several trials the means of these, ``trials``, ``mean`` and
         ``std``; and every setting.
 

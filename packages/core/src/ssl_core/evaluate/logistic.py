@@ -4,12 +4,12 @@ minimize  - sum_i log softmax(W x_i + b)[y_i]  +  penalty / 2 |W|^2,
 
 by L-BFGS, over penalties from weak to strong, each fit from the weights of the one before. The bias b is not
 penalized; C, as scikit-learn calls it, is 1 / penalty. Where an image has a label for each class, each class is told
-from all others by a fit of its own, with two rows of weights: scikit-learn's binomial fit at twice that C, or with
-``binomial``, which doubles the penalty, at C.
+from all others by a fit of its own, with two rows of weights. That is scikit-learn's binomial fit at twice this C, or
+at C with ``binomial``, which doubles the penalty.
 
-The loss is the sum over images, in float64, and stops by ``gradient`` and ``decrease`` as it did in scikit-learn 0.22,
-which published numbers are from; later versions divide by the number of images before they compare, and so stop
-after a few iterations where these go on to their limit.
+The loss is the sum over images, in float64. A fit stops by ``gradient`` and ``decrease`` as in scikit-learn 0.22, from
+which published numbers are. Later versions divide by the number of images before they compare, and so stop after a few
+iterations where a fit here goes on to its limit.
 
 Legend: n images, f features, k classes, r rows of weights.
 """
@@ -30,12 +30,12 @@ _THREADED = 2**26
 
 @dataclass(frozen=True)
 class Limits:
-    """When a fit stops.
+    """The limits at which a fit stops.
 
     Attributes:
         iterations: largest number of iterations.
         gradient: size of the largest component of the gradient below which a fit has converged.
-        decrease: decrease of the loss in an iteration, relative to the loss, below which it has too.
+        decrease: decrease of the loss in an iteration, relative to the loss, below which a fit has converged.
     """
 
     iterations: int = 100
@@ -47,10 +47,10 @@ class LogisticFit(NamedTuple):
     """A fit, or one for each class.
 
     Attributes:
-        weights: (k f+1) that give the scores, the bias last.
-        last: (r f+1) of the last fit, from which another may start.
+        weights: (k f+1) weights that give the scores, the bias last.
+        last: (r f+1) weights of the last fit, from which another may start.
         iterations: number of iterations of all fits.
-        converged: whether all fits have.
+        converged: whether all fits have converged.
         gradient: largest component of a fit's gradient at its end.
     """
 
@@ -66,10 +66,10 @@ class LogisticFit(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """How the penalties of a grid came out.
+    """The results of a grid of penalties.
 
     Attributes:
-        penalty: the first of those with the best score.
+        penalty: first of the penalties with the best score.
         scores: score of each penalty on the validation images.
         converged: whether the fits of each penalty have converged.
         last: weights of the last fit.
@@ -94,12 +94,13 @@ def fit_classifier(
     """A classifier of one penalty.
 
     Args:
-        features: (n f), on the device that computes.
+        features: (n f) features, on the device that computes.
         labels: (n) class of each image; or (n k), where 1 says that it is of a class, and anything else not.
         num_classes: number of classes.
-        penalty: > 0.
-        limits: when a fit stops.
-        start: weights of an earlier fit; None is zeros. Of fits for each class each starts from the one before.
+        penalty: strength of the L2 penalty, > 0.
+        limits: limits at which a fit stops.
+        start: weights of an earlier fit to start from; None is zeros. Where each class has a fit of its own, each fit
+            starts from the one before.
         binomial: whether the penalty is that of a binomial fit, where each class has a fit of its own.
 
     Example:

@@ -1,4 +1,4 @@
-"""What a set is measured by: top-1, its mean over the classes, or the mean of 11-point average precisions."""
+"""The metric of a set: top-1, its mean over the classes, or the mean of 11-point average precisions."""
 
 import torch
 from jaxtyping import Float64, Int64
@@ -17,11 +17,11 @@ def metric_score(
     """Value of a metric, in [0, 1].
 
     Args:
-        metric: ``top1``; ``mean_per_class``, the mean over the classes that occur of their top-1; or ``map11``, the
-            mean over these of their 11-point average precision.
-        scores: (n k).
+        metric: name of the metric: ``top1``; ``mean_per_class``, the mean over the classes that occur of their top-1;
+            or ``map11``, the mean over these of their 11-point average precision.
+        scores: (n k) score of each class.
         labels: (n) class of each image, or for ``map11`` (n k), where 1 is of a class, and anything else not.
-        curve: curve of ``map11``, as :func:`average_precision` takes it.
+        curve: points of the curve of ``map11``, as :func:`average_precision` takes them.
     """
     if metric == "map11":
         signs = torch.where(labels == 1, 1, -1)
@@ -31,10 +31,10 @@ def metric_score(
 
 
 def fitting_metric(asked: Metric | None, data: DataConfig, labelled: Images, test: Images) -> Metric:
-    """The metric that is asked for, or else what a named set is known by, or ``top1``.
+    """The metric that is asked for, or else the usual metric of a named set, or ``top1``.
 
     Args:
-        asked: metric; None leaves it to the set.
+        asked: name of the metric; None leaves the choice to the set.
         data: settings of the images.
         labelled: training images.
         test: test images.

@@ -1,7 +1,7 @@
-"""A picture of nearest neighbours: what an encoder takes for alike, beside what chance and the pixels do.
+"""A picture of nearest neighbors: the images that an encoder takes for alike, beside those of chance and of pixels.
 
-One row for each query; one block of columns for each way of comparing; a green frame where the neighbour has the
-query's label, a red one where it has not, a gray one where labels are missing.
+It has one row for each query, and one block of columns for each way of comparing. A frame is green where the neighbor
+has the query's label, red where it has not, and gray where labels are missing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,15 +54,15 @@ def neighbour_picture(
     k: int = 6,
     caption: str = "",
 ) -> Image.Image:
-    """Draw the nearest training images of some test images.
+    """A picture of the nearest training images of some test images.
 
     Args:
         train: images to choose from.
         test: images that hold the queries.
-        queries: n indices into ``test``, a row each.
+        queries: n indices of the queries in ``test``, each of which has a row.
         blocks: features of the m readable images of ``train`` and of the queries, by title.
         image_size: side of the encoder's input, pixels; images are shown as the encoder sees them.
-        k: number of neighbours in a block.
+        k: number of neighbors in a block.
         caption: line above the picture.
 
     Raises:
@@ -146,17 +146,17 @@ def draw_neighbours(
     """Write a PNG of the nearest training images of some test images: by the encoder, a random one, and pixels.
 
     Args:
-        encoder: a run directory or an exported backbone.
-        out: PNG in a folder that exists.
-        data: images; None takes the run's.
+        encoder: run directory or exported backbone.
+        out: file of the PNG, in a folder that exists.
+        data: images to compare; None takes the run's.
         rows: number of queries, chosen by :func:`choose_queries`.
-        k: number of neighbours of each.
+        k: number of neighbors of each query.
         device: device that computes the features.
-        seed: seeds the weights of the random encoder.
+        seed: seed of the weights of the random encoder.
         progress: whether bars are shown.
 
     Returns:
-        The file.
+        Path of the file.
 
     Raises:
         FileNotFoundError: for a path that does not exist.

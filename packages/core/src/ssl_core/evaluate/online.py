@@ -1,4 +1,4 @@
-"""The kNN beside training: which images it compares, how often, and what it says."""
+"""The kNN beside training: its images, its times, and its numbers."""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -30,7 +30,7 @@ class EvaluateConfig:
 
     Attributes:
         knn_every: number of epochs between two evaluations; None evaluates once, at the end, and 0 never.
-        k: number of neighbours that vote.
+        k: number of neighbors that vote.
         temperature: divisor in the weight of a vote, exp(cosine / temperature).
         features: layer to evaluate, ``backbone`` or ``projection``.
     """
@@ -62,16 +62,16 @@ def fitting_knn(
     at_least: int | None,
     given: Collection[str] | None = None,
 ) -> tuple[EvaluateConfig, tuple[ImageSource, ImageSource] | None]:
-    """The kNN that the data allows: its settings, and its labelled images, bank and queries.
+    """The kNN that the data allows: its settings, and its labeled images, bank and queries.
 
-    Where there can be no kNN, the images are None and the log says why. A recipe's number of neighbours gives way too.
+    Where there can be no kNN, the images are None and the log says why. A recipe's number of neighbors gives way too.
 
     Args:
         data: settings of the data.
         config: settings of the kNN.
         train: training images.
-        at_least: pixels that each side of a JPEG must keep, as `open_source` takes them.
-        given: options that the user has set, which do not give way; None: all.
+        at_least: number of pixels that each side of a JPEG must keep, as `open_source` takes it.
+        given: options that the user has set, which do not give way; None is all.
 
     Raises:
         ValueError: if there can be none and the user has asked for it: during training, by test images of their own

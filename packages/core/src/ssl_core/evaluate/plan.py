@@ -1,4 +1,4 @@
-"""What an evaluation by a named protocol says: its plan before it starts, and how its trials came out.
+"""Plan and results of an evaluation by a named protocol: what it is about to do, and how its trials came out.
 
 ``--dry_run`` prints the plan and stops; the result's JSON repeats it, so that no number stands without its protocol.
 """
@@ -16,8 +16,8 @@ def choose_protocol(protocols: Mapping[str, P], name: str, **asked: Any) -> tupl
 
     Args:
         protocols: frozen dataclasses of values, by name.
-        name: name of one of them.
-        asked: values in place of its own, by option; None keeps the protocol's.
+        name: name of one of the protocols.
+        asked: values in place of the protocol's own, by option; None keeps its own.
 
     Raises:
         ValueError: if there is no such protocol, or it has no such option: no field of that name, or None in it.
@@ -44,17 +44,17 @@ def choose_protocol(protocols: Mapping[str, P], name: str, **asked: Any) -> tupl
 
 @dataclass(frozen=True)
 class Plan:
-    """What an evaluation is about to do; as text it is what the command prints first.
+    """The plan of an evaluation, whose text the command prints first.
 
     Attributes:
         name: name of the protocol.
-        protocol: a frozen dataclass of its values, with those that replace its own.
+        protocol: frozen dataclass of the protocol's values, with the ones that replace its own.
         changed: names of the values that differ from the protocol's.
-        text: the protocol in words, from ``protocol NAME: SOURCE`` on.
+        text: protocol in words, from ``protocol NAME: SOURCE`` on.
         counts: number of images in each split of each set.
-        selection: what chose the reported number: nothing but the end, the test images, or others held out.
-        cost: what it takes, in words.
-        precision: that of the encoder, where it can be chosen.
+        selection: choice of the reported number: by the end alone, by the test images, or by others held out.
+        cost: cost of the evaluation in words.
+        precision: number format of the encoder, where it can be chosen.
 
     Example:
         >>> from ssl_core.evaluate import PROTOCOLS

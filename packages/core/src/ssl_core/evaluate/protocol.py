@@ -22,11 +22,12 @@ class Protocol:
 
     Attributes:
         source: paper or code that the numbers are from.
-        epochs: passes over the training set.
-        batch_size: images of one optimizer step.
+        epochs: number of passes over the training set.
+        batch_size: number of images of one optimizer step.
         lr: learning rate at the start.
         scale_lr: whether ``lr`` is multiplied by batch_size / 256.
-        optimizer: ``lars`` adapts the rate of each tensor, with trust coefficient 0.001 and no clipping.
+        optimizer: name of the optimizer; ``lars`` adapts the rate of each tensor, with trust coefficient 0.001 and no
+            clipping.
         milestones: fractions of the epochs at which the rate is divided by 10; empty means a cosine.
         final_lr: learning rate at the end of the cosine.
         per_step: whether the rate moves at every step, not once an epoch.
@@ -173,7 +174,7 @@ def view_for_random_crops(protocol: Protocol, crop: TestCrop, size: int) -> View
     """What a test image becomes in the random-crop test, for an encoder whose input has that side, in pixels.
 
     The image is squashed to a square of 8/7 of the input (256 for 224) and cut at random. Paper: Alkhalefi et al.,
-    2024, table 7, which does not say how the cut is drawn: ``random`` is a random resized crop with MoCo v2's areas
+    2024, table 7, which does not say how the cut is sampled: ``random`` is a random resized crop with MoCo v2's areas
     of 0.2 to 1, ``random_window`` a window of the input's size.
 
     Example:

@@ -1,4 +1,4 @@
-"""How alike images of one class are, and images of different classes: what labels say about frozen features.
+"""Similarity of images within a class and between classes, by frozen features.
 
 ``ssl-core eval similarity RUN`` prints ``similarity intra-class 0.612 inter-class 0.204 (10000 test images, ...)``.
 Paper: CLIM, ICLR 2021 submission, appendix C and Table 12: over the 1000 classes of ImageNet's validation set 0.75
@@ -33,9 +33,9 @@ def intra_class_similarity(features: Float[Tensor, "n f"], labels: Int64[Tensor,
     those of fewer than two images not at all; float64.
 
     Args:
-        features: (n f), floating.
-        labels: (n), each in [0, num_classes).
-        num_classes: number of classes there may be.
+        features: (n f) features, floating.
+        labels: (n) class of each image, in [0, num_classes).
+        num_classes: largest number of classes.
 
     Returns:
         Similarity in [-1, 1].
@@ -61,9 +61,9 @@ def intra_class_similarity(features: Float[Tensor, "n f"], labels: Int64[Tensor,
 def inter_class_similarity(features: Float[Tensor, "n f"], labels: Int64[Tensor, " n"], num_classes: int) -> float:
     """Mean cosine of two images of different classes.
 
-    (|sum_c s_c|^2 - sum_c |s_c|^2) / (n^2 - sum_c m_c^2), in the symbols of :func:`intra_class_similarity`. Not in the
-    paper: the level against which the other is to be read. Each pair counts the same, so a larger class counts more.
-    Conventions, arguments and result as there.
+    (|sum_c s_c|^2 - sum_c |s_c|^2) / (n^2 - sum_c m_c^2), in the symbols of :func:`intra_class_similarity`. This number
+    is not in the paper; it is the level to compare the other one with. Each pair counts the same, so a larger class
+    counts more. Conventions, arguments and result are those of :func:`intra_class_similarity`.
 
     Raises:
         ValueError: if a label is missing or out of range, or all images are of one class.
@@ -111,18 +111,18 @@ def evaluate_similarity(
     The mean cosine of two test images of one class, and of two classes, see :func:`intra_class_similarity`.
 
     Args:
-        encoder: a run directory, a ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
-        data: labelled images; None takes those of the run that ``encoder``, or else ``like``, names.
+        encoder: run directory, ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
+        data: labeled images; None takes those of the run that ``encoder``, or else ``like``, names.
         like: run directory or exported backbone whose input ``random`` and ``pixels`` take.
         features: layer to evaluate: ``backbone``, or ``projection``, the projector after it.
         device: device that computes the features.
-        seed: seeds the weights of ``random``.
+        seed: seed of the weights of ``random``.
         out: folder of ``similarity.json``; None is the folder of ``encoder``, or nowhere if that has none.
         progress: whether a bar is shown.
 
     Returns:
-        What ``similarity.json`` says: ``intra_class``, ``inter_class``, ``num_classes`` that have two images or more,
-        and every setting.
+        The content of ``similarity.json``: ``intra_class``, ``inter_class``, ``num_classes`` that have two images or
+        more, and every setting.
 
     Raises:
         FileNotFoundError: for a path that does not exist.

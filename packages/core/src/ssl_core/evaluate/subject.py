@@ -26,12 +26,12 @@ class Subject(NamedTuple):
     """An encoder, and the data that it is evaluated on.
 
     Attributes:
-        name: the encoder, as :func:`load_encoder` takes it.
-        encoder: (n c s s) -> (n f), on ``device``.
+        name: name or path of the encoder, as :func:`load_encoder` takes it.
+        encoder: module (n c s s) -> (n f), on ``device``.
         card: description of the encoder and of its input.
         data: configuration of the images.
         device: device of the encoder.
-        precision: ``bfloat16`` is autocast of the encoder, whose features become float32.
+        precision: number format of the encoder; ``bfloat16`` is autocast, after which features become float32.
     """
 
     name: str
@@ -181,13 +181,13 @@ def load_subject(
     """What a command evaluates, from the arguments that all commands have in common.
 
     Args:
-        encoder: a run directory, a ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
-        data: images; None takes those of the run that ``encoder``, or else ``like``, names.
+        encoder: run directory, ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
+        data: images to take; None takes those of the run that ``encoder``, or else ``like``, names.
         like: run directory or exported backbone whose architecture and input ``random`` and ``pixels`` take.
         features: layer to evaluate: ``backbone``, or ``projection``, the projector after it.
         device: device that computes the features.
-        seed: seeds the weights of ``random``.
-        out: folder that the result will be written to, if given; looked for before any work.
+        seed: seed of the weights of ``random``.
+        out: folder that the result will be written to, if given; checked before any work.
 
     Raises:
         FileNotFoundError: for a path that does not exist, the folder ``out`` among them.

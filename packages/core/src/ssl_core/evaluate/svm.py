@@ -33,8 +33,8 @@ class Svms(NamedTuple):
     """A fit for each class.
 
     Attributes:
-        weights: (c f).
-        bias: (c).
+        weights: (c f) weights of each class.
+        bias: (c) bias of each class.
         not_converged: number of the fits that stopped at their last iteration.
     """
 
@@ -59,8 +59,8 @@ def fit_svms(features: Float[np.ndarray, "n f"], labels: Labels, costs: Sequence
     """One fit for each class.
 
     Args:
-        features: (n f).
-        labels: (n c), of each class at least a 1 and a -1.
+        features: (n f) features, which are divided by their length.
+        labels: (n c) labels, with at least a 1 and a -1 for each class.
         costs: C of each class.
     """
     from sklearn.exceptions import ConvergenceWarning
@@ -86,9 +86,9 @@ def cross_validated_costs(
     """For each class the first of the costs with the best mean, over three folds, of the average precision.
 
     Args:
-        features: (n f).
-        labels: (n c), of each class at least three 1 and three -1.
-        costs: what is tried.
+        features: (n f) features, which are divided by their length.
+        labels: (n c) labels, with at least three 1 and three -1 for each class.
+        costs: values of C to try.
 
     Returns:
         The cost of each class, and the number of fits that did not converge.
@@ -113,12 +113,12 @@ def cross_validated_costs(
 def drawn_for_all(labels: Labels, shots: int, seed: int, draw: int) -> Int[np.ndarray, " m"]:
     """Indices of ``shots`` positives of each class, one class after the other: an image may be there twice.
 
-    All their labels count, so that an image drawn for one class is one of another too.
+    All their labels count, so that an image drawn for one class may be one of another too.
 
     Args:
-        labels: (n c), of each class at least ``shots`` times 1.
-        shots: number of images.
-        seed: seeds the draws.
+        labels: (n c) labels, with at least ``shots`` times 1 for each class.
+        shots: number of positives to draw for each class.
+        seed: seed of the draws.
         draw: number of the draw.
 
     Example:

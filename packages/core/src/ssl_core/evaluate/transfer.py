@@ -1,4 +1,4 @@
-"""Linear transfer: how well frozen features serve on other images, by a logistic regression.
+"""Linear transfer: a logistic regression on frozen features of other images.
 
 ``ssl-core eval transfer RUN --sets [flowers102,pets] --data.root DATA`` prints the protocol, then of each set
 ``transfer pets mean_per_class 90.90 (validation 90.12, penalty 0.00178, 14 of 45 not converged, 3669 images)``.
@@ -52,16 +52,17 @@ _VALIDATION = 0.2  # of the training images, where none are set apart
 
 @dataclass(frozen=True)
 class TransferProtocol:
-    """How a logistic regression is fitted to the features of a set.
+    """The settings of a logistic regression on the features of a set.
 
     Attributes:
         source: paper or code that the numbers are from.
-        limits: when a fit stops.
-        refit: what the last fit starts from: ``warm``, the weights of the grid's last; or ``zeros``.
-        validation: how a fifth of the training images is drawn where a set has no validation images of its own:
-            ``shuffled``, by NumPy with seed 0; or ``by_class``, a fifth of each.
-        curve: curve of the 11-point average precision, as :func:`average_precision` takes it.
-        binomial: whether 1 / penalty is C of a binomial fit, where images have several labels; else of two rows.
+        limits: limits at which a fit stops.
+        refit: start of the last fit: ``warm``, the weights of the grid's last; or ``zeros``.
+        validation: choice of validation images, a fifth of the training images, where a set has none of its own:
+            ``shuffled``, drawn by NumPy with seed 0; or ``by_class``, a fifth of each class.
+        curve: points of the curve of the 11-point average precision, as :func:`average_precision` takes them.
+        binomial: whether, where images have several labels, 1 / penalty is C of a binomial fit, and not of a fit with
+            two rows of weights.
     """
 
     source: str
@@ -129,8 +130,9 @@ class Examples(NamedTuple):
     """Features of images, on the device that computes, and their classes.
 
     Attributes:
-        features: (n f).
-        labels: (n); or for several labels of an image (n k), where 1 is of a class, and anything else not.
+        features: (n f) features of the images.
+        labels: (n) class of each image; or, where an image has several, (n k), where 1 is of a class, and anything else
+            not.
     """
 
     features: Float[Tensor, "n f"]
@@ -142,18 +144,18 @@ class Examples(NamedTuple):
 
 
 class TransferResult(NamedTuple):
-    """How a set came out.
+    """The result of a set.
 
     Attributes:
         score: value of the metric on the test images, in [0, 1].
-        validation: its value on the validation images, by which the penalty was chosen.
+        validation: value of the metric on the validation images, by which the penalty was chosen.
         penalty: penalty of the classifier that was tested.
-        C: the same as scikit-learn calls it, 1 / penalty.
-        at_end: whether that penalty is the first or the last of the grid, so that one outside it may be better.
+        C: inverse of the penalty, as scikit-learn calls it.
+        at_end: whether the penalty is the first or the last of the grid, so that one outside of it may be better.
         iterations: number of iterations of the last fit.
-        gradient: largest component of its gradient at its end.
-        converged: whether it has.
-        not_converged: number of the grid's penalties whose fits have not.
+        gradient: largest component of the last fit's gradient at its end.
+        converged: whether the last fit has converged.
+        not_converged: number of the grid's penalties whose fits have not converged.
     """
 
     score: float
@@ -175,15 +177,15 @@ def linear_transfer(
     metric: Metric,
     protocol: TransferProtocol,
 ) -> TransferResult:
-    """Choose a penalty on validation images, fit all labelled images with it, and test once.
+    """Choose a penalty on validation images, fit all labeled images with it, and test once.
 
     Args:
-        labelled: features and labels of the training images, those for validation among them.
-        is_validation: which these are.
+        labelled: features and labels of the training images, with those for validation among them.
+        is_validation: (n) whether each training image is for validation.
         test: features and labels of the test images.
         num_classes: number of classes.
-        metric: what is compared and reported.
-        protocol: limits of the fits.
+        metric: metric to compare and report.
+        protocol: protocol, of which the settings of the fits count.
     """
     training, validation = labelled.where(~is_validation), labelled.where(is_validation)
 
@@ -219,9 +221,9 @@ def draw_validation(images: Images, how: Literal["shuffled", "by_class"], *, see
     """Indices of the training images that are for validation, a fifth of them.
 
     Args:
-        images: labelled images.
-        how: ``shuffled``, as ssl-transfer draws them, whatever the seed; or a fifth of each class, ``by_class``.
-        seed: seeds the latter.
+        images: labeled images.
+        how: way to draw them: ``shuffled``, as in ssl-transfer, whatever the seed; or ``by_class``, a fifth of each.
+        seed: seed of the draws of ``by_class``.
 
     Raises:
         ValueError: if there are so few images that none would be left for validation.
@@ -249,11 +251,11 @@ class Task(NamedTuple):
     """A set whose images are not decoded yet.
 
     Attributes:
-        data: settings of its images.
-        metric: what is compared and reported.
+        data: settings of the set's images.
+        metric: metric to compare and report.
         labelled: training images, with those for validation among them.
         test: test images.
-        is_validation: which of the training images are for validation.
+        is_validation: (n) whether each training image is for validation.
     """
 
     data: DataConfig
@@ -292,10 +294,10 @@ def open_task(data: DataConfig, metric: Metric | None, protocol: TransferProtoco
     """A set, of which no more than its files and labels has been looked at.
 
     Args:
-        data: settings of its images.
-        metric: what is compared and reported; None is what the set is known by, or else ``top1``.
-        protocol: how validation images are drawn, where the set has none of its own.
-        seed: seeds that.
+        data: settings of the set's images.
+        metric: metric to compare and report; None is the usual one of the set, or else ``top1``.
+        protocol: protocol, which says how validation images are drawn where the set has none of its own.
+        seed: seed of these draws.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
@@ -315,13 +317,13 @@ def open_task(data: DataConfig, metric: Metric | None, protocol: TransferProtoco
 def run_task(
     task: Task, subject: Subject, view: ViewSpec, protocol: TransferProtocol, *, progress: bool = False
 ) -> dict[str, Any]:
-    """What a result says of a set: how it came out, and the numbers of images and classes.
+    """The result of a set, with the numbers of its images and classes.
 
     Args:
-        task: the set.
-        subject: encoder, and what it is fed.
+        task: set to evaluate on.
+        subject: encoder, and the description of its input.
         view: view that features are extracted from.
-        protocol: how classifiers are fitted.
+        protocol: protocol, of which the settings of the fits count.
         progress: whether bars are shown.
     """
     subject = subject._replace(data=task.data)
@@ -398,24 +400,25 @@ def evaluate_transfer(
     """Fit a logistic regression to frozen features of other sets or your own; prints ``transfer NAME top1 93.10 ...``.
 
     Args:
-        encoder: a run directory, a ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
+        encoder: run directory, ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
         sets: names of sets below ``data.root``, each with its own metric; all is the 11 of SCE's table 9, all12 has
             birdsnap too. None takes ``data``.
         protocol: name in ``TRANSFER_PROTOCOLS``: ssl_transfer or converged.
-        metric: what is compared and reported: top1; mean_per_class, the mean over the classes of their top-1; or map11,
-            the mean of their 11-point average precisions. None is what a set is known by, or else top1.
-        data: labelled images; None takes those of the run that ``encoder``, or else ``like``, names.
+        metric: metric to compare and report: top1; mean_per_class, the mean over the classes of their top-1; or map11,
+            the mean of their 11-point average precisions. None is the usual metric of a set, or else top1.
+        data: labeled images; None takes those of the run that ``encoder``, or else ``like``, names.
         like: run directory or exported backbone whose input ``random`` and ``pixels`` take.
         features: layer to evaluate: ``backbone``, or ``projection``, the projector after it.
         image_size: side of the encoder's input in pixels; None is the side that it was trained with.
         device: device that computes the features.
-        seed: seeds the validation images of ``converged``, and the weights of ``random``.
+        seed: seed of the validation images of ``converged``, and the weights of ``random``.
         out: folder of the result; None is the folder of ``encoder``, or nowhere if that has none.
-        dry_run: whether to say what would be done, and do nothing.
+        dry_run: whether to print protocol, images and cost, and do no more.
         progress: whether bars are shown.
 
     Returns:
-        What ``transfer-PROTOCOL.json`` says: ``sets``, how each came out; ``mean`` of their scores; and every setting.
+        The content of ``transfer-PROTOCOL.json``: ``sets``, the result of each; ``mean``, the mean of their scores; and
+        every setting.
 
     Raises:
         FileNotFoundError: for a path that does not exist.

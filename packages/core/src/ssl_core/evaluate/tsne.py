@@ -56,10 +56,10 @@ def choose_images(
     """Random images of random classes; of what there is less of, all.
 
     Args:
-        labels: (n), -1 where unknown.
+        labels: (n) class of each image, -1 where unknown.
         classes: number of classes to choose among those of two images or more.
         images_per_class: largest number of images of one class.
-        seed: seeds both choices.
+        seed: seed of both choices.
 
     Returns:
         (m) indices, ascending.
@@ -85,9 +85,9 @@ def tsne_points(features: Float[Tensor, "n f"], *, perplexity: float, seed: int)
     """t-SNE of l2-normalized features in the plane, from their principal components on; scikit-learn's.
 
     Args:
-        features: (n f), on the CPU; normalized here, so that near means of large cosine.
-        perplexity: number of neighbours that each image is to keep close, about; > 0 and < n.
-        seed: seeds the principal components, which are found by chance where there is much data.
+        features: (n f) features, on the CPU; normalized here, so that near means of large cosine.
+        perplexity: number of neighbors that each image is to keep close, about; > 0 and < n.
+        seed: seed of the principal components, which are found by chance where there is much data.
 
     Returns:
         (n 2) points, on one machine always the same.
@@ -115,11 +115,11 @@ def tsne_picture(
     *,
     caption: str = "",
 ) -> "Figure":
-    """Draw points in the colors of their classes, side by side, with one legend.
+    """A plot of points in the colors of their classes, side by side, with one legend.
 
     Args:
-        panels: titles, and points of the same images.
-        labels: (n) of the images, of at most ten classes.
+        panels: title of each panel, and the points of the same images in it.
+        labels: (n) class of each image, of at most ten classes.
         names: names of all classes, by label.
         caption: line below the picture.
 
@@ -179,26 +179,27 @@ def draw_tsne(
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Draw t-SNE of the same test images by one or more encoders, side by side, as a PNG.
+    """Plot t-SNE of the same test images by one or more encoders, side by side, as a PNG.
 
     Features are l2-normalized, so near means of large cosine; above each panel stands the mean cosine within and
     between classes of the images shown.
 
     Args:
-        encoders: each of them a run directory, a ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
-        out: PNG in a folder that exists.
+        encoders: encoders to compare, each a run directory, a ``.safetensors`` file, ``timm:NAME``, ``random`` or
+            ``pixels``.
+        out: file of the PNG, in a folder that exists.
         classes: number of random classes, 2 to 10; all where there are no more.
-        images_per_class: number of random test images of each; all where there are no more.
-        perplexity: number of neighbours that each image is to keep close, about.
-        data: labelled images; None takes those of the runs among ``encoders`` and ``like``, if they agree.
+        images_per_class: number of random test images of each class; all where there are no more.
+        perplexity: number of neighbors that each image is to keep close, about.
+        data: labeled images; None takes those of the runs among ``encoders`` and ``like``, if they agree.
         like: run directory or exported backbone whose input ``random`` and ``pixels`` take.
         features: layer to evaluate: ``backbone``, or ``projection``, the projector after it.
         device: device that computes the features.
-        seed: seeds the choice of classes and images, t-SNE, and the weights of ``random``.
+        seed: seed of the choice of classes and images, of t-SNE, and of the weights of ``random``.
         progress: whether bars are shown.
 
     Returns:
-        The file.
+        Path of the file.
 
     Raises:
         FileNotFoundError: for a path that does not exist, the folder of ``out`` among them.

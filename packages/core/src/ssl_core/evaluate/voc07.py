@@ -1,4 +1,4 @@
-"""Which of 20 classes an image of PASCAL VOC 2007 shows, told from frozen features.
+"""Classification of PASCAL VOC 2007, whose images may show several of 20 classes, from frozen features.
 
 ``ssl-core eval voc07 RUN --data.root ROOT`` prints the protocol, then a line for each number of images, such as
 ``voc07 16 shots mAP 79.47 std 0.52 (C 0.5, 5 draws of 320 images, 0 of 100 fits not converged, 4952 images)``.
@@ -68,8 +68,8 @@ class VocImages(NamedTuple):
     """Features of images, and the values of their lists.
 
     Attributes:
-        features: (n f).
-        values: (n c), 1, -1, and 0 for images that show difficult objects only.
+        features: (n f) features of the images.
+        values: (n c) 1, -1, and 0 for images that show difficult objects only.
     """
 
     features: Float[np.ndarray, "n f"]
@@ -93,22 +93,23 @@ def svm_scores(
     *,
     seed: int,
 ) -> dict[str, Any]:
-    """How SVMs that learn from so many images of each class come out.
+    """The scores of SVMs that learn from some number of images of each class.
 
-    With several costs there are two results: of the cost that the test images chose, as papers report it, and of the
-    one that labelled images chose: those for validation, by SVMs of the others; or those that were not drawn.
+    With several costs there are two results. One is of the cost that the test images chose, as papers report it. The
+    other is of the cost that labeled images chose: those for validation, by SVMs of the others; or those not drawn.
 
     Args:
         labelled: training images, with those for validation among them.
-        is_validation: which these are.
+        is_validation: (n) whether each training image is for validation.
         test: test images.
-        protocol: how SVMs are fitted.
-        shots: number of images.
-        seed: seeds the draws.
+        protocol: protocol of the fits.
+        shots: number of images of each class.
+        seed: seed of the draws.
 
     Returns:
-        ``images`` of a draw, ``fits`` and ``not_converged``, how many of them; and ``cost``, ``trials``, ``mean``,
-        ``std`` and ``classes``, or with several costs ``test_selected`` and ``val_selected``, each of which has these.
+        The number of ``images`` of a draw, of ``fits`` and of fits ``not_converged``; and ``cost``, ``trials``,
+        ``mean``, ``std`` and ``classes``, or with several costs ``test_selected`` and ``val_selected``, each of which
+        has these.
     """
     difficult = protocol.difficult_of(shots)
     assert protocol.cost is not None
@@ -186,11 +187,11 @@ def _result(draws: Sequence[MeanAveragePrecision]) -> dict[str, Any]:
 
 
 def multi_label_scores(scores: Float[np.ndarray, "n c"], labels: Labels) -> dict[str, float]:
-    """Four numbers of a classifier of several classes of an image, each in [0, 1], of which no two compare.
+    """Four scores of a classifier of images with several classes, each in [0, 1], of which no two can be compared.
 
     Args:
-        scores: (n c).
-        labels: (n c), 1 or -1; images without a 1 are in the first two numbers only.
+        scores: (n c) score of each class.
+        labels: (n c) 1 or -1; images without a 1 are in the first two numbers only.
 
     Returns:
         ``map_area`` and ``map_11_point``, means over the classes of average precisions over the images; ``image_ap``,
@@ -217,15 +218,15 @@ def linear_scores(
     settings: Mapping[str, Any],
     progress: bool = False,
 ) -> list[dict[str, float]]:
-    """What :func:`multi_label_scores` says of linear classifiers after their last epoch, for each seed.
+    """The scores of :func:`multi_label_scores` for linear classifiers after their last epoch, for each seed.
 
     Args:
-        subject: encoder, which works in eval mode and does not change, and what it is fed.
+        subject: encoder, which works in eval mode and does not change, and the description of its input.
         train: training images.
         test: test images.
-        protocol: how classifiers are trained.
-        folders: seeds, and the folder from which each is continued.
-        settings: what tells one training from another that is to be continued, as plain values.
+        protocol: protocol of the training.
+        folders: seeds of the trials, and the folder from which each is continued.
+        settings: plain values that tell one training from others that could be continued.
         progress: whether bars are shown.
 
     Raises:
@@ -319,29 +320,29 @@ def evaluate_voc07(
     """Tell which of the 20 classes of VOC 2007 an image shows, from frozen features; prints ``voc07 full mAP 88.24``.
 
     Args:
-        encoder: a run directory, a ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
+        encoder: run directory, ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
         protocol: name in ``VOC07_PROTOCOLS``: svm (SVMs, as SCE has them), svm_vissl, or clsa (linear).
         shots: number of images of each class that SVMs learn from, or several as in [16,32,64,full]; full is all.
-        cost: what C of the SVMs is; of several, results are those of the one that test images choose, and of the one
-            that others do.
+        cost: C of the SVMs; of several, there is a result for the one that test images choose, and for the one that
+            other images choose.
         trials: number of draws of each number of images, or of seeds of clsa's classifier; full has one.
-        difficult: what an image is to a class of which it shows difficult objects only: negative, ignore (left out),
-            or vissl_full (left out of the test alone).
+        difficult: treatment of an image, by a class of which it shows difficult objects only: negative, ignore (left
+            out), or vissl_full (left out of the test alone).
         epochs: number of epochs in place of clsa's.
         lr: learning rate in place of clsa's.
         batch_size: batch size in place of clsa's; None takes of fewer images the largest power of two.
-        data: where VOCdevkit is: ``root``, and how its images are read.
+        data: settings of the images, of which ``root`` is the folder with VOCdevkit.
         like: run directory or exported backbone whose input ``random`` and ``pixels`` take.
         features: layer to evaluate: ``backbone``, or ``projection``, the projector after it.
         device: device that computes the features.
-        seed: seeds the draws, clsa's classifier, order and crops, and the weights of ``random``.
+        seed: seed of the draws, clsa's classifier, order and crops, and the weights of ``random``.
         out: folder of the result; None is the folder of ``encoder``, or nowhere if that has none.
-        dry_run: whether no more is done than to print protocol, images and cost.
+        dry_run: whether to print protocol, images and cost, and do no more.
         progress: whether bars are shown.
 
     Returns:
-        What ``voc07-PROTOCOL.json`` says: ``shots``, by number what :func:`svm_scores` gives, or the numbers of
-        :func:`multi_label_scores`, of several trials their means and ``trials``; and every setting.
+        The content of ``voc07-PROTOCOL.json``: ``shots``, the result of :func:`svm_scores` by number of images, or the
+        numbers of :func:`multi_label_scores`, of several trials their means and ``trials``; and every setting.
 
     Raises:
         FileNotFoundError: for a path or a list that does not exist.

@@ -15,21 +15,22 @@ Shots: TypeAlias = int | str  # or "full"
 
 @dataclass(frozen=True)
 class Voc07Protocol:
-    """How classes are told.
+    """The settings of a classification of VOC 2007.
 
     Attributes:
         source: paper or code that the numbers are from.
-        kind: ``pcl``: SVMs of pooled features; the images drawn for each class serve all of them. ``vissl``: SVMs of
-            the last maps pooled to 2 x 2; each class has a draw of its own, of 19 negatives for each positive, and with
-            all images a cost of its own, by cross-validation. ``linear``: a linear classifier, by gradient descent.
+        kind: kind of classifier. ``pcl``: SVMs of pooled features; the images drawn for each class serve all of them.
+            ``vissl``: SVMs of the last maps pooled to 2 x 2; each class has a draw of its own, of 19 negatives for each
+            positive, and with all images a cost of its own, by cross-validation. ``linear``: a linear classifier, by
+            gradient descent.
         shots: numbers of positives of each class that SVMs learn from; ``full`` is all images.
-        cost: what C of the SVMs is; of several, one is chosen.
+        cost: C of the SVMs; of several, one is chosen.
         trials: number of draws, or of seeds of the linear classifier.
-        difficult: what an image is to a class of which it shows difficult objects only: ``negative``; ``ignore``, left
-            out; or ``vissl_full``, left out of the test alone. None: ``negative``, and nothing else.
-        difficult_shots: the same where images are drawn.
-        epochs: passes over the training images.
-        batch_size: images of one optimizer step.
+        difficult: treatment of an image, by a class of which it shows difficult objects only: ``negative``; ``ignore``,
+            left out; or ``vissl_full``, left out of the test alone. None is ``negative``, and allows nothing else.
+        difficult_shots: the same treatment where images are drawn.
+        epochs: number of passes over the training images.
+        batch_size: number of images of one optimizer step.
         lr: learning rate, the same all along.
     """
 
@@ -161,9 +162,9 @@ def with_difficult(values: Labels, difficult: Difficult, *, training: bool) -> L
     """Labels as a classifier takes them: 1, -1, and 0 for what is left out.
 
     Args:
-        values: (n c), 0 for images that show difficult objects only, as the lists of VOC 2007 have them.
-        difficult: what these are.
-        training: whether images are learnt from or tested.
+        values: (n c) values as in the lists of VOC 2007, with 0 for images that show difficult objects only.
+        difficult: treatment of these images.
+        training: whether images are for training, and not for the test.
 
     Example:
         >>> values = np.array([[1, 0, -1]])

@@ -69,7 +69,7 @@ class MomentumBranch(nn.Module):
         encoder: online encoder, (n c h w) -> (n f), which is copied.
         projector: online projector, (n f) -> (n d), which is copied.
         config: settings of the average and of BatchNorm; ``split_online`` splits the online encoder's, in place.
-        seed: seeds the permutations.
+        seed: seed of the permutations.
 
     Example:
         >>> online = nn.Flatten(), nn.Linear(12, 2)
