@@ -39,7 +39,7 @@ def clim_loss(
         ratio: (n), or (r n), fraction of each mixed image that is its anchor's, in [0, 1]. Ones make it MoCo v2's loss.
         columns: keys of the queue, (k d), l2-normalized, no gradient; ``Columns`` of a queue that is still filling.
         temperature: tau, divisor of the similarities, > 0.
-        reduction: ``sum`` over pairs of resolutions, as in equation (6), or their ``mean``.
+        reduction: way to reduce: ``sum`` over pairs of resolutions, as in equation (6), or their ``mean``.
         backend: implementation of ``ssl_core.ops.queue_attention``; None lets it choose.
 
     Returns:

@@ -30,7 +30,7 @@ class CLIMConfig:
         ratio: weight of the image's own key with CutMix: the part of its ``area`` that is left, or the ratio as it was
             sampled, ``beta``.
         partner_only: whether, without mixing, a query is attracted to the partner's key alone and not to its image's.
-        reduction: ``sum`` over pairs of a query and a key, as in equation (6), or ``mean``.
+        reduction: way to reduce the loss: ``sum`` over pairs of a query and a key, as in equation (6), or ``mean``.
         temperature: tau, divisor of the similarities.
         queue: past keys, the negatives.
         momentum: moving average of the online branch, which makes the keys.

@@ -90,15 +90,15 @@ class WithNeighbours(Protocol):
 
     @property
     def data(self) -> DataConfig:
-        """Where images come from."""
+        """The images, and how they are read."""
 
     @property
     def train(self) -> TrainConfig:
-        """How long and how to train."""
+        """Settings of the training."""
 
     @property
     def neighbours(self) -> NeighbourConfig:
-        """How partners are chosen."""
+        """The choice of images' partners."""
 
     @property
     def seed(self) -> int:

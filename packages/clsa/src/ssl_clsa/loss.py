@@ -61,7 +61,7 @@ def clsa_loss(
         temperature: tau, divisor of InfoNCE's similarities, > 0.
         divergence_temperature: tau_2, divisor of the similarities on both sides of the divergence, > 0.
         divergence_weight: beta, weight of the divergence, >= 0.
-        reduction: "sum" over views and pairs of views, as in the released code, or their "mean".
+        reduction: way to reduce: "sum" over views and pairs of views, as in the released code, or their "mean".
         detach_target: whether the target is a constant. False lets gradient into the weak queries through it as well;
             that is dense, in n k memory for each set of queries, and for backend "reference" alone.
         backend: implementation of ``ssl_core.ops.queue_attention``; None lets it choose.

@@ -34,7 +34,7 @@ class CLSAConfig:
         divergence_weight: beta, weight of the divergence (``alpha`` in the released code).
         in_batch_negatives: whether a query is also compared with the other keys of the global batch, as in the
             released code; in the paper it is compared with its own key and the queue.
-        reduction: ``sum`` over views and pairs of views, as in the released code, or their ``mean``.
+        reduction: way to reduce the loss: ``sum`` over views and pairs of views, as in the released code, or ``mean``.
         detach_target: whether the target is a constant. False lets gradient into the weak queries through it, by a
             dense computation for small queues.
         symmetric: whether view 1, the first weak view, gives keys too, with view 0 as the weak query in its place. The

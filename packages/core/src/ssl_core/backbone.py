@@ -28,7 +28,7 @@ def _versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class BackboneCard:
-    """How to build an encoder, how to feed it, and where it comes from.
+    """Description of an encoder: how to build it, how to feed it, and its origin.
 
     Attributes:
         architecture: name of a timm model.

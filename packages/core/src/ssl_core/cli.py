@@ -53,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser.add_subcommands(dest="command")
     for name, function in COMMANDS.items():
         commands.add_subcommand(name, _parser(function), help=_first_line(function))
-    evaluate = ArgumentParser(description="Evaluate an encoder on labelled images.", exit_on_error=False)
-    commands.add_subcommand("eval", evaluate, help="Evaluate an encoder on labelled images.")
+    evaluate = ArgumentParser(description="Evaluate an encoder on labeled images.", exit_on_error=False)
+    commands.add_subcommand("eval", evaluate, help="Evaluate an encoder on labeled images.")
     evaluations = evaluate.add_subcommands(dest="by")
     for name, function in EVALUATIONS.items():
         evaluations.add_subcommand(name, _parser(function), help=_first_line(function))

@@ -90,7 +90,7 @@ _USERS = (ValueError, OSError, FloatingPointError, CollapseError, ImportError, W
 
 
 def _message(error: Exception) -> str | None:
-    """What tells a user how to mend an error; None for one that users cannot cause."""
+    """The message that tells a user how to mend an error; None for an error that users cannot cause."""
     text = str(error)
     if isinstance(error, _USERS):
         return text

@@ -66,7 +66,7 @@ def find_run(out: str | None, resume: str | None) -> tuple[Path | None, Path | N
 
 
 def last_saved_ns(folder: Path | None) -> int | None:
-    """When the last checkpoint in a run directory was written; None where there is none."""
+    """Time at which the last checkpoint in a run directory was written; None where there is none."""
     return (folder / LAST).stat().st_mtime_ns if folder is not None and (folder / LAST).exists() else None
 
 

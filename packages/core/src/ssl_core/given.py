@@ -1,4 +1,4 @@
-"""Which options a user has set: where they do not fit the data they are refused, while a recipe's give way, said."""
+"""The options that a user has set: they are refused where they do not fit the data, while a recipe's give way."""
 
 from collections.abc import Collection
 

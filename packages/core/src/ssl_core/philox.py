@@ -55,7 +55,7 @@ def uniform(seed: int, streams: Int64[Tensor, "n 3"], num_draws: int) -> Float64
     """Uniform numbers in [0, 1) for each stream.
 
     Args:
-        seed: the 64-bit key.
+        seed: 64-bit key.
         streams: (n 3) name of each row, such as (image, epoch, view), each entry in [0, 2**32).
         num_draws: number of draws for each row, >= 0; the first m of them do not depend on ``num_draws``.
 
@@ -80,7 +80,7 @@ def permutation(seed: int, stream: tuple[int, int], length: int) -> Int64[Tensor
     """A random order of ``range(length)`` that depends on the seed and the stream alone.
 
     Args:
-        seed: the 64-bit key.
+        seed: 64-bit key.
         stream: name of the order, such as (purpose, epoch), each in [0, 2**32).
         length: number of elements, below 2**32.
 

@@ -125,7 +125,7 @@ class PretrainConfig:
         return replace(scaled, train=replace(self.train, steps=steps))
 
     def upkeep(self, epochs: float) -> Upkeep:
-        """What a method does beside its steps in so many epochs."""
+        """The work of a method beside its steps, in that many epochs."""
         return Upkeep()
 
     def search_seconds(self, num_images: int, num_features: int, device: torch.device) -> float:

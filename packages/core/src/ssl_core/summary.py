@@ -41,7 +41,7 @@ def summary(run: Run[PretrainConfig, Method]) -> str:
 
 
 def _renderer_text(batches: Batches, workers: int) -> str:
-    """What renders the views, and what it renders them from."""
+    """The renderer of the views and its input, in words."""
     if batches.renderer == "cpu":
         return f"cpu: {ops.cpp.chosen_instruction_set()}"
     if batches.renderer == "device":

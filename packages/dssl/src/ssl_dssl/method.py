@@ -106,7 +106,7 @@ class DSSL(nn.Module):
             to.
         dim: d, width of the projector's output.
         predictor: head after the projector, (n d) -> (n d), for the bases that have one: SimSiam and BYOL.
-        seed: seeds a queue's initial rows and a momentum branch's permutations.
+        seed: seed of a queue's initial rows and of a momentum branch's permutations.
 
     Raises:
         ValueError: for views that do not fit the settings, or a predictor that is missing or that the base has no use

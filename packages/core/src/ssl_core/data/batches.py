@@ -180,7 +180,7 @@ class Batches:
         self._partners = partners
 
     def state_dict(self) -> dict[str, Tensor | None]:
-        """What the batches of the next epochs depend on, beyond how this object was made."""
+        """The state that the batches of the next epochs depend on, beside this object's arguments."""
         return {"partners": self._partners}
 
     def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
@@ -188,7 +188,7 @@ class Batches:
         self.set_partners(state["partners"])
 
     def identifier(self, index: int) -> str:
-        """What a person calls an image: its path, say."""
+        """Name of an image for a person, such as its path."""
         return self._source.identifier(index)
 
     def _drawn(self, index: Int64[Tensor, " n"], epoch: int) -> Int32[Tensor, " n"]:
@@ -225,7 +225,7 @@ class Labelled:
             yield batch._replace(views=(*batch.views, labels))
 
     def identifier(self, index: int) -> str:
-        """What a person calls an image: its path, say."""
+        """Name of an image for a person, such as its path."""
         return self._source.identifier(index)
 
     def state_dict(self) -> dict[str, Any]:

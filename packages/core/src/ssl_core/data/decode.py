@@ -125,7 +125,7 @@ def suffixes() -> tuple[str, ...]:
 
 
 def remedy(suffix: str) -> str:
-    """What makes files of a suffix readable, in brackets; empty if nothing does."""
+    """The installation that makes files of a suffix readable, in brackets; empty if none does."""
     return " (pip install 'ssl-core[heif]')" if suffix in (*_AVIF_SUFFIXES, *_HEIC_SUFFIXES) else ""
 
 

@@ -69,7 +69,7 @@ def prefetched_on(device: torch.device, batches: Iterator[Batch]) -> Iterator[Ba
 
 
 def _num_bytes(source: MemoryImages) -> int:
-    """What the images take packed, at most."""
+    """Largest size of the images when packed."""
     images = [source.images] if isinstance(source.images, Tensor) else source.images
     elements = [image.numel() // image.shape[-3] * (source.channels or image.shape[-3]) for image in images]
     return sum(elements) * max(image.element_size() for image in images)

@@ -124,7 +124,7 @@ def _size(path: bytes) -> int:
 
 
 def _open_regular(path: str | bytes, flags: int) -> int:
-    """What ``open`` calls: a pipe would wait for ever for somebody who writes, and a device may have no end."""
+    """An opener of regular files alone: a pipe would wait for ever for a writer, and a device may have no end."""
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has neither the flag nor such pipes
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -171,7 +171,7 @@ def folder_images(folder: Path, *, class_list: Sequence[str] | None = None) -> F
 
 
 def unread_kinds(ignored: Sequence[str]) -> str:
-    """How many of the ignored files may be images, of which kinds, and what would read them; empty for none."""
+    """Number and kinds of the ignored files that may be images, and a reader for them; empty for none."""
     counts = Counter(suffix for path in ignored if (suffix := _suffix(path)) not in _NOTES)
     if not counts:
         return ""

@@ -121,7 +121,7 @@ class Pipeline:
 
 
 class _Packed(NamedTuple):
-    """What is known of a batch before it is rendered."""
+    """A batch before it is rendered."""
 
     epoch: int
     index: Int64[Tensor, " n"]  # type: ignore[assignment]  # hides tuple.index

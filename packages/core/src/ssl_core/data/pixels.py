@@ -39,7 +39,7 @@ def refuse_large(width: int, height: int, pixel_bytes: int = 4) -> None:
 
 
 def in_one_line(error: Exception) -> str:
-    """What a library says of damaged data, which may be of many lines, or of none."""
+    """A library's error for damaged data, which may have many lines or none, in one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 

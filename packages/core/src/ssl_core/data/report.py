@@ -107,7 +107,7 @@ class DataReport:
         return "\n".join(f"{name:<11} {value}" for name, value in lines)
 
     def remarks(self) -> list[str]:
-        """What stands out, and what may be done about it."""
+        """Notes on what stands out, each with a remedy."""
         remarks = [self.differs] if self.differs else []
         constant = [str(number) for number, std in enumerate(self.std) if std < LEAST_STD]
         if constant:
@@ -206,7 +206,7 @@ def _has_alpha(images: FileImages | ParquetImages) -> bool:
 
 
 class _Scan:
-    """What is to be known of each image in a range; a broken one becomes its message."""
+    """The facts about each image in a range; a broken image becomes its message."""
 
     def __init__(self, images: Images, channels: int) -> None:
         self._images = images

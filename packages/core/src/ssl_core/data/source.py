@@ -30,7 +30,7 @@ class ImageSource(Protocol):
 
     @property
     def name(self) -> str:
-        """What a person calls the source."""
+        """Name of the source for a person."""
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -46,7 +46,7 @@ class ImageSource(Protocol):
         """The class of an image, -1 when unknown."""
 
     def identifier(self, index: int) -> str:
-        """What a person calls an image: its path, say."""
+        """Name of an image for a person, such as its path."""
 
 
 @dataclass(frozen=True, eq=False)

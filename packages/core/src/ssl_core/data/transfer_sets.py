@@ -109,13 +109,13 @@ def transfer_images(
 
 
 def missing_text(missing: Sequence[str], number: int) -> str:
-    """How many of a set's listed images are not there, and the first five."""
+    """The number of a set's listed images that are not there, and the first five, in words."""
     first = ", ".join(missing[:_LISTED]) + (", ..." if len(missing) > _LISTED else "")
     return f"{len(missing):,} of {number:,} images that its lists name are not there: {first}"
 
 
 def count_remark(name: str, split: str, number: int) -> str | None:
-    """What differs in the number of a set's images from what is published: ``pets: 3,600 of 3,680 training images``.
+    """The number of a set's images where it is not the published one: ``pets: 3,600 of 3,680 training images``.
 
     Example:
         >>> count_remark("pets", "labelled", 3600), count_remark("pets", "test", 3669)

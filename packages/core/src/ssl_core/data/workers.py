@@ -51,7 +51,7 @@ class WorkerError(RuntimeError):
 
 
 def worker_error(trouble: BaseException) -> WorkerError:
-    """What is told of some trouble with worker processes: its first line, and what helps."""
+    """The error for some trouble with worker processes: its first line, and a remedy."""
     # Where a worker has died, the cause says of which signal.
     cause = (str(trouble.__cause__ or "") or str(trouble)).strip().partition("\n")[0].rstrip(". ")
     remedies = (remedy for said, remedy in _REMEDIES.items() if said in cause)

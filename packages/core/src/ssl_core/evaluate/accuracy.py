@@ -79,13 +79,13 @@ def balanced_accuracy(is_right: Bool[Tensor, " n"], labels: Int64[Tensor, " n"])
 
 
 def balanced_text(top1: float, balanced: float) -> str:
-    """What a line says of the balanced accuracy: nothing where it is top-1, as with classes of one size."""
+    """The balanced accuracy in words; empty where it is top-1, as with classes of one size."""
     text = f"{100 * balanced:.2f}"
     return "" if text == f"{100 * top1:.2f}" else f", balanced over classes {text}"
 
 
 def count_classes(source: ImageSource) -> int:
-    """Number of classes of a labelled source: of their names, or else one more than the largest label.
+    """Number of classes of a labeled source: of their names, or else one more than the largest label.
 
     Raises:
         ValueError: if an image may have several.

@@ -166,7 +166,7 @@ def iterate_features(
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode without gradient; afterwards each submodule is in the mode that it was in."""
+    """Eval mode without gradient; afterward each submodule is in the mode that it was in."""
     modes = [(child, child.training) for child in module.modules()]
     module.eval()
     try:

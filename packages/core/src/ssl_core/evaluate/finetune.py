@@ -463,7 +463,7 @@ def _check_encoder(subject: Subject) -> None:
 
 
 def _cost(protocol: FinetuneProtocol, num_tried: int, num_used: int, trials: int) -> str:
-    """What is trained, in words.
+    """The cost of the training, in words.
 
     Example:
         >>> _cost(FINETUNE_PROTOCOLS["simclr_transfer"], 1020, 2040, 1)
@@ -486,7 +486,7 @@ def _when(every: int | None) -> str:
 
 
 def _outcome(scores: Sequence[Mapping[str, float]], metric: str) -> dict[str, float]:
-    """What a trial reports: after the last epoch, and where it was measured before that, after the best."""
+    """The numbers of a trial after the last epoch and, where it was measured before that, after the best one."""
     found = [each[metric] for each in scores]
     outcome = {"last": found[-1]}
     if "top5" in scores[-1]:

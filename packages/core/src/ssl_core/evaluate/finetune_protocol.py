@@ -21,7 +21,7 @@ from ssl_core.views import ViewSpec
 
 @dataclass(frozen=True)
 class FinetuneProtocol:
-    """How an encoder is fine-tuned and tested. Several epochs, rates or decays are a grid.
+    """The settings of a fine-tuning and its test. Several epochs, rates or decays are a grid.
 
     Attributes:
         source: paper or code that the numbers are from, and which of them are ours.
@@ -228,7 +228,7 @@ FINETUNE_PROTOCOLS: dict[str, FinetuneProtocol] = {
 
 
 def finetune_views(protocol: FinetuneProtocol, size: int) -> tuple[ViewSpec, ViewSpec]:
-    """What a training and a test image become for an encoder whose input has that side, in pixels."""
+    """The views of a training and a test image, for an encoder whose input has that side, in pixels."""
     test = evaluation_view(size, resize=protocol.resize, interpolation=protocol.interpolation)
     return cropped_view(protocol.crop, size, protocol.interpolation), test
 

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class Point(NamedTuple):
-    """How a point of a grid did on the validation images: its score is 0 where it diverged."""
+    """A point of a grid and its score on the validation images, which is 0 where it diverged."""
 
     setting: Setting
     score: float
@@ -80,7 +80,7 @@ def setting_text(setting: Setting) -> str:
 
 
 def at_end(setting: Setting, grid: Sequence[Setting]) -> list[str]:
-    """Which chosen values are the first or the last of three or more, so that one outside may be better."""
+    """The chosen values that are the first or the last of three or more, so that one outside may be better."""
     ends = []
     for name in Setting._fields:
         values = sorted({getattr(each, name) for each in grid if getattr(each, name) is not None})

@@ -1,4 +1,4 @@
-"""Has it collapsed? Two numbers that the training log shows, each with its reference, and the judgment.
+"""Health of embeddings: two numbers for the training log, each with its reference, and the judgment of a collapse.
 
 A collapsed encoder maps all images to one point (standard deviation 0) or into few dimensions (low rank).
 """

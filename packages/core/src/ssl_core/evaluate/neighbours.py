@@ -111,7 +111,7 @@ def _color(query_label: int, label: int) -> tuple[int, int, int]:
 
 
 def _framed(source: ImageSource, index: int, image_size: int, color: str | tuple[int, int, int]) -> Image.Image:
-    """What an encoder sees of an image, in a colored frame."""
+    """An image as the encoder sees it, in a colored frame."""
     image = source.image(index)
     view = evaluation_view(min(image_size, _SIDE))
     parameters = sample_parameters(

@@ -87,7 +87,7 @@ class Plan:
         return "\n".join([self.text, *lines, *counted, f"selection: {self.selection}", f"cost: {self.cost}"])
 
     def settings(self) -> dict[str, Any]:
-        """What the result's JSON says of it."""
+        """The plan in the result's JSON."""
         return {
             "protocol": {"name": self.name, **asdict(self.protocol)},
             "changed": list(self.changed),

@@ -18,7 +18,7 @@ TestCrop: TypeAlias = Literal["center", "random", "random_window"]
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a linear probe is trained and tested.
+    """The settings of a linear probe and its test.
 
     Attributes:
         source: paper or code that the numbers are from.
@@ -142,7 +142,7 @@ def find_protocol(name: str) -> Protocol:
 
 
 def view_for_training(protocol: Protocol, size: int) -> ViewSpec:
-    """What a training image becomes for an encoder whose input has that side, in pixels."""
+    """The view of a training image, for an encoder whose input has that side, in pixels."""
     if protocol.crop == "none":
         return view_for_testing(protocol, size)
     return cropped_view(protocol.crop, size, protocol.interpolation, protocol.crop_scale)
@@ -164,14 +164,14 @@ def cropped_view(
 
 
 def view_for_testing(protocol: Protocol, size: int) -> ViewSpec:
-    """What a test image becomes for an encoder whose input has that side, in pixels."""
+    """The view of a test image, for an encoder whose input has that side, in pixels."""
     if protocol.crop == "none":
         return evaluation_view(size)
     return eval_spec(size, short_side=round(size * protocol.resize), interpolation=protocol.interpolation)
 
 
 def view_for_random_crops(protocol: Protocol, crop: TestCrop, size: int) -> ViewSpec:
-    """What a test image becomes in the random-crop test, for an encoder whose input has that side, in pixels.
+    """The view of a test image in the random-crop test, for an encoder whose input has that side, in pixels.
 
     The image is squashed to a square of 8/7 of the input (256 for 224) and cut at random. Paper: Alkhalefi et al.,
     2024, table 7, which does not say how the cut is sampled: ``random`` is a random resized crop with MoCo v2's areas

@@ -1,4 +1,4 @@
-"""What an evaluation looks at, and what it says of it in its result."""
+"""The subject of an evaluation, an encoder and its data, and their description in the result."""
 
 import dataclasses
 import hashlib
@@ -124,7 +124,7 @@ class Subject(NamedTuple):
         return f"{view.ops[0]}, size {view.sizes[0]}"
 
     def settings(self, *, is_shared: bool = False, **sources: ImageSource) -> dict[str, Any]:
-        """What every result says of the encoder and of the images, by split, once their features are extracted.
+        """The description of the encoder and of the images, by split, for every result, once features are extracted.
 
         Args:
             is_shared: whether all processes are here, each of which has read a share of the images.
@@ -178,7 +178,7 @@ def load_subject(
     seed: int = 0,
     out: str | None = None,
 ) -> Subject:
-    """What a command evaluates, from the arguments that all commands have in common.
+    """The subject of a command, from the arguments that all commands have in common.
 
     Args:
         encoder: run directory, ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.

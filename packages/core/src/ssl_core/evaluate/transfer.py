@@ -266,7 +266,7 @@ class Task(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What a person calls the set."""
+        """Name of the set for a person."""
         return self.labelled.name
 
     @property

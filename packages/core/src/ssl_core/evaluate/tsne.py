@@ -254,7 +254,7 @@ def draw_tsne(
 
 
 def _random_images(test: ImageSource, classes: int, images_per_class: int, seed: int) -> MemoryImages:
-    """What :func:`choose_images` chooses, read once for all encoders."""
+    """The images of :func:`choose_images`, read once for all encoders."""
     labels = torch.tensor([test.label(index) for index in range(len(test))])
     check_labels(labels, count_classes(test), "test")
     chosen = choose_images(labels, classes=classes, images_per_class=images_per_class, seed=seed)

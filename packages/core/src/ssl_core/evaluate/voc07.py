@@ -77,7 +77,7 @@ class VocImages(NamedTuple):
 
 
 class _Draw(NamedTuple):
-    """Rows of the labelled images that SVMs learn from, their labels, and the labels of those that they do not."""
+    """Rows of the labeled images that SVMs learn from, their labels, and the labels of those that they do not."""
 
     rows: Any
     labels: Labels

@@ -60,7 +60,7 @@ class Voc07Protocol:
             raise ValueError(f"cost must be positive, got {self.cost}")
 
     def difficult_of(self, shots: Shots) -> Difficult:
-        """What difficult objects are where SVMs learn from so many images."""
+        """The treatment of difficult objects where SVMs learn from that many images."""
         return (self.difficult if shots == "full" else self.difficult_shots) or "negative"
 
 

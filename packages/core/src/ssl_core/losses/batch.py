@@ -158,8 +158,8 @@ def negative_cosine(
     The cosine with a row of zeros is 0.
 
     Args:
-        prediction: (n d), of any length; gradient flows.
-        target: (n d), of any length, no gradient.
+        prediction: (n d) rows of any length; gradient flows.
+        target: (n d) rows of any length, no gradient.
 
     Returns:
         (n) loss per row, in [-1, 1].
@@ -192,8 +192,8 @@ def barlow_twins(
     loss of the whole batch; the average over processes, as DistributedDataParallel takes it, is its gradient.
 
     Args:
-        first: (n d), of any length; gradient flows.
-        second: (n d), the same images in the other view; gradient flows.
+        first: (n d) rows of any length; gradient flows.
+        second: (n d) rows of the same images in the other view; gradient flows.
         off_diagonal_weight: lambda, weight of the sum over pairs of different dimensions.
 
     Returns:

@@ -124,8 +124,8 @@ def soft_target_terms(
         positive: (n d) l2-normalized, no gradient.
         target_query: (n d) l2-normalized, no gradient; whose similarities to the columns are the target.
         columns: keys that the queries are compared with; a (k d) tensor is a queue alone.
-        temperature: > 0, of the query's similarities.
-        target_temperature: > 0, of the target query's similarities.
+        temperature: tau, divisor of the query's similarities, > 0.
+        target_temperature: tau_m, divisor of the target query's similarities, > 0.
         backend: implementation of ``queue_attention``; None lets it choose.
 
     Returns:
@@ -188,8 +188,8 @@ def soft_target_cross_entropy(
         positive: (n d) l2-normalized, no gradient.
         target_query: (n d) l2-normalized, no gradient.
         columns: keys that the queries are compared with; a (k d) tensor is a queue alone.
-        temperature: > 0, of the query's similarities.
-        target_temperature: > 0, of the target query's similarities.
+        temperature: tau, divisor of the query's similarities, > 0.
+        target_temperature: tau_m, divisor of the target query's similarities, > 0.
         coefficient: lambda, weight of the one-hot in the target, in [0, 1].
         self_similarity: the positive in the target's softmax: "mask" keeps it out, as in the paper; "zero" gives it
             the similarity 0, as in the authors' code.

@@ -75,7 +75,7 @@ class _IgnoredMapping:
 
 
 class _Place(NamedTuple):
-    """Where in a file an encoder may stand: names in the file of its tensors, and what does not fit."""
+    """A place in a file where an encoder may stand: the file's names of its tensors, and the misfits."""
 
     prefix: str
     names: dict[str, str]
@@ -134,7 +134,7 @@ def run_encoder(weights: Path | str) -> dict[str, Any] | None:
     """Name, options and stem, by key, of the encoder in a file that a run of ours has written; None of others' files.
 
     Args:
-        weights: what ``encoder.weights`` says.
+        weights: value of ``encoder.weights``.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -208,7 +208,7 @@ def _foreign_objects(path: Path, head: bytes) -> list[str]:
 
 
 def _kind(head: bytes) -> str:
-    """What a file is that begins like this, if no weights file does."""
+    """The kind of a file that begins with these bytes, if no weights file does."""
     if not head:
         return "zero bytes"
     if head.startswith(b"version https://git-lfs"):
@@ -303,7 +303,7 @@ def _refusal(
 
 
 def _hints(encoder: nn.Module, wanted: dict[str, Tensor], shapes: dict[str, torch.Size], made: str) -> Iterator[str]:
-    """What to set so that the encoder has the shapes in the file, as far as they tell where it is not known."""
+    """The settings that would give the encoder the shapes in the file, as far as these tell."""
     first = next((key for key in wanted if wanted[key].ndim == 4 and key in shapes and len(shapes[key]) == 4), None)
     if first is not None:
         _, channels, *kernel = shapes[first]

@@ -41,7 +41,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
 
 
 def unsupported(device: torch.device, *dtypes: torch.dtype, **problem: object) -> str | None:
-    """Why the kernels cannot run: for queries (or keys) of the first dtype and a queue of the last."""
+    """The reason why the kernels cannot run, for queries (or keys) of the first dtype and a queue of the last."""
     if device.type != "cpu":
         return "it runs on the CPU"
     if torch.float64 in dtypes:
@@ -59,7 +59,7 @@ def has_kernels(device: torch.device) -> bool:
 def cannot_render(
     device: torch.device, *dtypes: torch.dtype, opcodes: Collection[Opcode] = (), **problem: object
 ) -> str | None:
-    """Why the kernels cannot render views of these opcodes on this device."""
+    """The reason why the kernels cannot render views of these opcodes on this device."""
     if device.type != "cpu":
         return "it runs on the CPU"
     return _MISSING or beyond(opcodes, len(_C.opcodes) - 1)
@@ -84,7 +84,7 @@ def chosen_instruction_set() -> str:
 
 
 def description() -> str:
-    """What ``ssl-core doctor`` says about the kernels."""
+    """The kernels in words, for ``ssl-core doctor``."""
     if _MISSING:
         return _MISSING
     return f"{chosen_instruction_set()} of {', '.join(instruction_sets())}; {'' if _C.openmp else 'no '}OpenMP"

@@ -21,7 +21,7 @@ _RESIDENTS = {64: 3, 128: 2, 256: 2}  # blocks that a multiprocessor holds at on
 
 
 def unsupported(device: torch.device, *dtypes: torch.dtype, dim: int | None = None, **problem: object) -> str | None:
-    """Why the kernels cannot run: for queries (or keys) of the first dtype and a queue of the last."""
+    """The reason why the kernels cannot run, for queries (or keys) of the first dtype and a queue of the last."""
     if device.type != "cuda":
         return "it runs on CUDA devices"
     if not _LIBRARY.exists():
@@ -39,7 +39,7 @@ def unsupported(device: torch.device, *dtypes: torch.dtype, dim: int | None = No
 
 
 def description() -> str:
-    """What ``ssl-core doctor`` says about the library."""
+    """The library in words, for ``ssl-core doctor``."""
     return "built" if _LIBRARY.exists() else "not built: nvcc was not found when ssl-core was installed"
 
 

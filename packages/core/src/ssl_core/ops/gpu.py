@@ -1,4 +1,4 @@
-"""What the back-ends ``triton`` and ``cuda`` share: how the queue is cut, and what the device keeps between calls."""
+"""The common part of the back-ends ``triton`` and ``cuda``: cuts of the queue, and numbers kept on the device."""
 
 import functools
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What renderers of views are told: images in one flat piece of memory, and a program of numbers for each view.
+"""The input of renderers: images in one flat piece of memory, and a program of numbers for each view.
 
 What an instruction does is defined by the op that gives it: ``render`` in ``views/ops``.
 """
@@ -19,7 +19,7 @@ LAYOUT = ("offset", "height", "width", "channel_stride", "row_stride", "column_s
 
 
 class Opcode(enum.IntEnum):
-    """What an instruction does, (parameters; constants). Append only: csrc/ssl_core.h has the same, in this order."""
+    """Kinds of instructions, with (parameters; constants). Append only: csrc/ssl_core.h has the same, in this order."""
 
     CROP = 0  # (top, left, height, width; a: bicubic) the box resized to the view's size
     WINDOW = 1  # (top, left) of the view's size, zeros outside the picture
@@ -35,7 +35,7 @@ class Opcode(enum.IntEnum):
 
 
 class Distortion(enum.IntEnum):
-    """What DISTORT does to an image, with which magnitude. Append only, as `Opcode`; saved parameters hold these."""
+    """Kinds of distortions, each with its magnitude. Append only, as `Opcode`; saved parameters hold these."""
 
     IDENTITY = 0
     AUTOCONTRAST = 1
@@ -71,7 +71,7 @@ def numbered(enumeration: type[Numbered], number: float) -> Numbered:
 
 
 def beyond(opcodes: Collection[Opcode], last: int) -> str | None:
-    """Why kernels whose newest opcode is ``last`` cannot run a program of these; None if they can."""
+    """The reason why kernels whose newest opcode is ``last`` cannot run a program of these; None if they can."""
     newer = ", ".join(opcode.name for opcode in sorted(opcodes) if opcode > last)
     return f"it has no kernel of {newer}" if newer else None
 
@@ -119,7 +119,7 @@ _NUM_PARAMETERS = {
 
 
 def num_parameters_of(opcode: Opcode, a: int) -> int:
-    """How many parameters an instruction reads.
+    """Number of parameters that an instruction reads.
 
     Example:
         >>> num_parameters_of(Opcode.JIGSAW, 4)

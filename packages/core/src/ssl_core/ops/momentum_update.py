@@ -25,7 +25,7 @@ def momentum_update_(
     *,
     shadow_params: Sequence[Tensor] | None = None,
 ) -> None:
-    """Move each momentum parameter towards its online parameter, in place.
+    """Move each momentum parameter toward its online parameter, in place.
 
     target <- momentum target + (1 - momentum) online, in the target's dtype; 0 copies and 1 freezes exactly.
     The average itself needs float32, since bfloat16 rounds small steps away; an encoder that runs in bfloat16 gets

@@ -12,7 +12,7 @@ aten = torch.ops.aten
 
 
 def unsupported(device: torch.device, *dtypes: torch.dtype, dim: int = 1, exclude: bool = False) -> str | None:
-    """Why PyTorch's attention cannot do it."""
+    """The reason why PyTorch's attention cannot do it."""
     if device.type not in ("cpu", "cuda"):
         return "it runs on the CPU and on CUDA devices"
     if not set(dtypes) <= {torch.float32, torch.float16, torch.bfloat16}:

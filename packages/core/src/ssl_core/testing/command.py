@@ -89,7 +89,7 @@ def check_exact_resume(train: ModuleType, folder: Path, options: Sequence[str] =
     be at its first row again: 72 is a good length.
 
     Args:
-        train: the package's module ``train``.
+        train: module ``train`` of the package.
         folder: empty folder to work in.
         options: further options of the command line, for all state that the method has: a short queue, schedules,
             permutations; ``--train.accumulate=1`` for a method that refuses to accumulate.
@@ -133,7 +133,7 @@ def check_bad_input(train: ModuleType, folder: Path, mistakes: Mapping[str, str]
     wrong type, a folder that is not there, fewer images than a batch.
 
     Args:
-        train: the package's module ``train``.
+        train: module ``train`` of the package.
         folder: empty folder to work in.
         mistakes: options to add to the recipe ``smoke``, each with the words that the message must have, such as
             ``{"--method.temperature 0": "temperature must be positive, got 0"}``.
@@ -159,7 +159,7 @@ def check_bad_input(train: ModuleType, folder: Path, mistakes: Mapping[str, str]
 
 
 def error_of(train: ModuleType, *arguments: str) -> str:
-    """What the command prints when it refuses its arguments.
+    """The message that the command prints when it refuses its arguments.
 
     Raises:
         AssertionError: if it does not, with status 1 or 2.

@@ -88,7 +88,7 @@ def _train_cases(file: str | Path, folder: Path) -> dict[str, dict[str, Tensor]]
 
 
 def _train_as_rank(rank: int, port: int, file: str, folder: Path) -> None:
-    """What one of several processes does, in which torchrun has set these variables."""
+    """The work of one of several processes, with the variables that torchrun sets."""
     torch.set_num_threads(1)
     place = {
         "RANK": rank,

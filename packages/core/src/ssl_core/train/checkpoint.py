@@ -42,8 +42,8 @@ def save_checkpoint(
         batches: state of the batches, tensors and plain values.
         step: number of optimizer steps done; with the config it gives the epoch and the position in it.
         config: complete configuration of the run, plain values only.
-        data: what tells the run's images from others, what they are normalized by, what was ``asked`` for and gave
-            way to them, by key, and keys that the user had set ``in_part``; plain values only.
+        data: plain values that tell the run's images from others, their normalization, the values that were ``asked``
+            for and gave way to them, by key, and the keys that the user had set ``in_part``.
 
     Raises:
         OSError: if the file cannot be written; says whether there is an earlier one.

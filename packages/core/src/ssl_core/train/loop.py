@@ -28,7 +28,7 @@ from ssl_core.train.window import Speed, Window
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long and how to train.
+    """Settings of the training.
 
     Attributes:
         epochs: number of passes over the training set.
@@ -42,7 +42,7 @@ class TrainConfig:
         channels_last: whether images and convolutions are in channels-last memory.
         compile: whether the method runs through ``torch.compile``.
         clip_grad_norm: largest norm of the gradient; None does not clip.
-        device: ``auto`` (cuda, then mps, then cpu), ``cpu``, ``cuda`` or ``mps``.
+        device: device to train on: ``auto`` (cuda, then mps, then cpu), ``cpu``, ``cuda`` or ``mps``.
         log_every: number of optimizer steps between two records.
         checkpoint_every: number of optimizer steps between two checkpoints; None means once an epoch.
         keep_every: number of epochs between checkpoints that are kept beside the last one; None keeps the last only.
@@ -109,7 +109,7 @@ class BatchSource(Protocol):
         """The micro-batches of an epoch, from optimizer step ``start`` on."""
 
     def identifier(self, index: int) -> str:
-        """What a person calls an image: its path, say."""
+        """Name of an image for a person, such as its path."""
 
     def state_dict(self) -> dict[str, Any]:
         """The state that the batches of later epochs depend on, for a checkpoint; tensors and plain values."""
@@ -143,7 +143,7 @@ def train(
     SIGINT and SIGTERM save a checkpoint after the current step and raise SystemExit.
 
     Args:
-        method: ``nn.Module`` that satisfies :class:`Method`, on the device to train on.
+        method: method to train, an ``nn.Module`` that satisfies :class:`Method`, on the device to train on.
         batches: source of the micro-batches of each epoch.
         optimizer: optimizer of the method's trainable parameters. A group may carry ``lr_scale`` (default 1); one with
             a true ``constant_lr`` keeps the learning rate that it has.

@@ -15,7 +15,7 @@ from ssl_core.train.method import StepOutput
 
 
 class Speed(NamedTuple):
-    """How fast a run was, evaluations left out.
+    """Speed of a run, without its evaluations.
 
     Attributes:
         images_per_s: images of all processes that a second of training took in.

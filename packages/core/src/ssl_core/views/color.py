@@ -82,7 +82,7 @@ def invert(image: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
 def adjust_sharpness(image: Float[Tensor, "c h w"], factor: float) -> Float[Tensor, "c h w"]:
     """Blend of a smoothed image (factor 0) and the image (factor 1), clipped to [0, 1].
 
-    Smoothing weights the pixel by 5 / 13 and its eight neighbours by 1 / 13; border pixels stay as they are.
+    Smoothing weights the pixel by 5 / 13 and its eight neighbors by 1 / 13; border pixels stay as they are.
     """
     if min(image.shape[1:]) < 3:
         return image

@@ -48,18 +48,18 @@ class ViewOp(Protocol):
 
 @runtime_checkable
 class Framing(Protocol):
-    """What an op that makes the image square has besides."""
+    """The further names of an op that makes the image square."""
 
     def side_after(self, side: int) -> int:
-        """Pixels of each side afterwards, in a view of ``side`` pixels."""
+        """Pixels of each side afterward, in a view of ``side`` pixels."""
 
 
 @runtime_checkable
 class Placed(Protocol):
-    """What an op that cannot stand everywhere has besides."""
+    """The further name of an op that cannot stand everywhere."""
 
     def misfit(self, sides: tuple[int, ...], sizes: tuple[int, ...]) -> str | None:
-        """Why the op cannot stand where it does, in a view of these sizes, or None.
+        """The reason why the op cannot stand where it does, in a view of these sizes, or None.
 
         ``sides`` are those of the squares that it receives at each size; () before the first `Framing` op.
         """

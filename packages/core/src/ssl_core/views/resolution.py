@@ -1,4 +1,4 @@
-"""How many pixels views need of an image, so that a decoder can leave out the others."""
+"""Number of an image's pixels that views need, so that a decoder can leave out the others."""
 
 import math
 from collections.abc import Sequence

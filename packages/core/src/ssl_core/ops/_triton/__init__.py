@@ -24,7 +24,7 @@ def is_interpreted() -> bool:
 
 
 def unsupported(device: torch.device, *dtypes: torch.dtype, dim: int = 1, **problem: object) -> str | None:
-    """Why the kernels cannot run for tensors of these dtypes on this device."""
+    """The reason why the kernels cannot run for tensors of these dtypes on this device."""
     if device.type != "cuda" and not (device.type == "cpu" and is_interpreted()):
         return "it runs on CUDA devices (on the CPU with TRITON_INTERPRET=1, slowly)"
     if not set(dtypes) <= set(_DTYPES):
@@ -41,5 +41,5 @@ def unsupported(device: torch.device, *dtypes: torch.dtype, dim: int = 1, **prob
 def cannot_render(
     device: torch.device, *dtypes: torch.dtype, opcodes: Collection[Opcode] = (), **problem: object
 ) -> str | None:
-    """Why the kernels cannot render views of these opcodes on this device."""
+    """The reason why the kernels cannot render views of these opcodes on this device."""
     return unsupported(device) or beyond(opcodes, LAST_OPCODE)

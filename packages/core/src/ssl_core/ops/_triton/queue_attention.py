@@ -30,7 +30,7 @@ _LARGEST_BOUNDED_SCALE = 43 * _LOG2E
 
 
 class Configuration(NamedTuple):
-    """How a product is cut: queries of a program, keys of a tile, warps, stages, programs on a multiprocessor."""
+    """The cut of a product: queries of a program, keys of a tile, warps, stages, programs on a multiprocessor."""
 
     block_n: int
     block_k: int
@@ -319,7 +319,7 @@ def queue_attention(
 
 
 def configuration(capability: tuple[int, int], dtype: torch.dtype, dim: int) -> Configuration:
-    """What the table says for a compute capability, the queue's dtype, and a dimension up to 512."""
+    """The table's entry for a compute capability, the queue's dtype, and a dimension up to 512."""
     halves = _HOPPER if capability == (9, 0) else _OTHERS
     table = _FLOAT32 if dtype == torch.float32 else halves
     return table[max(64, triton.next_power_of_2(dim))]

@@ -46,7 +46,7 @@ _TRANSLATE_Y_PX = tl.constexpr(int(Distortion.TRANSLATE_Y_PX))
 @triton.jit
 @no_type_check
 def tile(first, num_pixels, CHANNELS: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr):
-    """Where the pixels from ``first`` on lie in a planar picture, and which of them exist."""
+    """Places of the pixels from ``first`` on in a planar picture, and a mask of those that exist."""
     pixels = first + tl.arange(0, BLOCK)
     channels = tl.arange(0, C)
     at = channels[:, None] * num_pixels + pixels[None, :]
@@ -98,7 +98,7 @@ def _filter(distance, IS_BICUBIC: tl.constexpr):
 @triton.jit
 @no_type_check
 def _reach(scale, IS_BICUBIC: tl.constexpr):
-    """How far around its center a pixel of the result sees pixels of the source."""
+    """Distance from its center within which a pixel of the result sees pixels of the source."""
     widened = tl.maximum(scale, 1.0)
     return widened * 2.0 if IS_BICUBIC else widened
 

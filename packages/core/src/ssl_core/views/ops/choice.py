@@ -42,7 +42,7 @@ class Choice:
 
     @property
     def num_draws(self) -> int:
-        """Which of the two, then those of both."""
+        """One for the choice, then those of both sides."""
         return 1 + sum(op.num_draws for op in (*self.first, *self.second))
 
     def __post_init__(self) -> None:
