@@ -1,7 +1,7 @@
 """Beside lightly 1.6 on the CPU: speed and memory of whole training loops, and kNN after the same steps, in turns.
 
 pip install "lightly==1.6.*"
-python benchmarks/bench_lightly.py --data cifar10 --runs runs/lightly
+python benchmarks/evidence_lightly.py --data cifar10 --runs runs/lightly
 
 CIFAR10 holds train-*.parquet and test-*.parquet. Both sides train the same net, heads, optimizer and schedule on
 views of the same distribution, batch 256, bfloat16, channels-last: ours by the command, recipe `evidence_cpu`; lightly
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_methods import BASES, run
+from evidence import BASES, run
 from machine import describe_machine
 from PIL import Image
 from pyarrow import parquet

@@ -1,8 +1,8 @@
 """Every method alike on CIFAR-10, by recipe `evidence_cpu` of each package: accuracy over seeds, speed, memory.
 
-python benchmarks/bench_methods.py --data cifar10 --runs runs/evidence     # trains and evaluates what RUNS lacks
-python benchmarks/bench_methods.py --data cifar10 --runs runs/evidence --speed    # on a machine without other work
-python benchmarks/bench_methods.py --runs runs/evidence --out benchmarks/results    # writes table and picture
+python benchmarks/evidence.py --data cifar10 --runs runs/evidence     # trains and evaluates what RUNS lacks
+python benchmarks/evidence.py --data cifar10 --runs runs/evidence --speed    # on a machine without other work
+python benchmarks/evidence.py --runs runs/evidence --out benchmarks/results    # writes table and picture
 
 CIFAR10 holds train-*.parquet and test-*.parquet. All methods have the same net, images, number of steps and evaluation.
 Speed is that of 40 steps, data and views included, three times in turns.
