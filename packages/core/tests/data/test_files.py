@@ -363,7 +363,7 @@ def test_classes_that_are_named_like_splits_are_told_by_a_list(tmp_path, make):
     make.write_images(tmp_path, ["bullet_train/1.png", "test_tube/2.png"], size=4)
     with pytest.raises(ValueError, match="name them in a file for data"):
         open_source(config(tmp_path))
-    (tmp_path / "classes.txt").write_text("bullet_train test_tube")
+    (tmp_path / "classes.txt").write_text("bullet_train\ntest_tube\n")
     assert open_source(config(tmp_path, class_list=str(tmp_path / "classes.txt"))).classes == (
         "bullet_train",
         "test_tube",
