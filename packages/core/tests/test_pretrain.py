@@ -160,6 +160,15 @@ def test_a_file_in_the_place_of_the_run_directory_is_refused(tmp_path):
     assert "cannot write to the run directory" in error(f"--out={tmp_path / 'run'}")
 
 
+@pytest.mark.parametrize("out", ["images", "images/cats", "images/cats/deep"])
+def test_a_folder_of_images_is_refused_since_a_run_there_would_hide_them(tmp_path, out):
+    images = make_images(tmp_path / "images")
+    before = contents(tmp_path)
+    message = error(f"--data.source={images}", f"--out={tmp_path / out}")
+    assert f"{tmp_path / out} holds images, and in a run directory none are read any more" in message
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.parametrize("name", ["random", "pixels", "timm:resnet50"])
 def test_a_run_directory_called_like_another_encoder_is_refused(name):
     assert f"out {name}: ssl-core eval takes this name for another encoder" in error(f"--out={name}")

@@ -34,6 +34,7 @@ from ssl_core.budget import measured_costs, within_budget
 from ssl_core.build import build
 from ssl_core.config import changed_values, give_way, save_config, to_dict
 from ssl_core.data import Batches, Images, decoded, identity, normalization, open_encoded, without_foreign_classes
+from ssl_core.data.files import holds_images
 from ssl_core.evaluate import collapse, evaluate_knn, health
 from ssl_core.evaluate.online import decoded_side, fitting_knn, knn_of_method
 from ssl_core.files import copy_atomically
@@ -101,6 +102,11 @@ def pretrain(
     if config.train.tensorboard:
         load_tensorboard()
     saved_ns = last_saved_ns(out)
+    if out is not None and saved_ns is None and holds_images(out):
+        raise ValueError(
+            f"{out} holds images, and in a run directory none are read any more: choose another --out, such as "
+            f"{out / 'run'}"
+        )
     asked, content = config, None
     if checkpoint is None:
         config = replace(config, data=without_foreign_classes(config.data, given))

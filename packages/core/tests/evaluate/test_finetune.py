@@ -8,12 +8,13 @@ from torch import nn
 
 from ssl_core import distributed
 from ssl_core.backbone import BackboneCard, load_backbone, load_card, make_card_encoder
-from ssl_core.data import DataConfig, MemoryImages, open_source
+from ssl_core.data import DataConfig, MemoryImages, open_encoded, open_source
 from ssl_core.evaluate import (
     FINETUNE_PROTOCOLS,
     Subject,
     evaluate_finetune,
     evaluate_knn,
+    evaluate_linear,
     evaluation_view,
     extract_features,
     fine_tune,
@@ -188,6 +189,21 @@ def test_a_folder_that_cannot_be_written_is_named_before_any_image_is_read(run, 
     monkeypatch.setattr("ssl_core.evaluate.finetune.decoded", None)
     with pytest.raises(OSError, match=r"cannot write to the run directory .*config\.yaml"):
         evaluate_finetune(str(run), out=str(run / "config.yaml"), **SHORT)
+
+
+@pytest.mark.parametrize(("split", "key"), [("labelled", "train"), ("test", "test")])
+@pytest.mark.parametrize("by", [evaluate_finetune, evaluate_linear])
+def test_other_labels_do_not_continue_what_these_have_begun(run, monkeypatch, by, split, key):
+    options = SHORT if by is evaluate_finetune else {"protocol": "cached", "epochs": 2, **QUIET}
+    by(str(run), keep=True, **options)
+
+    def relabelled(data, which):
+        images = open_encoded(data, which)
+        return dataclasses.replace(images, labels=images.labels.flip(0)) if which == split else images
+
+    monkeypatch.setattr(f"{by.__module__}.open_encoded", relabelled)
+    with pytest.raises(ValueError, match=rf"begun:\n  {key}\.labels: "):
+        by(str(run), keep=True, **options)
 
 
 def test_trials_have_seeds_of_their_own_and_their_spread_is_said(run, capsys):

@@ -80,6 +80,12 @@ def test_a_checkpoint_of_another_configuration_is_refused_with_the_difference(tm
     assert ("train.epochs: 2 -> 4" in str(error.value)) is ("--encoder.weights" in str(error.value)) is longer
 
 
+def test_a_checkpoint_of_an_evaluation_is_no_runs(tmp_path, state):
+    save_checkpoint(tmp_path / "last.pt", **state, step=1, config={}, data={})
+    with pytest.raises(ValueError, match=r"last\.pt is of an evaluation, .*choose another --out"):
+        load_run(tmp_path / "last.pt", Settings(), set())
+
+
 def test_what_gave_way_stays_as_it_was_decided_where_the_same_is_asked_for_again(tmp_path, state):
     path = tmp_path / "last.pt"
     save_checkpoint(path, **state, step=1, config=to_dict(Settings(Optim(0.2))), data={"asked": {"optim.lr": 0.1}})

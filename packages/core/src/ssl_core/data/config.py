@@ -1,6 +1,7 @@
 """The node ``data`` of a configuration, and the source that it opens."""
 
 import glob
+import hashlib
 import importlib.resources
 import logging
 import os
@@ -234,9 +235,17 @@ def multi_labels(config: DataConfig, source: ImageSource) -> Int8[Tensor, "n c"]
     return torch.tensor(rows, dtype=torch.int8)
 
 
-def identity(images: Images) -> dict[str, int | str]:
-    """Values by which images are known to be the same as before: their number, that of their classes, and a digest."""
-    return {"images": len(images), "classes": len(images.classes or ()), "digest": images.digest()}
+def identity(images: Images, labels: Tensor | None = None) -> dict[str, int | str]:
+    """Values by which images are known to be the same as before: their number, that of their classes, and a digest.
+
+    Args:
+        images: images of any split.
+        labels: their labels, for what learns from them, which have a digest too; None for what does not.
+    """
+    known = {"images": len(images), "classes": len(images.classes or ()), "digest": images.digest()}
+    if labels is None:
+        return known
+    return {**known, "labels": hashlib.blake2b(labels.numpy().tobytes(), digest_size=16).hexdigest()}
 
 
 def open_encoded(config: DataConfig, split: str = "train") -> Images:

@@ -328,6 +328,11 @@ def file_images(name: str, paths: Sequence[str], names: Sequence[str | None], cl
     )
 
 
+def holds_images(folder: Path) -> bool:
+    """Whether there is a folder, and images in it that are no run's, whose first try may have left ``views.png``."""
+    return folder.is_dir() and _has_images(path for path in visible_files(folder) if path != str(folder / "views.png"))
+
+
 def visible_files(folder: Path) -> Iterator[str]:
     """Paths of all files below a folder but hidden ones and those of runs; links are followed, each folder once."""
     seen = set()

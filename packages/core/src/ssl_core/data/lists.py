@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ssl_core.data.decode import suffixes
+from ssl_core.data.decode import remedy, suffixes
 from ssl_core.data.files import TEST_NAMES, TRAIN_NAMES, FileImages, read_text
 from ssl_core.data.labels import labels_of
 
@@ -37,7 +37,8 @@ _TRIED = 16  # lines
 def listed_images(file: Path, *, label_column: str = "label", split: str = "train") -> FileImages | None:
     """The images that a list file names; None if it has none of a split.
 
-    The column of paths is the one that names files; a first line that does not, nor ends like an image, is a header.
+    The column of paths is the one that names files; a first line that does not, nor has a word that ends like an image,
+    is a header.
     Labels are in the column that the header calls ``label_column``, or else in the only other one that has a name;
     without a header, in the column after the paths, or the only other one. A column ``split`` or the like parts the
     rows if some are for training, some for testing.
@@ -47,8 +48,7 @@ def listed_images(file: Path, *, label_column: str = "label", split: str = "trai
     """
     rows, column = _table(file)
     header, width = None, max(map(len, rows))
-    first = _cell(rows[0], column)
-    if not os.path.isfile(file.parent / first) and os.path.splitext(first)[1].lower() not in suffixes():
+    if not os.path.isfile(file.parent / _cell(rows[0], column)) and not _names_an_image(rows[0]):
         header, rows = rows[0], rows[1:]
     parting = next(
         (at for at, name in enumerate(header or ()) if name.lower() in _SPLIT_COLUMNS - {label_column}), None
@@ -106,6 +106,12 @@ def _table(file: Path) -> tuple[list[list[str]], int]:
             f"paths start at {file.parent}"
         )
     return [row for row in best[1] if _cell(row, best[2])], best[2]
+
+
+def _names_an_image(row: Sequence[str]) -> bool:
+    """Whether a word of a row ends like an image, as in a line of another form than the rest."""
+    endings = {os.path.splitext(word)[1].lower() for cell in row for word in re.split(r"[\s,;]", cell)}
+    return any(ending in suffixes() or remedy(ending) for ending in endings)
 
 
 def _cell(row: Sequence[str], column: int) -> str:

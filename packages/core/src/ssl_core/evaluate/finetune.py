@@ -339,7 +339,9 @@ def evaluate_finetune(
     }
     if dry_run:
         return settings
-    kept = {**settings, "train": identity(labelled), "test": identity(unseen)}
+    kept = dict(settings)
+    for split, images in (("train", labelled), ("test", unseen)):
+        kept[split] = identity(images, multi_labels(subject.data, images) if has_several else images.labels)
     name = f"finetune-{protocol}"
     if subset is not None:
         name += f"-{Path(subset).stem}"

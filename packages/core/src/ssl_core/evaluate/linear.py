@@ -309,7 +309,11 @@ def evaluate_linear(
             folders=folders,
             random_view=random_view,
             crop_seeds=cut_seeds,
-            settings={**settings, "train": identity(labelled), "test": identity(unseen)},
+            settings={
+                **settings,
+                "train": identity(labelled, labelled.labels),
+                "test": identity(unseen, unseen.labels),
+            },
             progress=progress,
         )
     outcomes = [{name: value for name, value in outcome._asdict().items() if value is not None} for outcome in results]

@@ -391,7 +391,7 @@ def evaluate_voc07(
     result: dict[str, Any]
     if chosen.kind == "linear":
         folders = Folders(subject.folder(out), f"voc07-{protocol}", range(seed, seed + chosen.trials))
-        same = {**settings, "digest": subject.digest(), "train": identity(images)}
+        same = {**settings, "digest": subject.digest(), "train": identity(images, torch.from_numpy(values))}
         trained = linear_scores(subject, train, tested, chosen, folders=folders, settings=same, progress=progress)
         result = {name: statistics.fmean(each[name] for each in trained) for name in trained[0]}
         result |= {"trials": trained} if len(trained) > 1 else {}

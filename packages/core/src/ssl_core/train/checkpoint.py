@@ -103,6 +103,8 @@ def load_run(path: Path, config: Config, given: Collection[str] | None) -> tuple
         ValueError: as :func:`load_checkpoint`, and for a checkpoint of another configuration, with the difference.
     """
     content = load_checkpoint(path)
+    if not content["data"]:
+        raise ValueError(f"{path} is of an evaluation, which its own command continues: choose another --out")
     now = dict(leaves(config))
     same = [
         key
