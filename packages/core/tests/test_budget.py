@@ -138,6 +138,19 @@ def test_another_recipe_in_the_directory_of_a_run_is_refused(photos, tmp_path, q
     assert "method.negatives: queue -> batch" in message
 
 
+def test_epochs_that_are_asked_for_take_the_place_of_steps_that_a_budget_has_become(photos, tmp_path, quick, caplog):
+    caplog.set_level("INFO", "ssl_core")
+    first, other = tmp_path / "run", tmp_path / "other"
+    main(command(photos, first, "--budget=5m"))
+    options = [f"--config={first / 'config.yaml'}", f"--out={other}", "--budget=null", "--train.epochs=2"]
+    for again in (options, options, [f"--resume={other}"]):
+        main(again)
+        saved = yaml.safe_load((other / "config.yaml").read_text())["train"]
+        assert (saved["epochs"], saved["steps"]) == (2, None)
+    assert "train.steps: null instead of 5, for train.epochs is given" in caplog.text
+    assert load_checkpoint(other / "checkpoints" / "last.pt")["step"] == 10
+
+
 def test_another_budget_for_a_run_that_has_begun_is_refused(photos, tmp_path, quick):
     run = tmp_path / "run"
     main(command(photos, run, "--budget=5m"))

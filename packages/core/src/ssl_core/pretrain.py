@@ -88,6 +88,8 @@ def pretrain(
         raise ValueError(
             f"budget {config.budget} and {lengths[0]} both say how long a run is; give one (--budget null)"
         )
+    if lengths == ["train.epochs"]:
+        config = give_way(config, {"train.steps": None}, given, "for train.epochs is given")
     specs = config.view_specs()
     if not specs:
         raise ValueError(

@@ -242,7 +242,11 @@ def identity(images: Images, labels: Tensor | None = None) -> dict[str, int | st
         images: images of any split.
         labels: their labels, for what learns from them, which have a digest too; None for what does not.
     """
-    known = {"images": len(images), "classes": len(images.classes or ()), "digest": images.digest()}
+    known: dict[str, int | str] = {
+        "images": len(images),
+        "classes": len(images.classes or ()),
+        "digest": images.digest(),
+    }
     if labels is None:
         return known
     return {**known, "labels": hashlib.blake2b(labels.numpy().tobytes(), digest_size=16).hexdigest()}
