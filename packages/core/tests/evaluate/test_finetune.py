@@ -202,6 +202,7 @@ def test_other_labels_do_not_continue_what_these_have_begun(run, monkeypatch, by
         return dataclasses.replace(images, labels=images.labels.flip(0)) if which == split else images
 
     monkeypatch.setattr(f"{by.__module__}.open_encoded", relabelled)
+    monkeypatch.setattr(f"{by.__module__}.decoded", None)  # before any image is read
     with pytest.raises(ValueError, match=rf"begun:\n  {key}\.labels: "):
         by(str(run), keep=True, **options)
 

@@ -369,6 +369,17 @@ def test_what_is_no_weights_file_is_refused_in_one_line(tmp_path, name, write):
         make(RESNET, weights=str(path))
 
 
+@pytest.mark.parametrize("num_bytes", [100, 5000, -100])
+def test_a_file_that_ends_too_early_is_said_to(tmp_path, num_bytes):
+    path = tmp_path / "cut.pth"
+    torch.save({"state_dict": make(RESNET).state_dict()}, path)
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    with pytest.raises(
+        ValueError, match=r"cut.pth is not a readable weights file: a zip archive that is truncated, or"
+    ):
+        make(RESNET, weights=str(path))
+
+
 def test_weights_under_no_such_names_are_refused_in_one_line_with_the_prefixes_found(tmp_path):
     path = tmp_path / "theirs.pth"
     layers = head(*(f"vit.layer.{layer}.weight" for layer in range(12)), "classifier.weight")

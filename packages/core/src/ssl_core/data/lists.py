@@ -37,8 +37,8 @@ _TRIED = 16  # lines
 def listed_images(file: Path, *, label_column: str = "label", split: str = "train") -> FileImages | None:
     """The images that a list file names; None if it has none of a split.
 
-    The column of paths is the one that names files; a first line that does not, nor has a word that ends like an image,
-    is a header.
+    The column of paths is the one that names files; the last of the first lines that do not, nor have a word that ends
+    like an image, is a header.
     Labels are in the column that the header calls ``label_column``, or else in the only other one that has a name;
     without a header, in the column after the paths, or the only other one. A column ``split`` or the like parts the
     rows if some are for training, some for testing.
@@ -48,8 +48,13 @@ def listed_images(file: Path, *, label_column: str = "label", split: str = "trai
     """
     rows, column = _table(file)
     header, width = None, max(map(len, rows))
-    if not os.path.isfile(file.parent / _cell(rows[0], column)) and not _names_an_image(rows[0]):
-        header, rows = rows[0], rows[1:]
+    start = next(at for at, row in enumerate(rows) if os.path.isfile(file.parent / row[column]) or _names_an_image(row))
+    if start > 0:
+        header, rows = rows[start - 1], rows[start:]
+    if start > 1:
+        logger.info(
+            "%s: its first %d lines name no image, and the last of them, %s, is its header", file, start, header
+        )
     parting = next(
         (at for at, name in enumerate(header or ()) if name.lower() in _SPLIT_COLUMNS - {label_column}), None
     )

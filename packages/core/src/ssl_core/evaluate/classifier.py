@@ -151,6 +151,20 @@ class Folders:
         """Folder of a trial, or None."""
         return None if self.folder is None else self.folder / f"{self.name}-seed{seed}"
 
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Refuse, before any work, folders that hold what other settings have begun.
+
+        Args:
+            settings: those that all trials share.
+
+        Raises:
+            ValueError: with the difference.
+        """
+        for seed in self.seeds:
+            if (work := self.of(seed)) is not None and last_saved_ns(work) is not None:
+                begun = load_checkpoint(work / LAST)["config"]
+                refuse_other(work, {name: value for name, value in begun.items() if name in settings}, settings)
+
     def remove(self, part: str = "") -> None:
         """Remove the folders, or a part of each."""
         for seed in self.seeds:

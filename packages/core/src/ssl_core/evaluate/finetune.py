@@ -350,6 +350,7 @@ def evaluate_finetune(
     folder = subject.folder(out) or Path("runs") / _folder_name(encoder, like)
     check_writable(folder)
     folders = Folders(folder, name, range(seed, seed + trials))
+    folders.check(kept)
     test = decoded(unseen, subject.data, split="test")
 
     def targets_of(train: ImageSource, test: ImageSource) -> tuple[Tensor, Tensor] | None:

@@ -294,12 +294,14 @@ def evaluate_linear(
         return plan.settings()
     subject.check_folder(out)
     folders = Folders(subject.folder(out), f"linear-{protocol}", range(seed, seed + trials))
+    settings = {**plan.settings(), "features": features, "precision": precision, "digest": subject.digest()}
+    kept = {**settings, "train": identity(labelled, labelled.labels), "test": identity(unseen, unseen.labels)}
+    folders.check(kept)
     train, test = (
         decoded(images, subject.data, split=split) for split, images in (("labelled", labelled), ("test", unseen))
     )
     random_view = None if crop == "center" else view_for_random_crops(chosen, crop, subject.card.image_size)
     cut_seeds = [seed + draw for draw in range(crop_seeds or 3)]
-    settings = {**plan.settings(), "features": features, "precision": precision, "digest": subject.digest()}
     with matmuls_in(precision, device):
         results, classifier = linear_probe(
             subject,
@@ -309,11 +311,7 @@ def evaluate_linear(
             folders=folders,
             random_view=random_view,
             crop_seeds=cut_seeds,
-            settings={
-                **settings,
-                "train": identity(labelled, labelled.labels),
-                "test": identity(unseen, unseen.labels),
-            },
+            settings=kept,
             progress=progress,
         )
     outcomes = [{name: value for name, value in outcome._asdict().items() if value is not None} for outcome in results]

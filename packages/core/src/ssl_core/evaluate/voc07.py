@@ -386,12 +386,13 @@ def evaluate_voc07(
     if dry_run:
         return settings
     subject.check_folder(out)
+    folders = Folders(subject.folder(out), f"voc07-{protocol}", range(seed, seed + chosen.trials))
+    same = {**settings, "digest": subject.digest(), "train": identity(images, torch.from_numpy(values))}
+    folders.check(same)
     train, test = (decoded(each, data, split=split) for each, split in ((images, "labelled"), (unseen, "test")))
     tested = _features(subject, test, view, "test features" if progress else "")
     result: dict[str, Any]
     if chosen.kind == "linear":
-        folders = Folders(subject.folder(out), f"voc07-{protocol}", range(seed, seed + chosen.trials))
-        same = {**settings, "digest": subject.digest(), "train": identity(images, torch.from_numpy(values))}
         trained = linear_scores(subject, train, tested, chosen, folders=folders, settings=same, progress=progress)
         result = {name: statistics.fmean(each[name] for each in trained) for name in trained[0]}
         result |= {"trials": trained} if len(trained) > 1 else {}

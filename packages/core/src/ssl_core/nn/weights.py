@@ -189,6 +189,8 @@ def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
         reason = _kind(head) or lines[-1 if isinstance(error, pickle.UnpicklingError) else 0].strip()
         if foreign and not isinstance(error, (RuntimeError, EOFError)):  # which are those of damage
             reason = f"it holds {', '.join(sorted(foreign)[:_LISTED])}, which is not read; save its state_dict alone"
+        elif head.startswith(b"PK") and isinstance(error, (OSError, RuntimeError)):
+            reason = "a zip archive that is truncated, or that torch.save has not written"
         raise ValueError(f"{path} is not a readable weights file: {reason}") from error
     return _flatten(content, "")
 
