@@ -1,6 +1,8 @@
 """The command ssl-core on small data; what its functions compute is tested where they stand."""
 
 import json
+import os
+import sys
 from importlib.metadata import version
 
 import pytest
@@ -89,6 +91,15 @@ def test_knn_takes_the_runs_data_and_what_is_given_replaces_part_of_it(run, caps
     main(["eval", "knn", str(run), "--k", "5", "--data.holdout", "0.5", "--device", "cpu"])
     assert "40 images" in capsys.readouterr().out
     assert json.loads((run / "knn.json").read_text())["num_test"] == 40
+
+
+def test_a_result_is_written_though_nobody_reads_what_is_printed(run, tmp_path, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as unread:
+        monkeypatch.setattr(sys, "stdout", unread)
+        main(["eval", "knn", str(run), f"--out={tmp_path}", "--device=cpu"])
+    assert (tmp_path / "knn.json").exists()
 
 
 @pytest.mark.parametrize("sets", ["digits", "[digits]", '["digits"]'])

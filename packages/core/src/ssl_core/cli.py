@@ -23,6 +23,7 @@ from ssl_core.auto import LEAST_IMAGES, Seen, decided, decisions_text, this_mach
 from ssl_core.backbone import load_card
 from ssl_core.command import errors_in_one_line
 from ssl_core.config import read_config, refused_arguments
+from ssl_core.console import lasting
 from ssl_core.data import DataConfig, inspect, open_encoded, open_source
 from ssl_core.doctor import doctor
 from ssl_core.evaluate import (
@@ -69,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with errors_in_one_line("ssl-core"):
         options = given[given.command]
         if given.command == "eval":
-            _call(EVALUATIONS[options.by], options[options.by])
+            with lasting("stdout"):  # what may take days writes its result, whoever reads what it prints
+                _call(EVALUATIONS[options.by], options[options.by])
         else:
             _call(COMMANDS[given.command], options)
 
