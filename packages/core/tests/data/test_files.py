@@ -370,6 +370,14 @@ def test_classes_that_are_named_like_splits_are_told_by_a_list(tmp_path, make):
     )
 
 
+def test_the_log_says_which_first_lines_of_a_list_are_no_images(tmp_path, make, caplog):
+    make.write_images(tmp_path, ["1.png", "2.png"], size=4)
+    (tmp_path / "list.txt").write_text("cats and dogs\n1.png\n2.png\n")
+    with caplog.at_level("INFO", "ssl_core"):
+        assert len(open_source(config(tmp_path / "list.txt"))) == 2
+    assert "list.txt: not read as images: [['cats and dogs']], the last of which is taken for a header" in caplog.text
+
+
 def test_the_log_says_what_a_column_of_splits_does(tmp_path, make, caplog):
     make.write_images(tmp_path, ["1.png", "2.png"], size=4)
     for words, said in [("train test", "its rows of test are tested"), ("0 1", "not used (")]:

@@ -81,6 +81,8 @@ LISTS = {
     "UTF-16 (PowerShell)": ("list.txt", "1.png\r\n2.png\r\n3.png\r\n".encode("utf-16")),
     "some labels empty, or -1": ("list.csv", "path,label\n1.png,1.0\n2.png,\n3.png,0.0\n4.png,-1\n"),
     "a first line of another form, `1.png cat` above `2.png 2`": ("list.txt", "1.png cat\n2.png 2\n3.png 10\n"),
+    "a path that is not there, without a suffix, above others": ("list.txt", "no 1\n1.png 2\n2.png 10\n"),
+    "pandas' columns without names, `0,1`": ("list.csv", "0,1\n1.png,2\n2.png,10\n3.png,2\n"),
     "a comment above the header": ("list.csv", "# of May\npath,label\n1.png,2\n2.png,10\n3.png,2\n"),
     "a path, a space and -1": ("list.txt", "1.png -1\n2.png 0\n3.png 1\n"),
     "NaN, nan, NULL, null, None, N/A, n/a, NA, <NA> or #N/A (pandas, Excel)": (

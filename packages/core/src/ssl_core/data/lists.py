@@ -38,7 +38,7 @@ def listed_images(file: Path, *, label_column: str = "label", split: str = "trai
     """The images that a list file names; None if it has none of a split.
 
     The column of paths is the one that names files; the last of the first lines that do not, nor have a word that ends
-    like an image, is a header.
+    like an image or a number beside one path, is a header.
     Labels are in the column that the header calls ``label_column``, or else in the only other one that has a name;
     without a header, in the column after the paths, or the only other one. A column ``split`` or the like parts the
     rows if some are for training, some for testing.
@@ -48,13 +48,16 @@ def listed_images(file: Path, *, label_column: str = "label", split: str = "trai
     """
     rows, column = _table(file)
     header, width = None, max(map(len, rows))
-    start = next(at for at, row in enumerate(rows) if os.path.isfile(file.parent / row[column]) or _names_an_image(row))
-    if start > 0:
-        header, rows = rows[start - 1], rows[start:]
-    if start > 1:
-        logger.info(
-            "%s: its first %d lines name no image, and the last of them, %s, is its header", file, start, header
-        )
+    start = next(
+        at
+        for at, row in enumerate(rows)
+        if os.path.isfile(file.parent / row[column]) or _names_an_image(row) or _has_label_alone(row, column)
+    )
+    above, rows = rows[:start], rows[start:]
+    if above:
+        header = above[-1]
+    if len(above) > 1 or (above and file.suffix.lower() == ".txt"):
+        logger.info("%s: not read as images: %s, the last of which is taken for a header", file, above)
     parting = next(
         (at for at, name in enumerate(header or ()) if name.lower() in _SPLIT_COLUMNS - {label_column}), None
     )
@@ -117,6 +120,11 @@ def _names_an_image(row: Sequence[str]) -> bool:
     """Whether a word of a row ends like an image, as in a line of another form than the rest."""
     endings = {os.path.splitext(word)[1].lower() for cell in row for word in re.split(r"[\s,;]", cell)}
     return any(ending in suffixes() or remedy(ending) for ending in endings)
+
+
+def _has_label_alone(row: Sequence[str], column: int) -> bool:
+    """Whether a row is a path and a number, which is no name of a column; two numbers may be pandas' own names."""
+    return len(row) == 2 and [bool(_NUMBER.fullmatch(row[at])) for at in (column, 1 - column)] == [False, True]
 
 
 def _cell(row: Sequence[str], column: int) -> str:
