@@ -379,6 +379,7 @@ def test_what_workflows_run_exists():
 
 
 @pytest.mark.parametrize("file", [file for file in DOCUMENTS if blocks(file, "python")], **BY_PATH)
+@pytest.mark.slow
 def test_the_python_of_documents_runs(file, backbones, monkeypatch):
     monkeypatch.chdir(backbones)
     for text in blocks(file, "python"):

@@ -27,6 +27,7 @@ def test_examples_are_short():
     assert not [file.name for file in EXAMPLES.glob("*.py") if len(file.read_text().splitlines()) >= 100]
 
 
+@pytest.mark.slow
 def test_a_loop_of_your_own_trains_an_encoder_and_measures_it(capsys):
     images, _ = draw_digits(train=True)
     encoder = own_loop.train(images[:64], epochs=2, batch_size=32)
@@ -37,6 +38,7 @@ def test_a_loop_of_your_own_trains_an_encoder_and_measures_it(capsys):
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's advice
+@pytest.mark.slow
 def test_moco_in_lightning_moves_queue_and_momentum_branch_and_resumes_them(tmp_path, monkeypatch):
     import lightning_moco as moco  # only the sessions that run everything have Lightning
 
@@ -77,6 +79,7 @@ def test_a_method_of_your_own_keeps_what_methods_promise():
     check_method(make_dcl)
 
 
+@pytest.mark.slow
 def test_a_method_of_your_own_trains_by_its_command(tmp_path):
     images = make_images(tmp_path / "images")
     small = ["--config=digits", f"--data.source={images}", "--train.batch_size=8", "--train.steps=2"]

@@ -101,6 +101,7 @@ def test_neighbours_are_those_of_the_momentum_branchs_normalized_projections(tmp
     [{"encoder": "online"}, {"features": "backbone"}, {"selection": "knn"}, {"selection": "kmeans"}],
     ids=lambda options: next(iter(options.values())),
 )
+@pytest.mark.slow
 def test_encoder_layer_and_selection_can_be_changed(tmp_path, options):
     run = make_run(tmp_path, **options)
     choose_partners(run, 0)

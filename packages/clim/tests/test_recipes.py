@@ -19,6 +19,7 @@ def test_everything_in_the_header_holds(name):
 
 
 @pytest.mark.parametrize("name", RECIPES.names)
+@pytest.mark.slow
 def test_the_method_builds_at_full_size(name):
     RECIPES.check_full_size(name)
 
@@ -186,6 +187,7 @@ def row(config):
     return (*(attrgetter(path)(config) for path in CHANGED), *described(config)[0])
 
 
+@pytest.mark.slow
 def test_imagenet_has_every_row_of_the_ablations():
     pair = [((224,), partner, None) for partner in (False, True, False, True)]
     unmixed = [((224,), False, None), ((224,), False, None), ((224,), True, None)]

@@ -110,6 +110,7 @@ def test_bad_input_is_one_clear_error(tmp_path):
     ("installed", "words"),
     [([], "ssl-clim[cpu]"), (["faiss-cpu", "faiss-gpu"], "faiss-cpu, faiss-gpu are all installed")],
 )
+@pytest.mark.slow
 def test_without_one_faiss_nothing_is_begun(tmp_path, monkeypatch, installed, words):
     monkeypatch.setattr(neighbours, "packages_distributions", lambda: {"faiss": installed})
     assert importlib.metadata.packages_distributions()["faiss"]  # it is there, in truth

@@ -26,6 +26,7 @@ def page_faults(how):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the options")
+@pytest.mark.slow
 def test_memory_that_is_kept_is_not_paid_for_again():
     # The heap grows for the first few of the forty blocks, since a freed one does not always fit the next.
     assert page_faults("keep") < page_faults("return") / 2

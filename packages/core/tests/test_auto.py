@@ -153,6 +153,7 @@ def test_an_encoder_with_weights_keeps_its_own_blocks():
     assert decide().encoder.options["layers"] == [1, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_an_encoder_with_the_weights_of_a_run_is_made_as_that_one(auto_run):
     config = recipe(f"--encoder.weights={auto_run}")
     other = Machine(torch.device("cpu"), 32)  # which would take all blocks
@@ -315,6 +316,7 @@ def test_the_same_command_again_goes_on_and_decides_nothing(auto_run, photos, ca
     assert yaml.safe_load((auto_run / "config.yaml").read_text()) == before
 
 
+@pytest.mark.slow
 def test_a_repetition_decides_nothing_and_has_the_same_losses(auto_run, photos, tmp_path, capsys):
     main([f"--config={auto_run / 'config.yaml'}", f"--data.source={photos}", f"--out={tmp_path / 'again'}"])
     assert "decided" not in capsys.readouterr().out

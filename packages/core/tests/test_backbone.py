@@ -43,6 +43,7 @@ def trained(card):
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])
+@pytest.mark.slow
 def test_the_weights_load_strictly_into_timm_and_torchvision(tmp_path, architecture):
     card = dataclasses.replace(CARD, architecture=architecture, options={})
     encoder = trained(card)

@@ -107,6 +107,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(pretrain, "within_budget", lambda config, *_, **__: config.lasting(5, 3))
 
 
+@pytest.mark.slow
 def test_a_budget_becomes_steps_which_are_saved_and_repeated(photos, tmp_path, quick):
     run = tmp_path / "run"
     main(command(photos, run, "--budget=5m", "--train.log_every=1"))
@@ -138,6 +139,7 @@ def test_another_recipe_in_the_directory_of_a_run_is_refused(photos, tmp_path, q
     assert "method.negatives: queue -> batch" in message
 
 
+@pytest.mark.slow
 def test_epochs_that_are_asked_for_take_the_place_of_steps_that_a_budget_has_become(photos, tmp_path, quick, caplog):
     caplog.set_level("INFO", "ssl_core")
     first, other = tmp_path / "run", tmp_path / "other"
@@ -157,6 +159,7 @@ def test_another_budget_for_a_run_that_has_begun_is_refused(photos, tmp_path, qu
     assert "budget: 5m -> 1h" in error_of(ssl_tiny.train, *command(photos, run, "--budget=1h"))
 
 
+@pytest.mark.slow
 def test_from_python_too_a_run_goes_on_with_what_it_has_decided(photos, tmp_path, quick):
     config = parse(
         ssl_tiny.train, *command(photos, tmp_path / "run", "--config=auto", "--budget=5m", "--train.log_every=1")

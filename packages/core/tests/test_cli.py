@@ -149,6 +149,7 @@ def test_similarity_prints_both_and_which_features(run, capsys):
     assert second.endswith("(20 test images, 4 classes, projection)")
 
 
+@pytest.mark.slow
 def test_tsne_takes_several_encoders_and_what_is_given_replaces_part_of_their_data(run, capsys, tmp_path):
     out = tmp_path / "tsne.png"
     encoders = ["eval", "tsne", "pixels", str(run), "--like", str(run)]
@@ -181,6 +182,7 @@ def test_export_writes_weights_and_card(run, tmp_path):
     assert (tmp_path / "x.json").exists()
 
 
+@pytest.mark.slow
 def test_report_shows_three_encoders_and_two_pictures(run, capsys):
     main(["report", str(run), "--device", "cpu"])
     printed = capsys.readouterr().out

@@ -121,6 +121,7 @@ def test_training_decodes_large_jpegs_at_what_its_smallest_crop_needs(tmp_path, 
     assert tuple(seen[0].image(0).shape) == ((3, 43, 50) if allowed else (3, 170, 200))
 
 
+@pytest.mark.slow
 def test_learning_rates_of_vectors_and_parts_are_shown(tmp_path, capsys):
     rates = ["--optim.lr=0.4", "--optim.lr_1d=0.04", "--optim.constant_lr=[projector]"]
     main([*SMOKE, *rates, f"--out={tmp_path / 'run'}"])
@@ -204,6 +205,7 @@ REFUSED = {
         ("--data.holdout=0.5", "data.holdout"),
     ],
 )
+@pytest.mark.slow
 def test_a_refused_command_changes_no_file_of_a_finished_run(
     smoke_run, tmp_path, without_tensorboard, options, message
 ):
@@ -225,6 +227,7 @@ def test_a_refused_command_changes_no_file_of_a_finished_run(
     ],
 )
 @pytest.mark.parametrize("out", [[], ["--out=runs/x"]], ids=["a new folder", "out"])
+@pytest.mark.slow
 def test_a_refused_command_leaves_nothing_behind(
     smoke_run, tmp_path, monkeypatch, without_tensorboard, out, options, message
 ):
@@ -333,6 +336,7 @@ def test_changed_images_are_refused_and_if_accepted_normalized_as_before(images_
 
 
 @pytest.mark.parametrize("from_", ["", "checkpoints/epoch_0001.pt"], ids=["the last", "an earlier"])
+@pytest.mark.slow
 def test_a_run_continues_in_another_folder_and_stays_as_it_is(images_run, tmp_path, from_):
     before = contents(images_run)
     main([f"--resume={images_run / from_}", f"--out={tmp_path / 'other'}"])
@@ -349,6 +353,7 @@ def test_a_run_continues_in_another_folder_and_stays_as_it_is(images_run, tmp_pa
     assert load_checkpoint(tmp_path / "finished" / "checkpoints" / "last.pt")["step"] == 15
 
 
+@pytest.mark.slow
 def test_a_saved_configuration_repeats_its_run_in_a_new_folder_with_pictures_of_its_own(images_run, tmp_path):
     before = contents(images_run)
     main(["--config", str(images_run / "config.yaml")])
@@ -378,6 +383,7 @@ def foreign(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_what_of_a_recipe_does_not_fit_other_data_gives_way_once_and_for_all(foreign, tmp_path, caplog):
     run = tmp_path / "run"
     caplog.set_level("INFO")
@@ -454,6 +460,7 @@ def test_processes_that_do_not_divide_the_batch_are_named_before_what_follows_fr
         check_batch(TrainConfig(batch_size=16), MomentumConfig(batch_norm_splits=2), None)
 
 
+@pytest.mark.slow
 def test_a_path_may_begin_at_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(make_images(tmp_path / "images"))

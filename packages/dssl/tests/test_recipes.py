@@ -46,6 +46,7 @@ def test_a_recipe_takes_a_folder_of_few_images_without_labels(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", RECIPES.names)
+@pytest.mark.slow
 def test_every_override_makes_views_and_weights_that_fit(name):
     for _, options in overrides(name):
         config = parse("--config", name, *options)

@@ -77,6 +77,7 @@ def test_auto_decides_the_queue_of_a_base_where_the_command_line_does_not(base, 
     assert (numbers["queue"]["length"] if "queue" in numbers else None) == length
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_with_the_queue_that_was_decided(tmp_path, capsys):
     source = make_images(tmp_path / "images")
     narrow = "--encoder.options={layers: [1, 1, 1, 1], channels: [4, 4, 4, 4]}"

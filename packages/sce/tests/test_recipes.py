@@ -21,6 +21,7 @@ def test_everything_in_the_header_holds(name):
 
 
 @pytest.mark.parametrize("name", RECIPES.names)
+@pytest.mark.slow
 def test_the_method_builds_at_full_size(name):
     RECIPES.check_full_size(name)
 
@@ -246,6 +247,7 @@ def scored(name):
     return [(score, parse("--config", name, *options)) for score, options in overrides(name) if score is not None]
 
 
+@pytest.mark.slow
 def test_imagenet100_has_every_row_of_the_ablations_with_its_score():
     half, usual = (0.5, 0.5, 0.5), ("strong", "weak", False)
     published = [(score, ((c, 1 - c, 1 - c), 0.1, 0.05, usual)) for c, score in TABLE_1.items()]

@@ -79,6 +79,7 @@ def test_seed_and_epoch_change_the_views_of_an_image(source):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.slow
 def test_workers_change_nothing(source, workers, renderer):
     alone, helped = batches(source, renderer=renderer), batches(source, renderer=renderer, workers=workers)
     for epoch in (0, 1):
@@ -365,6 +366,7 @@ def plain(source, **changes):
     return made
 
 
+@pytest.mark.slow
 def test_a_partner_is_drawn_evenly_and_anew_in_each_epoch_and_by_each_seed(plain_source):
     made = plain(plain_source)
     epochs = [drawn(made, epoch, plain_source) for epoch in range(40)]

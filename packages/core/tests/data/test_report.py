@@ -72,6 +72,7 @@ def test_a_report_reads_as_a_table(tmp_path, make):
         ({"classes": {"test1": 300, "test2": 300, "dog": 400}}, "test1, test2 are read as classes"),
     ],
 )
+@pytest.mark.slow
 def test_what_stands_out_is_remarked(change, remark):
     report = inspect(DataConfig(), progress=False)
     plain = replace(

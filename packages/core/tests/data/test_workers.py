@@ -107,6 +107,7 @@ def test_a_worker_that_exits_ends_the_work_in_the_main_process():
         list(worker_map(lambda item: os._exit(3), [1, 2], 1))
 
 
+@pytest.mark.slow
 def test_workers_whose_parent_was_killed_end_with_what_nobody_reads():
     reading, writing = os.pipe()
     if (parent := os.fork()) == 0:

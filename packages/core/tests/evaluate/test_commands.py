@@ -279,6 +279,7 @@ def test_tsne_draws_several_encoders_and_says_of_which_features_and_images(run, 
     )
 
 
+@pytest.mark.slow
 def test_tsne_gives_the_similarity_of_the_images_shown(run, method, card, tmp_path, capsys):
     draw_tsne([str(run)], out=str(tmp_path / "tsne.png"), features="projection", **SMALL)
     test = expected_features(run, torch.nn.Sequential(method["encoder"], method["projector"]), card, "test")

@@ -165,6 +165,7 @@ def test_testing_takes_at_most_four_times_as_long_as_training_unless_the_best_co
     assert capsys.readouterr().out.endswith(f", tested {tested}\n")
 
 
+@pytest.mark.slow
 def test_what_is_not_tested_after_each_epoch_still_is_after_the_last_and_has_a_best(run):
     data = DataConfig("digits", workers=0)
     options = {"protocol": "clim_semi", "fraction": 0.01, "epochs": 15, "lr": 0.1, "data": data, **QUIET}
@@ -289,6 +290,7 @@ def test_a_grid_goes_on_where_it_was_stopped_and_other_settings_do_not_continue_
         choose_setting(GRID, measure, folder=tmp_path, settings={"protocol": {"lr": (0.2,)}})
 
 
+@pytest.mark.slow
 def test_a_grid_is_chosen_by_validation_images_alone_and_all_labels_are_trained_on_then(run, monkeypatch, capsys):
     options = {"lr": [0.1, 1e-30], "weight_decay": [0.0, 1e-3], **SHORT | {"batch_size": 4, "epochs": 3}}
     seen = []
@@ -356,6 +358,7 @@ def test_what_cannot_be_is_refused(run, options, message):
         evaluate_finetune(options.pop("encoder"), **options)
 
 
+@pytest.mark.slow
 def test_a_sets_own_validation_images_choose_from_a_grid_by_its_own_metric(root, run):
     options = {"lr": [0.1, 0.01], **SHORT | {"batch_size": 4, "epochs": 1}}
     found = {
@@ -374,6 +377,7 @@ def test_a_sets_own_validation_images_choose_from_a_grid_by_its_own_metric(root,
     assert [result.get("difficult") for result in found.values()] == [None, None, "negative"]
 
 
+@pytest.mark.slow
 def test_images_of_several_classes_are_learned_with_all_their_labels(root, run):
     data = DataConfig("voc2007", root=str(root), workers=0)
     options = {"lr": 0.1, "lr_head": 3.0, **SHORT | {"batch_size": 4, "epochs": 30}}

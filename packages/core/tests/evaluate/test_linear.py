@@ -41,6 +41,7 @@ class MeanColor(nn.Module):
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.slow
 def test_the_probe_learns_what_is_separable(toy_source, name):
     train, test = toy_source([0, 1, 2] * 8), toy_source([0, 1, 2] * 4, seed=1)
     protocol = short(name, epochs=20, lr=1000.0 if name == "simsiam" else 1.0, scale_lr=False)

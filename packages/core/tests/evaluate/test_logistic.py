@@ -93,6 +93,7 @@ def test_the_first_of_equal_penalties_is_chosen_and_each_fit_starts_from_the_one
     assert torch.equal(choice.last, last)
 
 
+@pytest.mark.slow
 def test_the_digits_over_the_whole_grid():
     pixels, labels = load_digits(return_X_y=True)
     order = np.random.RandomState(0).permutation(len(labels))

@@ -138,6 +138,7 @@ def test_transfer_of_a_run_prints_its_plan_and_line_and_writes_it_twice_the_same
     assert evaluate_transfer(str(run), **QUIET) == result
 
 
+@pytest.mark.slow
 def test_transfer_to_several_sets_has_each_ones_metric_and_own_validation_images(root, run, few_penalties, capsys):
     data = DataConfig(root=str(root), workers=0)
     sets = ["pets", "dtd", "voc2007"]

@@ -619,6 +619,7 @@ def problems(draw):
 
 @EVERY
 @pytest.mark.hypothesis
+@pytest.mark.slow
 def test_any_program_draws_the_references_picture(renderer):
     @settings(phases=[Phase.generate], **FEWER.get(renderer, {}))
     @given(problem=problems())
@@ -637,6 +638,7 @@ def test_any_program_draws_the_references_picture(renderer):
 
 @EVERY
 @pytest.mark.hypothesis
+@pytest.mark.slow
 def test_any_smooth_program_draws_every_pixel_of_the_reference(renderer):
     @settings(phases=[Phase.generate], **FEWER.get(renderer, {}))
     @given(

@@ -73,6 +73,7 @@ def test_a_mistake_that_is_refused_in_other_words_is_named(tmp_path):
         check_bad_input(ssl_tiny.train, tmp_path, {"--method.momentum 2": "momentum 2 is too much"})
 
 
+@pytest.mark.slow
 def test_a_mistake_that_is_accepted_is_named(tmp_path):
     with pytest.raises(AssertionError, match=r"--method.momentum 0.5 is not refused"):
         check_bad_input(ssl_tiny.train, tmp_path, {"--method.momentum 0.5": "momentum"})
