@@ -295,7 +295,7 @@ def train_classifier(
         return score()
 
     def measured_before(epochs: int) -> dict[str, float]:
-        return checked_score() if epochs and every and epochs % every == 0 else {}
+        return checked_score() if every is not None and epochs > 0 and epochs % every == 0 else {}
 
     with contextlib.ExitStack() as stack:
         if work is None:
@@ -317,7 +317,7 @@ def train_classifier(
                 start=start,
                 settings=settings,
                 # Not after an epoch: what a checkpoint between two epochs does not hold is measured again.
-                before_epoch=None if every is None else measured_before,
+                before_epoch=measured_before,
                 quiet=quiet,
                 continued_by="the same command",
             )
