@@ -28,6 +28,7 @@ from ssl_core.data import DataConfig, inspect, open_encoded, open_source
 from ssl_core.doctor import doctor
 from ssl_core.evaluate import (
     EvaluateConfig,
+    compare,
     draw_neighbours,
     draw_tsne,
     embed,
@@ -234,6 +235,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "views": draw_views,
     "embed": embed_source,
     "export": export,
+    "compare": compare,
     "report": report,
     "doctor": doctor,
 }

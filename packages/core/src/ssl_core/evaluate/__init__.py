@@ -4,6 +4,10 @@ from ssl_core.evaluate.accuracy import count_classes as count_classes
 from ssl_core.evaluate.accuracy import label_ranks as label_ranks
 from ssl_core.evaluate.classifier import Classifier as Classifier
 from ssl_core.evaluate.classifier import load_classifier as load_classifier
+from ssl_core.evaluate.compare import Row as Row
+from ssl_core.evaluate.compare import compare as compare
+from ssl_core.evaluate.compare import correctness as correctness
+from ssl_core.evaluate.compare import paired_comparison as paired_comparison
 from ssl_core.evaluate.embed import embed as embed
 from ssl_core.evaluate.encoder import find_card as find_card
 from ssl_core.evaluate.encoder import load_encoder as load_encoder
@@ -15,6 +19,9 @@ from ssl_core.evaluate.features import evaluating as evaluating
 from ssl_core.evaluate.features import evaluation_view as evaluation_view
 from ssl_core.evaluate.features import extract_features as extract_features
 from ssl_core.evaluate.features import iterate_features as iterate_features
+from ssl_core.evaluate.few_labels import few_label_curve as few_label_curve
+from ssl_core.evaluate.few_labels import fitting_shots as fitting_shots
+from ssl_core.evaluate.few_labels import standardized as standardized
 from ssl_core.evaluate.finetune import evaluate_finetune as evaluate_finetune
 from ssl_core.evaluate.finetune import fine_tune as fine_tune
 from ssl_core.evaluate.finetune_protocol import FINETUNE_PROTOCOLS as FINETUNE_PROTOCOLS

@@ -77,6 +77,34 @@ def load_encoder(
     return load_backbone(spec), card
 
 
+def load_encoders(
+    specs: Sequence[str], *, like: str | None = None, features: Layer = "backbone", seed: int = 0
+) -> list[tuple[nn.Module, BackboneCard]]:
+    """Several encoders as of :func:`load_encoder`, to be shown side by side.
+
+    Args:
+        specs: names or paths of the encoders.
+        like: run directory or exported backbone whose architecture and input ``random`` and ``pixels`` take; None is
+            the first among ``specs``.
+        features: layer to evaluate.
+        seed: seed of the weights of ``random``.
+
+    Raises:
+        FileNotFoundError: if a path, or a file in it, does not exist.
+        ValueError: if an encoder is given twice, or an argument does not apply.
+    """
+    names = [str(Path(spec).resolve()) if Path(spec).exists() else spec for spec in specs]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise ValueError(f"{specs[number]} is given twice; give each encoder once")
+    if like is not None and not BASELINES & set(specs):
+        raise ValueError(f"like {like!r} is for random and pixels; {', '.join(specs)} say themselves what they are")
+    like = like or next((spec for spec in specs if spec not in BASELINES and Path(spec).exists()), None)
+    return [
+        load_encoder(spec, like=like if spec in BASELINES else None, features=features, seed=seed) for spec in specs
+    ]
+
+
 def find_card(path: str) -> BackboneCard:
     """The card of a run directory or of an exported backbone.
 

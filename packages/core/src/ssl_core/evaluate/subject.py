@@ -193,7 +193,16 @@ def load_subject(
         FileNotFoundError: for a path that does not exist, the folder ``out`` among them.
         ValueError: for what does not fit together.
     """
-    if out is not None and not Path(out).is_dir():
-        raise FileNotFoundError(f"there is no folder {out} to write the result to")
+    check_out(out)
     module, card = load_encoder(encoder, like=like, features=features, seed=seed)
     return Subject(encoder, module.to(device), card, data or run_data(like or encoder), device)
+
+
+def check_out(out: str | None) -> None:
+    """Find, before any work, that the folder that a result is to be written to is not there.
+
+    Raises:
+        FileNotFoundError: naming it.
+    """
+    if out is not None and not Path(out).is_dir():
+        raise FileNotFoundError(f"there is no folder {out} to write the result to")

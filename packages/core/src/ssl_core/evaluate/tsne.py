@@ -20,7 +20,7 @@ from torch import Tensor
 from ssl_core.data import DataConfig, ImageSource, MemoryImages, open_source
 from ssl_core.data.source import readable
 from ssl_core.evaluate.accuracy import check_labels, count_classes
-from ssl_core.evaluate.encoder import BASELINES, Layer, load_encoder, shared_data
+from ssl_core.evaluate.encoder import Layer, load_encoders, shared_data
 from ssl_core.evaluate.similarity import inter_class_similarity, intra_class_similarity
 from ssl_core.evaluate.subject import Subject
 from ssl_core.files import write_atomically
@@ -192,7 +192,8 @@ def draw_tsne(
         images_per_class: number of random test images of each class; all where there are no more.
         perplexity: number of neighbors that each image is to keep close, about.
         data: labeled images; None takes those of the runs among ``encoders`` and ``like``, if they agree.
-        like: run directory or exported backbone whose input ``random`` and ``pixels`` take.
+        like: run directory or exported backbone whose input ``random`` and ``pixels`` take; None is the first among
+            ``encoders``.
         features: layer to evaluate: ``backbone``, or ``projection``, the projector after it.
         device: device that computes the features.
         seed: seed of the choice of classes and images, of t-SNE, and of the weights of ``random``.
@@ -217,12 +218,7 @@ def draw_tsne(
         raise ValueError(f"classes must be 2 to {MOST_CLASSES}, as many as colors can tell apart, got {classes}")
     if images_per_class < 2:
         raise ValueError(f"images_per_class must be at least 2, got {images_per_class}")
-    if like is not None and not BASELINES & set(encoders):
-        raise ValueError(f"like {like!r} is for random and pixels; {', '.join(encoders)} say themselves what they are")
-    loaded = [
-        load_encoder(encoder, like=like if encoder in BASELINES else None, features=features, seed=seed)
-        for encoder in encoders
-    ]
+    loaded = load_encoders(encoders, like=like, features=features, seed=seed)
     channels = {card.channels: encoder for encoder, (_, card) in zip(encoders, loaded, strict=True)}
     if len(channels) > 1:
         takes = " and ".join(f"{encoder} takes {count}" for count, encoder in channels.items())
