@@ -1,6 +1,7 @@
 """Fixtures and switches that all packages' tests share."""
 
 import os
+import sys
 from importlib.util import find_spec
 
 # Before torch is imported, and for the processes that tests start: the tensors here are too small for threads to
@@ -54,3 +55,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that does not ask for a report writes none, though the extra is there: a page takes seconds."""
+    if (pretrain := sys.modules.get("ssl_core.pretrain")) is not None:
+        monkeypatch.setattr(pretrain, "has_report", lambda: False)

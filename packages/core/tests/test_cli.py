@@ -182,23 +182,6 @@ def test_export_writes_weights_and_card(run, tmp_path):
     assert (tmp_path / "x.json").exists()
 
 
-@pytest.mark.slow
-def test_report_shows_three_encoders_and_two_pictures(run, capsys):
-    main(["report", str(run), "--device", "cpu"])
-    printed = capsys.readouterr().out
-    for title in ("raw pixels", "random encoder", "trained encoder"):
-        assert title in printed
-    assert Image.open(run / "neighbours.png").size[0] > 500
-    assert (run / "views.png").exists()
-    assert "ssl-any-train --config list" in printed
-
-
-def test_report_keeps_the_views_that_training_has_drawn(run):
-    (run / "views.png").write_bytes(b"drawn by training")
-    main(["report", str(run), "--device", "cpu"])
-    assert (run / "views.png").read_bytes() == b"drawn by training"
-
-
 def test_doctor_says_which_implementation_each_op_uses(capsys):
     main(["doctor"])
     printed = capsys.readouterr().out

@@ -129,6 +129,7 @@ def within_budget(
     steps_per_epoch: int,
     num_images: int,
     num_evaluated: int,
+    end_s: float = 0.0,
     given: Collection[str] = (),
 ) -> Config:
     """The configuration with as many steps as end in time.
@@ -140,13 +141,14 @@ def within_budget(
         steps_per_epoch: number of optimizer steps of an epoch.
         num_images: number of training images.
         num_evaluated: number of images whose features a kNN needs; 0 without one.
+        end_s: seconds of what follows the kNN.
         given: keys that stay as they are.
 
     Raises:
         ValueError: if not even one step does.
     """
     assert config.budget is not None
-    left_s = seconds_of(config.budget) - elapsed_s - _END_S - num_evaluated * costs.image_s
+    left_s = seconds_of(config.budget) - elapsed_s - _END_S - end_s - num_evaluated * costs.image_s
     fitted = config
     steps = 0
     for _ in range(4):  # what is done between epochs depends on their number, which depends on it

@@ -29,7 +29,6 @@ from ssl_core.doctor import doctor
 from ssl_core.evaluate import (
     EvaluateConfig,
     compare,
-    draw_neighbours,
     draw_tsne,
     embed,
     evaluate_finetune,
@@ -43,6 +42,7 @@ from ssl_core.evaluate import (
 )
 from ssl_core.evaluate.online import decoded_side
 from ssl_core.recipes import recipe_path
+from ssl_core.report import write_report
 from ssl_core.run import PretrainConfig, choose_device
 from ssl_core.views import ViewConfig, make_view_specs, save_view_gallery
 
@@ -151,43 +151,37 @@ def embed_source(
     embed(model, out, data=data, split=split, features=features, device=device)
 
 
-def report(run: str, *, device: torch.device | str = "cpu") -> None:
-    """Show what a run has learned: kNN of raw pixels, of the random and of the trained encoder, and a picture.
+def report(
+    runs: list[str],
+    *,
+    data: DataConfig | None = None,
+    images: int = 5000,
+    out: str | None = None,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Write what runs have learned as a page for a browser: curves, views, neighbors, map, classes.
 
     Args:
-        run: run directory on data with labels and a test split.
+        runs: run directories, shown side by side.
+        data: images to look at; null takes those that all runs were trained on.
+        images: largest number of images of a split that are looked at, drawn by a seed.
+        out: file of the page; null is report.html in the run directory, where there is one.
         device: device that computes the features.
     """
-    settings = read_nodes(run).evaluate
-    neighbours, views = Path(run) / "neighbours.png", Path(run) / "views.png"
-    results = {
-        title: evaluate_knn(
-            encoder, like=like, k=settings.k, temperature=settings.temperature, device=device, progress=False
+    path, look, votes = write_report(runs, data=data, images=images, out=out, device=device)
+    if votes is not None:
+        print(
+            f"\n{votes.num_bank:,} training and {len(votes.labels):,} test images of {look.shown.name}; "
+            f"kNN with k = {votes.k}, T = {votes.temperature:g}, cosine\n"
         )
-        for title, encoder, like in (
-            ("raw pixels", "pixels", run),
-            ("random encoder", "random", run),
-            ("trained encoder", run, None),
-        )
-    }
-    draw_neighbours(run, str(neighbours), device=device, progress=False)
-    if not views.exists():  # training has drawn them, with those that a method adds to the configuration's
-        draw_views(run, out=str(views))
-    trained = results["trained encoder"]
-    print(
-        f"\n{trained['num_train']:,} training and {trained['num_test']:,} test images of {trained['test']}; "
-        f"kNN with k = {settings.k}, T = {settings.temperature:g}, cosine\n"
-    )
-    command = f"{load_card(Path(run) / 'backbone.json').recipe}-train"
-    for title, result in results.items():
-        print(f"  {title:16} {100 * result['top1']:5.1f} %  {'#' * round(40 * result['top1'])}")
+        for title in votes.predicted:
+            print(f"  {title:16} {100 * votes.top1(title):5.1f} %  {'#' * round(40 * votes.top1(title))}")
+    command = f"{load_card(Path(runs[0]) / 'backbone.json').recipe}-train"
     print(f"""
-pictures   {neighbours}  nearest neighbours by each of the three
-           {views}  what the encoder sees
-backbone   {Path(run) / "backbone.safetensors"}  (ssl_core.load_backbone, timm, torchvision)
-log        {Path(run) / "metrics.jsonl"}
+report     {path}  (open it in a browser)
+backbone   {Path(runs[0]) / "backbone.safetensors"}  (ssl_core.load_backbone, timm, torchvision)
 
-next       ssl-core eval linear {run} --protocol cached
+next       ssl-core eval linear {runs[0]} --protocol cached
            {command} --config list
            {command} --data.source FOLDER --budget 10m --out runs/mine""")
 
@@ -252,6 +246,7 @@ _TAKES_SOURCE = (scan, embed_source)
 _OWN_IMAGES = (evaluate_voc07,)  # of the node data they take where these are, and how they are read
 _WHERE = {"root", "channels", "workers", "renderer", "memory_gib", "broken_limit", "scaled_decode"}
 _SHARED = (evaluate_finetune, evaluate_linear)  # by the processes that torchrun starts
+_SEVERAL = {"encoders", "runs"}
 _FLAGS = {
     "dry_run": "say what would be done, and do nothing",
     "keep": "leave the folders of checkpoint and log when all is done",
@@ -265,11 +260,11 @@ def _parser(function: Callable[..., Any]) -> ArgumentParser:
     takes_source = function in _TAKES_SOURCE
     if takes_source:
         parser.add_argument("source", nargs="+", help="a name or path, or several paths")
-    if "encoders" in arguments:
-        parser.add_argument("encoders", nargs="+", help="which, one or more")
+    for several in _SEVERAL & arguments.keys():
+        parser.add_argument(several, nargs="+", help="which, one or more")
     # An encoder or a run is named as it is; a source is one or more values and so stands apart.
     positional = bool({"encoder", "run"} & arguments.keys())
-    skip: set[str | int] = {"data", "device", "progress", "sources", "encoders", *_FLAGS}
+    skip: set[str | int] = {"data", "device", "progress", "sources", *_SEVERAL, *_FLAGS}
     parser.add_function_arguments(function, as_positional=positional, skip=skip)
     if "data" in arguments:
         unread = DataConfig.__dataclass_fields__.keys() - _WHERE if function in _OWN_IMAGES else set()
@@ -305,8 +300,8 @@ def _call(function: Callable[..., Any], options: Namespace) -> None:
             keywords["data"] = DataConfig(**changes)
         elif changes:
             # Some values given, but not the images: the rest is the run's or the configuration's own.
-            if "encoders" in keywords:
-                own = shared_data(keywords["encoders"], keywords.get("like"))
+            if several := _SEVERAL & keywords.keys():
+                own = shared_data(keywords[several.pop()], keywords.get("like"))
             else:
                 own = read_nodes(keywords.get("like") or keywords.get("encoder") or keywords["config"]).data
             keywords["data"] = replace(own, **changes)

@@ -5,13 +5,15 @@ changes no file. Then the run directory is claimed and training starts. In the e
 the data has labels, evaluated by a kNN.
 """
 
+import json
 import logging
+import platform
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -37,10 +39,11 @@ from ssl_core.data import Batches, Images, decoded, identity, normalization, ope
 from ssl_core.data.files import holds_images
 from ssl_core.evaluate import collapse, evaluate_knn, health
 from ssl_core.evaluate.online import decoded_side, fitting_knn, knn_of_method
-from ssl_core.files import copy_atomically
+from ssl_core.files import copy_atomically, write_json
 from ssl_core.folder import LAST, check_writable, claimed, find_run, last_saved_ns
 from ssl_core.given import is_given
 from ssl_core.nn import encoder_options, stem_for
+from ssl_core.report import check_report, has_report, write_report
 from ssl_core.run import Config, MakeMethod, Prepare, PretrainConfig, Run, TrainedMethod, choose_device
 from ssl_core.summary import summary
 from ssl_core.train import Method, learning_rate, train
@@ -49,6 +52,10 @@ from ssl_core.train.log import load_tensorboard
 from ssl_core.views import ViewSpec, choose_renderer, save_view_gallery
 
 logger = logging.getLogger(__name__)
+
+HISTORY = "run.json"
+_REPORT_IMAGES = 1000  # of a split
+_REPORT_S = 8.0  # beside the features of these images by two encoders
 
 
 def pretrain(
@@ -103,6 +110,8 @@ def pretrain(
     check_writable(out or Path("runs"))
     if config.train.tensorboard:
         load_tensorboard()
+    if config.report:
+        check_report()
     saved_ns = last_saved_ns(out)
     if out is not None and saved_ns is None and holds_images(out):
         raise ValueError(
@@ -122,8 +131,9 @@ def pretrain(
     images = open_encoded(data)
     found = distributed.broadcast_object(identity(images) if distributed.is_main() else {})
     is_same = content is None or same_data(content, found, accept=data.changed == "accept")
+    decisions: list[Decision] = []
     if content is None:
-        config = _settled(config, make_method, images, device, given)
+        config, decisions = _settled(config, make_method, images, device, given)
         specs = config.view_specs()
         data = replace(data, workers=config.data.workers)
     at_least = decoded_side(specs)
@@ -132,6 +142,7 @@ def pretrain(
     if content is None:
         config = give_way(config, config.fitting(len(source)), given, f"for there are {len(source)} images")
     evaluate, knn = fitting_knn(data, config.evaluate, source, at_least, given)
+    writes_report = has_report() if config.report is None else config.report
     config = replace(config, evaluate=evaluate)
 
     make_parts = partial(build, make_method=make_method, channels=len(mean), device=device)
@@ -165,6 +176,7 @@ def pretrain(
             steps_per_epoch=batches.batches_per_epoch,
             num_images=len(source),
             num_evaluated=0 if knn is None else sum(map(len, knn)),
+            end_s=writes_report * (_REPORT_S + 4 * _REPORT_IMAGES * costs.image_s),
             given=given or (),
         )
         del batches
@@ -203,7 +215,7 @@ def pretrain(
         run = Run(config, method, source, batches, card, device, folder)
         before_epoch = prepare and prepare(run)
         if distributed.is_main():
-            _begin(run, checkpoint, specs)
+            _begin(run, checkpoint, specs, decisions)
             print(summary(run), flush=True)
 
         started = time.perf_counter()
@@ -241,6 +253,8 @@ def pretrain(
                     sources=knn,
                 )
                 save_card(folder / "backbone.json", replace(card, metrics={"knn_top1": result["top1"]}))
+            if writes_report:
+                _report(folder, device)
         distributed.barrier()
     return folder
 
@@ -251,8 +265,8 @@ def _settled(
     images: Images,
     device: torch.device,
     given: Collection[str] | None,
-) -> Config:
-    """The configuration with everything decided that can be before anything is decoded, and said."""
+) -> tuple[Config, list[Decision]]:
+    """The configuration with everything decided that can be before anything is decoded, and said; and what was."""
     machine, seen = this_machine(device), look_at(images)
     decisions: list[Decision] = []
     tried = [key for key in ("train.batch_size", "data.workers") if not is_given(given or (), key)]
@@ -280,22 +294,53 @@ def _settled(
         decisions += [fewer] if fewer else []
     if decisions and distributed.is_main():
         print(f"decided for {seen.number:,} images on {machine}:\n{decisions_text(decisions)}", flush=True)
-    return distributed.broadcast_object(config)
+    return distributed.broadcast_object((config, decisions))
 
 
-def _begin(run: Run[PretrainConfig, Method], checkpoint: Path | None, specs: Sequence[ViewSpec]) -> None:
+def _begin(
+    run: Run[PretrainConfig, Method],
+    checkpoint: Path | None,
+    specs: Sequence[ViewSpec],
+    decisions: Sequence[Decision],
+) -> None:
     """Write what a run directory holds from the first step on, over what an earlier try has left there."""
     folder, config = run.folder, run.config
     is_new = checkpoint is None or checkpoint.resolve() != (folder / LAST).resolve()
     if checkpoint is not None and is_new:
         (folder / LAST).parent.mkdir(exist_ok=True)
         copy_atomically(checkpoint, folder / LAST)
-        metrics = checkpoint.parents[1] / "metrics.jsonl"
-        if metrics.exists() and metrics.resolve() != (folder / metrics.name).resolve():
-            copy_atomically(metrics, folder / metrics.name)
+        for name in ("metrics.jsonl", HISTORY):
+            file = checkpoint.parents[1] / name
+            if file.exists() and file.resolve() != (folder / name).resolve():
+                copy_atomically(file, folder / name)
     # What says where a run lies, and what it was allowed once, would make a repetition or continuation another one.
     saved = replace(config, out=None, resume=None, data=replace(config.data, changed="refuse"))
     save_card(folder / "backbone.json", run.card)  # first, since a config.yaml alone would be somebody's own
     save_config(saved, folder / "config.yaml")
+    _write_history(run, decisions, is_continued=checkpoint is not None)
     if is_new or not (folder / "views.png").exists():
         save_view_gallery(run.source, specs, folder / "views.png", seed=config.seed)
+
+
+def _write_history(run: Run[PretrainConfig, Method], decisions: Sequence[Decision], *, is_continued: bool) -> None:
+    """Write what nothing else in a run directory says: the machines, one after the other, and what was decided."""
+    path = run.folder / HISTORY
+    history: dict[str, Any] = {"machines": [], "decisions": [list(decision) for decision in decisions]}
+    if is_continued and path.exists():
+        history = json.loads(path.read_text())
+    processes = distributed.world_size()
+    machine = (
+        f"{this_machine(run.device)}{f' x {processes}' * (processes > 1)}, {platform.system()} {platform.machine()}"
+    )
+    if machine not in history["machines"][-1:]:
+        history["machines"].append(machine)
+    write_json(path, history)
+
+
+def _report(folder: Path, device: torch.device) -> None:
+    """Write the report of a finished run; where it cannot be, what was trained is none the worse for it."""
+    try:
+        path = write_report([str(folder)], images=_REPORT_IMAGES, device=device, progress=False).path
+        print(f"the report is {path}: open it in a browser")
+    except (OSError, ValueError) as error:
+        logger.warning("no report: %s", error)

@@ -46,6 +46,8 @@ class PretrainConfig:
             :func:`ssl_core.auto.decided`; the saved configuration says false, and has the values.
         budget: time that the whole run takes, such as 2h, 45m or 600s, in place of ``train.epochs``; the number of
             steps that fit is saved in ``train.steps``.
+        report: whether ``report.html`` is written in the end, from 1000 images of a split; null is where the extra
+            ``report`` is installed.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -60,6 +62,7 @@ class PretrainConfig:
     seed: int = 0
     auto: bool = False
     budget: str | None = None
+    report: bool | None = None
 
     def __post_init__(self) -> None:
         if self.budget is not None:

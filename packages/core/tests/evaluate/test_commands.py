@@ -16,7 +16,6 @@ from ssl_core.data import DataConfig, open_source
 from ssl_core.evaluate import (
     FINETUNE_PROTOCOLS,
     Subject,
-    draw_neighbours,
     draw_tsne,
     embed,
     evaluate_finetune,
@@ -416,9 +415,6 @@ BY_COMMAND = {
     "knn": lambda run, data, folder: evaluate_knn(str(run), data=data, k=5, out=str(folder), **QUIET),
     "linear": evaluated_linear,
     "similarity": lambda run, data, folder: evaluate_similarity(str(run), data=data, out=str(folder), **QUIET),
-    "neighbours": lambda run, data, folder: draw_neighbours(
-        str(run), str(folder / "x.png"), data=data, rows=4, k=3, **QUIET
-    ).read_bytes(),
     "tsne": lambda run, data, folder: draw_tsne(
         [str(run)], out=str(folder / "x.png"), data=data, **(SMALL | {"perplexity": 1.5})
     ).read_bytes(),
@@ -496,15 +492,6 @@ def test_an_export_is_the_last_checkpoint(run, method, tmp_path):
     with torch.no_grad():
         assert torch.equal(load_backbone(path)(images), method["encoder"](images))
     assert load_card(tmp_path / "exported.json") == load_card(run / "backbone.json")
-
-
-def test_neighbours_are_drawn_to_a_png(run, tmp_path):
-    path = draw_neighbours(str(run), str(tmp_path / "neighbours.png"), rows=4, k=3, **QUIET)
-    with Image.open(path) as picture:
-        assert picture.format == "PNG"
-        assert picture.size[0] > 3 * 3 * 64
-    with pytest.raises(FileNotFoundError, match="no folder"):
-        draw_neighbours(str(run), str(tmp_path / "missing" / "x.png"), **QUIET)
 
 
 def test_images_of_other_channels_than_the_encoders_are_refused(run, tmp_path):

@@ -37,9 +37,6 @@ from ssl_core.evaluate.knn import nearest as nearest
 from ssl_core.evaluate.linear import LinearResult as LinearResult
 from ssl_core.evaluate.linear import evaluate_linear as evaluate_linear
 from ssl_core.evaluate.linear import linear_probe as linear_probe
-from ssl_core.evaluate.neighbours import choose_queries as choose_queries
-from ssl_core.evaluate.neighbours import draw_neighbours as draw_neighbours
-from ssl_core.evaluate.neighbours import neighbour_picture as neighbour_picture
 from ssl_core.evaluate.online import EvaluateConfig as EvaluateConfig
 from ssl_core.evaluate.protocol import PROTOCOLS as PROTOCOLS
 from ssl_core.evaluate.protocol import Protocol as Protocol

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 _CLASS_STREAM, _IMAGE_STREAM, _DRAWING_STREAM = ((0x74736E65, purpose) for purpose in range(3))  # "tsne"
 # Chosen so that people with a color vision deficiency can tell them apart: Petroff, 2021, arXiv 2107.02270. Colors
 # close to each other, such as the two grays, differ in their marker as well.
-_COLORS = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"]
+COLORS = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"]
 _MARKERS = "o^"
-MOST_CLASSES = len(_COLORS)
+MOST_CLASSES = len(COLORS)
 _COLUMNS = 4  # panels in a row
 _PANEL, _LEGEND, _TITLE, _CAPTION = 3.2, 1.6, 0.4, 0.3  # inches
 _NAME_LENGTH = 24  # characters
@@ -140,7 +140,7 @@ def tsne_picture(
     for axes, (title, points) in zip(grid, panels, strict=False):
         for shape, marker in enumerate(_MARKERS):
             drawn = rank % len(_MARKERS) == shape
-            colors = [_COLORS[index] for index in rank[drawn].tolist()]
+            colors = [COLORS[index] for index in rank[drawn].tolist()]
             axes.scatter(*points[order][drawn].T.numpy(), s=7, c=colors, marker=marker, linewidths=0)
         axes.set_title(title, fontsize=9, parse_math=False)
         # The plane of t-SNE has no directions and no unit, but one scale.
@@ -150,7 +150,7 @@ def tsne_picture(
     for axes in grid[len(panels) :]:
         axes.remove()
     entries = [
-        Line2D([], [], linestyle="", marker=_MARKERS[index % len(_MARKERS)], color=_COLORS[index])
+        Line2D([], [], linestyle="", marker=_MARKERS[index % len(_MARKERS)], color=COLORS[index])
         for index in range(len(shown))
     ]
     classes = [_shortened(names[label]) for label in shown.tolist()]

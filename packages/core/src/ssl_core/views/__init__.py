@@ -9,6 +9,7 @@ from ssl_core.views.config import ViewConfig as ViewConfig
 from ssl_core.views.config import make_ops as make_ops
 from ssl_core.views.config import make_view_specs as make_view_specs
 from ssl_core.views.gallery import save_view_gallery as save_view_gallery
+from ssl_core.views.gallery import to_picture as to_picture
 from ssl_core.views.gallery import view_gallery as view_gallery
 from ssl_core.views.images import pack_images as pack_images
 from ssl_core.views.images import unpack_images as unpack_images

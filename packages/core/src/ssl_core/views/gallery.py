@@ -83,7 +83,7 @@ def view_gallery(
         partner = " (partner)" if spec.partner else ""
         for size, views in zip(spec.sizes, zip(*rows, strict=True), strict=True):
             side = size * zoom
-            pictures = [_picture(view).resize((side, side), Image.Resampling.NEAREST) for view in views]
+            pictures = [to_picture(view).resize((side, side), Image.Resampling.NEAREST) for view in views]
             columns.append((f"{view_index}: {spec.name}{parent}{partner}\n{size} px", pictures))
 
     widths = [max(_SMALLEST_CELL, *(picture.width for picture in pictures)) for _, pictures in columns]
@@ -138,12 +138,17 @@ def _fitted(image: Num[Tensor, "c h w"], cell: int) -> Image.Image:
         fitted = F.interpolate(to_unit(image)[None], size=size, mode="nearest")
     else:
         fitted = F.interpolate(to_unit(image)[None], size=size, mode="bilinear", antialias=True)
-    return _picture(fitted[0])
+    return to_picture(fitted[0])
 
 
-def _picture(view: Float32[Tensor, "c h w"]) -> Image.Image:
-    channels = len(view)
-    if channels < 3:
+def to_picture(view: Float32[Tensor, "c h w"]) -> Image.Image:
+    """An image in [0, 1] for a person: of one or two channels their mean in gray, of more than three the first three.
+
+    Example:
+        >>> to_picture(torch.rand(5, 8, 6)).size
+        (6, 8)
+    """
+    if len(view) < 3:
         view = view.mean(dim=0, keepdim=True).expand(3, -1, -1)
     levels = (view[:3] * 255).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())

@@ -1,0 +1,182 @@
+"""A report as it is written by a run, and as a browser shows it."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from ssl_tiny.train import main
+
+from ssl_core.cli import main as ssl_core
+from ssl_core.report import page, plots
+from ssl_core.report.look import Part
+from ssl_core.report.plots import thumbnails
+
+TRAIN = ["--config", "smoke", "--evaluate.k", "5", "--train.log_every", "2", "--train.steps", "20"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run that wrote its report in the end, with decisions and a machine."""
+    folder = tmp_path_factory.mktemp("report") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ssl_core.pretrain._REPORT_IMAGES", 60)
+        main([*TRAIN, "--report", "true", "--train.precision", "auto", "--out", str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium, which `.ci/run` installs."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs chromium")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture(params=[1280, 400])
+def opened(run, browser, request):
+    """The report on a screen of that width without a network, and what went wrong."""
+    wrong: list[str] = []
+    with browser.new_context(viewport={"width": request.param, "height": 900}, offline=True) as context:
+        shown = context.new_page()
+        shown.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        shown.on("pageerror", lambda error: wrong.append(str(error)))
+        shown.on("request", lambda asked: wrong.append(asked.url) if asked.url.startswith("http") else None)
+        shown.goto((run / "report.html").as_uri())
+        shown.wait_for_selector("#map .bk-Figure")
+        yield shown, wrong
+
+
+@pytest.mark.slow
+def test_a_browser_shows_it_without_a_network_or_an_error_and_without_scrolling_sideways(opened):
+    shown, wrong = opened
+    assert shown.evaluate("document.documentElement.scrollWidth") <= shown.viewport_size["width"]
+    assert shown.locator("h1").count() == 1
+    assert shown.locator("main h2").count() == shown.locator("nav a").count() == 6
+    assert not shown.locator("img:not([alt])").count()
+    assert shown.locator("#training .bk-Figure").count() == 7
+    assert wrong == []
+
+
+@pytest.mark.slow
+def test_pointing_at_a_dot_shows_its_image_and_a_click_keeps_its_name(opened):
+    shown, wrong = opened
+    # Where the map's first image is on the screen, as Bokeh has it.
+    place = """() => {
+        const figures = Bokeh.documents.flatMap(each => [...each._all_models.values()])
+        const renderer = figures.find(each => each.type == "GlyphRenderer" && each.data_source.data.thumbnail)
+        const view = Bokeh.index.find_one_by_id
+            ? [...Bokeh.index.all_views()].find(each => each.model === renderer) : null
+        const {left, top} = view.plot_view.canvas_view.el.getBoundingClientRect()
+        const data = renderer.data_source.data
+        const [x] = view.coordinates.x_scale.v_compute([data.x0[0]])
+        const [y] = view.coordinates.y_scale.v_compute([data.y0[0]])
+        return {x: left + x, y: top + y, path: data.path[0]}
+    }"""
+    shown.locator("#map .bk-Figure").scroll_into_view_if_needed()
+    shown.wait_for_timeout(200)
+    at = shown.evaluate(place)
+    shown.mouse.move(at["x"] - 3, at["y"])
+    shown.mouse.move(at["x"], at["y"])
+    image = shown.locator(".tip img").first
+    image.wait_for()
+    assert image.evaluate("image => image.complete && image.naturalWidth > 0")
+    shown.mouse.click(at["x"], at["y"])
+    assert at["path"] in shown.locator("#paths").input_value().split()
+    assert wrong == []
+
+
+def test_a_run_writes_what_was_decided_and_where(run):
+    history = json.loads((run / "run.json").read_text())
+    assert "CPU core" in history["machines"][0]
+    assert [key for key, _, _ in history["decisions"]] == ["train.precision"]
+    html = (run / "report.html").read_text()
+    assert history["machines"][0] in html
+    assert "a step takes float32" in html
+    assert f"ssl-tiny-train --config {run / 'config.yaml'} --out {run}-again" in html
+
+
+@pytest.mark.slow
+def test_the_command_prints_what_each_encoder_is_worth_and_shows_runs_side_by_side(run, tmp_path, capsys):
+    ssl_core(["report", str(run), "--images", "60", "--out", str(tmp_path / "x.html"), "--device", "cpu"])
+    printed = capsys.readouterr().out
+    for title in ("raw pixels", "random encoder", "trained encoder"):
+        assert f"  {title:16} " in printed
+    assert "ssl-tiny-train --config list" in printed
+    other = shutil.copytree(run, tmp_path / "other")
+    ssl_core(["report", str(run), str(other), "--images", "60", "--out", str(tmp_path / "two.html")])
+    html = (tmp_path / "two.html").read_text()
+    assert "Report on run, other" in html
+    assert html.count('<th scope="col">other</th>') == 2  # what was trained, neighbors
+
+
+@pytest.mark.slow
+def test_images_without_labels_have_a_map_and_no_classes(tmp_path, run):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(24):
+        Image.new("L", (16, 16), 10 * index).save(folder / f"{index}.png")
+    ssl_core(["report", str(run), "--data.source", str(folder), "--out", str(tmp_path / "x.html"), "--device", "cpu"])
+    html = (tmp_path / "x.html").read_text()
+    assert "Without labeled test images there are no accuracies." in html
+    assert 'id="classes"' not in html
+    assert "24 training images, close where their features are" in html
+
+
+def test_a_few_images_have_neighbors_and_no_map(tmp_path, run):
+    for index in range(2):
+        Image.new("L", (16, 16), 100 * index).save(tmp_path / f"{index}.png")
+    ssl_core(["report", str(run), "--data.source", str(tmp_path), "--out", str(tmp_path / "x.html"), "--device", "cpu"])
+    assert "No map: 2 images are too few, it takes 10." in (tmp_path / "x.html").read_text()
+
+
+def refusal(*arguments, capsys):
+    with pytest.raises(SystemExit):
+        ssl_core(["report", *arguments, "--device", "cpu"])
+    return capsys.readouterr().err
+
+
+def test_what_cannot_be_reported_is_refused_in_one_line(run, tmp_path, capsys, monkeypatch):
+    assert "not a run directory: it has no config.yaml" in refusal(str(tmp_path), capsys=capsys)
+    assert "2 runs are shown in one file: say which, such as --out report.html" in refusal(
+        str(run), str(run), capsys=capsys
+    )
+    assert "images must be 2 or more, got 1" in refusal(str(run), "--images", "1", capsys=capsys)
+    assert "cannot write" in refusal(str(run), "--out", "/proc/none/x.html", capsys=capsys)
+    bare = shutil.copytree(run, tmp_path / "bare")
+    shutil.rmtree(bare / "checkpoints")
+    assert "there is no checkpoint" in refusal(str(bare), capsys=capsys)
+    monkeypatch.setattr(page, "find_spec", lambda name: None)
+    assert 'pip install "ssl-core[report]"' in refusal(str(run), capsys=capsys)
+
+
+def test_a_run_that_asks_for_a_report_is_refused_without_the_library(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(page, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        main([*TRAIN, "--report", "true", "--out", str(tmp_path / "run")])
+    assert 'pip install "ssl-core[report]"' in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_report_that_fails_harms_no_run(tmp_path, monkeypatch, caplog):
+    def failing(*arguments, **options):
+        raise ValueError("no images today")
+
+    monkeypatch.setattr("ssl_core.pretrain.write_report", failing)
+    main([*TRAIN, "--report", "true", "--out", str(tmp_path / "run")])
+    assert "no report: no images today" in caplog.text
+    assert (tmp_path / "run" / "backbone.safetensors").exists()
+
+
+def test_thumbnails_of_many_images_are_smaller_so_that_they_fit(monkeypatch):
+    noise = torch.rand(100, 3, 48, 48, generator=torch.Generator().manual_seed(0))  # nothing takes more room
+    part = Part("", 100, [""] * 100, torch.zeros(100, dtype=torch.long), noise, {})
+    whole = sum(map(len, thumbnails(part)))
+    monkeypatch.setattr(plots, "_THUMBNAILS", whole / 4)
+    assert sum(map(len, thumbnails(part))) < whole / 2

@@ -1,0 +1,76 @@
+"""Each judgment on a log as such a run writes it; docs/report.md has the rules."""
+
+import math
+
+import pytest
+
+from ssl_core.report import verdicts
+
+STEPS = 40
+
+
+def log(*, loss=lambda part: 6 + 2 * math.exp(-12 * part), wait=0.02, std=0.08, rank=40.0, knn=None, steps=STEPS):
+    """Records of a run, with the loss by the part of the run that is done."""
+    records = []
+    for index in range(steps):
+        part = (index + 1) / steps
+        records.append(
+            {"step": 20 * (index + 1), "loss": loss(part), "chance_loss": 8.3, "data_wait": wait}
+            | {"embedding_std": std, "embedding_std_even": 0.088, "effective_rank": rank}
+        )
+        if knn is not None and (index + 1) % (steps // 8) == 0:
+            records.append({"step": 20 * (index + 1), "knn_top1": knn(part)})
+    return records
+
+
+def kinds(records):
+    return [verdict.kind for verdict in verdicts(records)]
+
+
+def test_a_loss_that_has_settled_below_chance_is_healthy():
+    (verdict,) = verdicts(log())
+    assert verdict == ("healthy", "The loss ends at 6.00, where chance is 8.30.", "")
+
+
+@pytest.mark.parametrize(("std", "rank"), [(0.001, 40.0), (0.08, 2.0)], ids=["no spread", "no dimensions"])
+def test_embeddings_that_are_all_alike_have_collapsed_and_nothing_is_promised_of_longer_training(std, rank):
+    (verdict,) = verdicts(log(std=std, rank=rank, loss=lambda part: 7 - part))
+    assert verdict.kind == "collapsed"
+    assert "--optim.lr" in verdict.remedy
+
+
+def test_a_loss_at_the_level_of_guessing_is_at_chance():
+    assert kinds(log(loss=lambda part: 8.3 - 0.05 * part)) == ["at chance"]
+
+
+def test_waiting_for_a_fifth_of_the_time_is_starvation_whatever_the_loss():
+    assert kinds(log(wait=0.19)) == ["healthy"]
+    (verdict,) = verdicts(log(wait=0.35))
+    assert verdict.kind == "starved of data"
+    assert "35 %" in verdict.text
+    assert "--data.workers" in verdict.remedy
+
+
+def test_a_loss_that_still_falls_is_improving():
+    assert kinds(log(loss=lambda part: 8 - 2 * part)) == ["healthy", "still improving"]
+
+
+def test_noise_is_no_improvement():
+    noisy = log(loss=lambda part: 6 + 0.3 * (-1) ** round(part * STEPS))
+    assert kinds(noisy) == ["healthy"]
+
+
+def test_knn_decides_over_the_loss_where_it_was_measured():
+    falling = {"loss": lambda part: 8 - 2 * part}
+    assert kinds(log(**falling, knn=lambda part: 0.5)) == ["healthy"]
+    assert kinds(log(knn=lambda part: 0.3 + 0.2 * part)) == ["healthy", "still improving"]
+
+
+def test_a_loss_without_a_level_of_chance_is_judged_by_the_rest():
+    records = [{name: value for name, value in record.items() if name != "chance_loss"} for record in log()]
+    assert kinds(records) == ["healthy"]
+
+
+@pytest.mark.parametrize("steps", [0, 7])
+def test_of_a_few_records_nothing_is_said(steps):
+    assert kinds(log(steps=steps)) == ["too short"]
