@@ -171,7 +171,7 @@ def report(
     path, look, votes = write_report(runs, data=data, images=images, out=out, device=device)
     if votes is not None:
         print(
-            f"\n{votes.num_bank:,} training and {len(votes.labels):,} test images of {look.shown.name}; "
+            f"\n{len(votes.known):,} training and {len(votes.labels):,} test images of {look.shown.name}; "
             f"kNN with k = {votes.k}, T = {votes.temperature:g}, cosine\n"
         )
         for title in votes.predicted:

@@ -1,4 +1,4 @@
-"""What labels say about the images of a report: top-1 by class, and the classes that are taken for each other."""
+"""What labels say about the images of a report: how good each encoder is, and which classes it takes for each other."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -7,6 +7,8 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from ssl_core.evaluate import Features, knn_votes
+from ssl_core.evaluate.compare import Row, correctness, paired_comparison
+from ssl_core.evaluate.few_labels import fitting_shots
 from ssl_core.report.look import Look
 
 _EXAMPLES = 3
@@ -32,20 +34,20 @@ class Classified(NamedTuple):
     """The votes of a kNN on the labeled images that are shown.
 
     Attributes:
-        rows: indices of these images among those shown.
+        known: indices of the labeled images in the bank.
+        rows: indices of the labeled images among those shown.
         labels: class of each.
         predicted: by title of the encoder, the class that each is taken for.
         k: number of neighbors that voted.
         temperature: divisor in the weight of a vote.
-        num_bank: number of labeled images in the bank.
     """
 
+    known: Int64[Tensor, " m"]
     rows: Int64[Tensor, " n"]
     labels: Int64[Tensor, " n"]
     predicted: dict[str, Int64[Tensor, " n"]]
     k: int
     temperature: float
-    num_bank: int
 
     def is_right(self, title: str) -> Bool[Tensor, " n"]:
         """Whether the vote names the true class of each image."""
@@ -98,4 +100,36 @@ def classified(look: Look, *, k: int, temperature: float) -> Classified | None:
         ).argmax(dim=1)
         for title in look.shown.features
     }
-    return Classified(rows, look.shown.labels[rows], predicted, k, temperature, len(known))
+    return Classified(known, rows, look.shown.labels[rows], predicted, k, temperature)
+
+
+def compared(look: Look, votes: Classified, *, seed: int) -> list[Row]:
+    """The tests of ``ssl-core compare`` on the images of a report; empty where there are too few of each class.
+
+    Args:
+        look: images and their features.
+        votes: votes on the labeled ones.
+        seed: seed of the draws of labels and of the bootstrap.
+    """
+    assert look.classes is not None
+    labels = look.bank.labels[votes.known]
+    counts = labels.bincount()
+    if (counts > 0).sum() < 2 or counts.max() < 2 or len(votes.rows) < 2:
+        return []
+    found = {
+        title: correctness(
+            Features(look.bank.features[title][votes.known], labels),
+            Features(look.shown.features[title][votes.rows], votes.labels),
+            num_classes=len(look.classes),
+            k=votes.k,
+            shots=fitting_shots(labels),
+            seed=seed,
+        )[0]
+        for title in look.shown.features
+    }
+    tests = next(iter(found.values()))
+    return [
+        row
+        for test in tests
+        for row in paired_comparison(test, {title: right[test] for title, right in found.items()}, seed=seed)
+    ]

@@ -16,9 +16,10 @@ from ssl_core.backbone import BackboneCard, load_card
 from ssl_core.data import DataConfig
 from ssl_core.duration import duration
 from ssl_core.evaluate import tsne_points
+from ssl_core.evaluate.compare import Row
 from ssl_core.files import write_atomically
 from ssl_core.folder import check_writable
-from ssl_core.report.labels import Classified, classified
+from ssl_core.report.labels import Classified, classified, compared
 from ssl_core.report.look import PIXELS, Look, Part, address, look_at_runs
 from ssl_core.report.neighbors import described, neighbors
 from ssl_core.report.verdict import Verdict, verdicts
@@ -207,10 +208,14 @@ def _page(runs: Sequence[_Run], look: Look, votes: Classified | None, seed: int)
         no_map = ""
     except ValueError as error:
         no_map = f"No map: {error}."
+    rows: list[Row] = []
     if votes is not None:
         assert look.classes is not None
         scores = {title: votes.by_class(title) for title in votes.predicted}
         models["by_class"] = plots.by_class(look.classes, scores, look.runs[0])
+        rows = compared(look, votes, seed=seed)
+        if (curve := plots.few_labels(rows)) is not None:
+            models["few_labels"] = curve
     script, parts = components(models)
     found = [fact for fact in ({run.title: run.facts() for run in runs}).values()]
     sections = [
@@ -219,7 +224,7 @@ def _page(runs: Sequence[_Run], look: Look, votes: Classified | None, seed: int)
         ("views", "What the encoder saw"),
         ("neighbors", "Neighbors"),
         ("map", "Map"),
-        *([("classes", "Classes")] if votes else []),
+        *([("worth", "Was it worth it?"), ("classes", "Classes")] if votes else []),
     ]
     page = Environment(loader=PackageLoader("ssl_core.report", "."), autoescape=True).get_template("page.html")
     return page.render(
@@ -241,13 +246,16 @@ def _page(runs: Sequence[_Run], look: Look, votes: Classified | None, seed: int)
         maps=[Markup(part) for name, part in parts.items() if name.startswith("map")],
         map_size=f"{len(look.shown.labels):,}",
         no_map=no_map,
-        scores=[(title, votes.top1(title)) for title in votes.predicted] if votes else [],
+        votes=votes,
+        tests=list(dict.fromkeys(row.test for row in rows)),
+        results={title: [row for row in rows if row.encoder == title] for title in look.shown.features},
+        few_labels=Markup(parts.get("few_labels", "")),
         by_class=Markup(parts.get("by_class", "")),
         confusions=_confusions(look, votes) if votes else [],
         k=votes and votes.k,
         temperature=votes and f"{votes.temperature:g}",
         num_tested=votes and f"{len(votes.labels):,}",
-        num_bank=votes and f"{votes.num_bank:,}",
+        num_bank=votes and f"{len(votes.known):,}",
         footer=f"Looked at {len(look.bank.labels):,} of {look.bank.whole:,} images of {look.bank.name}"
         + (f" and {len(look.shown.labels):,} of {look.shown.whole:,} of {look.shown.name}" if look.has_test else "")
         + f", drawn by seed {seed}; {PIXELS} at {look.shown.pixels.shape[-1]} px.",

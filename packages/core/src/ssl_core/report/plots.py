@@ -15,10 +15,12 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it has none
 from torch import Tensor
 
+from ssl_core.evaluate.compare import Row
 from ssl_core.evaluate.tsne import COLORS
 from ssl_core.report.look import Look, Part, address
 
 RUN_COLORS = COLORS
+_BASELINES = ["#b9ac70", "#94a4a2"]  # of pixels and of the random encoder
 _GRAY = "#6b6b6b"
 _CLUSTERS = 10
 # Bytes of all thumbnails of a map, before base64 makes them a third longer.
@@ -230,6 +232,31 @@ def _colors(groups: Any, number: int) -> list[str]:
     return [palette[group] if group >= 0 else _GRAY for group in groups]
 
 
+def few_labels(rows: Sequence[Row]) -> Model | None:
+    """Top-1 by the number of labels a class, with a dot for each draw; None where there are no such tests.
+
+    Args:
+        rows: results of the tests.
+    """
+    curve = [row for row in rows if row.test.split()[-1] in ("label", "labels")]
+    if not curve:
+        return None
+    ticks = list(dict.fromkeys(row.test.split()[0] for row in curve))
+    plot: Any = _figure("", "labels a class", x_range=ticks)
+    plot.yaxis.axis_label = "top-1, %"
+    encoders = dict.fromkeys(row.encoder for row in curve)
+    for color, encoder in zip(_cycle([*_BASELINES, *RUN_COLORS]), encoders, strict=False):
+        points = [row for row in curve if row.encoder == encoder]
+        mean = ColumnDataSource({"x": ticks, "y": [100 * row.top1 for row in points]})
+        line = plot.line("x", "y", source=mean, color=color, line_width=2, legend_label=encoder)
+        draws = [(row.test.split()[0], 100 * value) for row in points for value in row.draws]
+        plot.scatter(*zip(*draws, strict=True), color=color, size=5, alpha=0.5)
+        plot.add_tools(HoverTool(renderers=[line], tooltips=[("", encoder), ("labels", "@x"), ("top-1", "@y{0.0} %")]))
+    _legend_below(plot)
+    drawn: Model = plot
+    return drawn
+
+
 def by_class(names: Sequence[str], scores: Mapping[str, Mapping[int, float]], order: str) -> Model:
     """Top-1 of each class by several encoders, as dots on a line for each class.
 
@@ -242,7 +269,7 @@ def by_class(names: Sequence[str], scores: Mapping[str, Mapping[int, float]], or
     rows = [_unique(names, label) for label in labels]
     plot: Any = _figure("", "top-1, %", y_range=rows)
     plot.height = 90 + 18 * len(rows)  # the axis, and the classes
-    for color, (title, values) in zip(_cycle(["#b9ac70", "#94a4a2", *RUN_COLORS]), scores.items(), strict=False):
+    for color, (title, values) in zip(_cycle([*_BASELINES, *RUN_COLORS]), scores.items(), strict=False):
         source = ColumnDataSource({"x": [100 * values[label] for label in labels], "y": rows})
         dots = plot.scatter("x", "y", source=source, size=9, color=color, legend_label=title)
         plot.add_tools(HoverTool(renderers=[dots], tooltips=[("", title), ("class", "@y"), ("top-1", "@x{0.0} %")]))
