@@ -44,9 +44,6 @@ from ssl_core.evaluate.near_duplicates import false_negatives as false_negatives
 from ssl_core.evaluate.near_duplicates import near_duplicates as near_duplicates
 from ssl_core.evaluate.near_duplicates import outliers as outliers
 from ssl_core.evaluate.near_duplicates import whitening as whitening
-from ssl_core.evaluate.neighbours import choose_queries as choose_queries
-from ssl_core.evaluate.neighbours import draw_neighbours as draw_neighbours
-from ssl_core.evaluate.neighbours import neighbour_picture as neighbour_picture
 from ssl_core.evaluate.online import EvaluateConfig as EvaluateConfig
 from ssl_core.evaluate.protocol import PROTOCOLS as PROTOCOLS
 from ssl_core.evaluate.protocol import Protocol as Protocol
