@@ -182,6 +182,18 @@ def test_export_writes_weights_and_card(run, tmp_path):
     assert (tmp_path / "x.json").exists()
 
 
+def test_export_writes_what_others_load(run, tmp_path, capsys):
+    main(["export", str(run), str(tmp_path / "x.pt2"), "--to", "torch"])
+    assert torch.export.load(tmp_path / "x.pt2").module()(torch.rand(3, 3, 16, 16)).shape == (3, 8)
+    assert capsys.readouterr().out == f"wrote {tmp_path}/x.pt2: resnet18, 8 features, input 3 x 16 px\n"
+    with pytest.raises(SystemExit):
+        main(["export", str(run), str(tmp_path / "x"), "--to", "timm"])
+    assert "its stem small is a 3x3 convolution" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["export", str(run), str(tmp_path / "x"), "--to", "coreml"])
+    assert "--to coreml: expected one of safetensors, timm, onnx, torch" in capsys.readouterr().err
+
+
 def test_doctor_says_which_implementation_each_op_uses(capsys):
     main(["doctor"])
     printed = capsys.readouterr().out

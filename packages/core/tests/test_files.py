@@ -6,7 +6,7 @@ from torch import nn
 
 from ssl_core.backbone import BackboneCard, save_backbone, save_card
 from ssl_core.config import save_config
-from ssl_core.files import copy_atomically
+from ssl_core.files import check_file, copy_atomically, new_folder
 from ssl_core.train import TrainConfig
 from ssl_core.train.log import Log
 from ssl_core.views import ViewConfig, make_view_specs, save_view_gallery
@@ -66,3 +66,42 @@ def test_a_full_disk_ends_the_log_with_its_name(tmp_path, full_disk):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"cannot write .*none/config.yaml \(No such file or directory\)"):
         save_config(TrainConfig(), tmp_path / "none" / "config.yaml")
+
+
+def test_a_file_that_cannot_be_written_is_named_before_the_work_and_nothing_is_left(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*none to write x\.png to"):
+        check_file(tmp_path / "none" / "x.png")
+    (tmp_path / "x.png").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"x\.png is a folder; give the name of a file"):
+        check_file(tmp_path / "x.png")
+    check_file(tmp_path / "y.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(PermissionError, match=r"cannot write .*y\.png \(Permission denied\)"):
+        check_file(tmp_path / "y.png")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path, there):
+    path = tmp_path / "x"
+    if there:
+        path.mkdir()
+    (tmp_path / "x.part").mkdir()  # as a killed process leaves it
+    (tmp_path / "x.part" / "half").touch()
+    before = {"x"} if there else set()
+
+    def fill(*, stopped):
+        with new_folder(path) as part:
+            (part / "y").touch()
+            if stopped:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(stopped=True)
+    assert {child.name for child in tmp_path.rglob("*")} == before
+    fill(stopped=False)
+    assert {child.name for child in tmp_path.rglob("*")} == {"x", "y"}

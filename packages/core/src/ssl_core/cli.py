@@ -41,6 +41,7 @@ from ssl_core.evaluate import (
     shared_data,
 )
 from ssl_core.evaluate.online import decoded_side
+from ssl_core.files import check_file
 from ssl_core.recipes import recipe_path
 from ssl_core.report import write_report
 from ssl_core.run import PretrainConfig, choose_device
@@ -122,8 +123,7 @@ def draw_views(
     nodes = read_nodes(config)
     specs = make_view_specs(nodes.views)
     source = open_source(data or nodes.data, at_least=decoded_side(specs))
-    if not Path(out).parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {Path(out).parent} to write {Path(out).name} to")
+    check_file(Path(out))
     save_view_gallery(source, specs, out, num_images=rows, seed=nodes.seed if seed is None else seed, epoch=epoch)
     names = ", ".join(spec.name for spec in specs)
     print(f"wrote {out}: {min(rows, len(source))} images of {source.name} and their views {names}")

@@ -4,7 +4,8 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -56,3 +57,49 @@ def copy_atomically(source: Path, path: Path) -> None:
     """Copy a file as :func:`write_atomically` writes one."""
     with source.open("rb") as content:
         write_atomically(path, lambda file: shutil.copyfileobj(content, file))
+
+
+def check_file(path: Path) -> None:
+    """Find that a file cannot be written before any work is done; nothing is left behind.
+
+    Raises:
+        OSError: naming it, and why.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise type(error)(f"cannot write {path} ({error.strerror or error})") from error
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder ``NAME.part`` to fill, which then takes its place at ``path``: that is whole, or as it was before.
+
+    A killed process may leave the part behind; the next one replaces it.
+
+    Args:
+        path: folder that does not exist, or is empty, in one that exists.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with new_folder(Path(folder) / "x") as part:
+        ...         _ = (part / "y.txt").write_text("whole")
+        ...     [str(path.relative_to(folder)) for path in Path(folder).rglob("*")]
+        ['x', 'x/y.txt']
+    """
+    path = path.resolve()
+    part = path.with_name(f"{path.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        yield part
+        if path.exists():
+            path.rmdir()
+        part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -13,7 +13,7 @@ from ssl_core.data.source import readable
 from ssl_core.evaluate.encoder import Layer
 from ssl_core.evaluate.features import Features
 from ssl_core.evaluate.subject import load_subject
-from ssl_core.files import write_atomically
+from ssl_core.files import check_file, write_atomically
 
 
 def embed(
@@ -47,14 +47,14 @@ def embed(
 
     Raises:
         FileNotFoundError: for a path that does not exist, the folder of ``out`` among them.
+        OSError: if ``out`` cannot be written.
         ValueError: for another suffix, and for what does not fit together.
     """
     path = Path(out)
     # Before the work, which may take hours.
     if path.suffix not in (".npz", ".parquet"):
         raise ValueError(f"features are written as .npz or .parquet, not {out!r}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+    check_file(path)
     subject = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed)
     source = open_source(subject.data, split=split)
     found = subject.extract(source, "features" if progress else "")

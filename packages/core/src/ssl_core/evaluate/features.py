@@ -51,7 +51,12 @@ def evaluation_view(size: int, *, resize: float = 8 / 7, interpolation: str = "b
         >>> evaluation_view(224).ops, evaluation_view(32).ops[0].short_side
         ((CenterCrop(short_side=256, interpolation='bilinear'),), 32)
     """
-    return eval_spec(size, short_side=size if size < 64 else round(size * resize), interpolation=interpolation)
+    return eval_spec(size, short_side=resized_side(size, resize=resize), interpolation=interpolation)
+
+
+def resized_side(size: int, *, resize: float = 8 / 7) -> int:
+    """The short side, in pixels, that :func:`evaluation_view` resizes an image to."""
+    return size if size < 64 else round(size * resize)
 
 
 def extract_features(

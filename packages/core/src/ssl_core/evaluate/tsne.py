@@ -23,7 +23,7 @@ from ssl_core.evaluate.accuracy import check_labels, count_classes
 from ssl_core.evaluate.encoder import Layer, load_encoders, shared_data
 from ssl_core.evaluate.similarity import inter_class_similarity, intra_class_similarity
 from ssl_core.evaluate.subject import Subject
-from ssl_core.files import write_atomically
+from ssl_core.files import check_file, write_atomically
 from ssl_core.philox import permutation
 
 if TYPE_CHECKING:
@@ -204,6 +204,7 @@ def draw_tsne(
 
     Raises:
         FileNotFoundError: for a path that does not exist, the folder of ``out`` among them.
+        OSError: if ``out`` cannot be written.
         ImportError: if matplotlib is not installed.
         ValueError: for another suffix, settings out of range, runs on different data, missing labels, and what does
             not fit together.
@@ -212,8 +213,7 @@ def draw_tsne(
     check_plot()
     if path.suffix != ".png":
         raise ValueError(f"the picture is written as .png, not {out!r}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+    check_file(path)
     if not 2 <= classes <= MOST_CLASSES:
         raise ValueError(f"classes must be 2 to {MOST_CLASSES}, as many as colors can tell apart, got {classes}")
     if images_per_class < 2:
