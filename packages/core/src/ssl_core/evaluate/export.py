@@ -1,6 +1,7 @@
 """An encoder in a file or folder of its own, for whatever else uses it: ``ssl-core export``."""
 
 import io
+import logging
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -134,6 +135,8 @@ def onnx_model(encoder: nn.Module, card: BackboneCard) -> bytes:
         raise ValueError(
             f"{card.architecture} has {size / 2**30:.1f} GiB, and one ONNX file at most 2; take --to torch"
         )
+    for chatty in ("onnx_ir", "onnxscript"):  # a line for each tensor
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["features"]}
     made = torch.onnx.export(encoder, _images(card), dynamic_shapes=_dynamic_batch(), verbose=False, **names)
     assert made is not None  # since no file was given
