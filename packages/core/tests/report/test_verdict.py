@@ -1,10 +1,15 @@
 """Each judgment on a log as such a run writes it; docs/report.md has the rules."""
 
 import math
+import time
 
 import pytest
+from PIL import Image
+from ssl_tiny.train import main
 
+from ssl_core.data import Batches
 from ssl_core.report import verdicts
+from ssl_core.train.log import read_metrics
 
 STEPS = 40
 
@@ -74,3 +79,44 @@ def test_a_loss_without_a_level_of_chance_is_judged_by_the_rest():
 @pytest.mark.parametrize("steps", [0, 7])
 def test_of_a_few_records_nothing_is_said(steps):
     assert kinds(log(steps=steps)) == ["too short"]
+
+
+def trained(folder, *options):
+    """The judgments of a run of twenty steps."""
+    main(["--config", "smoke", "--train.steps=20", "--train.log_every=2", f"--out={folder / 'run'}", *options])
+    return kinds(read_metrics(folder / "run"))
+
+
+@pytest.mark.slow
+def test_a_run_that_waits_for_its_images_is_starved(tmp_path, monkeypatch):
+    made = Batches.epoch
+
+    def slow(self, epoch, start=0):
+        for batch in made(self, epoch, start):
+            time.sleep(0.2)
+            yield batch
+
+    monkeypatch.setattr(Batches, "epoch", slow)
+    assert "starved of data" in trained(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_on_images_that_are_all_the_same_has_collapsed(tmp_path):
+    (tmp_path / "images").mkdir()
+    for index in range(80):
+        Image.new("L", (16, 16), 128).save(tmp_path / "images" / f"{index}.png")
+    data = [
+        "--data.mean=[0.4]",
+        "--data.std=[0.3]",
+        "--views=[{augmentation: [{center_crop: {}}], size: 16, count: 2}]",
+    ]
+    assert trained(tmp_path, f"--data.source={tmp_path / 'images'}", *data)[0] == "collapsed"
+
+
+@pytest.mark.slow
+def test_a_run_that_learns_nothing_is_at_chance_and_one_that_learns_is_not(tmp_path):
+    alone = ["--method.negatives=batch", "--train.batch_size=16"]
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "well").mkdir()
+    assert trained(tmp_path / "lost", "--optim.lr=1e-12") == ["at chance"]
+    assert "at chance" not in trained(tmp_path / "well", "--optim.lr=0.3", *alone)
