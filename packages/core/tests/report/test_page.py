@@ -58,7 +58,7 @@ def test_a_browser_shows_it_without_a_network_or_an_error_and_without_scrolling_
     shown, wrong = opened
     assert shown.evaluate("document.documentElement.scrollWidth") <= shown.viewport_size["width"]
     assert shown.locator("h1").count() == 1
-    assert shown.locator("main h2").count() == shown.locator("nav a").count() == 7
+    assert shown.locator("main h2").count() == shown.locator("nav a").count() == 8
     assert not shown.locator("img:not([alt])").count()
     assert shown.locator("#training .bk-Figure").count() == 7
     assert wrong == []

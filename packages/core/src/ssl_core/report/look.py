@@ -151,3 +151,14 @@ def _titles(runs: Sequence[str]) -> list[str]:
 def address(image: bytes, kind: str = "webp") -> str:
     """An image as the address of an ``<img>``, which then needs no file."""
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+def described(look: Look, part: Part, index: int, *, query: int | None = None) -> dict[str, str]:
+    """Address, description and, beside a query of a known class, kind of an image."""
+    label = int(part.labels[index])
+    name = look.classes[label] if look.classes is not None and label >= 0 else ""
+    kind = ""
+    if query is not None and query >= 0 and label >= 0:
+        kind = "same" if query == label else "other"
+    alt = f"{name}: {part.identifiers[index]}" if name else part.identifiers[index]
+    return {"src": address(part.thumbnail(index)), "alt": alt, "kind": kind}

@@ -5,7 +5,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ssl_core.evaluate import nearest
-from ssl_core.report.look import Look, Part, address
+from ssl_core.report.look import Look, described
 
 _QUERIES, _NEIGHBORS = 12, 5
 
@@ -50,14 +50,3 @@ def neighbors(look: Look) -> list[tuple[dict[str, str], list[list[dict[str, str]
         )
         for row, query in enumerate(queries)
     ]
-
-
-def described(look: Look, part: Part, index: int, *, query: int | None = None) -> dict[str, str]:
-    """Address, description and, beside a query of a known class, kind of an image."""
-    label = int(part.labels[index])
-    name = look.classes[label] if look.classes is not None and label >= 0 else ""
-    kind = ""
-    if query is not None and query >= 0 and label >= 0:
-        kind = "same" if query == label else "other"
-    alt = f"{name}: {part.identifiers[index]}" if name else part.identifiers[index]
-    return {"src": address(part.thumbnail(index)), "alt": alt, "kind": kind}

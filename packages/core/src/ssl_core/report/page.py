@@ -20,8 +20,9 @@ from ssl_core.evaluate.compare import Row
 from ssl_core.files import write_atomically
 from ssl_core.folder import check_writable
 from ssl_core.report.labels import Classified, classified, compared
-from ssl_core.report.look import PIXELS, Look, Part, address, look_at_runs
-from ssl_core.report.neighbors import described, neighbors
+from ssl_core.report.look import PIXELS, Look, Part, address, described, look_at_runs
+from ssl_core.report.neighbors import neighbors
+from ssl_core.report.odd import odd_ones
 from ssl_core.report.verdict import Verdict, verdicts
 from ssl_core.train.log import read_metrics
 
@@ -208,6 +209,10 @@ def _page(runs: Sequence[_Run], look: Look, votes: Classified | None, seed: int)
         no_map = ""
     except ValueError as error:
         no_map = f"No map: {error}."
+    try:
+        odd, nothing_odd = odd_ones(look), ""
+    except ValueError as error:
+        odd, nothing_odd = None, f"Not looked for: {error}."
     rows: list[Row] = []
     if votes is not None:
         assert look.classes is not None
@@ -224,6 +229,7 @@ def _page(runs: Sequence[_Run], look: Look, votes: Classified | None, seed: int)
         ("views", "What the encoder saw"),
         ("neighbors", "Neighbors"),
         ("map", "Map"),
+        ("odd", "Odd ones"),
         *([("worth", "Was it worth it?"), ("classes", "Classes")] if votes else []),
     ]
     page = Environment(loader=PackageLoader("ssl_core.report", "."), autoescape=True).get_template("page.html")
@@ -246,6 +252,8 @@ def _page(runs: Sequence[_Run], look: Look, votes: Classified | None, seed: int)
         maps=[Markup(part) for name, part in parts.items() if name.startswith("map")],
         map_size=f"{len(look.shown.labels):,}",
         no_map=no_map,
+        odd=odd,
+        nothing_odd=nothing_odd,
         votes=votes,
         tests=list(dict.fromkeys(row.test for row in rows)),
         results={title: [row for row in rows if row.encoder == title] for title in look.shown.features},
