@@ -169,12 +169,15 @@ def test_features_of_the_projector_and_of_baselines(run, capsys):
     assert capsys.readouterr().out.count("knn top1") == 3
 
 
-def test_embed_writes_features(run, tmp_path):
+def test_embed_writes_features(run, tmp_path, capsys):
     out = tmp_path / "features.npz"
     main(
         ["embed", str(run / "images"), "--model", str(run), "--out", str(out), "--data.workers", "0", "--device", "cpu"]
     )
     assert out.exists()
+    columns = ["--points", "--neighbors=2", "--thumbnails=16", f"--out={tmp_path / 'x.parquet'}"]
+    main(["embed", str(run / "images"), "--model", str(run), "--data.workers=0", "--device=cpu", *columns])
+    assert "x and y by t-SNE, perplexity 26.3; 2 neighbors; images of 16 px" in capsys.readouterr().out
 
 
 def test_export_writes_weights_and_card(run, tmp_path):

@@ -136,6 +136,9 @@ def embed_source(
     out: str,
     split: Literal["train", "test", "labelled"] = "train",
     features: Literal["backbone", "projection"] = "backbone",
+    points: bool = False,
+    neighbors: int = 0,
+    thumbnails: int = 0,
     device: torch.device | str = "cpu",
 ) -> None:
     """Write the features of a source's images, with identifiers and labels.
@@ -146,9 +149,13 @@ def embed_source(
         out: file to write, ``.npz`` or ``.parquet``.
         split: part of the images: train, test, or labelled, the training images of a probe.
         features: layer to evaluate: backbone, or projection, the projector after it.
+        points: whether there are columns x and y.
+        neighbors: number of nearest images in column neighbors; 0 is none.
+        thumbnails: side of the JPEG in column image, pixels; 0 is none.
         device: device that computes the features.
     """
-    embed(model, out, data=data, split=split, features=features, device=device)
+    columns: dict[str, Any] = {"points": points, "neighbors": neighbors, "thumbnails": thumbnails}
+    embed(model, out, data=data, split=split, features=features, device=device, **columns)
 
 
 def report(
@@ -245,10 +252,11 @@ EVALUATIONS: dict[str, Callable[..., Any]] = {
 _TAKES_SOURCE = (scan, embed_source)
 _OWN_IMAGES = (evaluate_voc07,)  # of the node data they take where these are, and how they are read
 _WHERE = {"root", "channels", "workers", "renderer", "memory_gib", "broken_limit", "scaled_decode"}
-_SHARED = (evaluate_finetune, evaluate_linear)  # by the processes that torchrun starts
+_SHARED = (embed_source, evaluate_finetune, evaluate_linear)  # by the processes that torchrun starts
 _SEVERAL = {"encoders", "runs"}
 _FLAGS = {
     "dry_run": "say what would be done, and do nothing",
+    "points": "columns x and y: t-SNE above the principal components, of more than 5,000 images PCA",
     "keep": "leave the folders of checkpoint and log when all is done",
 }
 

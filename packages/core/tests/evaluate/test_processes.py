@@ -11,7 +11,7 @@ import torch
 from ssl_core import distributed
 from ssl_core.backbone import load_backbone, make_card_encoder, save_backbone
 from ssl_core.data import DataConfig
-from ssl_core.evaluate import evaluate_finetune, evaluate_linear, load_classifier
+from ssl_core.evaluate import embed, evaluate_finetune, evaluate_linear, load_classifier
 from ssl_core.testing import finished_process
 
 FINETUNED = "finetune-clim_semi-80percent"
@@ -22,6 +22,8 @@ def evaluate_all(encoder: str, images: str, out: Path) -> None:
     for protocol in ("moco", "cached"):
         (out / protocol).mkdir(parents=True, exist_ok=True)
         evaluate_linear(encoder, protocol=protocol, lr=0.1, crop="random", out=str(out / protocol), **same)
+    digits = DataConfig("digits", channels=3, workers=0)  # of which each process has more than a batch
+    embed(encoder, str(out / "x.parquet"), data=digits, split="test", neighbors=2, thumbnails=16, progress=False)
     evaluate_finetune(encoder, protocol="clim_semi", lr=0.01, lr_head=0.1, fraction=0.8, out=str(out), **same)
 
 
@@ -41,6 +43,7 @@ def test_two_processes_give_what_one_gives(run, card, tmp_path):
     for name in ("moco/linear.json", "cached/linear.json", f"{FINETUNED}.json"):
         expected, found = (json.loads((folder / name).read_text()) for folder in (one, two))
         assert found == expected
+    assert (two / "x.parquet").read_bytes() == (one / "x.parquet").read_bytes()
     for folder in ("moco", "cached", f"{FINETUNED}-seed0"):
         expected, found = (load_classifier(each / folder / "linear.safetensors") for each in (one, two))
         torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=0, atol=1e-6)

@@ -4,10 +4,11 @@ import sys
 import pytest
 import torch
 from PIL import Image
+from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from ssl_core.evaluate import choose_images, tsne_picture, tsne_points
+from ssl_core.evaluate import choose_images, pca_points, plane_points, tsne_picture, tsne_points
 from ssl_core.evaluate.tsne import check_plot
 
 LABELS = torch.tensor([0, 2, 2, 1, 0, 2, 3, 1, 2, -1, -1])
@@ -133,3 +134,31 @@ def test_without_matplotlib_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r'pip install "ssl-core\[plot\]"'):
         check_plot()
+
+
+def test_principal_components_are_scikit_learns_up_to_sign():
+    features = torch.randn(30, 6, generator=torch.Generator().manual_seed(2)) * torch.tensor([3.0, 2, 1, 1, 1, 1])
+    expected = PCA(2).fit_transform(torch.nn.functional.normalize(features, dim=1).numpy())
+    found = pca_points(features)
+    for axis in (0, 1):
+        sign = 1 if found[0, axis] * expected[0, axis] > 0 else -1
+        torch.testing.assert_close(sign * found[:, axis], torch.from_numpy(expected[:, axis]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("number", "most", "said"),
+    [(12, 5000, "t-SNE, perplexity 3.67"), (12, 11, "PCA, of more than 11 images"), (9, 5000, "PCA, of less than 10")],
+)
+def test_points_in_the_plane_are_tsnes_where_it_is_quick_and_has_something_to_go_by(number, most, said, monkeypatch):
+    monkeypatch.setattr("ssl_core.evaluate.tsne.MOST_TSNE", most)
+    features = torch.randn(number, 4)
+    points, how = plane_points(features, seed=0)
+    assert how.startswith(said)
+    expected = tsne_points(features, perplexity=11 / 3, seed=0) if how.startswith("t-SNE") else pca_points(features)
+    torch.testing.assert_close(points, expected)
+
+
+def test_points_of_a_collapsed_encoder_are_one():
+    points, how = plane_points(torch.ones(20, 3), seed=0)
+    assert how == "PCA, of features that are all the same"
+    torch.testing.assert_close(points, torch.zeros(20, 2))

@@ -58,6 +58,8 @@ from ssl_core.evaluate.subject import load_subject as load_subject
 from ssl_core.evaluate.transfer import evaluate_transfer as evaluate_transfer
 from ssl_core.evaluate.tsne import choose_images as choose_images
 from ssl_core.evaluate.tsne import draw_tsne as draw_tsne
+from ssl_core.evaluate.tsne import pca_points as pca_points
+from ssl_core.evaluate.tsne import plane_points as plane_points
 from ssl_core.evaluate.tsne import tsne_picture as tsne_picture
 from ssl_core.evaluate.tsne import tsne_points as tsne_points
 from ssl_core.evaluate.voc07 import evaluate_voc07 as evaluate_voc07

@@ -19,6 +19,8 @@ from ssl_core.data.source import readable
 from ssl_core.progress import progress_bar
 from ssl_core.views import ViewSpec, eval_spec
 
+BATCH = 256  # images in one forward
+
 
 class Features(NamedTuple):
     """Features of a source's images in its order, on the CPU.
@@ -67,7 +69,7 @@ def extract_features(
     mean: Sequence[float],
     std: Sequence[float],
     device: torch.device | str = "cpu",
-    batch_size: int = 256,
+    batch_size: int = BATCH,
     workers: int = 0,
     seed: int = 0,
     progress: str = "",
@@ -120,6 +122,15 @@ def own_share(length: int) -> range:
     """The numbers of the images that this process looks at; all processes together look at each once, in rank order."""
     rank, processes = distributed.rank(), distributed.world_size()
     return range(rank * length // processes, (rank + 1) * length // processes)
+
+
+def own_batches(length: int) -> range:
+    """The same in whole batches, so that an image is in one forward with the same others whatever the processes are.
+
+    The last bit of a feature may depend on the number of images in a forward.
+    """
+    batches = own_share(-(-length // BATCH))
+    return range(length)[batches.start * BATCH : batches.stop * BATCH]
 
 
 def gathered(rows: Tensor) -> Tensor:

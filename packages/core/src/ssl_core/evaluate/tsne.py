@@ -35,6 +35,7 @@ _CLASS_STREAM, _IMAGE_STREAM, _DRAWING_STREAM = ((0x74736E65, purpose) for purpo
 COLORS = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"]
 _MARKERS = "o^"
 MOST_CLASSES = len(COLORS)
+MOST_TSNE, LEAST_TSNE, PERPLEXITY = 5000, 10, 30.0  # images of a map; 5,000 take a minute
 _COLUMNS = 4  # panels in a row
 _PANEL, _LEGEND, _TITLE, _CAPTION = 3.2, 1.6, 0.4, 0.3  # inches
 _NAME_LENGTH = 24  # characters
@@ -106,6 +107,42 @@ def tsne_points(features: Float[Tensor, "n f"], *, perplexity: float, seed: int)
     # Sums of threads end in other last bits, and these decide where a point ends.
     with threadpool_limits(limits=1):
         return torch.from_numpy(solver.fit_transform(unit.numpy()))
+
+
+def plane_points(features: Float[Tensor, "n f"], *, seed: int) -> tuple[Float32[Tensor, "n 2"], str]:
+    """Points of images in the plane by t-SNE, or by PCA where t-SNE takes long or has nothing to go by.
+
+    Args:
+        features: (n f) features, on the CPU.
+        seed: seed of t-SNE.
+
+    Returns:
+        (n 2) points, and in words how they were found.
+    """
+    if len(features) > MOST_TSNE:
+        return pca_points(features), f"PCA, of more than {MOST_TSNE:,} images"
+    if len(features) < LEAST_TSNE:
+        return pca_points(features), f"PCA, of less than {LEAST_TSNE} images"
+    if (features == features[0]).all():
+        return pca_points(features), "PCA, of features that are all the same"
+    perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
+    return tsne_points(features, perplexity=perplexity, seed=seed), f"t-SNE, perplexity {perplexity:.3g}"
+
+
+def pca_points(features: Float[Tensor, "n f"]) -> Float32[Tensor, "n 2"]:
+    """The first two principal components of l2-normalized features; of each the largest weight is positive.
+
+    Example:
+        >>> pca_points(torch.tensor([[2.0, 0.0], [0.0, 3.0], [0.0, 1.0]])).round(decimals=2)
+        tensor([[-0.9400,  0.0000],
+                [ 0.4700,  0.0000],
+                [ 0.4700,  0.0000]])
+    """
+    unit = F.normalize(features.double(), dim=1)
+    centered = unit - unit.mean(dim=0)
+    axes: Tensor = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -2:].flip(1)  # (f 2), f > 1
+    largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
+    return (centered @ (axes * largest.sign())).float()
 
 
 def tsne_picture(

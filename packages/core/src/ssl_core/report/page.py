@@ -17,6 +17,7 @@ from ssl_core.data import DataConfig
 from ssl_core.duration import duration
 from ssl_core.evaluate import tsne_points
 from ssl_core.evaluate.compare import Row
+from ssl_core.evaluate.tsne import LEAST_TSNE, PERPLEXITY
 from ssl_core.files import write_atomically
 from ssl_core.folder import check_writable
 from ssl_core.report.labels import Classified, classified, compared
@@ -27,7 +28,6 @@ from ssl_core.report.verdict import Verdict, verdicts
 from ssl_core.train.log import read_metrics
 
 _CONFUSIONS = 8
-_PERPLEXITY, _LEAST_POINTS = 30, 10
 _WIDEST = 1180  # pixels of a picture in the page
 _CLASSES = {"healthy": "", "still improving": "warn", "too short": "warn", "starved of data": "bad", "collapsed": "bad"}
 _CLASSES["at chance"] = "bad"
@@ -283,9 +283,9 @@ def _lead(runs: Sequence[_Run], look: Look, votes: Classified | None) -> str:
 
 
 def _places(part: Part, title: str, seed: int) -> Any:
-    if len(part.labels) < _LEAST_POINTS:
-        raise ValueError(f"{len(part.labels)} images are too few, it takes {_LEAST_POINTS}")
-    perplexity = min(_PERPLEXITY, (len(part.labels) - 1) / 3)
+    if len(part.labels) < LEAST_TSNE:
+        raise ValueError(f"{len(part.labels)} images are too few, it takes {LEAST_TSNE}")
+    perplexity = min(PERPLEXITY, (len(part.labels) - 1) / 3)
     return tsne_points(part.features[title], perplexity=perplexity, seed=seed)
 
 
