@@ -38,6 +38,8 @@ from ssl_core.evaluate import (
     evaluate_transfer,
     evaluate_voc07,
     export,
+    find_duplicates,
+    select,
     shared_data,
 )
 from ssl_core.evaluate.online import decoded_side
@@ -238,6 +240,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "export": export,
     "compare": compare,
     "report": report,
+    "duplicates": find_duplicates,
+    "select": select,
     "doctor": doctor,
 }
 EVALUATIONS: dict[str, Callable[..., Any]] = {
@@ -249,7 +253,7 @@ EVALUATIONS: dict[str, Callable[..., Any]] = {
     "similarity": evaluate_similarity,
     "tsne": draw_tsne,
 }
-_TAKES_SOURCE = (scan, embed_source)
+_TAKES_SOURCE = (scan, embed_source, find_duplicates)
 _OWN_IMAGES = (evaluate_voc07,)  # of the node data they take where these are, and how they are read
 _WHERE = {"root", "channels", "workers", "renderer", "memory_gib", "broken_limit", "scaled_decode"}
 _SHARED = (embed_source, evaluate_finetune, evaluate_linear)  # by the processes that torchrun starts
@@ -311,7 +315,9 @@ def _call(function: Callable[..., Any], options: Namespace) -> None:
             if several := _SEVERAL & keywords.keys():
                 own = shared_data(keywords[several.pop()], keywords.get("like"))
             else:
-                own = read_nodes(keywords.get("like") or keywords.get("encoder") or keywords["config"]).data
+                own = read_nodes(
+                    keywords.get("like") or keywords.get("encoder") or keywords.get("run") or keywords["config"]
+                ).data
             keywords["data"] = replace(own, **changes)
     function(**keywords)
 

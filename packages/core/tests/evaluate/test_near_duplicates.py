@@ -23,7 +23,8 @@ def test_whitened_features_have_unit_covariance_before_they_are_normalized():
 
 
 def test_few_images_are_whitened_in_few_directions():
-    assert whitening(torch.randn(50, 64)).weights.shape == (64, 5)
+    assert whitening(torch.randn(150, 64)).weights.shape == (64, 15)
+    assert whitening(torch.randn(20, 64)).weights.shape == (64, 10)
 
 
 def test_noise_is_not_blown_up():
@@ -37,10 +38,9 @@ def test_equal_features_of_all_images_are_refused():
 
 
 def test_threshold_is_where_one_unrelated_neighbor_is_expected():
-    # In two dimensions 1 - cosine is proportional to r^2, and k-th of k neighbors lies where r^m reaches k / density.
-    # psi(4) - psi(2) = 1/2 + 1/3; log(r_4 / r_2) is 5/6 / m in the mean for m = 2, so r_2 = r_4 exp(-5/12).
-    # 100 images with r_4 = 0.1 expect 100 x 3 x (t / 0.1)^2 = 1 at t = 0.1 / sqrt(300).
-    distance = torch.tensor([0.01, 0.1 * math.exp(-5 / 12), 0.08, 0.1], dtype=torch.float64)
+    # (r_2 / r_4)^m has the median 1/2, so r_2 = r_4 / 2^(1/m); m = 2 here. 100 images with r_4 = 0.1 expect
+    # 100 x 3 x (t / 0.1)^2 = 1 at t = 0.1 / sqrt(300).
+    distance = torch.tensor([0.01, 0.1 / math.sqrt(2), 0.08, 0.1], dtype=torch.float64)
     threshold, reason = chosen_threshold(1 - distance.expand(100, 4))
     assert math.isclose(1 - threshold, 0.1 / 300**0.5, rel_tol=1e-6)
     assert reason.startswith("where one of 100 unrelated images is expected")

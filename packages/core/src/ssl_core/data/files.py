@@ -85,12 +85,20 @@ class FileImages:
         Raises:
             BrokenImageError: if the file cannot be read or decoded.
         """
+        data = self.encoded(index)
+        return decode_image(data, self.channels, at_least=self.at_least, identifier=self.identifier(index))
+
+    def encoded(self, index: int) -> bytes:
+        """Content of an image's file.
+
+        Raises:
+            BrokenImageError: if it cannot be read.
+        """
         try:
             with open(self.paths[index], "rb", opener=_open_regular) as file:
-                data = file.read()
+                return file.read()
         except OSError as error:
             raise BrokenImageError(f"{self.identifier(index)}: {error.strerror}") from error
-        return decode_image(data, self.channels, at_least=self.at_least, identifier=self.identifier(index))
 
     def label(self, index: int) -> int:
         """The class of an image, -1 when unknown."""

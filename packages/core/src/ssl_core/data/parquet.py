@@ -18,8 +18,9 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -32,6 +33,7 @@ from ssl_core.data.decode import decode_image, suffixes
 from ssl_core.data.files import TEST_NAMES, TRAIN_NAMES, split_name, visible_files
 from ssl_core.data.labels import labels_of
 from ssl_core.data.pixels import BrokenImageError, in_one_line
+from ssl_core.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,15 @@ class ParquetImages:
         Raises:
             BrokenImageError: if the row has no bytes or they cannot be decoded.
         """
+        data = self.encoded(index)
+        return decode_image(data, self.channels, at_least=self.at_least, identifier=self.identifier(index))
+
+    def encoded(self, index: int) -> bytes:
+        """Bytes of an image's row.
+
+        Raises:
+            BrokenImageError: if it has none.
+        """
         group, row = self.rows[index].tolist()
         try:
             data = self.groups.column(group)[row].as_py()
@@ -76,7 +87,7 @@ class ParquetImages:
             raise BrokenImageError(f"{self.identifier(index)}: {in_one_line(error)}") from error
         if data is None:
             raise BrokenImageError(f"{self.identifier(index)}: no bytes in this row")
-        return decode_image(data, self.channels, at_least=self.at_least, identifier=self.identifier(index))
+        return bytes(data)
 
     def label(self, index: int) -> int:
         """The class of an image, -1 when unknown."""
@@ -157,6 +168,20 @@ class _RowGroups:
             for name, file, leaf in zip(self._names, self._files, self._leaves, strict=True)
         ]
 
+    def copy(self, folder: Path, rows: Int64[Tensor, "n 2"]) -> None:
+        """Write some rows, of all columns, to shards named as theirs; errors as :func:`write_atomically`."""
+        for shard, name in enumerate(self._names):
+            chosen = [
+                (number, sorted(rows[rows[:, 0] == group, 1].tolist()))
+                for group, (of, number, _) in enumerate(self._places)
+                if of == shard
+            ]
+            if not any(wanted for _, wanted in chosen):
+                continue
+            file = pq.ParquetFile(self._files[shard])
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / name, partial(_write_rows, file, chosen))
+
     def has_no_bytes(self) -> bool:
         """Whether all rows of all groups are null, as in shards that hold paths only."""
         try:
@@ -167,6 +192,13 @@ class _RowGroups:
     def identifier(self, group: int, row: int) -> str:
         shard, _, first_row = self._places[group]
         return f"{self._names[shard]}:{first_row + row}"
+
+
+def _write_rows(file: pq.ParquetFile, chosen: list[tuple[int, list[int]]], out: BinaryIO) -> None:
+    with pq.ParquetWriter(out, file.schema_arrow) as writer:
+        for group, wanted in chosen:
+            if wanted:
+                writer.write_table(file.read_row_group(group).take(wanted))
 
 
 def parquet_images(

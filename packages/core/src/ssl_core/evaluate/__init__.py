@@ -8,6 +8,7 @@ from ssl_core.evaluate.compare import Row as Row
 from ssl_core.evaluate.compare import compare as compare
 from ssl_core.evaluate.compare import correctness as correctness
 from ssl_core.evaluate.compare import paired_comparison as paired_comparison
+from ssl_core.evaluate.duplicates import find_duplicates as find_duplicates
 from ssl_core.evaluate.embed import embed as embed
 from ssl_core.evaluate.encoder import find_card as find_card
 from ssl_core.evaluate.encoder import load_encoder as load_encoder
@@ -50,6 +51,9 @@ from ssl_core.evaluate.protocol import Protocol as Protocol
 from ssl_core.evaluate.protocol import find_protocol as find_protocol
 from ssl_core.evaluate.protocol import protocol_text as protocol_text
 from ssl_core.evaluate.search import nearest_others as nearest_others
+from ssl_core.evaluate.select import k_center as k_center
+from ssl_core.evaluate.select import select as select
+from ssl_core.evaluate.select import typiclust as typiclust
 from ssl_core.evaluate.similarity import evaluate_similarity as evaluate_similarity
 from ssl_core.evaluate.similarity import inter_class_similarity as inter_class_similarity
 from ssl_core.evaluate.similarity import intra_class_similarity as intra_class_similarity

@@ -7,10 +7,11 @@ k nearest neighbors of all images. Where unrelated images lie around image i, as
     (k - 1) (t / r_ik)^m
 
 are expected within the distance t, by the distance r_ik of its k-th neighbor and the dimension m of the features:
-points of a Poisson process. The threshold is the t at which these numbers add up to 1 over all images. The dimension
-is (psi(k) - psi(k / 2)) / (mean of log(r_ik / r_ij)), j = k / 2, with the digamma function psi (after Levina and
-Bickel, 2004). So up to j - 1 copies of each image change little; of images that lie even closer than the densest
-hundredth, such as fifty frames of a film, the k-th neighbor counts as far as the hundredth's.
+points of a Poisson process. The threshold is the t at which these numbers add up to 1 over all images. The dimension is
+log(2) / (median of log(r_ik / r_ij)) with j = k / 2, for (r_ij / r_ik)^m is Beta(j, k - j)-distributed, with the
+median 1/2; it is that of the densest quarter of the images, of which nearly all of the sum is. So up to j - 1 copies of
+each image change little; of images that lie even closer than the densest hundredth, such as fifty frames of a film, the
+k-th neighbor counts as far as the hundredth's.
 Legend: n images, f features, k neighbors, p components.
 """
 
@@ -25,7 +26,8 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 NEIGHBOURS = 10
-_COMPONENTS, _ROWS_EACH = 256, 10  # directions that are whitened, and rows that each needs at least
+# Directions that are whitened, at most and at least, and rows that each needs beyond the least.
+_COMPONENTS, _LEAST_COMPONENTS, _ROWS_EACH = 256, 10, 10
 _FLOOR = 1e-4  # of the largest variance; directions below it are noise
 _ROWS = 8192
 _LEAST, _EQUAL = 100, 0.9999  # rows that a distribution needs, and the cosine of equal features otherwise
@@ -64,7 +66,7 @@ class NearDuplicates:
 
 
 def whitening(features: Float[Tensor, "n f"]) -> Whitening:
-    """The whitening of some features: up to 256 components, of ten images each or more.
+    """The whitening of some features, by one component for ten images, of which there are ten to 256.
 
     Raises:
         ValueError: if all features are the same.
@@ -77,7 +79,7 @@ def whitening(features: Float[Tensor, "n f"]) -> Whitening:
     variance, directions = torch.linalg.eigh(covariance)  # ascending
     if variance[-1] <= 1e-12 * mean.square().mean():
         raise ValueError(f"the features of {len(features)} images are all the same: the encoder has collapsed")
-    count = min(_COMPONENTS, max(2, len(features) // _ROWS_EACH))
+    count = min(_COMPONENTS, max(_LEAST_COMPONENTS, len(features) // _ROWS_EACH))
     weights = directions[:, -count:] / variance[-count:].clamp_min(_FLOOR * variance[-1]).sqrt()
     return Whitening(mean.float(), weights.float())
 
@@ -130,11 +132,15 @@ def chosen_threshold(similarity: Float[Tensor, "n k"]) -> tuple[float, str]:
     """
     number, k = similarity.shape
     distance = (1 - similarity.double()).clamp_min(1e-7).log()
-    half, whole = distance[:, k // 2 - 1], distance[:, k - 1]
-    if number < _LEAST or (spread := float((whole - half).mean())) == 0:
+    if number < _LEAST:
         return _EQUAL, f"{number:,} images say too little of how near unrelated ones come, so only equal features count"
-    dimension = float(torch.digamma(torch.tensor(float(k))) - torch.digamma(torch.tensor(float(k // 2)))) / spread
-    whole = whole.clamp_min(float(whole.kthvalue(1 + number // 100).values))
+    half, whole = distance[:, k // 2 - 1], distance[:, k - 1]
+    closest, close = (float(whole.kthvalue(1 + number // part).values) for part in (100, 4))
+    whole = whole.clamp_min(closest)
+    spread = float((whole - half)[whole <= close].median())
+    if spread <= 0:
+        return _EQUAL, "most images have several with the same features, so only equal features count"
+    dimension = math.log(2) / spread
     expected = math.log(k - 1) + float(torch.logsumexp(-dimension * whole, dim=0))  # at distance 1
     threshold = 1 - math.exp(-expected / dimension)
     return threshold, (

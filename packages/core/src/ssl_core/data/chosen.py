@@ -1,0 +1,67 @@
+"""Some images of a source as a source of their own, which ``data.source`` takes.
+
+Of files it is a list, of parquet it is shards with the chosen rows, for a list has no name for a row.
+"""
+
+import csv
+import io
+import os
+from pathlib import Path
+
+from jaxtyping import Int64
+from torch import Tensor
+
+from ssl_core.data.config import Images
+from ssl_core.data.files import FileImages
+from ssl_core.data.parquet import ParquetImages
+from ssl_core.files import write_atomically
+
+
+def chosen_source(images: Images, stem: Path) -> Path | None:
+    """The path that :func:`write_chosen` would write; None for images that have no files, such as a named set's.
+
+    Raises:
+        FileExistsError: if it is a folder that holds something already, which would be read as well.
+    """
+    if isinstance(images, FileImages):
+        return stem.with_name(f"{stem.name}.csv")
+    if not isinstance(images, ParquetImages):
+        return None
+    if stem.exists() and any(stem.iterdir()):
+        raise FileExistsError(f"{stem} is not empty, and what it holds would be read as well: choose another --out")
+    return stem
+
+
+def write_chosen(images: FileImages | ParquetImages, indices: Int64[Tensor, " m"], path: Path) -> None:
+    """Write the source of some images.
+
+    Args:
+        images: images to choose from.
+        indices: (m) those to write, in order; rows of parquet keep their own order.
+        path: path of :func:`chosen_source`.
+
+    Raises:
+        OSError: naming the file and the cause, if it cannot be written.
+        ValueError: for a path that is no UTF-8, which a list cannot hold.
+    """
+    if isinstance(images, ParquetImages):
+        images.groups.copy(path, images.rows[indices])
+        return
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    classes = images.classes
+    writer.writerow(["path"] if classes is None else ["path", "label"])
+    for index in indices.tolist():
+        # Absolute, so that the list may be moved.
+        row = [os.path.abspath(images.identifier(index))]
+        if classes is not None:
+            label = images.label(index)
+            row.append("" if label < 0 else classes[label])
+        writer.writerow(row)
+    try:
+        content = text.getvalue().encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{error.object[error.start - 80 : error.end]!r} is no UTF-8: rename it, for a list"
+        ) from error
+    write_atomically(path, lambda file: file.write(content))
