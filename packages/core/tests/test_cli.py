@@ -230,11 +230,22 @@ def test_doctor_says_how_many_processors_are_usable_and_who_has_set_what_openmp_
         (["views", "--config", "nobody:smoke"], "no package ssl-nobody"),
         (["embed", "digits", "--model", "random", "--out", "x.csv"], "x.csv"),
         (["eval", "tsne", "/no/such/run", "/nor/this"], "/no/such/run"),
+        (["compare", "pixels", "/no/such/run"], "/no/such/run"),
         (["eval", "tsne", "/no/such/run", "--data.holdout", "0.5"], "/no/such/run"),
         (["eval", "transfer", "/no/such/run", "--sets", "all", "--data.source", "x"], "sets and data.source both say"),
         (["eval", "transfer", "/no/such/run", "--sets=[pets]", "--data.test_source=x"], "sets and data.test_source"),
     ],
-    ids=["data", "run", "recipe", "suffix", "runs", "runs with data", "sets and source", "sets and test source"],
+    ids=[
+        "data",
+        "run",
+        "recipe",
+        "suffix",
+        "runs",
+        "compared",
+        "runs with data",
+        "sets and source",
+        "sets and test source",
+    ],
 )
 def test_what_a_user_gets_wrong_is_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:

@@ -257,7 +257,10 @@ _TAKES_SOURCE = (scan, embed_source, find_duplicates)
 _OWN_IMAGES = (evaluate_voc07,)  # of the node data they take where these are, and how they are read
 _WHERE = {"root", "channels", "workers", "renderer", "memory_gib", "broken_limit", "scaled_decode"}
 _SHARED = (embed_source, evaluate_finetune, evaluate_linear)  # by the processes that torchrun starts
-_SEVERAL = {"encoders", "runs"}
+_SEVERAL = {
+    "encoders": "run directories, .safetensors files, timm:NAME, random or pixels, one or more",
+    "runs": "run directories, one or more",
+}
 _FLAGS = {
     "dry_run": "say what would be done, and do nothing",
     "points": "columns x and y: t-SNE above the principal components, of more than 5,000 images PCA",
@@ -272,8 +275,8 @@ def _parser(function: Callable[..., Any]) -> ArgumentParser:
     takes_source = function in _TAKES_SOURCE
     if takes_source:
         parser.add_argument("source", nargs="+", help="a name or path, or several paths")
-    for several in _SEVERAL & arguments.keys():
-        parser.add_argument(several, nargs="+", help="which, one or more")
+    for several in _SEVERAL.keys() & arguments.keys():
+        parser.add_argument(several, nargs="+", help=_SEVERAL[several])
     # An encoder or a run is named as it is; a source is one or more values and so stands apart.
     positional = bool({"encoder", "run"} & arguments.keys())
     skip: set[str | int] = {"data", "device", "progress", "sources", *_SEVERAL, *_FLAGS}

@@ -175,6 +175,7 @@ def test_an_encoder_of_gray_images_is_compared_with_one_of_color(run, tmp_path):
         (["RUN", "RUN/"], {}, "RUN/ is given twice"),
         (["pixels", "RUN", "pixels"], {}, "pixels is given twice"),
         (["RUN"], {"out": "missing"}, "no folder missing to write the result to"),
+        (["RUN"], {"out": "/proc"}, "/proc"),
         (["RUN"], {"like": "RUN"}, "like .* is for random and pixels"),
         (["pixels", "timm:resnet18"], {}, "pixels needs like"),
         (["RUN", "nowhere"], {}, "'nowhere' does not exist"),
@@ -182,14 +183,25 @@ def test_an_encoder_of_gray_images_is_compared_with_one_of_color(run, tmp_path):
         (["RUN"], {"shots": [1, 0]}, "shots 0: class bright"),
         (["RUN"], {"data": "dark"}, "5 of 5 training images have no label"),
     ],
-    ids=["path twice", "name twice", "no folder", "like", "no like", "no run", "shots", "no shots", "no labels"],
+    ids=[
+        "path twice",
+        "name twice",
+        "no folder",
+        "unwritable",
+        "like",
+        "no like",
+        "no run",
+        "shots",
+        "no shots",
+        "no labels",
+    ],
 )
 def test_what_cannot_be_compared_is_refused_before_the_work(encoders, options, message, run, tmp_path, monkeypatch):
     monkeypatch.setattr("ssl_core.evaluate.subject.extract_features", None)
     encoders = [each.replace("RUN", str(run)) for each in encoders]
     if "data" in options:
         options = {"data": DataConfig(*(str(tmp_path / f"images/{split}/dark") for split in ("train", "val")))}
-    with pytest.raises((ValueError, FileNotFoundError), match=message.replace("RUN", str(run))):
+    with pytest.raises((ValueError, OSError), match=message.replace("RUN", str(run))):
         compare(encoders, **options, **QUIET)
 
 

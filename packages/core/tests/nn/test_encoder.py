@@ -143,6 +143,16 @@ def test_a_missing_weights_file_is_refused():
         make_encoder(narrow(weights="nowhere.safetensors"), channels=3, image_size=32)
 
 
+@pytest.mark.parametrize("options", [{}, NARROW], ids=["plain", "with options"])
+def test_weights_that_cannot_be_fetched_are_named_in_one_line(options, monkeypatch):
+    def create_model(*args, **options):
+        raise ConnectionError("no such\nhost")
+
+    monkeypatch.setattr("timm.create_model", create_model)
+    with pytest.raises(FileNotFoundError, match=r"weights of resnet18 are neither .*\(no such host\); fetch"):
+        make_encoder(EncoderConfig("resnet18", "imagenet", "timm", options=options), channels=3, image_size=64)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

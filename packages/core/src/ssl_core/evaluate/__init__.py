@@ -6,6 +6,7 @@ from ssl_core.evaluate.classifier import Classifier as Classifier
 from ssl_core.evaluate.classifier import load_classifier as load_classifier
 from ssl_core.evaluate.compare import Row as Row
 from ssl_core.evaluate.compare import compare as compare
+from ssl_core.evaluate.compare import comparison_rows as comparison_rows
 from ssl_core.evaluate.compare import correctness as correctness
 from ssl_core.evaluate.compare import paired_comparison as paired_comparison
 from ssl_core.evaluate.duplicates import find_duplicates as find_duplicates

@@ -12,6 +12,7 @@ where classifiers are trained once.
 Legend: n test images.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,6 +34,8 @@ from ssl_core.evaluate.subject import Subject, check_out
 from ssl_core.files import write_json
 from ssl_core.folder import check_writable
 from ssl_core.philox import uniform
+
+logger = logging.getLogger(__name__)
 
 RESAMPLES = 2000
 TEMPERATURE = 0.1
@@ -102,6 +105,21 @@ def paired_comparison(
             tuple(draws.double().mean(dim=1).tolist()),
         )
         for row, (encoder, draws) in enumerate(is_right.items())
+    ]
+
+
+def comparison_rows(right: Mapping[str, Mapping[str, Bool[Tensor, "draws n"]]], *, seed: int = 0) -> list[Row]:
+    """The results of all encoders, test by test, from what :func:`correctness` gives of each.
+
+    Args:
+        right: whether each test image is right, by encoder and test; all encoders have the same tests and images.
+        seed: seed of the bootstrap.
+    """
+    tests = next(iter(right.values()))
+    return [
+        row
+        for test in tests
+        for row in paired_comparison(test, {encoder: of_tests[test] for encoder, of_tests in right.items()}, seed=seed)
     ]
 
 
@@ -282,8 +300,7 @@ def compare(
     k = checked_neighbours(labelled, unseen, 200, fewer=True)
     num_classes = count_classes(labelled)
 
-    right: dict[str, dict[str, Any]] = {}
-    settings, chosen = {}, {}
+    right, chosen, settings = {}, {}, {}
     for channels in sorted({card.channels for _, card in loaded}):
         train, test = (
             decoded(replace(images, channels=channels), data, split=split)
@@ -297,15 +314,10 @@ def compare(
                 subject.extract(source, f"{encoder}, {split}" if progress else "").to(device)
                 for split, source in (("training", train), ("test", test))
             ]
-            of_tests, chosen[encoder] = correctness(*found, num_classes=num_classes, k=k, shots=counts, seed=seed)
+            logger.info("%s: nearest neighbors and classifiers of %d features", encoder, found[0].features.shape[1])
+            right[encoder], chosen[encoder] = correctness(*found, num_classes=num_classes, k=k, shots=counts, seed=seed)
             settings[encoder] = subject.settings(train=train, test=test)
-            for name, is_right in of_tests.items():
-                right.setdefault(name, {})[encoder] = is_right
-    rows = [
-        row
-        for name, is_right in right.items()
-        for row in paired_comparison(name, {encoder: is_right[encoder] for encoder in encoders}, seed=seed)
-    ]
+    rows = comparison_rows({encoder: right[encoder] for encoder in encoders}, seed=seed)
     titles = {"knn": f"kNN, k {k}, T {TEMPERATURE:g}", "linear": "linear, a logistic regression of all labels"}
     titles |= {shots_name(count): f"{shots_name(count)} a class, {DRAWS} draws" for count in counts}
     first = settings[encoders[0]]

@@ -99,7 +99,7 @@ def load_encoders(
             raise ValueError(f"{specs[number]} is given twice; give each encoder once")
     if like is not None and not BASELINES & set(specs):
         raise ValueError(f"like {like!r} is for random and pixels; {', '.join(specs)} say themselves what they are")
-    like = like or next((spec for spec in specs if spec not in BASELINES and Path(spec).exists()), None)
+    like = like or next((spec for spec in specs if spec not in BASELINES and not spec.startswith("timm:")), None)
     return [
         load_encoder(spec, like=like if spec in BASELINES else None, features=features, seed=seed) for spec in specs
     ]

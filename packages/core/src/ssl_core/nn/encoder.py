@@ -93,7 +93,7 @@ def make_encoder(
     Raises:
         ValueError: if timm does not know the name, the model cannot have the options or the stem, does not map views
             of a size to features, or a weights file does not fit it; the message lists the keys that do not.
-        FileNotFoundError: if the weights file does not exist.
+        FileNotFoundError: if the weights file does not exist, or timm's weights cannot be fetched.
 
     Example:
         >>> encoder = make_encoder(EncoderConfig("resnet18"), channels=1, image_size=28)
@@ -149,6 +149,12 @@ def _create(config: EncoderConfig, channels: int, image_size: int) -> nn.Module:
     pretrained = config.weights == "timm"
     try:
         return timm.create_model(config.name, pretrained=pretrained, num_classes=0, in_chans=channels, **options)
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise FileNotFoundError(
+            f"timm's weights of {config.name} are neither on this machine nor can they be fetched ({reason}); fetch "
+            "them where there is a network, and copy the folder ~/.cache/huggingface, or the one that HF_HOME names"
+        ) from error
     except Exception as error:  # options reach the code of any model
         if not config.options:
             raise
