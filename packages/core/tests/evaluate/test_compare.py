@@ -17,8 +17,10 @@ from ssl_core.evaluate import (
     evaluate_knn,
     paired_comparison,
     run_data,
+    standardized,
 )
 from ssl_core.evaluate.compare import Row, bootstrap_means, comparison_text, paired_p_value
+from ssl_core.evaluate.logistic import fit_classifier
 from ssl_core.testing import DOUBLE
 
 QUIET = {"progress": False}
@@ -93,6 +95,9 @@ def test_a_linear_classifier_takes_the_penalty_that_is_best_on_held_out_training
     assert [tuple(each.shape) for each in right.values()] == [(1, 300), (1, 300), (5, 300), (5, 300)]
     assert chosen["penalty"] >= 10  # of features that are noise but for a little
     assert chosen["converged"]
+    ready, tested = standardized(train, test)
+    fit = fit_classifier(*ready, 3, chosen["penalty"], limits=MODULE.LIMITS)  # all training images
+    assert torch.equal(right["linear"][0], fit.scores(tested.features).argmax(dim=1) == labels)
     again = [each.features * 1000 for each in (train, test)]
     scaled, _ = correctness(
         *(each._replace(features=big) for each, big in zip((train, test), again, strict=True)),
@@ -114,7 +119,7 @@ def test_the_table_is_aligned_and_narrow():
     ]
     table = comparison_text(rows, {"knn": "kNN, k 200"}).splitlines()
     assert table == [
-        "  top-1 in %                                 95 % interval    to best  95 % interval          p",
+        "  top-1 in %                                 95 % interval    to best  95 % interval           p",
         "kNN, k 200",
         f"  {name}   57.1  56.1 to 58.0       -10.0  -11.0 to -9.0     <0.0001",
         "  runs/x                               67.1  66.1 to 68.0        best",
@@ -123,6 +128,16 @@ def test_the_table_is_aligned_and_narrow():
         "  runs/x                                0.0  0.0 to 0.0        -100.0  -100.0 to -100.0   0.0312",
     ]
     assert max(map(len, table)) <= 100
+
+
+def test_of_long_names_the_table_shows_ends_that_differ():
+    def first_column(*names):
+        rows = [Row("knn", name, 0.5, (0.5, 0.5), 0.0, (0.0, 0.0), 1.0, (0.5,)) for name in names]
+        return [line.split()[0] for line in comparison_text(rows, {}).splitlines()[2:]]
+
+    long = "/home/somebody/experiments/of/november/runs/"
+    assert first_column(f"{long}a", "pixels") == [".../experiments/of/november/runs/a", "pixels"]
+    assert first_column(f"/one{long}a", f"/two{long}a") == [f"/one{long}a", f"/two{long}a"]
 
 
 def test_encoders_are_compared_on_features_that_are_extracted_once(run, tmp_path, capsys, monkeypatch):
@@ -179,6 +194,7 @@ def test_an_encoder_of_gray_images_is_compared_with_one_of_color(run, tmp_path):
         (["RUN"], {"like": "RUN"}, "like .* is for random and pixels"),
         (["pixels", "timm:resnet18"], {}, "pixels needs like"),
         (["RUN", "nowhere"], {}, "'nowhere' does not exist"),
+        (["pixels", "RUN"], {"like": "nowhere"}, "'nowhere' does not exist"),
         (["RUN"], {"shots": 6}, "shots 6: class bright has 5 training images; give 1 to 5"),
         (["RUN"], {"shots": [1, 0]}, "shots 0: class bright"),
         (["RUN"], {"data": "dark"}, "5 of 5 training images have no label"),

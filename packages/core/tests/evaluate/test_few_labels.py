@@ -55,6 +55,7 @@ def test_more_labels_do_better_and_labels_without_meaning_do_as_chance():
     assert accuracy == sorted(accuracy)
     assert accuracy[0] > 0.4
     same = standardized(train._replace(features=torch.ones(200, 4)), test._replace(features=torch.ones(2000, 4)))
+    assert same[0].features.isfinite().all()
     flat = few_label_curve(*same, num_classes=3, shots=(5,))[5]
     assert flat.double().mean().item() == pytest.approx((test.labels == 0).double().mean().item())
 

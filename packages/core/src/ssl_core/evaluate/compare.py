@@ -43,6 +43,7 @@ PENALTIES = (1000.0, 100.0, 10.0, 1.0, 0.1, 0.01)
 LIMITS = Limits(decrease=1e-5)  # beyond it accuracy no longer changes, at a third of the time: docs/evaluate.md
 _HELD_OUT = 5  # one in so many training images chooses the penalty
 _BOOTSTRAP_STREAM = 0x626F6F74  # "boot"
+_NAME_LENGTH = 34  # characters
 _BLOCK = 2**22  # draws of the bootstrap at a time: 32 MiB
 
 
@@ -224,22 +225,25 @@ def linear_right(
 
 
 def comparison_text(rows: Sequence[Row], titles: Mapping[str, str]) -> str:
-    """The rows as a table of at most 100 columns, where names of encoders have at most 34 characters.
+    """The rows as a table of at most 100 columns; of long names it shows the ends, unless these are the same.
 
     Args:
         rows: results, test by test.
         titles: title of each test; the name where it has none.
     """
-    width = max(len("top-1 in %"), *(len(row.encoder) for row in rows))
-    lines = [
-        f"  {'top-1 in %':<{width}}  {'':>5}  {'95 % interval':<15}  {'to best':>7}  {'95 % interval':<16}       p"
-    ]
+    names = {row.encoder: row.encoder for row in rows}
+    short = {name: name if len(name) <= _NAME_LENGTH else f"...{name[3 - _NAME_LENGTH :]}" for name in names}
+    if len({*short.values()}) == len(names):
+        names = short
+    width = max(len("top-1 in %"), *map(len, names.values()))
+    interval = "95 % interval"
+    lines = [f"  {'top-1 in %':<{width}}         {interval:<15}  to best  {interval:<16}        p"]
     for name in dict.fromkeys(row.test for row in rows):
         lines.append(titles.get(name, name))
         for row in rows:
             if row.test != name:
                 continue
-            line = f"  {row.encoder:<{width}}  {100 * row.top1:5.1f}  {_interval_text(row.interval, ''):<15}"
+            line = f"  {names[row.encoder]:<{width}}  {100 * row.top1:5.1f}  {_interval_text(row.interval, ''):<15}"
             if row.difference < 0:
                 p = f"{row.p:.4f}" if row.p >= 0.0001 else "<0.0001"
                 line += f"  {100 * row.difference:+7.1f}  {_interval_text(row.difference_interval, '+'):<16}  {p:>7}"
