@@ -315,7 +315,7 @@ def _call(function: Callable[..., Any], options: Namespace) -> None:
             keywords["data"] = DataConfig(**changes)
         elif changes:
             # Some values given, but not the images: the rest is the run's or the configuration's own.
-            if several := _SEVERAL & keywords.keys():
+            if several := _SEVERAL.keys() & keywords.keys():
                 own = shared_data(keywords[several.pop()], keywords.get("like"))
             else:
                 own = read_nodes(

@@ -207,6 +207,7 @@ def test_an_encoder_of_gray_images_is_compared_with_one_of_color(run, tmp_path):
         "like",
         "no like",
         "no run",
+        "like no run",
         "shots",
         "no shots",
         "no labels",
