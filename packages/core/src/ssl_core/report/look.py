@@ -27,7 +27,7 @@ class Part:
     """Some images of a split.
 
     Attributes:
-        name: name of the source and of its split.
+        name: name of the source.
         whole: number of images of the whole split.
         identifiers: name of each image for a person, such as its path.
         labels: (n) class of each image, -1 where unknown.
@@ -123,7 +123,7 @@ def look_at_runs(
         pixels = found[PIXELS].features.reshape(-1, card.channels, side, side)
         mean, std = (torch.tensor(values)[:, None, None] for values in (card.mean, card.std))
         return Part(
-            f"{encoded.name} ({split})",
+            encoded.name,
             len(encoded),
             [source.identifier(index) for index in readable(source)],
             found[PIXELS].labels,

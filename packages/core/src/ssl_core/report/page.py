@@ -264,8 +264,12 @@ def _page(runs: Sequence[_Run], look: Look, votes: Classified | None, seed: int)
         temperature=votes and f"{votes.temperature:g}",
         num_tested=votes and f"{len(votes.labels):,}",
         num_bank=votes and f"{len(votes.known):,}",
-        footer=f"Looked at {len(look.bank.labels):,} of {look.bank.whole:,} images of {look.bank.name}"
-        + (f" and {len(look.shown.labels):,} of {look.shown.whole:,} of {look.shown.name}" if look.has_test else "")
+        footer=f"Looked at {len(look.bank.labels):,} of {look.bank.whole:,} images of {look.bank.name} (training)"
+        + (
+            f" and {len(look.shown.labels):,} of {look.shown.whole:,} of {look.shown.name} (test)"
+            if look.has_test
+            else ""
+        )
         + f", drawn by seed {seed}; {PIXELS} at {look.shown.pixels.shape[-1]} px.",
     )
 

@@ -243,6 +243,7 @@ def few_labels(rows: Sequence[Row]) -> Model | None:
         return None
     ticks = list(dict.fromkeys(row.test.split()[0] for row in curve))
     plot: Any = _figure("", "labels a class", x_range=ticks)
+    plot.height = 300
     plot.yaxis.axis_label = "top-1, %"
     encoders = dict.fromkeys(row.encoder for row in curve)
     for color, encoder in zip(_cycle([*_BASELINES, *RUN_COLORS]), encoders, strict=False):
