@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 
 HISTORY = "run.json"
 _REPORT_IMAGES = 1000  # of a split
-_REPORT_S = 8.0  # beside the features of these images by two encoders
+_REPORT_S = 10.0  # of one core, beside the features of these images by two encoders
 
 
 def pretrain(
