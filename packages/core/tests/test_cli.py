@@ -197,6 +197,25 @@ def test_export_writes_what_others_load(run, tmp_path, capsys):
     assert "--to coreml: expected one of safetensors, timm, onnx, torch" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [
+        ("report", "runs [runs ...] [options]"),
+        ("compare", "encoders [encoders ...] [options]"),
+        ("embed", "source [source ...] --model MODEL --out OUT [options]"),
+        ("export", "encoder out [options]"),
+        ("views", "--config CONFIG [options]"),
+        ("eval knn", "encoder [options]"),
+    ],
+)
+def test_the_help_begins_with_what_a_command_needs_and_what_it_is_for(command, usage, capsys):
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    first, _, about, *_ = capsys.readouterr().out.splitlines()
+    assert first == f"usage: ssl-core {command} {usage}"
+    assert about
+
+
 def test_doctor_says_which_implementation_each_op_uses(capsys):
     main(["doctor"])
     printed = capsys.readouterr().out

@@ -57,12 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(prog="ssl-core", description=about, exit_on_error=False)
     commands = parser.add_subcommands(dest="command")
     for name, function in COMMANDS.items():
-        commands.add_subcommand(name, _parser(function), help=_first_line(function))
+        commands.add_subcommand(name, _parser(name, function), help=_first_line(function))
     evaluate = ArgumentParser(description="Evaluate an encoder on labeled images.", exit_on_error=False)
     commands.add_subcommand("eval", evaluate, help="Evaluate an encoder on labeled images.")
     evaluations = evaluate.add_subcommands(dest="by")
     for name, function in EVALUATIONS.items():
-        evaluations.add_subcommand(name, _parser(function), help=_first_line(function))
+        evaluations.add_subcommand(name, _parser(f"eval {name}", function), help=_first_line(function))
 
     # Without defaults, so that what was given can be told from what was not.
     try:
@@ -268,19 +268,18 @@ _FLAGS = {
 }
 
 
-def _parser(function: Callable[..., Any]) -> ArgumentParser:
+def _parser(name: str, function: Callable[..., Any]) -> ArgumentParser:
     """A parser of a function's arguments; an argument ``data`` becomes the options ``--data.*``."""
-    parser = ArgumentParser(description=_first_line(function), allow_abbrev=False, exit_on_error=False)
+    usage = f"ssl-core {name} {_needed(function)}[options]"
+    parser = ArgumentParser(usage=usage, description=_first_line(function), allow_abbrev=False, exit_on_error=False)
     arguments = signature(function).parameters
     takes_source = function in _TAKES_SOURCE
     if takes_source:
         parser.add_argument("source", nargs="+", help="a name or path, or several paths")
     for several in _SEVERAL.keys() & arguments.keys():
         parser.add_argument(several, nargs="+", help=_SEVERAL[several])
-    # An encoder or a run is named as it is; a source is one or more values and so stands apart.
-    positional = bool({"encoder", "run"} & arguments.keys())
     skip: set[str | int] = {"data", "device", "progress", "sources", *_SEVERAL, *_FLAGS}
-    parser.add_function_arguments(function, as_positional=positional, skip=skip)
+    parser.add_function_arguments(function, as_group=False, as_positional=_names_encoder(function), skip=skip)
     if "data" in arguments:
         unread = DataConfig.__dataclass_fields__.keys() - _WHERE if function in _OWN_IMAGES else set()
         parser.add_class_arguments(DataConfig, "data", skip=unread | ({"source"} if takes_source else set()))
@@ -290,6 +289,22 @@ def _parser(function: Callable[..., Any]) -> ArgumentParser:
         if flag in arguments:
             parser.add_argument(f"--{flag}", action="store_true", help=meaning)
     return parser
+
+
+def _names_encoder(function: Callable[..., Any]) -> bool:
+    """Whether an encoder or a run is named as it is; a source is one or more values and so stands apart."""
+    return bool({"encoder", "run"} & signature(function).parameters.keys())
+
+
+def _needed(function: Callable[..., Any]) -> str:
+    """The arguments that a command cannot do without, as its usage line has them."""
+    needed = ["source [source ...]"] if function in _TAKES_SOURCE else []
+    for name, parameter in signature(function).parameters.items():
+        if name in _SEVERAL:
+            needed.append(f"{name} [{name} ...]")
+        elif parameter.default is parameter.empty and name != "data":
+            needed.append(name if _names_encoder(function) else f"--{name} {name.upper()}")
+    return "".join(f"{each} " for each in needed)
 
 
 def _call(function: Callable[..., Any], options: Namespace) -> None:

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from ssl_core.evaluate import Features, knn_votes
-from ssl_core.evaluate.compare import Row, correctness, paired_comparison
+from ssl_core.evaluate.compare import Row, comparison_rows, correctness
 from ssl_core.evaluate.few_labels import fitting_shots
 from ssl_core.report.look import Look
 
@@ -127,9 +127,4 @@ def compared(look: Look, votes: Classified, *, seed: int) -> list[Row]:
         )[0]
         for title in look.shown.features
     }
-    tests = next(iter(found.values()))
-    return [
-        row
-        for test in tests
-        for row in paired_comparison(test, {title: right[test] for title, right in found.items()}, seed=seed)
-    ]
+    return comparison_rows(found, seed=seed)
