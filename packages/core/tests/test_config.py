@@ -215,7 +215,16 @@ def test_help_lists_every_option(parse, capsys):
         parse("--help")
     assert stopped.value.code == 0
     said = capsys.readouterr().out
-    assert all(option in said for option in ("usage: train", "--config", "--resume", "--optim.lr", "--views"))
+    assert all(
+        option in said
+        for option in (
+            "usage: train --data.source IMAGES [--budget 10m] [options]",
+            "--config",
+            "--resume",
+            "--optim.lr",
+            "--views",
+        )
+    )
 
 
 @pytest.mark.parametrize("name", ["moco.pth", "run/checkpoints/last.pt"])

@@ -90,7 +90,8 @@ def parse_config(
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if (recipes / "auto.yaml").is_file() and _needs_recipe(arguments):
         arguments = ["--config=auto", *arguments]
-    parser = ArgumentParser(prog=prog, description=description, allow_abbrev=False, exit_on_error=False)
+    usage = f"{prog} --data.source IMAGES [--budget 10m] [options]\n       {prog} --config RECIPE [options]"
+    parser = ArgumentParser(prog=prog, usage=usage, description=description, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", action="config", help="a recipe's name, a YAML file, or: list; other options win")
     parser.add_class_arguments(config_class)
     try:
