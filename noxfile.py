@@ -66,7 +66,7 @@ def install_wheel(session: nox.Session, env: dict[str, str]) -> None:
 
 @nox.session
 def quickstart(session: nox.Session) -> None:
-    """Train SCE on images that ship with scikit-learn (two minutes on two idle cores) and show what it learnt."""
+    """Train SCE on images that ship with scikit-learn (two minutes on two idle cores) and show what it learned."""
     session.install(*LOCKED, "-e", "packages/core[report]", "-e", "packages/sce")
     # The report is written once, by the command that also prints what is in it.
     train = ["ssl-sce-train", "--config", "quickstart", "--out", "runs/quickstart", "--report", "false"]

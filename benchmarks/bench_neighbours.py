@@ -1,4 +1,4 @@
-"""The search for CLIM's positives: time and memory of k-means, assignment, nearest neighbours and choice.
+"""The search for CLIM's positives: time and memory of k-means, assignment, nearest neighbors and choice.
 
 python benchmarks/bench_neighbours.py                 # 50,000 x 128, 391 clusters, k 40, on the CPU
 python benchmarks/bench_neighbours.py --imagenet      # 1,281,167 x 128, 10,000 clusters: estimated from parts

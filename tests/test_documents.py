@@ -25,7 +25,7 @@ from ssl_core.config import save_config
 from ssl_core.evaluate.plan import choose_protocol
 from ssl_core.evaluate.transfer import TRANSFER_PROTOCOLS
 from ssl_core.evaluate.voc07_protocol import VOC07_PROTOCOLS
-from ssl_core.nn import EncoderConfig, make_encoder
+from ssl_core.nn import EncoderConfig, make_encoder, stem_for
 from ssl_core.pretrain import pretrain
 from ssl_core.testing.recipes import parse, shrunk
 from ssl_core.views import VIEW_OPS
@@ -56,9 +56,11 @@ COMMAND = re.compile(rf"(?:[A-Z_]+=\S+ )*(?:{OURS}|(?:torchrun|nox|pip|python3?)
 SHELL = ("", "sh", "bash", "shell", "console")  # languages of blocks that hold commands
 # Options that are not our commands', and what else looks like one.
 FOREIGN = {
+    "embedding-atlas": "a viewer",
     "--array": "sbatch's",
     "--cpus-per-task": "sbatch's",
     "--gpus-per-node": "sbatch's",
+    "--image": "embedding-atlas's",
     "--jaxtyping-packages": "pytest's, by jaxtyping",
     "--method.base.mocov2.queue.length": "a part of --method.base",
     "--method.encoder": "where a checkpoint has weights",
@@ -81,22 +83,29 @@ FOREIGN = {
     "--strict": "mypy's",
     "--time": "sbatch's",
 }
-# A command that needs one of these is parsed and not run.
+# A command that needs one of these is parsed and not run; Python is not run.
 NOT_RUN = {
+    "fiftyone": "a database",
     "moco_v2_800ep_pretrain.pth.tar": "a download",
     "runs/dcl": "what an example trains",
     "timm:resnet50": "a download",
     "torchrun": "several processes",
     "voc07": "a data set; on a made one its own tests run it",
 }
+# Documents whose Python reads what their commands write: both run at night, in their order.
+IN_ORDER = (ROOT / "docs/export.md",)
 # What a command runs with, to take a second.
 SHORTER = {"linear": ["--epochs", "2"], "finetune": ["--epochs", "1"]}
 
 
+def fences(file):
+    """The fenced blocks of a document, each with its language."""
+    return re.findall(r"^ *```(\S*).*?\n(.*?)^ *```$", file.read_text(), re.M | re.S)
+
+
 def blocks(file, *languages):
     """The fenced blocks of a document that are in one of some languages."""
-    found = re.findall(r"^ *```(\S*).*?\n(.*?)^ *```$", file.read_text(), re.M | re.S)
-    return [text for language, text in found if language in languages]
+    return [text for language, text in fences(file) if language in languages]
 
 
 def split(text):
@@ -215,7 +224,7 @@ def check(words):
             assert not missing, f"there is no {missing} to install"
         case "python" | "python3":
             check_python(*arguments)
-        case program:
+        case program if program not in FOREIGN:
             check_training(program, arguments)
 
 
@@ -287,9 +296,11 @@ def save_images(folder, count):
 
 def pretrain_small(config, make_method, **options):
     """Train for an epoch at sizes that take a second; what `auto` and a budget do has tests of its own."""
+    stem = stem_for(config.encoder, max(size for view in config.views for size in view.sizes))  # of the whole views
     config = replace(shrunk(config), auto=False, budget=None)
     training = replace(config.train, batch_size=32, epochs=1, precision="float32", device="cpu", sync_batch_norm=False)
-    changes = {"train": training, "data": replace(config.data, workers=0)}
+    encoder = replace(config.encoder, stem=stem)
+    changes = {"train": training, "encoder": encoder, "data": replace(config.data, workers=0)}
     if hasattr(config, "neighbours"):  # of CLIM, which would search for them after the fifth epoch
         changes["neighbours"] = replace(config.neighbours, start_epoch=0)
     return pretrain(replace(config, **changes), make_method, **options)
@@ -300,6 +311,7 @@ def make_small(patches, folder):
     patches.chdir(folder)
     patches.setattr("torchvision.datasets.CIFAR10", TinyCIFAR)
     patches.setattr("ssl_core.command.pretrain", pretrain_small)
+    patches.setattr("ssl_core.pretrain.has_report", lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -378,7 +390,9 @@ def test_what_workflows_run_exists():
     assert named - sessions() == set()
 
 
-@pytest.mark.parametrize("file", [file for file in DOCUMENTS if blocks(file, "python")], **BY_PATH)
+@pytest.mark.parametrize(
+    "file", [file for file in DOCUMENTS if blocks(file, "python") and file not in IN_ORDER], **BY_PATH
+)
 @pytest.mark.slow
 def test_the_python_of_documents_runs(file, backbones, monkeypatch):
     monkeypatch.chdir(backbones)
@@ -393,10 +407,14 @@ def test_the_python_of_documents_runs(file, backbones, monkeypatch):
 @pytest.mark.parametrize("file", [file for file in DOCUMENTS if any(map(runs, block_commands(file)))], **BY_PATH)
 def test_the_commands_of_documents_run_and_what_they_print_parses(file, made, tmp_path, monkeypatch, capsys):
     make_small(monkeypatch, shutil.copytree(made, tmp_path / "made"))
-    for program, *arguments in filter(runs, block_commands(file)):
-        if program == "ssl-core":
-            cli.main(arguments + [option for name in SHORTER.keys() & {*arguments} for option in SHORTER[name]])
-        else:
-            TRAIN[program].main(arguments)
+    names = {}
+    for language, text in fences(file):
+        if language == "python" and file in IN_ORDER and not NOT_RUN.keys() & {*text.split()}:
+            exec(text, names)
+        for program, *arguments in filter(runs, split(text) if language in SHELL else ()):
+            if program == "ssl-core":
+                cli.main(arguments + [option for name in SHORTER.keys() & {*arguments} for option in SHORTER[name]])
+            else:
+                TRAIN[program].main(arguments)
     for command in re.findall(OURS, capsys.readouterr().out):
         check(shlex.split(command))

@@ -1,4 +1,4 @@
-// Where the pixels of a picture go, and what its neighbourhood does to a pixel; ssl_core/views/geometry.py defines the
+// Where the pixels of a picture go, and what its neighborhood does to a pixel; ssl_core/views/geometry.py defines the
 // first, and the reference's blur and sharpness the second.
 #pragma once
 

@@ -126,7 +126,7 @@ def prepare_partners(run: PartnerRun) -> Callable[[int], dict[str, float]]:
     if config.selection != "none":
         check_counts(len(run.source), **_counts(run))
     if config.selection not in ("none", "random"):
-        logger.info("neighbours are found by %s", load_faiss(run.device).description)
+        logger.info("neighbors are found by %s", load_faiss(run.device).description)
     return partial(choose_partners, run)
 
 
@@ -217,7 +217,7 @@ def _search(
             seed=run.config.seed,
             refresh=refresh,
             spherical=config.spherical,
-            progress="neighbours",
+            progress="neighbors",
         )
 
 

@@ -49,9 +49,9 @@ def test_a_list_names_files_or_the_ends_of_paths(listed, imagenet):
     [
         (
             [*ALL, *(f"n{n}.JPEG" for n in range(7))],
-            r"7 of 17 lines match no labelled image of .*train: n0.*n4.JPEG, ...",
+            r"7 of 17 lines match no labeled image of .*train: n0.*n4.JPEG, ...",
         ),
-        ([*ALL, "train/n00000000_7.JPEG"], r"1 of 11 lines match no labelled image"),
+        ([*ALL, "train/n00000000_7.JPEG"], r"1 of 11 lines match no labeled image"),
         ([*ALL, ALL[3]], f"2 of 11 lines name an image that another line names too: {ALL[3]}, {ALL[3]}$"),
         (ALL[1:], r"1percent\.txt has no image of 1 classes: n00000000"),
     ],

@@ -102,7 +102,7 @@ def test_knn_holds_images_out_of_a_source_without_a_test_split(run, tmp_path, ca
 
 
 def test_k_beyond_the_training_images_is_refused(run):
-    with pytest.raises(ValueError, match="k 16 is more than the 15 labelled images of"):
+    with pytest.raises(ValueError, match="k 16 is more than the 15 labeled images of"):
         evaluate_knn(str(run), k=16, **QUIET)
 
 

@@ -27,7 +27,7 @@ UNUSABLE = {
     "a test image outside of the classes": (["val/a/1.png", "val/2.png"], 2, "1 of 2 test images have no label"),
     "a training image outside of the classes": (["train/x.png", "val/a/1.png"], 2, "1 of 7 training images have no"),
     "a class of the test images only": (["val/a/1.png", "val/c/1.png"], 2, r"not in .*train: \['c'\]"),
-    "fewer images than k": (["val/a/1.png"], 7, "k 7 is more than the 6 labelled images of"),
+    "fewer images than k": (["val/a/1.png"], 7, "k 7 is more than the 6 labeled images of"),
     "a test folder without images": (["val/a/notes.md"], 2, "has no test split"),
     "no test folder": ([], 2, "has no test split"),
 }
@@ -79,7 +79,7 @@ def test_of_more_neighbours_than_a_class_has_as_many_are_left(open_folder, wante
 
 def test_a_number_of_neighbours_that_is_given_does_not_give_way(open_folder):
     data, train = open_folder(["val/a/1.png"])
-    with pytest.raises(ValueError, match="k 7 is more than the 6 labelled images"):
+    with pytest.raises(ValueError, match="k 7 is more than the 6 labeled images"):
         fitting_knn(data, EvaluateConfig(k=7), train, None, {"evaluate.k"})
 
 

@@ -92,12 +92,12 @@ class DataReport:
         if self.published is not None:
             lines.append(("published", f"mean {_numbers(self.published[0])}, std {_numbers(self.published[1])}"))
         if self.classes is None:
-            lines.append(("classes", VOC_SEVERAL if self.name == VOC_NAME else "none: images are unlabelled"))
+            lines.append(("classes", VOC_SEVERAL if self.name == VOC_NAME else "none: images are unlabeled"))
         else:
             sizes = sorted(self.classes.values())
             lines.append(("classes", f"{len(sizes)}, of {sizes[0]:,} to {sizes[-1]:,} images"))
         if self.classes is not None and self.num_unlabelled:
-            lines.append(("unlabelled", f"{self.num_unlabelled:,}"))
+            lines.append(("unlabeled", f"{self.num_unlabelled:,}"))
         lines.append(("broken", "\n            ".join([f"{len(self.broken):,}", *self.broken])))
         if self.ignored:
             kinds = f"; {unread_kinds(self.ignored).removeprefix('ignored ')}".rstrip("; ")

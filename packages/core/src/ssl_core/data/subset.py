@@ -58,7 +58,7 @@ def listed_subset(images: Images, file: str) -> Int64[Tensor, " m"]:
         for line in lines
     ]
     sizes = [len(match) for match in matches]
-    _refuse(file, lines, [size == 0 for size in sizes], f"match no labelled image of {images.name}")
+    _refuse(file, lines, [size == 0 for size in sizes], f"match no labeled image of {images.name}")
     _refuse(file, lines, [size > 1 for size in sizes], "match several images; write more of their paths")
     chosen = [match[0] for match in matches]
     times = Counter(chosen)

@@ -180,7 +180,7 @@ def checked_neighbours(train: ImageSource, test: ImageSource, k: int, *, fewer: 
     if fewer:
         return min(k, max(1, len(train) // count_classes(train)))
     if k > len(train):
-        raise ValueError(f"k {k} is more than the {len(train)} labelled images of {train.name}; give a smaller one")
+        raise ValueError(f"k {k} is more than the {len(train)} labeled images of {train.name}; give a smaller one")
     return k
 
 

@@ -75,7 +75,7 @@ def fitting_knn(
 
     Raises:
         ValueError: if there can be none and the user has asked for it: during training, by test images of their own
-            or by a number of neighbours.
+            or by a number of neighbors.
     """
     if config.knn_every == 0:
         return config, None

@@ -162,7 +162,7 @@ def _partial_kernel(
     IS_BFLOAT16: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    # Blocks of queries are neighbours, so that all of them read the same part of the queue at about the same time.
+    # Blocks of queries are neighbors, so that all of them read the same part of the queue at about the same time.
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.program_id(1)
     dims = tl.arange(0, BLOCK_D)
