@@ -129,11 +129,14 @@ def test_images_without_labels_have_a_map_and_no_classes(tmp_path, run):
     assert "24 training images, close where their features are" in html
 
 
-def test_a_few_images_have_neighbors_and_no_map(tmp_path, run):
-    for index in range(2):
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_few_images_have_neighbors_and_no_map(tmp_path, run, number):
+    for index in range(number):
         Image.new("L", (16, 16), 100 * index).save(tmp_path / f"{index}.png")
     ssl_core(["report", str(run), "--data.source", str(tmp_path), "--out", str(tmp_path / "x.html"), "--device", "cpu"])
-    assert "No map: 2 images are too few, it takes 10." in (tmp_path / "x.html").read_text()
+    html = (tmp_path / "x.html").read_text()
+    assert f"No map: {number} images are too few, it takes 10." in html
+    assert ("Not looked for: one image is alone." in html) == (number == 1)
 
 
 def refusal(*arguments, capsys):

@@ -33,10 +33,12 @@ def odd_ones(look: Look) -> OddOnes:
     """Near-duplicates and outliers by the first run's features, over all images that were looked at.
 
     Raises:
-        ValueError: if all features are the same.
+        ValueError: for one image, or if all features are the same.
     """
     parts = [look.bank, look.shown] if look.has_test else [look.bank]
     unit = torch.cat([part.features[look.runs[0]] for part in parts])
+    if len(unit) < 2:
+        raise ValueError("one image is alone")
     unit = whitening(unit).unit(unit)
     similarity, index = nearest_others(unit, min(NEIGHBOURS, len(unit) - 1))
     found = near_duplicates(unit, similarity, index)
