@@ -169,7 +169,7 @@ core_parser = cache(cli._parser)
 
 
 def core_options():
-    parsers = [core_parser(function) for function in (*cli.COMMANDS.values(), *cli.EVALUATIONS.values())]
+    parsers = [core_parser(name, function) for name, function in (cli.COMMANDS | cli.EVALUATIONS).items()]
     return {"--version", "--help"}.union(*(parser._option_string_actions for parser in parsers))
 
 

@@ -216,6 +216,16 @@ def test_the_help_begins_with_what_a_command_needs_and_what_it_is_for(command, u
     assert about
 
 
+def test_rank_puts_runs_in_order(run, capsys, tmp_path):
+    few = ["--images=50", "--view_images=50", "--views=2", "--data.holdout=0.7", "--device=cpu", f"--out={tmp_path}"]
+    main(["rank", str(run), *few])
+    assert "50 images of " in capsys.readouterr().out
+    assert json.loads((tmp_path / "rank.json").read_text())["order"]["lidar"] == [str(run)]
+    with pytest.raises(SystemExit):
+        main(["rank", str(run), "--device=cpu"])
+    assert "has 20 images; the measures take 50 or more" in capsys.readouterr().err
+
+
 def test_doctor_says_which_implementation_each_op_uses(capsys):
     main(["doctor"])
     printed = capsys.readouterr().out

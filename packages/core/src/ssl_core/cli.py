@@ -39,6 +39,7 @@ from ssl_core.evaluate import (
     evaluate_voc07,
     export,
     find_duplicates,
+    rank,
     select,
     shared_data,
 )
@@ -239,6 +240,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "embed": embed_source,
     "export": export,
     "compare": compare,
+    "rank": rank,
     "report": report,
     "duplicates": find_duplicates,
     "select": select,
@@ -262,6 +264,7 @@ _SEVERAL = {
     "runs": "run directories, one or more",
 }
 _FLAGS = {
+    "across_methods": "compare runs of several methods, for which the measures were not made",
     "dry_run": "say what would be done, and do nothing",
     "points": "columns x and y: t-SNE above the principal components, of more than 5,000 images PCA",
     "keep": "leave the folders of checkpoint and log when all is done",

@@ -14,6 +14,7 @@ from ssl_core.evaluate.embed import embed as embed
 from ssl_core.evaluate.encoder import find_card as find_card
 from ssl_core.evaluate.encoder import load_encoder as load_encoder
 from ssl_core.evaluate.encoder import run_data as run_data
+from ssl_core.evaluate.encoder import run_views as run_views
 from ssl_core.evaluate.encoder import shared_data as shared_data
 from ssl_core.evaluate.export import export as export
 from ssl_core.evaluate.features import Features as Features
@@ -51,6 +52,10 @@ from ssl_core.evaluate.protocol import PROTOCOLS as PROTOCOLS
 from ssl_core.evaluate.protocol import Protocol as Protocol
 from ssl_core.evaluate.protocol import find_protocol as find_protocol
 from ssl_core.evaluate.protocol import protocol_text as protocol_text
+from ssl_core.evaluate.rank import alpha_req as alpha_req
+from ssl_core.evaluate.rank import lidar as lidar
+from ssl_core.evaluate.rank import neighbor_agreement as neighbor_agreement
+from ssl_core.evaluate.rank import rank as rank
 from ssl_core.evaluate.search import nearest_others as nearest_others
 from ssl_core.evaluate.select import k_center as k_center
 from ssl_core.evaluate.select import select as select

@@ -14,7 +14,7 @@ import logging
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import timm
 import torch
@@ -26,6 +26,7 @@ from ssl_core.backbone import BackboneCard, load_backbone, load_card, make_card_
 from ssl_core.data import DataConfig
 from ssl_core.nn import EncoderConfig, make_encoder
 from ssl_core.train import load_checkpoint
+from ssl_core.views import ViewConfig
 
 logger = logging.getLogger(__name__)
 
@@ -125,17 +126,32 @@ def run_data(run: str) -> DataConfig:
         FileNotFoundError: if there is no such file.
         ValueError: if the node is not a data configuration.
     """
+    data: DataConfig = _node(run, "data", DataConfig, "names the run's data; give the data to evaluate on")
+    return data
+
+
+def run_views(run: str) -> list[ViewConfig]:
+    """The views of a run: the node ``views`` of its ``config.yaml``, to which a method may have added others.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the node is not a list of views.
+    """
+    views: list[ViewConfig] = _node(run, "views", list[ViewConfig], "names the run's views")
+    return views
+
+
+def _node(run: str, name: str, kind: Any, holds: str) -> Any:
     path = Path(run) / "config.yaml"
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {path} that names the run's data; give the data to evaluate on")
+        raise FileNotFoundError(f"there is no {path} that {holds}")
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--data", type=DataConfig)
+    parser.add_argument(f"--{name}", type=kind)
     try:
-        values = parser.parse_object({"data": yaml.safe_load(path.read_text())["data"]})
-        data: DataConfig = parser.instantiate(values).data
+        values = parser.parse_object({name: yaml.safe_load(path.read_text())[name]})
+        return getattr(parser.instantiate(values), name)
     except (ArgumentError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} has no readable node data: {error}") from error
-    return data
+        raise ValueError(f"{path} has no readable node {name}: {error}") from error
 
 
 def shared_data(encoders: Sequence[str], like: str | None = None) -> DataConfig:

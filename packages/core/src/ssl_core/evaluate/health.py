@@ -57,9 +57,20 @@ def effective_rank(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     rows = embeddings.detach()
     rows = rows.cpu().double() if rows.device.type == "mps" else rows.double()  # which has no float64
     gram = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
-    singular_values = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().float()
-    # The floor only keeps 0 / 0 out: singular values of this size carry nothing.
-    prob = singular_values / singular_values.sum().clamp_min(torch.finfo(torch.float32).tiny)
+    return entropy_rank(torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().float())
+
+
+def entropy_rank(values: Float[Tensor, " k"]) -> Float[Tensor, ""]:
+    """exp(- sum_k p_k log p_k), p_k = value_k / sum_j value_j: how many of some values, all >= 0, are large.
+
+    Paper: Roy and Vetterli, 2007 (EUSIPCO), definition 1. Conventions: 0 log 0 = 0; all zeros give 1.
+
+    Example:
+        >>> entropy_rank(torch.tensor([3.0, 3.0, 0.0])).item()
+        2.0
+    """
+    # The floor only keeps 0 / 0 out: values of this size carry nothing.
+    prob = values / values.sum().clamp_min(torch.finfo(torch.float32).tiny)
     entropy: Tensor = torch.special.entr(prob).sum()
     return entropy.exp()
 
