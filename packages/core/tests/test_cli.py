@@ -197,6 +197,11 @@ def test_export_writes_what_others_load(run, tmp_path, capsys):
     assert "--to coreml: expected one of safetensors, timm, onnx, torch" in capsys.readouterr().err
 
 
+def test_select_takes_the_runs_data_and_what_is_given_replaces_part_of_it(run, capsys, tmp_path):
+    main(["select", str(run), "--count=3", "--data.holdout=0.5", f"--out={tmp_path}", "--by=random", "--device=cpu"])
+    assert "3 of the 40 images" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("command", "usage"),
     [
@@ -206,6 +211,8 @@ def test_export_writes_what_others_load(run, tmp_path, capsys):
         ("export", "encoder out [options]"),
         ("views", "--config CONFIG [options]"),
         ("eval knn", "encoder [options]"),
+        ("duplicates", "source [source ...] [options]"),
+        ("select", "run --count COUNT [options]"),
     ],
 )
 def test_the_help_begins_with_what_a_command_needs_and_what_it_is_for(command, usage, capsys):

@@ -306,7 +306,8 @@ def _needed(function: Callable[..., Any]) -> str:
         if name in _SEVERAL:
             needed.append(f"{name} [{name} ...]")
         elif parameter.default is parameter.empty and name != "data":
-            needed.append(name if _names_encoder(function) else f"--{name} {name.upper()}")
+            is_option = parameter.kind is parameter.KEYWORD_ONLY or not _names_encoder(function)
+            needed.append(f"--{name} {name.upper()}" if is_option else name)
     return "".join(f"{each} " for each in needed)
 
 
