@@ -194,7 +194,7 @@ def plot(records: list[dict[str, Any]], file: Path, title: str) -> None:
 
 
 def main() -> None:
-    """Measure, print a table, and draw it where asked."""
+    """Measure, print a table, and plot it where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--threads", type=int, default=1)

@@ -11,6 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from sphinx.util.logging import getLogger
+
+logger = getLogger(__name__)
 ROOT = Path(__file__).parents[1]
 
 project = "ssl-core"
@@ -41,11 +44,14 @@ def public_names(package: str) -> list[str]:
     return [alias.name for node in imports for alias in node.names if alias.name == alias.asname]
 
 
-# What autodoc takes for the members of a module. It would not see those that are imported on first use.
+# What autodoc takes for the members of a module. It does not see those that are imported on first use before that.
+PUBLIC = {}
 for _file in ROOT.glob("packages/*/src/**/__init__.py"):
     _package = ".".join(_file.parent.relative_to(next(p for p in _file.parents if p.name == "src")).parts)
     if names := public_names(_package):
-        sys.modules[_package].__all__ = names
+        PUBLIC[_package] = sys.modules[_package].__all__ = names
+        for name in names:
+            getattr(sys.modules[_package], name)
 
 
 _SECTION = re.compile(r"(Args|Attributes|Example|Raises|Returns):$")
@@ -78,6 +84,16 @@ def _line_block(paragraph: str) -> str:
     ).rstrip()
 
 
+def find_missing(_app: Any, env: Any) -> None:
+    """Warn of public functions and classes that no page shows."""
+    shown = {name.rpartition(".")[2] for name in env.get_domain("py").objects}
+    for package, names in PUBLIC.items():
+        for name in names:
+            if callable(getattr(sys.modules[package], name)) and name not in shown:
+                logger.warning("%s.%s is on no page of the reference", package, name)
+
+
 def setup(app: Any) -> None:
     """Sphinx calls it."""
+    app.connect("env-check-consistency", find_missing)
     app.connect("autodoc-process-docstring", as_it_looks, priority=400)  # before napoleon reads the sections

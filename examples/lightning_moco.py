@@ -35,7 +35,7 @@ class MoCo(lightning.LightningModule):
 
     @property
     def here(self) -> Step:
-        """Place in the training, from which the momentum branch draws the order of its images (shuffle-BN)."""
+        """Place in the training, from which the momentum branch samples the order of its images (shuffle-BN)."""
         return Step(self.global_step, self.trainer.estimated_stepping_batches, self.trainer.num_training_batches)
 
     def training_step(self, batch: tuple[tuple[Tensor, Tensor], Tensor], index: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Draws clim_positives.png: images, the positives that each of CLIM's selections gives them, and mixtures with them.
+"""Plots clim_positives.png: images, the positives that each of CLIM's selections gives them, and mixtures with them.
 
 python docs/figures/clim_positives.py RUN    # a run directory of ssl-clim-train on labelled images
 

@@ -1,4 +1,4 @@
-"""Draws dssl_collapse.png: the spread of the embeddings and the kNN of runs of ssl-dssl, from their logs.
+"""Plots dssl_collapse.png: the spread of the embeddings and the kNN of runs of ssl-dssl, from their logs.
 
 ssl-dssl-train --config cifar10_cpu --data.source cifar10/train-*.parquet --out runs/dssl
 ssl-dssl-train --config cifar10_cpu --data.source cifar10/train-*.parquet --method.naive views --out runs/naive

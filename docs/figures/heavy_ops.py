@@ -1,4 +1,4 @@
-"""Draws heavy_ops.png, each distortion of DSSL's code at three magnitudes, and heavy_views.png, its heavy views.
+"""Plots heavy_ops.png, each distortion of DSSL's code at three magnitudes, and heavy_views.png, its heavy views.
 
 python docs/figures/heavy_ops.py
 """

@@ -1,4 +1,4 @@
-"""Draws queue_loss.png: what the two numbers of queue attention are, for keys on a circle.
+"""Plots queue_loss.png: what the two numbers of queue attention are, for keys on a circle.
 
 python docs/figures/queue_loss.py
 """

@@ -1,4 +1,4 @@
-"""Draws renderers.png, views that each renderer drew from the same parameters, and prints how far they are apart.
+"""Saves renderers.png, the same views by each renderer, and prints how far they are apart.
 
 TRITON_INTERPRET=1 python docs/figures/renderers.py      # with Triton's kernels interpreted, where there is no GPU
 """

@@ -1,4 +1,4 @@
-"""Draws strong_ops.png: what each distortion of CLSA's pools does at a low, a middle and a high level.
+"""Plots strong_ops.png: what each distortion of CLSA's pools does at a low, a middle and a high level.
 
 python docs/figures/strong_ops.py
 """

@@ -174,7 +174,7 @@ def report(
     Args:
         runs: run directories, shown side by side.
         data: images to look at; null takes those that all runs were trained on.
-        images: largest number of images of a split that are looked at, drawn by a seed.
+        images: largest number of images of a split that are looked at, sampled by a seed.
         out: file of the page; null is report.html in the run directory, where there is one.
         device: device that computes the features.
     """
@@ -186,14 +186,15 @@ def report(
         )
         for title in votes.predicted:
             print(f"  {title:16} {100 * votes.top1(title):5.1f} %  {'#' * round(40 * votes.top1(title))}")
-    command = f"{load_card(Path(runs[0]) / 'backbone.json').recipe}-train"
     print(f"""
 report     {path}  (open it in a browser)
-backbone   {Path(runs[0]) / "backbone.safetensors"}  (ssl_core.load_backbone, timm, torchvision)
+backbone   {Path(runs[0]) / "backbone.safetensors"}  (ssl_core.load_backbone; ssl-core export)
 
-next       ssl-core eval linear {runs[0]} --protocol cached
-           {command} --config list
-           {command} --data.source FOLDER --budget 10m --out runs/mine""")
+next       ssl-core eval linear {runs[0]} --protocol cached""")
+    package = load_card(Path(runs[0]) / "backbone.json").recipe
+    if importlib.util.find_spec(package.replace("-", "_")):  # a method in a script of one's own has no command
+        print(f"""           {package}-train --config list
+           {package}-train --data.source FOLDER --budget 10m --out runs/mine""")
 
 
 @dataclass(frozen=True)

@@ -110,9 +110,12 @@ def test_the_command_prints_what_each_encoder_is_worth_and_shows_runs_side_by_si
         assert f"  {title:16} " in printed
     assert "ssl-tiny-train --config list" in printed
     other = shutil.copytree(run, tmp_path / "other")
-    ssl_core(["report", str(run), str(other), "--images", "60", "--out", str(tmp_path / "two.html")])
+    card = other / "backbone.json"
+    card.write_text(card.read_text().replace("ssl-tiny", "of-a-script"))
+    ssl_core(["report", str(other), str(run), "--images", "60", "--out", str(tmp_path / "two.html")])
+    assert "-train" not in capsys.readouterr().out
     html = (tmp_path / "two.html").read_text()
-    assert "Report on run, other" in html
+    assert "Report on other, run" in html
     assert html.count('<th scope="col">other</th>') == 2  # what was trained, neighbors
 
 

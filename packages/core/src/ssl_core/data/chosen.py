@@ -37,7 +37,7 @@ def write_chosen(images: FileImages | ParquetImages, indices: Int64[Tensor, " m"
 
     Args:
         images: images to choose from.
-        indices: (m) those to write, in order; rows of parquet keep their own order.
+        indices: (m) indices of the images to write, in order; rows of parquet keep their own order.
         path: path of :func:`chosen_source`.
 
     Raises:

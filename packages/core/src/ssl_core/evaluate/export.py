@@ -32,7 +32,7 @@ def export(encoder: str, out: str, *, to: Target = "safetensors") -> Path:
     Args:
         encoder: encoder to export: a run directory, whose last checkpoint is taken, a .safetensors file with its card,
             or timm:NAME.
-        out: what to write: a file that ends in .safetensors, .onnx or .pt2, in a folder that exists; for timm a new
+        out: path to write: a file that ends in .safetensors, .onnx or .pt2, in a folder that exists; for timm a new
             folder.
         to: form of the export: safetensors, weights in timm's and torchvision's names and the card; timm, a folder
             that timm loads as local-dir:DIR and, after an upload, as hf-hub:OWNER/NAME; onnx; torch, a program of

@@ -48,7 +48,7 @@ def check_plot() -> None:
         ImportError: if it is not installed.
     """
     if find_spec("matplotlib") is None:
-        raise ImportError('matplotlib, which draws the picture, is not installed: pip install "ssl-core[plot]"')
+        raise ImportError('matplotlib, which plots, is not installed: pip install "ssl-core[plot]"')
 
 
 def choose_images(
@@ -259,7 +259,7 @@ def draw_tsne(
     channels = {card.channels: encoder for encoder, (_, card) in zip(encoders, loaded, strict=True)}
     if len(channels) > 1:
         takes = " and ".join(f"{encoder} takes {count}" for count, encoder in channels.items())
-        raise ValueError(f"images have one number of channels, but {takes}; draw these encoders one by one")
+        raise ValueError(f"images have one number of channels, but {takes}; plot these encoders one by one")
     data = data or shared_data(encoders, like)
     test = open_source(data, split="test")
     shown = _random_images(test, classes, images_per_class, seed)

@@ -83,7 +83,7 @@ def look_at_runs(
     seed: int = 0,
     progress: bool = True,
 ) -> Look:
-    """Take some images of each split, drawn by a seed, and their features by pixels, a random encoder and each run.
+    """Take some images of each split, sampled by a seed, and their features by pixels, a random encoder and each run.
 
     Args:
         runs: run directories.

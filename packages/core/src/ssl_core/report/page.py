@@ -45,7 +45,7 @@ def check_report() -> None:
         ImportError: if one is not installed.
     """
     if not has_report():
-        raise ImportError('bokeh, which draws the report, is not installed: pip install "ssl-core[report]"')
+        raise ImportError('bokeh, which plots in the report, is not installed: pip install "ssl-core[report]"')
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def write_report(
     Args:
         runs: run directories, side by side.
         data: images to look at; None takes those that all runs were trained on.
-        images: largest number of images of a split that are looked at, drawn by a seed.
+        images: largest number of images of a split that are looked at, sampled by a seed.
         out: file to write; None is ``report.html`` in the run directory, where there is one run.
         device: device that computes the features.
         seed: seed of the choice of images, of the random encoder and of the map.
@@ -270,7 +270,7 @@ def _page(runs: Sequence[_Run], look: Look, votes: Classified | None, seed: int)
             if look.has_test
             else ""
         )
-        + f", drawn by seed {seed}; {PIXELS} at {look.shown.pixels.shape[-1]} px.",
+        + f", sampled by seed {seed}; {PIXELS} at {look.shown.pixels.shape[-1]} px.",
     )
 
 

@@ -50,7 +50,7 @@ class RandAugment:
 
     @property
     def num_draws(self) -> int:
-        """For each distortion: which, level, whether to apply it, sign; where the pool has cutout, x and y."""
+        """Which distortion, its level, whether to apply it, its sign, for each; x and y where the pool has cutout."""
         return (6 if POOLS[self.pool].has_cutout else 4) * self.num_ops
 
     def __post_init__(self) -> None:
