@@ -227,7 +227,7 @@ def rank(
         runs: run directories of one method.
         data: images to take; None takes those that all runs were trained on. Of these the test split is taken, or else
             the training images.
-        images: number of images of RankMe and alpha-ReQ, drawn by the seed; all where there are no more.
+        images: number of images of RankMe and alpha-ReQ, sampled by the seed; all where there are no more.
         view_images: number of those whose views LiDAR and the neighbors take; more than there are features is best.
         views: number of views of each of these, of the run's own augmentations, 2 or more.
         across_methods: whether runs of several methods are compared, for which these measures were not made.
