@@ -130,19 +130,23 @@ def plane_points(features: Float[Tensor, "n f"], *, seed: int) -> tuple[Float32[
 
 
 def pca_points(features: Float[Tensor, "n f"]) -> Float32[Tensor, "n 2"]:
-    """The first two principal components of l2-normalized features; of each the largest weight is positive.
+    """The first two principal components of l2-normalized features.
+
+    Their signs are such that the first of each one's large weights, of half the largest or more, is positive; that of
+    the largest itself would be up to rounding where two are equal.
 
     Example:
         >>> pca_points(torch.tensor([[2.0, 0.0], [0.0, 3.0], [0.0, 1.0]])).round(decimals=2)
-        tensor([[-0.9400,  0.0000],
-                [ 0.4700,  0.0000],
-                [ 0.4700,  0.0000]])
+        tensor([[ 0.9400,  0.0000],
+                [-0.4700,  0.0000],
+                [-0.4700,  0.0000]])
     """
     unit = F.normalize(features.double(), dim=1)
     centered = unit - unit.mean(dim=0)
     axes: Tensor = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -2:].flip(1)  # (f 2), f > 1
-    largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
-    return (centered @ (axes * largest.sign())).float()
+    is_large = axes.abs() >= axes.abs().amax(dim=0) / 2
+    first = axes.gather(0, is_large.int().argmax(dim=0, keepdim=True))
+    return (centered @ (axes * first.sign())).float()
 
 
 def tsne_picture(
