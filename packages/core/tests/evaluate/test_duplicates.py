@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import pyarrow.parquet as pq
@@ -91,7 +92,7 @@ def test_nearly_the_same_and_mirrored_images_are_found_by_features_and_the_large
     assert found["train/gray/2.png"] == [("train/gray/mirrored.png", "features")]
     assert len(kept(result)) == 19 - 3
     assert len(result["outliers"]) == 18
-    assert "near        3 images with a cosine of 0.990 or more\n            given" in capsys.readouterr().out
+    assert "near        3 left out, with a cosine of 0.990 or more\n            given" in capsys.readouterr().out
 
 
 def test_test_images_in_training_are_leaks_by_three_kinds_and_are_not_kept(run, images, tmp_path, capsys):
@@ -107,7 +108,8 @@ def test_test_images_in_training_are_leaks_by_three_kinds_and_are_not_kept(run, 
     ]
     assert len(kept(result)) == result["num_kept"] == 12
     assert (
-        "leaks       3 test images are in training: 1 by bytes, 1 by pixels, 1 by features" in capsys.readouterr().out
+        "leaks       3 of 12 test images are in training: 1 by bytes, 1 by pixels, 1 by features"
+        in capsys.readouterr().out
     )
 
 
@@ -143,7 +145,7 @@ def encoded(seed):
 def test_of_parquet_the_rows_that_are_kept_are_shards_again(tmp_path):
     folder = tmp_path / "shards"
     folder.mkdir()
-    write_shard(folder / "train-0.parquet", [(encoded(seed), seed % 3) for seed in (0, 1, 2, 1, 3)])
+    write_shard(folder / "train-0.parquet", [(encoded(seed), seed % 3) for seed in (0, 1, 1, 2, 3)])
     write_shard(folder / "train-1.parquet", [(encoded(seed), seed % 3) for seed in (4, 0)])
     write_shard(folder / "train-2.parquet", [(encoded(0), 0)])
     result = find_duplicates(data_of(folder), out=str(tmp_path / "out"), **QUIET)
@@ -154,6 +156,13 @@ def test_of_parquet_the_rows_that_are_kept_are_shards_again(tmp_path):
     assert source.encoded(3) == encoded(3)
     with pytest.raises(FileExistsError, match="is not empty, and what it holds would be read as well"):
         find_duplicates(data_of(folder), out=str(tmp_path / "out"), **QUIET)
+
+
+def test_a_path_that_no_list_can_hold_is_refused_before_images_are_read(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("ssl_core.evaluate.duplicates._readable", lambda *_: pytest.fail("images are read"))
+    shutil.copy(images / "dark/0.png", os.fsencode(images) + b"/dark/caf\xe9.png")
+    with pytest.raises(ValueError, match="is no UTF-8, which a list cannot hold: rename it"):
+        find_duplicates(data_of(images), out=str(tmp_path / "out"), **QUIET)
 
 
 def test_of_images_without_files_there_is_no_list(toy_source, tmp_path, monkeypatch, capsys):

@@ -22,8 +22,12 @@ def chosen_source(images: Images, stem: Path) -> Path | None:
 
     Raises:
         FileExistsError: if it is a folder that holds something already, which would be read as well.
+        ValueError: for a path of an image that is no UTF-8, which a list cannot hold.
     """
     if isinstance(images, FileImages):
+        for name in map(images.identifier, range(len(images))):
+            if any("\udc80" <= character <= "\udcff" for character in name):  # as os.fsdecode marks them
+                raise ValueError(f"the path {name!r} is no UTF-8, which a list cannot hold: rename it")
         return stem.with_name(f"{stem.name}.csv")
     if not isinstance(images, ParquetImages):
         return None
@@ -42,7 +46,6 @@ def write_chosen(images: FileImages | ParquetImages, indices: Int64[Tensor, " m"
 
     Raises:
         OSError: naming the file and the cause, if it cannot be written.
-        ValueError: for a path that is no UTF-8, which a list cannot hold.
     """
     if isinstance(images, ParquetImages):
         images.groups.copy(path, images.rows[indices])
@@ -58,10 +61,4 @@ def write_chosen(images: FileImages | ParquetImages, indices: Int64[Tensor, " m"
             label = images.label(index)
             row.append("" if label < 0 else classes[label])
         writer.writerow(row)
-    try:
-        content = text.getvalue().encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{error.object[error.start - 80 : error.end]!r} is no UTF-8: rename it, for a list"
-        ) from error
-    write_atomically(path, lambda file: file.write(content))
+    write_atomically(path, lambda file: file.write(text.getvalue().encode()))

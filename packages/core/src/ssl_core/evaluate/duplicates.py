@@ -326,10 +326,10 @@ def _text(result: dict[str, Any], folder: Path) -> str:
     """The summary that a person reads."""
     counts = Counter(each["by"] for group in result["groups"] for each in group["leave"])
     lines = [("source", f"{result['source']}: {result['num_images']:,} images"), *_broken_lines(result["broken"])]
-    lines += [(f"same {by}", f"{counts[by]:,} images beside the one that is kept") for by in ("bytes", "pixels")]
+    lines += [(f"same {by}", f"{counts[by]:,} left out") for by in ("bytes", "pixels")]
     if "threshold" in result:
         lines += [
-            ("near", f"{counts['features']:,} images with a cosine of {result['threshold']:.3f} or more"),
+            ("near", f"{counts['features']:,} left out, with a cosine of {result['threshold']:.3f} or more"),
             ("", result["reason"]),
             ("outliers", f"the {len(result['outliers'])} images farthest from all others, such as"),
             *(("", name) for name in result["outliers"][:_SHOWN]),
@@ -337,11 +337,16 @@ def _text(result: dict[str, Any], folder: Path) -> str:
     elif "model" not in result:
         lines.append(("near", "not looked for: --model RUN compares the features of an encoder"))
     if "against" in result:
-        lines.append(("against", f"{result['against']}: {result['num_test']:,} images"))
+        lines.append(("against", result["against"]))
         lines += _broken_lines(result["test_broken"])
         kinds = Counter({leak["test"]: leak["by"] for leak in result["leaks"]}.values())
         by = ", ".join(f"{kinds[kind]:,} by {kind}" for kind in ("bytes", "pixels", "features") if kinds[kind])
-        lines.append(("leaks", f"{kinds.total():,} test images are in training{f': {by}' if by else ''}"))
+        lines.append(
+            (
+                "leaks",
+                f"{kinds.total():,} of {result['num_test']:,} test images are in training{f': {by}' if by else ''}",
+            )
+        )
     if "queue_length" in result:
         lines.append(
             (
