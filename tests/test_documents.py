@@ -218,7 +218,7 @@ def check(words):
             missing = [
                 path
                 for option, path in itertools.pairwise(arguments)
-                if option in ("-c", "-e")
+                if option in ("-c", "-e") or path.startswith("./")
                 if not (ROOT / path).exists()
             ]
             assert not missing, f"there is no {missing} to install"

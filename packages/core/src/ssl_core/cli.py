@@ -188,7 +188,7 @@ def report(
             print(f"  {title:16} {100 * votes.top1(title):5.1f} %  {'#' * round(40 * votes.top1(title))}")
     print(f"""
 report     {path}  (open it in a browser)
-backbone   {Path(runs[0]) / "backbone.safetensors"}  (ssl_core.load_backbone; ssl-core export)
+backbone   {Path(runs[0]) / "backbone.safetensors"}  (ssl_core.load_backbone makes a timm module of it)
 
 next       ssl-core eval linear {runs[0]} --protocol cached""")
     package = load_card(Path(runs[0]) / "backbone.json").recipe
