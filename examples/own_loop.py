@@ -52,7 +52,8 @@ def train(images: Tensor, *, epochs: int, batch_size: int = 128, dim: int = 64) 
     loader = DataLoader(TwoViews(images), batch_size, shuffle=True, drop_last=True)
     total = epochs * len(loader)
     optimizer = torch.optim.SGD([*encoder.parameters(), *projector.parameters()], 0.1, 0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total, pct_start=0.05, cycle_momentum=False)
+    warmup = max(0.05, 2 / total)  # part of the steps; one alone is no warm-up
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total, pct_start=warmup, cycle_momentum=False)
     for epoch in range(epochs):
         for index, (first, second) in enumerate(loader, start=epoch * len(loader)):
             step = Step(index, total, len(loader))

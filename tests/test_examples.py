@@ -30,7 +30,7 @@ def test_examples_are_short():
 @pytest.mark.slow
 def test_a_loop_of_your_own_trains_an_encoder_and_measures_it(capsys):
     images, _ = draw_digits(train=True)
-    encoder = own_loop.train(images[:64], epochs=2, batch_size=32)
+    encoder = own_loop.train(images[:40], epochs=2, batch_size=4)
     losses = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
     assert len(losses) == 2
     assert all(map(math.isfinite, losses))
