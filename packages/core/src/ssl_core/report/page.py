@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -186,7 +186,7 @@ def write_report(
     read = [read_run(Path(run), run) for run in runs]
     check_writable(path.parent)
     look = look_at_runs(runs, data=data, images=images, device=device, seed=seed, progress=progress)
-    named = [_Run(title, *list(vars(run).values())[1:]) for title, run in zip(look.runs, read, strict=True)]
+    named = [replace(run, title=title) for title, run in zip(look.runs, read, strict=True)]
     votes = classified(look, k=named[0].config["evaluate"]["k"], temperature=named[0].config["evaluate"]["temperature"])
     html = _page(named, look, votes, seed)
     write_atomically(path, lambda file: file.write(html.encode()))
