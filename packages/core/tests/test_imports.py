@@ -47,7 +47,7 @@ ALLOWED = {
     "trial": {"config", "distributed", "data", "nn", "train", "run", "build"},
     "auto": {"config", "distributed", "data", "nn", "views", "run", "build", "trial"},
     "budget": {"config", "distributed", "data", "evaluate", "train", "run", "build", "trial"},
-    "report": {"config", "folder", "data", "views", "backbone", "train", "evaluate"},
+    "report": {"data", "views", "backbone", "train", "evaluate"},
     "pretrain": {"allocator", "config", "folder", "data", "nn", "distributed", "views", "backbone", "train", "evaluate"}
     | {"report", "run", "summary", "build", "auto", "budget"},
     "command": {"config", "console", "folder", "distributed", "data", "train", "run", "pretrain"},

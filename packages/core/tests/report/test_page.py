@@ -154,7 +154,8 @@ def test_what_cannot_be_reported_is_refused_in_one_line(run, tmp_path, capsys, m
         str(run), str(run), capsys=capsys
     )
     assert "images must be 2 or more, got 1" in refusal(str(run), "--images", "1", capsys=capsys)
-    assert "cannot write" in refusal(str(run), "--out", "/proc/none/x.html", capsys=capsys)
+    assert "there is no folder" in refusal(str(run), "--out", str(tmp_path / "none" / "x.html"), capsys=capsys)
+    assert "holds no image" in refusal(str(run), "--data.test_source", str(tmp_path), capsys=capsys)
     bare = shutil.copytree(run, tmp_path / "bare")
     shutil.rmtree(bare / "checkpoints")
     assert "there is no checkpoint" in refusal(str(bare), capsys=capsys)

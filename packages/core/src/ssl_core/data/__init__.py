@@ -11,6 +11,7 @@ from ssl_core.data.config import multi_labels as multi_labels
 from ssl_core.data.config import official_validation as official_validation
 from ssl_core.data.config import open_encoded as open_encoded
 from ssl_core.data.config import open_source as open_source
+from ssl_core.data.config import open_test as open_test
 from ssl_core.data.config import probed as probed
 from ssl_core.data.config import split_remark as split_remark
 from ssl_core.data.config import without_foreign_classes as without_foreign_classes

@@ -269,6 +269,18 @@ def open_encoded(config: DataConfig, split: str = "train") -> Images:
     return replace(images, channels=channels)
 
 
+def open_test(config: DataConfig) -> Images | None:
+    """The test images before any is decoded; None where the settings name none and the source has no test split.
+
+    Raises:
+        ValueError: as :func:`open_encoded`, for test images that are named and cannot be opened.
+    """
+    is_named = config.test_source is not None or config.holdout is not None
+    if not is_named and _split(config.source, config, "test") is None:
+        return None
+    return open_encoded(config, "test")
+
+
 def _test_images(config: DataConfig, train: Images) -> Images:
     if config.test_source is not None:
         test = _split(config.test_source, config, "test") or _split(config.test_source, config, "train")

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_core.data import DataConfig, Images, ImageSource, decoded, open_encoded
+from ssl_core.data import DataConfig, ImageSource, decoded, open_encoded, open_test
 from ssl_core.evaluate.encoder import load_encoders, run_views, shared_data
 from ssl_core.evaluate.features import evaluation_view
 from ssl_core.evaluate.health import effective_rank, entropy_rank
@@ -261,7 +261,8 @@ def rank(
             f"compare ({MEASURES['rankme'].says}); --across_methods does it all the same"
         )
     data = data or shared_data(runs)
-    encoded, is_new = _images_to_look_at(data)
+    test = open_test(data)
+    encoded = open_encoded(data, "train") if test is None else test
     if len(encoded) < _LEAST:
         raise ValueError(f"{encoded.name} has {len(encoded)} images; the measures take {_LEAST} or more")
     chosen = permutation(seed, _IMAGE_STREAM, len(encoded))[:images]
@@ -300,7 +301,9 @@ def rank(
     order = {
         name: placed(name, {run: found[run][measure.layer][name] for run in runs}) for name, measure in MEASURES.items()
     }
-    shown = f"{len(plain):,} images of {encoded.name}, {'not trained on' if is_new else 'which the runs trained on'}"
+    shown = (
+        f"{len(plain):,} images of {encoded.name}, {'which the runs trained on' if test is None else 'not trained on'}"
+    )
     print(shown + f"; {views} views of {len(some):,} of them, {NEIGHBORS} neighbors")
     print(rank_text(found, order))
     if len(methods) > 1:
@@ -371,14 +374,6 @@ class _BothLayers(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         features = self.encoder(images)
         return torch.cat([features, self.projector(features)], dim=1)
-
-
-def _images_to_look_at(data: DataConfig) -> tuple[Images, bool]:
-    """The test images, or training images where there are none, and whether they are new to the runs."""
-    try:
-        return open_encoded(data, "test"), True
-    except ValueError:
-        return open_encoded(data, "train"), False
 
 
 def _own_views(run: str, image_size: int) -> list[ViewSpec]:

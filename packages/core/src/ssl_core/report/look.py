@@ -11,7 +11,7 @@ from jaxtyping import Float32, Int64
 from PIL import Image
 from torch import Tensor, nn
 
-from ssl_core.data import DataConfig, Images, decoded, open_encoded
+from ssl_core.data import DataConfig, Images, decoded, open_encoded, open_test
 from ssl_core.data.source import readable
 from ssl_core.evaluate import Features, evaluation_view, load_subject, shared_data
 from ssl_core.philox import permutation
@@ -133,10 +133,7 @@ def look_at_runs(
 
     encoded = open_encoded(data, "labelled")
     bank = part(encoded, "training")
-    try:
-        test = open_encoded(data, "test")
-    except ValueError:  # there is none
-        test = None
+    test = open_test(data)
     return Look(bank, bank if test is None else part(test, "test"), encoded.classes, titles)
 
 

@@ -18,8 +18,7 @@ from ssl_core.duration import duration
 from ssl_core.evaluate import tsne_points
 from ssl_core.evaluate.compare import Row
 from ssl_core.evaluate.tsne import LEAST_TSNE, PERPLEXITY
-from ssl_core.files import write_atomically
-from ssl_core.folder import check_writable
+from ssl_core.files import check_file, write_atomically
 from ssl_core.report.labels import Classified, classified, compared
 from ssl_core.report.look import PIXELS, Look, Part, address, described, look_at_runs
 from ssl_core.report.neighbors import neighbors
@@ -29,8 +28,7 @@ from ssl_core.train.log import read_metrics
 
 _CONFUSIONS = 8
 _WIDEST = 1180  # pixels of a picture in the page
-_CLASSES = {"healthy": "", "still improving": "warn", "too short": "warn", "starved of data": "bad", "collapsed": "bad"}
-_CLASSES["at chance"] = "bad"
+_CLASSES = {"healthy": "", "still improving": "warn", "too short": "warn"}  # any other verdict is bad
 
 
 def has_report() -> bool:
@@ -184,7 +182,7 @@ def write_report(
         raise ValueError(f"{len(runs)} runs are shown in one file: say which, such as --out report.html")
     path = Path(runs[0]) / "report.html" if out is None else Path(out)
     read = [read_run(Path(run), run) for run in runs]
-    check_writable(path.parent)
+    check_file(path)
     look = look_at_runs(runs, data=data, images=images, device=device, seed=seed, progress=progress)
     named = [replace(run, title=title) for title, run in zip(look.runs, read, strict=True)]
     votes = classified(look, k=named[0].config["evaluate"]["k"], temperature=named[0].config["evaluate"]["temperature"])
@@ -222,7 +220,7 @@ def _page(runs: Sequence[_Run], look: Look, votes: Classified | None, seed: int)
         if (curve := plots.few_labels(rows)) is not None:
             models["few_labels"] = curve
     script, parts = components(models)
-    found = [fact for fact in ({run.title: run.facts() for run in runs}).values()]
+    found = [run.facts() for run in runs]
     sections = [
         ("summary", "What was trained"),
         ("training", "How training went"),
