@@ -176,7 +176,7 @@ def pretrain(
             steps_per_epoch=batches.batches_per_epoch,
             num_images=len(source),
             num_evaluated=0 if knn is None else sum(map(len, knn)),
-            end_s=writes_report * (_REPORT_S + 4 * _REPORT_IMAGES * costs.image_s),
+            end_s=writes_report * (_REPORT_S + 4 * min(_REPORT_IMAGES, len(source)) * costs.image_s),
             given=given or (),
         )
         del batches

@@ -218,6 +218,7 @@ def thumbnails(part: Part) -> list[str]:
 def _clusters(features: Float32[Tensor, "n f"]) -> Any:
     unit = F.normalize(features, dim=1).numpy()
     with threadpool_limits(limits=1):  # sums of threads end in other last bits
+        # scikit-learn's has no types.
         model: Any = KMeans(min(_CLUSTERS, len(unit)), n_init=1, random_state=0)  # type: ignore[no-untyped-call]
         return model.fit_predict(unit)
 
