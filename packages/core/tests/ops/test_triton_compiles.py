@@ -1,11 +1,12 @@
-"""Every configuration of the table, compiled for GPUs that need not be there: what it takes of a multiprocessor.
+"""Every kernel as its op launches it, and every configuration of the table, compiled for GPUs that need not be there.
 
-Interpreted kernels say nothing about registers, shared memory or the order of instructions, and a configuration that
-does not fit is an error only at its launch.
+Interpreted kernels say nothing about types, registers, shared memory or the order of instructions: what the compiler
+refuses and a configuration that does not fit are errors only at a launch.
 """
 
 import re
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,6 @@ from ssl_core.views import HEAVY, PRESETS, ViewSpec, derive
 from ssl_core.views.program import make_programs
 
 pytestmark = [
-    pytest.mark.nightly,
     pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed"),
     pytest.mark.skipif(_triton.is_interpreted(), reason="TRITON_INTERPRET=1 forbids to compile"),
 ]
@@ -153,6 +153,73 @@ def cuobjdump(option, compiled, folder):
     return done.stdout
 
 
+@pytest.fixture
+def launch_compiles(monkeypatch):
+    """A launch, of tensors on the CPU, compiles what it would run on a GPU of compute capability 9.0."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.jit import JITFunction
+
+    gpu = {
+        "get_current_device": lambda: -1,  # one that has nothing compiled yet
+        "get_current_stream": lambda device: 0,
+        "get_current_target": lambda: GPUTarget("cuda", 90, 32),
+    }
+    monkeypatch.setattr(triton.runtime.driver, "_active", SimpleNamespace(**gpu))
+    monkeypatch.setattr(
+        JITFunction, "__getitem__", lambda kernel, grid: lambda *a, **k: kernel.run(*a, grid=grid, warmup=True, **k)
+    )
+
+
+def position():
+    return torch.zeros((), dtype=torch.int64)
+
+
+NIGHTLY = pytest.mark.nightly
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float32, marks=NIGHTLY)], ids=str)
+@pytest.mark.parametrize(
+    ("n", "k", "d"),
+    [(5, 64, 130), *(pytest.param(*sizes, marks=NIGHTLY) for sizes in [(1, 1, 1), (3, 2, 64)])],
+    ids=str,
+)
+def test_enqueue_compiles(n, k, d, dtype, launch_compiles):
+    from ssl_core.ops._triton.enqueue import enqueue
+
+    enqueue(torch.zeros(k, d, dtype=dtype), torch.ones(n, d), position(), position())
+
+
+@pytest.mark.parametrize(
+    "shadows", [[torch.zeros(5).bfloat16()], pytest.param([], marks=NIGHTLY)], ids=["shadow", "none"]
+)
+def test_momentum_update_compiles(shadows, launch_compiles):
+    from ssl_core.ops._triton.momentum_update import momentum_update
+
+    momentum_update([torch.zeros(5)], [torch.ones(5)], shadows, torch.tensor(0.5))
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "d", "dtype"),
+    [
+        (300, 5000, 64, torch.bfloat16),
+        *(
+            pytest.param(*sizes, dtype, marks=NIGHTLY)
+            for sizes in [(1, 1, 1), (33, 40, 100), (300, 5000, 64)]
+            for dtype in (torch.bfloat16, torch.float16, torch.float32)
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("hides", [False, True])
+def test_queue_attention_compiles(n, k, d, dtype, hides, kernels, launch_compiles):
+    options = (position(), torch.zeros(n, dtype=torch.int64), torch.zeros(k)) if hides else (None, None, None)
+    query, queue = torch.zeros(n, d, dtype=dtype), torch.zeros(k, d, dtype=dtype)
+    for normalized in (False, True):
+        kernels.queue_attention(query, queue, torch.ones(n), *options, normalized)
+
+
+@pytest.mark.nightly
 @pytest.mark.parametrize("dim", [64, 128, 256, 512])
 @pytest.mark.parametrize(
     ("capability", "dtype"),
@@ -174,6 +241,7 @@ def test_a_configuration_fits_as_often_as_it_says_and_spills_hardly_a_register(
     assert configuration.residents * registers_of_block <= all_registers
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("dim", [64, 128, 256, 512])
 def test_products_for_hopper_are_issued_together(dim, kernels, tmp_path):
     # The compiler that finds fault with the registers of a wgmma waits for each one before the next.
@@ -181,6 +249,7 @@ def test_products_for_hopper_are_issued_together(dim, kernels, tmp_path):
     assert 0 < 2 * code.count("WARPGROUP.ARRIVE") <= code.count("HGMMA")
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)], ids=["8.0", "9.0"])
 @pytest.mark.parametrize("size", [32, 224])
 @pytest.mark.parametrize("name", ["weak", "strong", "strong_gamma"])
@@ -201,6 +270,7 @@ def test_a_view_leaves_room_for_enough_warps_on_a_multiprocessor(name, size, cap
 DISTORTED_BYTES = 128
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("capability", "options", "specs"),
     [
@@ -221,6 +291,7 @@ def test_a_view_with_distortions_fits(capability, options, specs, tmp_path):
     assert 32 * warps * (registers + -registers % 8) <= LIMITS[capability][0]
 
 
+@pytest.mark.nightly
 def test_a_view_neither_divides_approximately_nor_fuses_products_with_sums():
     code = compile_view_for((9, 0), [ViewSpec(PRESETS["strong_gamma"], (32,))])[0].asm["ptx"]
     assert "div.rn.f32" in code
@@ -228,6 +299,7 @@ def test_a_view_neither_divides_approximately_nor_fuses_products_with_sums():
     assert "fma.rn.f32" not in code
 
 
+@pytest.mark.nightly
 def test_distortions_that_follow_one_another_are_compiled_once():
     from ssl_core.ops._triton import render_views as views
 

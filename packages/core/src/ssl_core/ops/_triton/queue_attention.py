@@ -233,12 +233,13 @@ def _combine_kernel(
     rounded_weight = tl.sum(shrink * tl.load(at + 2 * num_rows, mask=is_split, other=0.0))
     sums = tl.zeros([BLOCK_D], tl.float32)
     for first in range(0, num_splits, CHUNK):
-        splits = first + tl.arange(0, CHUNK)
-        is_split = splits < num_splits
-        factor = tl.exp2(tl.load(partial + splits * 3 * num_rows + row, mask=is_split, other=largest) - largest)
-        part = partial_sums + (splits * num_rows + row).to(tl.int64)[:, None] * dim + dims[None, :]
-        mask = is_split[:, None] & (dims < dim)[None, :]
-        sums += tl.sum(factor[:, None] * tl.load(part, mask=mask, other=0.0), axis=0)
+        # Under names of their own: a loop may not change the shape of what it carries.
+        parts = first + tl.arange(0, CHUNK)
+        is_part = parts < num_splits
+        factor = tl.exp2(tl.load(partial + parts * 3 * num_rows + row, mask=is_part, other=largest) - largest)
+        sums_at = partial_sums + (parts * num_rows + row).to(tl.int64)[:, None] * dim + dims[None, :]
+        mask = is_part[:, None] & (dims < dim)[None, :]
+        sums += tl.sum(factor[:, None] * tl.load(sums_at, mask=mask, other=0.0), axis=0)
     is_empty = weight == 0.0
     total = tl.where(is_empty, 1.0, rounded_weight)
     value = tl.where(is_empty, float("-inf"), (largest + tl.log2(tl.where(is_empty, 1.0, weight))) * 0.6931471805599453)
