@@ -166,9 +166,14 @@ def launch_compiles(monkeypatch):
         "get_current_target": lambda: GPUTarget("cuda", 90, 32),
     }
     monkeypatch.setattr(triton.runtime.driver, "_active", SimpleNamespace(**gpu))
-    monkeypatch.setattr(
-        JITFunction, "__getitem__", lambda kernel, grid: lambda *a, **k: kernel.run(*a, grid=grid, warmup=True, **k)
-    )
+
+    def launch(kernel, grid):
+        def compiles(*arguments, enable_fp_fusion, **options):  # whose default depends on the version of Triton
+            return kernel.run(*arguments, grid=grid, warmup=True, enable_fp_fusion=enable_fp_fusion, **options)
+
+        return compiles
+
+    monkeypatch.setattr(JITFunction, "__getitem__", launch)
 
 
 def position():
@@ -217,6 +222,24 @@ def test_queue_attention_compiles(n, k, d, dtype, hides, kernels, launch_compile
     query, queue = torch.zeros(n, d, dtype=dtype), torch.zeros(k, d, dtype=dtype)
     for normalized in (False, True):
         kernels.queue_attention(query, queue, torch.ones(n), *options, normalized)
+
+
+@pytest.fixture
+def _default_precision():
+    yield
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.fp32_precision = "none"
+
+
+@pytest.mark.usefixtures("_default_precision")
+def test_products_of_float32_are_as_precise_as_those_of_pytorch(kernels):
+    assert kernels._precision() == "ieee"
+    torch.set_float32_matmul_precision("high")
+    assert kernels._precision() == "tf32"
+    # Under its new name, after which PyTorch refuses to read the old one.
+    for precision in ("ieee", "tf32"):
+        torch.backends.cuda.matmul.fp32_precision = precision
+        assert kernels._precision() == precision
 
 
 @pytest.mark.nightly

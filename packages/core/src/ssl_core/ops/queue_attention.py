@@ -53,8 +53,7 @@ def queue_attention(
     lse = log sum_j exp(s_j), expectation = sum_j softmax(s)_j queue_j
 
     Products, sums and outputs are float32 (float64 if an input is), whatever autocast says; on CUDA the
-    products follow ``torch.set_float32_matmul_precision``. Where no column is left, lse is -inf and the
-    expectation 0.
+    products are tf32 where PyTorch's own may be. Where no column is left, lse is -inf and the expectation 0.
     Gradient flows from lse to ``query`` and to ``temperature``, not twice; the expectation is a constant.
     ``backend="reference"`` differentiates both outputs to all inputs, any number of times, in n k memory.
 

@@ -70,6 +70,7 @@ def enqueue(queue: Tensor, keys: Tensor, cursor: Tensor, length: Tensor) -> None
             dropped,
             BLOCK_D=triton.next_power_of_2(dim),
             IS_BFLOAT16=is_bfloat16,
+            enable_fp_fusion=True,
         )
     if rows is not queue:
         queue.copy_(rows)

@@ -1,4 +1,7 @@
-"""Helpers of all launches."""
+"""Helpers of all launches.
+
+Every launch says whether products are fused with sums: Triton 3.10 has another default than the versions before.
+"""
 
 import contextlib
 from contextlib import AbstractContextManager

@@ -46,5 +46,10 @@ def momentum_update(
         return
     with on_device_of(momentum_params[0]):
         _momentum_update_kernel[(len(table),)](
-            table, scalar_on(table.device, momentum), HAS_SHADOW=bool(shadow_params), BLOCK=CHUNK, num_warps=8
+            table,
+            scalar_on(table.device, momentum),
+            HAS_SHADOW=bool(shadow_params),
+            BLOCK=CHUNK,
+            num_warps=8,
+            enable_fp_fusion=True,
         )

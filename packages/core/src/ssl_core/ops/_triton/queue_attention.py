@@ -303,6 +303,7 @@ def queue_attention(
             UPCAST=is_interpreted(),
             num_warps=warps,
             num_stages=stages,
+            enable_fp_fusion=True,
         )
         _combine_kernel[(num_rows,)](
             partial,
@@ -315,6 +316,7 @@ def queue_attention(
             BLOCK_D=block_d,
             BLOCK_S=triton.next_power_of_2(splits),
             CHUNK=16,
+            enable_fp_fusion=True,
         )
     return lse, expectation
 
@@ -340,5 +342,5 @@ def _configuration(queue: Tensor) -> Configuration:
 
 
 def _precision() -> str:
-    """Of products of float32, as ``torch.set_float32_matmul_precision`` says."""
-    return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
+    """Of products of float32: that of PyTorch's own, however it was set; Triton has names of its own for it."""
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
