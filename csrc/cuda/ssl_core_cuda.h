@@ -7,7 +7,7 @@
 #define SSL_CORE_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Changes whenever a signature does; the Python side refuses another number.
-constexpr int kAbi = 1;
+constexpr int kAbi = 2;
 
 SSL_CORE_EXPORT int ssl_core_cuda_abi();
 
@@ -20,8 +20,7 @@ SSL_CORE_EXPORT int ssl_core_cuda_queue_attention(const void* query, const void*
                                                   int normalized, void* stream);
 
 // queue (num_rows dim) is float32, or bfloat16 where queue_is_bfloat16; keys (num_keys dim) float32; both contiguous.
-// tickets is one int32 that is 0 before and after.
-SSL_CORE_EXPORT int ssl_core_cuda_enqueue(void* queue, const float* keys, int64_t* cursor, int64_t* length, int32_t* tickets,
+SSL_CORE_EXPORT int ssl_core_cuda_enqueue(void* queue, const float* keys, int64_t* cursor, int64_t* length,
                                           int64_t num_rows, int64_t num_keys, int64_t dim, int queue_is_bfloat16,
                                           void* stream);
 

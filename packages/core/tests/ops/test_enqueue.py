@@ -81,6 +81,12 @@ def test_a_zero_key_stays_zero():
     assert torch.equal(queue, torch.zeros(2, 3))
 
 
+def test_a_key_that_holds_a_nan_becomes_nothing_else():
+    queue, cursor, length = ring(2)
+    enqueue_(queue, torch.tensor([[1.0, torch.nan, 0.0]]), cursor, length)
+    assert queue[0].isnan().all()
+
+
 def test_keys_with_a_gradient_leave_none_in_the_queue():
     queue, cursor, length = ring(4)
     enqueue_(queue, torch.randn(2, 3, requires_grad=True), cursor, length)

@@ -133,6 +133,22 @@ def test_enqueue_does_not_sync(kernel, no_sync):
     enqueue_(torch.zeros(7, 3, device="cuda"), torch.ones(4, 3, device="cuda"), cursor, length)
 
 
+@pytest.mark.parametrize("kernel", ["triton", "cuda"], indirect=True)
+def test_queues_on_two_streams_do_not_disturb_each_other(kernel):
+    streams, keys = [torch.cuda.Stream() for _ in range(2)], torch.randn(2000, 64, device="cuda")
+    rings = [
+        (torch.zeros(4099, 64, device="cuda"), *(torch.zeros((), dtype=torch.int64, device="cuda") for _ in range(2)))
+        for _ in streams
+    ]
+    torch.cuda.synchronize()
+    for _ in range(20):
+        for stream, ring in zip(streams, rings, strict=True):
+            with torch.cuda.stream(stream):
+                enqueue_(ring[0], keys, *ring[1:])
+    torch.cuda.synchronize()
+    assert [(cursor.item(), length.item()) for _, cursor, length in rings] == [(40_000 % 4099, 4099)] * 2
+
+
 @KERNELS
 def test_momentum_update_is_that_of_the_formula_with_its_shadow(kernel):
     sizes = [1, 3, 70_000, 17, 40_000]

@@ -155,7 +155,7 @@ def cuobjdump(option, compiled, folder):
 
 @pytest.fixture
 def launch_compiles(monkeypatch):
-    """A launch, of tensors on the CPU, compiles what it would run on a GPU of compute capability 9.0."""
+    """What has been launched, of tensors on the CPU: compiled for a GPU of compute capability 9.0, and not run."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.runtime.jit import JITFunction
@@ -169,11 +169,14 @@ def launch_compiles(monkeypatch):
 
     def launch(kernel, grid):
         def compiles(*arguments, enable_fp_fusion, **options):  # whose default depends on the version of Triton
-            return kernel.run(*arguments, grid=grid, warmup=True, enable_fp_fusion=enable_fp_fusion, **options)
+            options["enable_fp_fusion"] = enable_fp_fusion
+            compiled.append(kernel.run(*arguments, grid=grid, warmup=True, **options))
 
         return compiles
 
+    compiled = []
     monkeypatch.setattr(JITFunction, "__getitem__", launch)
+    return compiled
 
 
 def position():
@@ -189,10 +192,12 @@ NIGHTLY = pytest.mark.nightly
     [(5, 64, 130), *(pytest.param(*sizes, marks=NIGHTLY) for sizes in [(1, 1, 1), (3, 2, 64)])],
     ids=str,
 )
-def test_enqueue_compiles(n, k, d, dtype, launch_compiles):
+def test_enqueue_compiles_and_counts_on_no_other_launch(n, k, d, dtype, launch_compiles):
     from ssl_core.ops._triton.enqueue import enqueue
 
     enqueue(torch.zeros(k, d, dtype=dtype), torch.ones(n, d), position(), position())
+    # A counter of those that are done would be shared with other streams and with graphs that have not run.
+    assert not any("atom." in kernel.asm["ptx"] for kernel in launch_compiles)
 
 
 @pytest.mark.parametrize(

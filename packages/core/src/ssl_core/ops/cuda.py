@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ssl_core.ops.gpu import CHUNK, address_table, choose_splits, processors_of, scalar_on, tickets
+from ssl_core.ops.gpu import CHUNK, address_table, choose_splits, processors_of, scalar_on
 
 _LIBRARY = Path(__file__).parents[1] / "libssl_core_cuda.so"
-_ABI = 1
+_ABI = 2
 _ROWS = 64  # queries of a block
 _KEYS = {64: 64, 128: 64, 256: 32}  # of a tile, by dimension
 _RESIDENTS = {64: 3, 128: 2, 256: 2}  # blocks that a multiprocessor holds at once, by registers
@@ -50,7 +50,7 @@ def _library() -> ctypes.CDLL:
         raise ImportError(f"{_LIBRARY} is of another version of ssl-core; install ssl-core again")
     address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     library.ssl_core_cuda_queue_attention.argtypes = [*[address] * 10, *[size] * 4, number, address]
-    library.ssl_core_cuda_enqueue.argtypes = [*[address] * 5, *[size] * 3, number, address]
+    library.ssl_core_cuda_enqueue.argtypes = [*[address] * 4, *[size] * 3, number, address]
     library.ssl_core_cuda_momentum_update.argtypes = [address, size, size, address, address]
     return library
 
@@ -103,7 +103,7 @@ def enqueue(queue: Tensor, keys: Tensor, cursor: Tensor, length: Tensor) -> None
     if len(keys) == 0:
         return
     keys, rows = keys.float().contiguous(), queue.contiguous()
-    addresses = [tensor.data_ptr() for tensor in (rows, keys, cursor, length, tickets(queue.device))]
+    addresses = [tensor.data_ptr() for tensor in (rows, keys, cursor, length)]
     sizes = (len(rows), len(keys), rows.shape[1])
     _launch("enqueue", queue.device, *addresses, *sizes, int(rows.dtype == torch.bfloat16))
     if rows is not queue:

@@ -9,9 +9,6 @@ from torch import Tensor
 # Elements of a parameter that one program updates.
 CHUNK = 4096
 
-# One counter for each device, at one address, so that a captured CUDA graph finds it again.
-_tickets: dict[torch.device, Tensor] = {}
-
 # The last table of each device, and what it was made for: a training run has one momentum encoder.
 _tables: dict[torch.device, tuple[tuple[int, ...], Tensor]] = {}
 
@@ -40,13 +37,6 @@ def choose_splits(row_blocks: int, tiles: int, slots: int) -> int:
 def processors_of(device: torch.device) -> int:
     """Multiprocessors of a GPU; under Triton's interpreter a number that makes it cut the queue."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-
-
-def tickets(device: torch.device) -> Tensor:
-    """The counter by which the last program of a launch knows that it is the last; 0 between launches."""
-    if device not in _tickets:
-        _tickets[device] = torch.zeros((), dtype=torch.int32, device=device)
-    return _tickets[device]
 
 
 def address_table(targets: Sequence[Tensor], onlines: Sequence[Tensor], shadows: Sequence[Tensor]) -> Tensor:
