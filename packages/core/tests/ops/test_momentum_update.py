@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ssl_core.ops import _triton, cpp, momentum_update_
+from ssl_core.ops import _triton, cpp, gpu, momentum_update_
 from ssl_core.testing import assert_as_accurate
 
 SHAPES = [(), (1,), (5,), (3, 4), (0,), (2, 3, 1, 1)]
@@ -116,6 +116,18 @@ def test_shadows_are_the_rounded_averages():
     assert all(torch.equal(a, b.bfloat16()) for a, b in zip(shadow, target, strict=True))
 
 
+def test_an_encoders_table_of_addresses_lives_as_long_as_it_does():
+    encoders = [([torch.zeros(5), torch.zeros(0)], [torch.ones(5), torch.ones(0)], []) for _ in range(2)]
+    before = len(gpu._tables)
+    tables = [gpu.address_table(*encoder) for encoder in encoders]
+    # As captured CUDA graphs do, which read the same memory at each replay.
+    assert all(gpu.address_table(*encoder) is table for encoder, table in zip(encoders, tables, strict=True))
+    (target, _), (online, _), _ = encoders[1]
+    assert tables[1].tolist() == [[target.data_ptr(), online.data_ptr(), 0, 0, 5]]
+    encoders[0][0][0] = torch.zeros(5)
+    assert len(gpu._tables) == before + 1
+
+
 def test_the_op_is_registered_correctly():
     torch.library.opcheck(
         torch.ops.ssl_core.momentum_update_,
@@ -136,6 +148,14 @@ def test_the_op_is_registered_correctly():
 def test_what_does_not_fit_is_an_error(target, online, momentum, error, message):
     with pytest.raises(error, match=message):
         momentum_update_([torch.zeros(s) for s in target], [torch.zeros(s) for s in online], momentum)
+
+
+def test_parameters_and_momentum_on_several_devices_are_an_error():
+    here, elsewhere = torch.zeros(3), torch.zeros(3, device="meta")
+    with pytest.raises(ValueError, match="momentum parameter 1 is on meta, parameter 0 on cpu: update those of each"):
+        momentum_update_([here, elsewhere], [here, elsewhere], 0.9)
+    with pytest.raises(ValueError, match="momentum is on meta, the parameters on cpu"):
+        momentum_update_([here], [here], torch.zeros((), device="meta"))
 
 
 def test_shadows_that_do_not_fit_are_an_error():

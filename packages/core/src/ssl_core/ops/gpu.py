@@ -5,12 +5,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 # Elements of a parameter that one program updates.
 CHUNK = 4096
 
-# The last table of each device, and what it was made for: a training run has one momentum encoder.
-_tables: dict[torch.device, tuple[tuple[int, ...], Tensor]] = {}
+# Of each momentum encoder, by its first target, the table and what it was made for. A captured CUDA graph reads it at each
+# replay: it lives as long as the target, whatever other encoders are updated.
+_tables = WeakTensorKeyDictionary()
 
 
 @functools.cache
@@ -41,18 +43,18 @@ def processors_of(device: torch.device) -> int:
 
 def address_table(targets: Sequence[Tensor], onlines: Sequence[Tensor], shadows: Sequence[Tensor]) -> Tensor:
     """(chunks 5) addresses of target, online and shadow (or 0), first element and size; kept while they hold."""
-    device = targets[0].device
     key = tuple(tensor.data_ptr() for tensor in (*targets, *onlines, *shadows))
     key += tuple(tensor.numel() for tensor in targets)
-    if device not in _tables or _tables[device][0] != key:
+    if targets[0] not in _tables or _tables[targets[0]][0] != key:
         addresses = [tensor.data_ptr() for tensor in shadows] or [0] * len(targets)
         rows = [
             (target.data_ptr(), online.data_ptr(), shadow, first, target.numel())
             for target, online, shadow in zip(targets, onlines, addresses, strict=True)
             for first in range(0, target.numel(), CHUNK)
         ]
-        _tables[device] = (key, torch.tensor(rows, dtype=torch.int64).reshape(-1, 5).to(device))
-    return _tables[device][1]
+        _tables[targets[0]] = key, torch.tensor(rows, dtype=torch.int64).reshape(-1, 5).to(targets[0].device)
+    table: Tensor = _tables[targets[0]][1]
+    return table
 
 
 def scalar_on(device: torch.device, scalar: Tensor) -> Tensor:

@@ -40,7 +40,8 @@ def momentum_update_(
             dtype.
 
     Raises:
-        ValueError: if numbers, shapes or devices disagree, or momentum is outside [0, 1].
+        ValueError: if numbers, shapes or devices disagree, parameters lie on several devices, or momentum is outside
+            [0, 1].
         TypeError: if a momentum parameter has a dtype that rounds the small steps of the average away.
 
     Example:
@@ -60,6 +61,11 @@ def momentum_update_(
             if target.device != other.device:
                 raise ValueError(f"parameter {index}: momentum on {target.device}, {name} on {other.device}")
     for index, target in enumerate(momentum_params):
+        if target.device != momentum_params[0].device:
+            raise ValueError(
+                f"momentum parameter {index} is on {target.device}, parameter 0 on {momentum_params[0].device}: "
+                "update those of each device in a call of their own"
+            )
         if target.dtype not in (torch.float32, torch.float64):
             raise TypeError(
                 f"momentum parameter {index} is {target.dtype}, in which steps of 1 - momentum vanish: "
@@ -69,6 +75,8 @@ def momentum_update_(
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum must be in [0, 1], got {momentum}")
         momentum = torch.tensor(momentum, dtype=torch.float64)
+    elif momentum_params and momentum.device not in (torch.device("cpu"), momentum_params[0].device):
+        raise ValueError(f"momentum is on {momentum.device}, the parameters on {momentum_params[0].device}")
     with torch.no_grad():
         torch.ops.ssl_core.momentum_update_(
             list(momentum_params), list(online_params), list(shadow_params or ()), momentum

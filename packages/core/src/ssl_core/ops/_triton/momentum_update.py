@@ -24,11 +24,11 @@ def _momentum_update_kernel(
     target = tl.load(row).to(tl.pointer_type(tl.float32)) + offsets
     online = tl.load(row + 1).to(tl.pointer_type(tl.float32)) + offsets
     old = tl.load(target, mask=mask)
-    difference = tl.load(online, mask=mask) - old
+    new = tl.load(online, mask=mask)
+    difference = new - old
     # As torch.lerp: exact at both ends. 1 - momentum is taken in the momentum's own precision.
     weight = (1 - tl.load(momentum)).to(tl.float32)
-    new = tl.where(weight < 0.5, old + weight * difference, (old + difference) - (1 - weight) * difference)
-    new = tl.where(weight == 1.0, tl.load(online, mask=mask), new)
+    new = tl.where(weight < 0.5, old + weight * difference, new - (1 - weight) * difference)
     tl.store(target, new, mask=mask)
     if HAS_SHADOW:
         shadow = tl.load(row + 2).to(tl.pointer_type(tl.int16)) + offsets
