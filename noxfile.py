@@ -258,6 +258,15 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def gpu_dry(session: nox.Session) -> None:
+    """Run all parts of benchmarks/gpu.py at tiny sizes on the CPU, Triton's kernels through its interpreter."""
+    install(session, *PACKAGES, extras=TOOLS["bench"])
+    out = Path(session.create_tmp()) / "gpu"
+    shutil.rmtree(out, ignore_errors=True)
+    session.run("python", "benchmarks/gpu.py", "--next", "--dry", "--out", str(out), "--seconds", "14400")
+
+
+@nox.session(default=False)
 def nightly(session: nox.Session) -> None:
     """Run what takes too long for every change: all other sessions of tests, and the build."""
     for name in ("tests_newest", "tests_oldest"):
@@ -270,6 +279,7 @@ def nightly(session: nox.Session) -> None:
         "tests_interpret",
         "tests_without_compiler",
         "tests_sanitized",
+        "gpu_dry",
         "build",
         "wheels",
     ):

@@ -1,11 +1,13 @@
 """A whole training step of every method at the same encoder, batch and views' size, relative to MoCo v2.
 
 python benchmarks/bench_step.py            # ResNet-50 at 224 px and batch 256 on a GPU, the CPU recipe's net elsewhere
+python benchmarks/bench_step.py --encoder vit_small_patch16_224 --size 224 --methods "MoCo v2" SCE --profile
 
 Forward, backward, optimizer, momentum update and enqueue, on random views that are already there; data is not counted.
 Methods are recipes of the installed packages, their views scaled so that the largest has the size asked for. Published
 cost is that of the papers, relative to MoCo v2. Peak memory is what method, views and two steps add: on a GPU to that
-of torch's allocator, on the CPU to the resident set of a fresh process.
+of torch's allocator, on the CPU to the resident set of a fresh process. ``--profile`` adds where the time of a step
+goes: the longest kernels (on the CPU, operators), and the gaps, in which the device waits for the host.
 """
 
 import argparse
@@ -51,15 +53,19 @@ ROWS: dict[str, tuple[str, str, list[str], str]] = {
     "DSSL over Barlow Twins": ("ssl_dssl", "cifar10_barlow", [], "not published"),
 }
 SMALL = EncoderConfig("resnet18", "small_pool", options={"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]})
+PROFILED_STEPS, KERNELS = 5, 15
 
 
-def make_step(package: str, recipe: str, changes: list[str], size: int, batch: int, device: torch.device) -> Any:
-    """A function that takes a training step, and how often each branch sees a view in it."""
+def make_step(name: str, encoder_name: str | None, size: int, batch: int, device: torch.device) -> Any:
+    """A function that takes a training step of a row, and how often each branch sees a view in it."""
+    package, recipe, changes, _ = ROWS[name]
     module = import_module(f"{package}.train")
     recipes = Path(module.__file__ or "").parent / "recipes"
     arguments = ["--config", recipe, f"--train.batch_size={batch}", *changes]
+    if encoder_name is not None and "resnet" not in encoder_name:
+        arguments.append("--method.momentum.batch_norm_splits=1")  # there is no BatchNorm to split
     config = parse_config(module.Config, arguments, prog=package, description="", recipes=recipes)
-    encoder_config = EncoderConfig("resnet50") if size >= 64 else SMALL
+    encoder_config = SMALL if encoder_name is None else EncoderConfig(encoder_name)
     largest = max(side for view in config.views for side in view.sizes)
     scaled = [replace(view, size=[round(side * size / largest) for side in view.sizes]) for view in config.views]
     config = replace(config, views=scaled, encoder=encoder_config)
@@ -110,9 +116,33 @@ def _count_forwards(method: torch.nn.Module, run: Callable[[], None]) -> dict[st
 
 def measure(task: str) -> int:
     """Bytes that a method and two of its steps add to a process."""
-    name, size, batch = json.loads(task)
-    package, recipe, changes, _ = ROWS[name]
-    return resident_bytes(lambda: make_step(package, recipe, changes, size, batch, torch.device("cpu"))[0]())
+    return resident_bytes(lambda: make_step(*json.loads(task), torch.device("cpu"))[0]())
+
+
+def profile(name: str, run: Callable[[], None], step_s: float, device: torch.device) -> float:
+    """Print the kernels that a row's step spends its time in; the share of the step in which the device is busy."""
+    is_cuda = device.type == "cuda"
+    activity = torch.profiler.ProfilerActivity.CUDA if is_cuda else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[activity]) as profiler:
+        for _ in range(PROFILED_STEPS):
+            run()
+        if is_cuda:
+            torch.cuda.synchronize(device)
+    events = [event for event in profiler.key_averages() if (event.device_type.name == "CUDA") == is_cuda]
+    events = [event for event in events if not event.is_user_annotation]  # they span kernels
+    kernels = [(event.self_device_time_total if is_cuda else event.self_cpu_time_total, event) for event in events]
+    kernels.sort(key=lambda kernel: kernel[0], reverse=True)
+    busy_s = 1e-6 * sum(us for us, _ in kernels) / PROFILED_STEPS
+    launches = sum(event.count for event in events) / PROFILED_STEPS
+    print(
+        f"\n{name}: busy {1e3 * busy_s:.2f} ms of {1e3 * step_s:.2f} ms, gaps {1e3 * (step_s - busy_s):.2f} ms, ",
+        end="",
+    )
+    print(f"{launches:.0f} launches\n\n| kernel | ms a step | of the step | launches |\n|---|---|---|---|")
+    for us, event in kernels[:KERNELS]:
+        seconds, key = 1e-6 * us / PROFILED_STEPS, event.key[:70].replace("|", "/")
+        print(f"| {key} | {1e3 * seconds:.3f} | {100 * seconds / step_s:.1f} % | {event.count / PROFILED_STEPS:.0f} |")
+    return busy_s / step_s
 
 
 def main() -> None:
@@ -120,6 +150,10 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--size", type=int, help="of the views; 224 on a GPU, 32 elsewhere")
+    parser.add_argument("--encoder", help="of timm; ResNet-50 from 64 px on, a narrow ResNet-18 below")
+    parser.add_argument("--methods", nargs="+", default=list(ROWS), choices=list(ROWS), help="MoCo v2 is always there")
+    parser.add_argument("--profile", action="store_true", help="where the time of each method's step goes")
+    parser.add_argument("--json", type=Path, help="file for the numbers")
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--quick", action="store_true", help="3 repeats")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
@@ -134,20 +168,22 @@ def main() -> None:
 
     print(__doc__.partition("\n")[0])
     print(describe_machine(device))
-    net = "resnet50" if size >= 64 else "resnet18, 4 blocks of 32 to 256"
+    encoder = arguments.encoder or ("resnet50" if size >= 64 else None)
+    net = encoder or "resnet18, 4 blocks of 32 to 256"
     print(f"{net}, {size} px, batch {arguments.batch}, bfloat16\n")
     runs: dict[str, Callable[[], None]] = {}
     forwards: dict[str, dict[str, int]] = {}
     peaks: dict[str, int] = {}
-    for name, (package, recipe, changes, _) in ROWS.items():
-        if find_spec(package) is None:
+    for name in dict.fromkeys(["MoCo v2", *arguments.methods]):
+        if find_spec(ROWS[name][0]) is None:
             continue
+        task = (name, encoder, size, arguments.batch)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
         else:
-            peaks[name] = measured_in_new_process(__file__, json.dumps([name, size, arguments.batch]))
-        runs[name], forwards[name] = make_step(package, recipe, changes, size, arguments.batch, device)
+            peaks[name] = measured_in_new_process(__file__, json.dumps(task))
+        runs[name], forwards[name] = make_step(*task, device)
         runs[name]()
         if device.type == "cuda":
             peaks[name] = torch.cuda.max_memory_allocated() - before
@@ -156,13 +192,21 @@ def main() -> None:
         "| method | median ms | spread ms | images/s | to MoCo v2 | published | forwards online + momentum | peak GiB |"
     )
     print("|---|---|---|---|---|---|---|---|")
+    records = []
     for name, times in found.items():
         online, momentum = forwards[name]["encoder"], forwards[name].get("momentum_branch", 0)
+        rate, gib = arguments.batch / times.median, peaks[name] / 2**30
         print(
             f"| {name} | {1e3 * times.median:.1f} | {1e3 * times.low:.1f} to {1e3 * times.high:.1f} "
-            f"| {arguments.batch / times.median:.0f} | {times.median / found['MoCo v2'].median:.2f} "
-            f"| {ROWS[name][3]} | {online} + {momentum} | {peaks[name] / 2**30:.2f} |"
+            f"| {rate:.0f} | {times.median / found['MoCo v2'].median:.2f} "
+            f"| {ROWS[name][3]} | {online} + {momentum} | {gib:.2f} |"
         )
+        records.append({"method": name, "images_per_s": rate, "gib": gib})
+    for record in records if arguments.profile else ():
+        name = str(record["method"])
+        record["busy"] = profile(name, runs[name], found[name].median, device)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(records, indent=1))
 
 
 if __name__ == "__main__":

@@ -230,7 +230,7 @@ def main() -> None:
             print(f"| {label} | {name} | {rates[0]:,.0f} | {spread} | {ratio:.1f}x |", flush=True)
             records.append({"case": label.replace(", ", "\n"), "renderer": name, "views_per_s": rates[0]})
     if on_gpu:
-        two_views(device, arguments.repeats)
+        records += two_views(device, arguments.repeats)
     if arguments.json:
         arguments.json.write_text(json.dumps(records, indent=1))
     if arguments.out:
@@ -238,7 +238,7 @@ def main() -> None:
         plot(records, arguments.out / f"views_{device.type}.png", title)
 
 
-def two_views(device: torch.device, repeats: int) -> None:
+def two_views(device: torch.device, repeats: int) -> list[dict[str, Any]]:
     """Both views of 256 images at 224 px, as a training step on a GPU asks for them."""
     case = Case("strong", 400, 500, 224, 256)
     images = torch.randint(0, 256, (case.images, 3, case.height, case.width), dtype=torch.uint8, device=device)
@@ -246,8 +246,11 @@ def two_views(device: torch.device, repeats: int) -> None:
     if find_spec("kornia") is not None and (view := kornia(case, images)) is not None:
         both["kornia"] = lambda: (view(), view())
     print()
+    records = []
     for name, time in times_s(both, repeats, device).items():
         print(f"two views of {case.images} images at {case.size} px, {name}: {1e3 * time.median:.2f} ms")
+        records.append({"case": "two views", "renderer": name, "views_per_s": 2 * case.images / time.median})
+    return records
 
 
 if __name__ == "__main__":

@@ -1,240 +1,331 @@
-"""All that a GPU has to show, in one call of ten minutes: tests, rates, kernels, tuner, views, steps.
+"""All that a GPU has to show, in slots of minutes: what is missing, stale or unfinished runs, of most value first.
 
-python benchmarks/gpu.py --out OUT            # on a GPU
-python benchmarks/gpu.py --out OUT --dry      # anywhere: the same parts at tiny sizes, Triton's kernels interpreted
+python benchmarks/gpu.py --next --out OUT            # on a GPU, within --seconds; 0 seconds shows what is due
+python benchmarks/gpu.py --next --out OUT --dry      # anywhere: every part at tiny sizes, Triton's kernels interpreted
+python benchmarks/gpu.py --take OUT                  # where the repository is: into benchmarks/results
 
-Each part is a process with a limit of its own, so that one that hangs or fails costs no other; what matters most comes
-first. OUT/parts.txt holds what they print, as they print it. OUT/gpu.md is written anew after every part: the table of
-targets, then the parts; it is what goes into benchmarks/results. JSON files hold the numbers.
-
-Nothing need be installed but PyTorch with CUDA, Triton, jaxtyping, numpy and timm; the sources are taken from this
-checkout. The tests need pytest and jsonargparse (and are faster with pytest-xdist), the steps jsonargparse and the
-packages' other requirements, lightly's row lightly, kornia's kornia: without them a part or a row says that it did not
-run, and why. The back-end `cuda` needs ssl_core/libssl_core_cuda.so beside the sources, where `pip install
---no-build-isolation -e packages/core` puts it (with hatchling, editables, pybind11, ninja and nvcc); it holds its own
-CUDA runtime, so that one built on another machine serves as well.
+A part is a command in a process group with a limit. Its entry in the ledger says when it ran, on which card, at which
+commit, how it ended, what it found, and the hash of the files that it depends on: with another hash it is stale.
+OUT/ledger.json is replaced before and after every part, so that a slot that ends early loses one part, which then comes
+after those that were not tried. OUT/parts.txt holds what they print. `benchmarks/gpu_pack.sh` makes what a machine
+without a network lacks, and prints the calls.
 """
 
 import argparse
+import hashlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gpu_page import Ledger, table_of_targets
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-# Of a part without a table, its end.
-LAST_LINES = 40
+PACK = ROOT / ".pack"
+RESULTS = HERE / "results"
+LEDGER = RESULTS / "gpu/ledger.json"
+TABLES = "<!-- what benchmarks/gpu.py writes: -->", "<!-- up to here -->"
+LAST_LINES = 40  # of a part without a table
+MORE = 75  # exit status of a part that goes on in another call
+DRY = "a CPU, dry"  # card of a dry run
+DRY_IS_SLOWER = 10
+JSON, SECONDS = "{json}", "{seconds}"  # in a command: a file for its numbers, and what it may take
 COMPILED = ["torch.compile of eager", "FlexAttention"]
 
 
 class Part(NamedTuple):
-    """A command, and the seconds after which it is ended."""
+    """A command, which reads the files that it names; a part of which fewer seconds than the limit are left waits."""
 
     name: str
     limit_s: float
     command: list[str]
+    measures: list[str]  # further files, as patterns
+    look: str  # first, if it fails
+    lacks: str | None = None  # why it cannot run here
+    takes_what_is_left: bool = False
 
 
 def parts(out: Path, dry: bool) -> list[Part]:
-    """In the order in which they run; a limit of 0 stands for what the others leave."""
+    """By value."""
+    cpu = ["--device", "cpu"] if dry else []
+
+    def core(*rooms: str) -> list[str]:
+        return [f"packages/core/src/ssl_core/{room}/**/*.py" for room in rooms]
+
+    def either(tiny: str, full: str) -> list[str]:
+        return (tiny if dry else full).split()
 
     def script(name: str, *arguments: str) -> list[str]:
-        return [sys.executable, str(HERE / f"{name}.py"), *arguments]
+        return [sys.executable, f"benchmarks/{name}.py", *arguments]
 
-    def attention(name: str, limit_s: float, dtype: str, what: list[str], shapes: list[str], *left_out: str) -> Part:
-        options = ["--device", "cpu", "--repeats", "1"] if dry else ["--dtype", dtype]
-        options += ["--json", str(out / f"{name}.json"), "--what", *what]
-        options += ["--shapes", *(["1024x64x128"] if dry else shapes)]
+    def pytest(*arguments: str) -> list[str]:
+        options = ["-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider", "-v", "--tb=short"]
+        return [sys.executable, "-m", "pytest", *options, *either("", "-m gpu --require-gpu"), *arguments]
+
+    def attention(name: str, limit_s: float, what: str, shapes: list[str], *left_out: str, dtype: str) -> Part:
+        options = [*cpu, *either("--repeats 1", f"--dtype {dtype}"), "--json", JSON, "--what", *what.split()]
+        options += ["--shapes", *(["150x70x64"] if dry else shapes)]
         options += ["--leave-out", *left_out, *(["memory", *COMPILED] if dry else [])]
-        return Part(name, limit_s, script("bench_queue_attention", *options))
+        look = "rows that say 'wrong by' or 'not run'; then the part correctness"
+        return Part(name, limit_s, script("bench_queue_attention", *options), [*kernels, *core("losses")], look)
 
-    tests = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider"]
-    tests += ["-q", "-ra", "-m", "gpu", "--tb=short", str(ROOT / "packages/core/tests/ops/test_on_gpu.py")]
-    tests += [str(ROOT / f"packages/core/tests/{name}.py") for name in ("data/test_device", "data/test_pipeline")]
-    tests += [] if dry else ["--require-gpu", *(["-n", "8"] if find_spec("xdist") else [])]
-    shapes = ["1024x65536x128", "512x65536x128", "1024x65536x256", "512x65536x256", "4096x65536x128", "256x65536x128"]
-    cpu = ["--device", "cpu"] if dry else []
-    momentum = [*cpu, "--json", str(out / "momentum.json"), *(["--quick", "--model", "test_resnet"] if dry else [])]
-    losses = ["sce", "info_nce"]
+    def step(name: str, encoder: str, tiny: str) -> Part:
+        options = [*cpu, *either(f"--quick --encoder {tiny} --size 32 --batch 8", f"--encoder {encoder}")]
+        command = script("bench_step", *options, "--methods", "SCE", "--profile", "--json", JSON)
+        return Part(name, 60, command, trained, "its last line; where that is about memory, half the batch")
+
+    def sanitizer(tool: str) -> Part:
+        few = "(hides_columns or enqueue_is_that or momentum_update_is_that) and (triton or cuda)"
+        under = either("", f"env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool {tool} --error-exitcode 9")
+        lacks = None if dry or shutil.which("compute-sanitizer") else "compute-sanitizer is not on the path"
+        look = "the first line of ===== in parts.txt: the kernel and its line; the test is the one that was running"
+        return Part(tool, 90, [*under, *pytest(on_gpu, "-k", few)], kernels, look, lacks)
+
+    kernels, trained = [*core("ops"), "csrc/cuda/*"], [*core("ops", "losses", "nn", "train"), "csrc/cuda/*"]
+    on_gpu, distributed = (f"packages/core/tests/{name}.py" for name in ("ops/test_on_gpu", "test_distributed"))
+    tests = [str(file.relative_to(ROOT)) for file in sorted(ROOT.glob("packages/core/tests/**/test_*.py"))]
+    tests = [name for name in tests if "mark.gpu" in (ROOT / name).read_text() and name != distributed]
+    tests += either("packages/core/tests/ops/test_enqueue.py -k triton", "-n 8" if find_spec("xdist") else "")
+    shapes = [f"{n}x65536x{d}" for n, d in ((1024, 128), (512, 128), (1024, 256), (512, 256), (4096, 128), (256, 128))]
+    run, pieces = (out / "run", out) if dry else (ROOT / "runs/gpu", PACK)
+    slices = ["--run", str(run), "--pieces", str(pieces), "--data", str(PACK), "--seconds", SECONDS, "--json", JSON]
+    needed = ["train-*.parquet", "test-*.parquet"]
+    if not run.exists() and any(PACK.glob("run-*")):
+        needed.append("piece-*")
     return [
-        Part("machine", 40, script("machine", *cpu)),
-        Part("tests", 150, tests),
-        attention("attention", 90, "bfloat16", ["attention"], shapes, *COMPILED),
-        attention("losses", 60, "bfloat16", losses, shapes[:2], *COMPILED),
-        Part("momentum", 30, script("bench_momentum_update", *momentum)),
-        attention("compiled", 100, "bfloat16", losses, shapes[:1], "memory"),
-        attention("float32", 40, "float32", ["attention"], shapes[1:2], *COMPILED),
-        Part("tune", 0, script("tune_queue_attention", *(["--interpret", "--dims", "20"] if dry else []))),
-        Part("views", 60, script("bench_views", *(["--rows", "cpu", "--quick"] if dry else ["--device", "cuda"]))),
-        Part("step", 60, script("bench_step", *cpu, *(["--quick", "--batch", "8"] if dry else []))),
-    ]
-
-
-def run(part: Part, limit_s: float, log: Path, environment: dict[str, str]) -> tuple[str, str]:
-    """What the part printed, which goes to the log meanwhile, and how it ended."""
-    start = time.monotonic()
-    with log.open("a") as stream:
-        stream.write(f"\n\n==== {part.name}\n\n")
-        stream.flush()
-        begin = stream.tell()
-        process = subprocess.Popen(
-            part.command, stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT, env=environment, start_new_session=True
-        )
-        try:
-            code = process.wait(timeout=limit_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with what it started
-            process.wait()
-            ending = f"ended after its {limit_s:.0f} s"
-        else:
-            ending = "finished" if code == 0 else f"failed with status {code}"
-    with log.open() as stream:
-        stream.seek(begin)
-        printed = stream.read()
-    return printed, f"{ending} ({time.monotonic() - start:.0f} s)"
-
-
-class Target(NamedTuple):
-    """What is wanted, the least of it, and what was found: (where, number), of which all must reach the least."""
-
-    text: str
-    least: float
-    unit: str
-    found: list[tuple[str, float]]
-
-    def show(self, number: float) -> str:
-        """As a ratio or in percent."""
-        return f"{number:.2f}x" if self.unit == "x" else f"{100 * number:.0f} %"
-
-
-Rows = dict[str, dict[str, Any]]  # by implementation
-
-
-def targets(out: Path) -> list[Target]:
-    """From the JSON files that are there so far."""
-    losses, attention = by_size(read(out / "losses.json"), "sce"), by_size(read(out / "attention.json"), "attention")
-    shares = read(out / "momentum.json") or {}
-    updates = {name: shares[name] for name in ("triton", "cuda") if name in shares}
-    rates = []
-    for (n, d), rows in attention.items():
-        name = fastest(rows, "triton")
-        if n >= 1024 and d == 128 and name:
-            rates.append((f"n {n}, {name}", rows[name]["flops"] / rows[name]["seconds"] / rows[name]["peak_flops"]))
-    return [
-        Target("SCE's loss and gradient, n >= 512: times eager", 4.0, "x", ratios(losses, "eager")),
-        Target("attention, n >= 512: times SDPA-flash", 1.1, "x", ratios(attention, "sdpa")),
-        Target("attention, Triton, n >= 1024, d 128: of the measured matrix rate", 0.55, "%", rates),
-        Target("momentum update of a ResNet-50, the faster kernel: of a copy's bandwidth", 0.85, "%",
-               sorted(updates.items(), key=lambda item: item[1])[-1:]),
+        Part("correctness", 90, pytest(*tests), [*kernels, *core("views", "data")],
+             "the first line of FAILED, which names kernel, dtype and shape; if all fail, the first traceback"),
+        attention("attention", 90, "attention", shapes, *COMPILED, dtype="bfloat16"),
+        attention("losses", 60, "sce info_nce", shapes[:2], *COMPILED, dtype="bfloat16"),
+        Part("momentum", 30, script("bench_momentum_update", *cpu, *either("--quick --model test_resnet", ""),
+                                    "--json", JSON), kernels, "momentum_update in csrc/cuda and ssl_core/ops/_triton"),
+        Part("views", 60, script("bench_views", *either("--rows cpu --quick", "--device cuda"), "--json", JSON),
+             core("views", "ops"), "the case after its last row"),
+        step("step-resnet18", "resnet18 --size 32 --batch 512", "test_resnet"),
+        step("step-resnet50", "resnet50 --size 224 --batch 256", "test_resnet"),
+        step("step-vit", "vit_small_patch16_224 --size 224 --batch 256", "test_vit"),
+        sanitizer("memcheck"),
+        sanitizer("racecheck"),
+        Part("training", 90, script("gpu_training", *slices, *either("--dry", "")), ["packages/sce/src/ssl_sce/**/*"],
+             "the last lines of ssl-sce-train or ssl-core eval", None if dry else incomplete(needed), True),
+        Part("tuner", 200, script("tune_queue_attention", *either("--interpret --dims 20", ""), "--seconds", SECONDS),
+             core("ops/_triton"), "rows that say 'wrong by'; then the part correctness", takes_what_is_left=True),
+        Part("neighbours", 120, script("bench_neighbours", *cpu, *either("--quick --rows 2000", "--device cuda")),
+             ["packages/clim/src/ssl_clim/neighbours.py"], "whether faiss was built for GPUs, and for this one",
+             None if find_spec("faiss") else "faiss is not installed"),
+        Part("nccl", 60, pytest(distributed, "-k", "group_of_one"), ["packages/core/src/ssl_core/distributed.py"],
+             "the same command with NCCL_DEBUG=INFO"),
+        attention("compiled", 100, "sce info_nce", shapes[:1], "memory", dtype="bfloat16"),
+        attention("float32", 40, "attention", shapes[1:2], *COMPILED, dtype="float32"),
+        Part("methods", 90, script("bench_step", *cpu, *either("--quick --batch 8 --methods LeOCLR", "")),
+             [*trained, "packages/*/src/ssl_*/method.py"], "the method after its last row"),
     ]  # fmt: skip
 
 
-def by_size(records: list[dict[str, Any]] | None, what: str) -> dict[tuple[int, int], Rows]:
-    """(n, d) -> implementation -> record."""
-    sizes: dict[tuple[int, int], Rows] = {}
-    for record in records or []:
-        if record["what"] == what:
-            sizes.setdefault((record["n"], record["d"]), {})[record["implementation"]] = record
-    return sizes
+def incomplete(patterns: Sequence[str]) -> str | None:
+    """What the packs lack of files that are named NUMBER-of-NUMBER."""
+    for pattern in patterns:
+        names = {file.name for file in PACK.glob(f"*/{pattern}")}
+        if {int(number) for name in names for number in re.findall(r"-of-(\d+)", name)} != {len(names)}:
+            return f"{len(names)} of {pattern} in {PACK.name} are not all"
+    return None
 
 
-def fastest(rows: Rows, *kernels: str) -> str | None:
-    """Of the named kernels, with or without the promise of unit rows."""
-    names = [name for name in rows if name.partition(",")[0] in kernels]
-    return min(names, key=lambda name: rows[name]["seconds"], default=None)
-
-
-def ratios(sizes: dict[tuple[int, int], Rows], other: str) -> list[tuple[str, float]]:
-    """How many times as fast as another implementation the faster of the two kernels is."""
-    found = []
-    for (n, d), rows in sizes.items():
-        ours = fastest(rows, "triton", "cuda")
-        if n >= 512 and ours and other in rows:
-            found.append((f"n {n}, d {d}, {ours}", rows[other]["seconds"] / rows[ours]["seconds"]))
-    return found
+# -- the ledger
 
 
 def read(file: Path) -> Any:
-    return json.loads(file.read_text()) if file.exists() else None
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
-def table_of_targets(found: list[Target]) -> list[str]:
-    """Markdown; a target that was not measured says so."""
-    lines = ["| target | at least | measured | met |", "|---|---|---|---|"]
-    for target in found:
-        measured = "; ".join(f"{target.show(number)} ({where})" for where, number in target.found) or "not yet run"
-        met = "yes" if all(number >= target.least for _, number in target.found) else "no"
-        lines.append(f"| {target.text} | {target.show(target.least)} | {measured} | {met if target.found else ''} |")
-    return lines
+def write(file: Path, text: str) -> None:
+    """Whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_name(f"{file.name}.part")
+    new.write_text(text)
+    new.replace(file)
 
 
-def choice_of_kernel(out: Path) -> list[str]:
-    """Which of the two kernels is faster where; their order in ssl_core/ops/queue_attention.py follows from it."""
-    lines = ["| n | d | triton, ms | cuda, ms | faster |", "|---|---|---|---|---|"]
-    for (n, d), rows in by_size(read(out / "attention.json"), "attention").items():
-        names = [fastest(rows, kernel) for kernel in ("triton", "cuda")]
-        cells = [f"{1e3 * rows[name]['seconds']:.3f} ({name})" if name else "not run" for name in names]
-        lines.append(f"| {n} | {d} | {' | '.join(cells)} | {fastest(rows, 'triton', 'cuda') or ''} |")
-    return lines
+def merged(*ledgers: Ledger) -> Ledger:
+    """The latest entry of each part."""
+    entries = sorted((entry for ledger in ledgers for entry in ledger.values()), key=lambda entry: entry["when"])
+    return {entry["part"]: entry for entry in entries}
 
 
-def report(out: Path, title: str, done: list[tuple[Part, str, str]]) -> None:
-    """Write OUT/gpu.md."""
-    lines = [f"# {title}", "", *table_of_targets(targets(out)), ""]
-    lines += ["## Triton or CUDA C++", "", *choice_of_kernel(out), ""]
-    for part, printed, ending in done:
-        rows = printed.rstrip().splitlines()
-        # Of what is no table, the end.
-        rows = rows if any(row.startswith("|---") for row in rows) else rows[-LAST_LINES:]
-        lines += [f"## {part.name}: {ending}", "", *rows, ""]
-    (out / "gpu.md").write_text("\n".join(lines))
+def fingerprint(part: Part) -> str:
+    """Hash of the files that a part depends on."""
+    files = {file for pattern in part.measures for file in ROOT.glob(pattern)}
+    files |= {ROOT / word for word in part.command if word.endswith(".py")}
+    digest = hashlib.sha256()
+    for file in sorted(file for file in files if file.is_file() and file.suffix != ".pyc"):
+        digest.update(f"{file.relative_to(ROOT)}\n".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def state(part: Part, ledger: Ledger) -> str:
+    """One of missing, stale, failed, unfinished and fresh."""
+    if (entry := ledger.get(part.name)) is None:
+        return "missing"
+    if entry["fingerprint"] != fingerprint(part):
+        return "stale"
+    return {"finished": "fresh", "unfinished": "unfinished"}.get(entry["ending"], "failed")
+
+
+def tables(planned: Sequence[Part], ledger: Ledger) -> str:
+    """What was found of the targets, and how every part ended, in Markdown."""
+    lines = ["", "| part, by value | ended | seconds | card | commit | when |", "|---|---|---|---|---|---|"]
+    for part in planned:
+        entry = ledger.get(part.name, {"ending": "not yet run"})
+        cells = [str(entry.get(key, "")) for key in ("ending", "seconds", "card", "commit", "when")]
+        lines.append(f"| {part.name} | {' | '.join(cells)} |")
+    return "\n".join([*table_of_targets(ledger), *lines])
+
+
+def page(text: str, planned: Sequence[Part], ledger: Ledger) -> str:
+    """A page with its tables written anew and its prose as it is."""
+    (begin, end), (head, _, rest) = TABLES, text.partition(TABLES[0])
+    return f"{head}{begin}\n\n{tables(planned, ledger)}\n\n{end}{rest.partition(end)[2]}"
+
+
+def commit() -> str:
+    """Of the checkout; empty where only its files are."""
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def take(out: Path, planned: Sequence[Part]) -> Ledger:
+    """Bring a slot's results into the repository, and the pieces of a run that goes on beside the packs."""
+    brought: Ledger = read(out / "ledger.json")
+    if not brought or any(entry["card"] == DRY for entry in brought.values()):
+        raise SystemExit(f"{out} holds no results{' but of a dry run' if brought else ''}")
+    ledger = merged(read(LEDGER), brought)
+    for part in planned:
+        entry = ledger.get(part.name)
+        if entry and not entry["commit"] and entry["fingerprint"] == fingerprint(part):
+            entry["commit"] = commit()
+    write(LEDGER, json.dumps(ledger, indent=1) + "\n")
+    write(RESULTS / "gpu.md", page((RESULTS / "gpu.md").read_text(), planned, ledger))
+    lines = [line for name, entry in ledger.items() for line in ("", f"## {name}", "", *entry["printed"])]
+    write(LEDGER.with_name("parts.md"), "\n".join(["# What the parts printed", *lines, ""]))
+    for piece in out.glob("run-*/*"):
+        (PACK / piece.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(piece, PACK / piece.parent.name / piece.name)
+    return ledger
+
+
+# -- a slot
+
+
+def run(part: Part, limit_s: float, out: Path, environment: Mapping[str, str]) -> dict[str, Any]:
+    """How a part ended, after how many seconds, what it printed, which goes to the log meanwhile, and its numbers."""
+    start, log, numbers = time.monotonic(), out / "parts.txt", out / "numbers.json"
+    values = {JSON: str(numbers), SECONDS: str(max(0, limit_s - 15))}
+    with log.open("a+", newline="\n") as stream:
+        stream.write(f"\n\n==== {part.name}\n\n")
+        stream.flush()
+        begin = stream.tell()
+        # A group, to be killed with all that it started; no session, which would live on after the slot.
+        process = subprocess.Popen(
+            [values.get(word, word) for word in part.command],
+            stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT, env=environment, process_group=0,
+        )  # fmt: skip
+        try:
+            code = process.wait(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            ending = f"killed after its {limit_s:.0f} s"
+        else:
+            ending = {0: "finished", MORE: "unfinished"}.get(code, f"failed with status {code}")
+        stream.seek(begin)
+        printed = [line.rpartition("\r")[2] for line in stream.read().rstrip().split("\n")]  # bars as they end
+    if not any(line.startswith("|---") for line in printed):
+        printed = printed[-LAST_LINES:]
+    try:
+        found = read(numbers)
+    except json.JSONDecodeError:  # half written when it was killed
+        found = {}
+    numbers.unlink(missing_ok=True)
+    return {"ending": ending, "seconds": round(time.monotonic() - start), "printed": printed, "numbers": found}
+
+
+def run_next(
+    planned: Sequence[Part], ledger: Ledger, out: Path, seconds: float, card: str, environment: Mapping[str, str]
+) -> None:
+    """Run what is due, by value, and then what has failed as it is now; as much as the seconds hold.
+
+    Args:
+        planned: the parts, by value.
+        ledger: what is known of them; what is found is added to it.
+        out: folder for ledger and log.
+        seconds: for all parts together.
+        card: name of the GPU.
+        environment: of the processes.
+    """
+    end = time.monotonic() + seconds
+    states = {part.name: state(part, ledger) for part in planned}
+    due = [part for part in planned if states[part.name] != "fresh"]
+    for part in sorted(due, key=lambda part: states[part.name] == "failed"):
+        left_s = end - time.monotonic()
+        if part.lacks or left_s < part.limit_s:
+            print(f"{part.name} ({states[part.name]}) waits: {part.lacks or f'it may take {part.limit_s:.0f} s'}")
+            continue
+        begun = datetime.now(UTC).isoformat(timespec="milliseconds")
+        entry = {"part": part.name, "when": begun, "card": card, "commit": commit(), "fingerprint": fingerprint(part)}
+        # Until it has ended it counts as failed.
+        ledger[part.name] = entry | {"ending": "begun", "seconds": 0, "printed": [], "numbers": {}}
+        write(out / "ledger.json", json.dumps(ledger, indent=1))
+        ledger[part.name] = entry | run(part, left_s if part.takes_what_is_left else part.limit_s, out, environment)
+        write(out / "ledger.json", json.dumps(ledger, indent=1))
+        print(f"{part.name}: {ledger[part.name]['ending']}, {ledger[part.name]['seconds']} s", flush=True)
+        if state(part, ledger) == "failed":
+            print(f"    look first at: {part.look}", flush=True)
+
+
+def name_of_card() -> str:
+    if shutil.which("nvidia-smi") is None:
+        raise SystemExit("there is no GPU here (no nvidia-smi); --dry runs all parts on the CPU")
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--seconds", type=float, default=570.0, help="for all parts together (four times that if dry)")
-    parser.add_argument(
-        "--parts", nargs="+", default=[part.name for part in parts(Path(), dry=False)], help="only these"
-    )
+    parser.add_argument("--next", action="store_true", help="run what is due")
+    parser.add_argument("--take", type=Path, metavar="OUT", help="bring the results of a slot into the repository")
+    parser.add_argument("--out", type=Path, help="folder for the results of --next")
+    parser.add_argument("--seconds", type=float, default=480.0, help="for all parts together")
     parser.add_argument("--dry", action="store_true", help="tiny sizes on the CPU: nothing that it prints is a result")
-    parser.add_argument("--title", default="Kernels on a GPU", help="of OUT/gpu.md")
     arguments = parser.parse_args()
-    out: Path = arguments.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "parts.txt").write_text("")
-    for file in out.glob("*.json"):
-        file.unlink()
-    title = "Dry run on the CPU at tiny sizes: these are no results" if arguments.dry else arguments.title
-    sources = [str(path) for path in ROOT.glob("packages/*/src")]
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([*sources, *filter(None, [os.environ.get("PYTHONPATH")])])
-    if arguments.dry:
-        environment |= {"TRITON_INTERPRET": "1", "SSL_CORE_TRITON_CONFIG": "128,64,4,1,1"}
-
-    end = time.monotonic() + arguments.seconds * (4 if arguments.dry else 1)
-    planned = [part for part in parts(out, arguments.dry) if part.name in arguments.parts]
-    planned = [part._replace(limit_s=part.limit_s * (4 if arguments.dry else 1)) for part in planned]
-    done: list[tuple[Part, str, str]] = []
-    for index, part in enumerate(planned):
-        left_s = end - time.monotonic()
-        limit_s = min(left_s, part.limit_s)
-        if part.limit_s == 0:
-            limit_s = left_s - sum(later.limit_s for later in planned[index + 1 :])
-            part = part._replace(command=[*part.command, "--seconds", str(max(0, limit_s - 15))])
-        if limit_s < 20:
-            done.append((part, "", "not run: no time was left"))
+    if arguments.next == (arguments.take is not None) or arguments.next == (arguments.out is None):
+        parser.error("either --next and --out OUT, or --take OUT")
+    out: Path = (arguments.out or arguments.take).resolve()
+    planned = parts(out, arguments.dry)
+    if arguments.take:
+        ledger = take(out, planned)
+    else:
+        environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        sources = [str(path) for path in ROOT.glob("packages/*/src")]
+        environment["PYTHONPATH"] = os.pathsep.join([*sources, *filter(None, [os.environ.get("PYTHONPATH")])])
+        ledger = read(out / "ledger.json")
+        if arguments.dry:
+            environment |= {"TRITON_INTERPRET": "1", "SSL_CORE_TRITON_CONFIG": "128,64,4,1,1"}
+            planned = [part._replace(limit_s=DRY_IS_SLOWER * part.limit_s) for part in planned]
         else:
-            done.append((part, *run(part, limit_s, out / "parts.txt", environment)))
-        print(f"{part.name}: {done[-1][2]}", flush=True)
-        report(out, title, done)
-    print("\n".join(["", *table_of_targets(targets(out)), "", f"wrote {out / 'gpu.md'}"]))
+            ledger = merged(read(LEDGER), ledger)
+        run_next(planned, ledger, out, arguments.seconds, DRY if arguments.dry else name_of_card(), environment)
+    print(f"\n{tables(planned, ledger)}")
+    raise SystemExit(any(state(part, ledger) == "failed" for part in planned))
 
 
 if __name__ == "__main__":

@@ -1,117 +1,115 @@
-"""SCE on CIFAR-10 on a GPU: seconds of an epoch, then the recipe's 200 epochs, over as many calls as they take.
+"""Recipe `cifar10` (SCE) on a GPU in slices: each goes on where the one before stopped; then kNN and the linear probe.
 
-python benchmarks/gpu_training.py --data FOLDER --run RUN --out OUT
+python benchmarks/gpu_training.py --data FOLDER --run RUN --pieces FOLDER --seconds 400
 
-FOLDER holds CIFAR-10 as parquet shards, train-*.parquet and test-*.parquet. The first call measures epochs at batch 256
-and 512; every call then trains recipe `cifar10` in RUN from where the one before stopped, until its seconds or the 200
-epochs are over; then kNN and the linear probe follow. RUN must outlive the call. OUT/training.md says what was found.
-The packages must be installed: a run directory names their versions.
-
-    --seconds 570      of one call
-    --dry              tiny, on the CPU: nothing that it prints is a result
+The data folder holds CIFAR-10 as parquet shards, also in folders of their own. A slice that ends before all is done
+exits with status 75 and leaves the run in pieces beside RUN, PIECES/run-0 and so on, each folder small enough to be
+carried; where there is no RUN, it is put together of them. The packages must be installed, or their metadata beside
+them: a checkpoint names their versions. ``--dry`` trains recipe `smoke`, whose images ship with scikit-learn.
 """
 
 import argparse
 import json
-import os
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
-import torch
-from machine import describe_machine
-from pyarrow.parquet import read_metadata
-
-ROOT = Path(__file__).resolve().parent.parent
-SAVES_S = 25.0  # for the step under way, the checkpoint and the end of its processes
+SAVES_S = 25.0  # for the step under way, the checkpoint, the pieces and the end of its processes
+PROBES_S = 60.0  # the least that kNN or the probe is begun with
+MORE = 75  # exit status: to be continued
+PIECE, PIECES = 15 * 2**20, 3  # bytes, and how many of them are carried at once
 
 
-def command(module: str, *arguments: str) -> list[str]:
-    """What the command of this module's ``main`` would run, which need not be installed."""
-    return [sys.executable, "-c", f"import {module}; {module}.main()", *arguments]
+def run(module: str, arguments: list[str], seconds: float) -> int | None:
+    """Exit status of a command, which need not be installed; after its seconds it is asked to save, and it is None."""
+    process = subprocess.Popen([sys.executable, "-c", f"import {module}; {module}.main()", *arguments])
+    try:
+        return process.wait(timeout=max(seconds, 1))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        return None
 
 
-def run(arguments: list[str], seconds: float, log: Path) -> int | None:
-    """Exit status of a command; after its seconds it is asked to save and end, and the status is None."""
-    paths = [str(path) for path in ROOT.glob("packages/*/src")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
-    with log.open("a") as stream:
-        process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT)
-        try:
-            return process.wait(timeout=max(seconds, 1))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-            return None
+def split(folder: Path, pieces: Path) -> None:
+    """Leave all that a run needs to go on in files of one size, named for their number, a few in each folder."""
+    for old in pieces.glob("run-*"):
+        shutil.rmtree(old)
+    whole = folder.with_suffix(".tar")
+    with tarfile.open(whole, "w") as tar:
+        tar.add(folder, arcname=".")
+    total = -(-whole.stat().st_size // PIECE)
+    with whole.open("rb") as stream:
+        for index in range(total):
+            file = pieces / f"run-{index // PIECES}" / f"piece-{index:05d}-of-{total:05d}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(stream.read(PIECE))
+    whole.unlink()
 
 
-def epoch_s(folder: Path, images: int) -> float:
-    """Seconds of an epoch at the median rate of the records after the first epoch."""
+def join(pieces: Path, folder: Path) -> None:
+    """Put a run together again, if there are pieces."""
+    if files := sorted(pieces.glob("run-*/piece-*"), key=lambda file: file.name):
+        folder.mkdir(parents=True)
+        whole = b"".join(file.read_bytes() for file in files)
+        subprocess.run(["tar", "-x", "-C", str(folder)], input=whole, check=True)
+
+
+def found(folder: Path) -> dict[str, float]:
+    """What the run shows so far."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    rates = [record["images_per_s"] for record in records if "images_per_s" in record and record["epoch"] > 1]
-    return images / statistics.median(rates)
+    steps = [record for record in records if "images_per_s" in record]
+    numbers = {"epoch": max((record["epoch"] for record in steps), default=0.0)}
+    rates = [record["images_per_s"] for record in steps if record["epoch"] > 1]
+    numbers |= {"images_per_s": statistics.median(rates)} if rates else {}
+    for name, key in {"knn": "top1", "linear": "last"}.items():
+        if (file := folder / f"{name}.json").exists():
+            numbers[name] = json.loads(file.read_text())[key]
+    return numbers
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=570.0)
-    parser.add_argument("--dry", action="store_true")
+    parser.add_argument("--pieces", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--json", type=Path, help="file for what was found")
+    parser.add_argument("--dry", action="store_true", help="tiny, on the CPU: nothing that it prints is a result")
     arguments = parser.parse_args()
     end = time.monotonic() + arguments.seconds
-    out, folder = arguments.out, arguments.run
-    out.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    log, found = out / "training.log", folder / "found.json"
-    results = json.loads(found.read_text()) if found.exists() else {}
-    images = sum(read_metadata(file).num_rows for file in arguments.data.glob("train-*.parquet"))
-    data = ["--data.source", str(arguments.data / "train-*.parquet"), "--data.test_source"]
-    data += [str(arguments.data / "test-*.parquet")]
-    small = ["--encoder.options", "{layers: [1, 1, 1, 1], channels: [8, 8, 8, 8]}"] if arguments.dry else []
-    small += ["--train.epochs", "2", "--evaluate.knn_every", "null", "--data.workers", "0"] if arguments.dry else []
-    small += ["--encoder.stem", "small_pool", "--train.precision", "float32"] if arguments.dry else []
+    folder, pieces = arguments.run, arguments.pieces
+    if not folder.exists():
+        join(pieces, folder)
+    shards = {split: arguments.data / "**" / f"{split}-*.parquet" for split in ("train", "test")}
+    options = ["--config", "cifar10", "--data.source", str(shards["train"]), "--data.test_source", str(shards["test"])]
+    if arguments.dry:
+        options = ["--config", "smoke", "--train.device", "cpu", "--train.epochs", "2"]
+    probes = {"knn": [], "linear": ["--protocol", "cached" if arguments.dry else "sce_small"]}
 
-    for batch in (256, 512):
-        name = f"batch {batch}"
-        if name not in results:
-            short = folder / f"epochs-{batch}"
-            options = ["--config", "cifar10", *data, *small, "--train.epochs", "3", "--evaluate.knn_every", "null"]
-            options += ["--train.batch_size", str(batch), "--out", str(short)]
-            started = time.monotonic()
-            status = run(command("ssl_sce.train", *options), min(120, end - time.monotonic()), log)
-            if status == 0:
-                results[name] = f"{epoch_s(short, images):.2f} s an epoch"
-            print(f"{name}: {results.get(name, 'not finished')} ({time.monotonic() - started:.0f} s)", flush=True)
-
-    if "trained" not in results:
-        started = time.monotonic()
-        options = ["--config", "cifar10", *data, *small, "--out", str(folder / "cifar10")]
-        status = run(command("ssl_sce.train", *options), end - time.monotonic() - SAVES_S, log)
-        results["seconds"] = results.get("seconds", 0.0) + time.monotonic() - started
-        results["calls"] = results.get("calls", 0) + 1
-        if status == 0:
-            results["trained"] = f"{results['seconds'] / 60:.1f} min in {results['calls']} call(s), starts included"
-        elif status is not None:
-            results["failed"] = f"status {status}, see training.log"
-    for name, extra in {"knn": [], "linear": ["--protocol", "sce_small"]}.items():
-        left_s = end - time.monotonic()
-        if "trained" in results and name not in results and left_s > 60:
-            text = out / f"{name}.txt"
-            status = run(command("ssl_core.cli", "eval", name, str(folder / "cifar10"), *extra), left_s, text)
-            if status == 0:
-                results[name] = " ".join(text.read_text().splitlines()[-1:])
-
-    found.write_text(json.dumps(results))
-    lines = ["# SCE on CIFAR-10" + (": a dry run, no result" if arguments.dry else ""), ""]
-    lines += describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")).splitlines()
-    lines += ["", *(f"* {name}: {value}" for name, value in results.items())]
-    (out / "training.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    status: int | None = 0
+    if not (folder / "backbone.safetensors").exists():
+        status = run("ssl_sce.train", [*options, "--out", str(folder)], end - time.monotonic() - SAVES_S)
+    for name, extra in probes.items():
+        if status == 0 and not (folder / f"{name}.json").exists():
+            left_s = end - time.monotonic()
+            begun = left_s > PROBES_S
+            status = run("ssl_core.cli", ["eval", name, str(folder), *extra], left_s) if begun else None
+    if (folder / "metrics.jsonl").exists():
+        numbers = found(folder)
+        print(", ".join(f"{name} {number:.4g}" for name, number in numbers.items()))
+        if arguments.json:
+            arguments.json.write_text(json.dumps(numbers))
+    if status is None:
+        split(folder, pieces)
+        for part in sorted(pieces.glob("run-*")):
+            print(f"to go on in another slot, bring {part} ({sum(file.stat().st_size for file in part.iterdir()):,} B)")
+    raise SystemExit(MORE if status is None else status)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def measured_in_new_process(file: str, task: str) -> int:
     done = subprocess.run(
         [sys.executable, file, "--measure", task],
         env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
     )

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ssl_core import distributed
 from ssl_core.testing import DOUBLE, finished_process
+from ssl_core.train import TrainConfig
+from ssl_core.train.loop import wrapped
 
 ROWS = 3  # of each process
 
@@ -149,6 +152,29 @@ def test_several_processes_need_cpu_or_cuda(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="not mps"):
         distributed.setup(torch.device("mps"))
+
+
+@pytest.mark.parametrize(
+    ("backend", "device"), [("gloo", "cpu"), pytest.param("nccl", "cuda", marks=pytest.mark.gpu)], ids=["gloo", "nccl"]
+)
+def test_a_group_of_one_process_takes_the_step_that_a_process_alone_takes(backend, device, tmp_path, monkeypatch):
+    layer, images = torch.nn.Linear(4, 2).to(device), torch.randn(8, 4, device=device)
+    layer(images).square().mean().backward()
+    alone = [parameter.grad.clone() for parameter in layer.parameters()]
+    layer.zero_grad()
+    dist.init_process_group(backend, store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        with monkeypatch.context() as patches:
+            patches.setattr(distributed, "world_size", lambda: 2)  # so that it is wrapped
+            wrapped(layer, TrainConfig())(images).square().mean().backward()
+        rows, state = torch.empty_like(images), ["state"]
+        dist.all_gather_into_tensor(rows, images)
+        dist.broadcast_object_list(state)
+        dist.barrier()
+    finally:
+        distributed.teardown()
+    assert torch.equal(rows, images)
+    torch.testing.assert_close([parameter.grad for parameter in layer.parameters()], alone)
 
 
 if __name__ == "__main__":
