@@ -11,8 +11,8 @@ constexpr int kAbi = 2;
 
 SSL_CORE_EXPORT int ssl_core_cuda_abi();
 
-// query (num_rows dim) and queue (num_keys dim) are contiguous bfloat16, dim is 64, 128 or 256; length, exclude and key_bias
-// may be null. partial (splits 3 num_rows) and partial_sums (splits num_rows dim) are workspace.
+// query (num_rows dim) and queue (num_keys dim) are contiguous bfloat16 from a multiple of 16 bytes on, dim is 64, 128 or 256;
+// length, exclude and key_bias may be null. partial (splits 3 num_rows) and partial_sums (splits num_rows dim) are workspace.
 SSL_CORE_EXPORT int ssl_core_cuda_queue_attention(const void* query, const void* queue, const float* inverse_temperature,
                                                   const int64_t* length, const int64_t* exclude, const float* key_bias,
                                                   float* partial, float* partial_sums, float* lse, float* expectation,

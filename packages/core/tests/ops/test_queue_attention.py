@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssl_core.ops import _triton, cpp, queue_attention, queue_attention_reference
+from ssl_core.ops import _triton, cpp, cuda, queue_attention, queue_attention_reference
 from ssl_core.ops.queue_attention import _TILE_ELEMENTS, _TILE_ROWS
 from ssl_core.testing import DOUBLE, ROUNDING, SIX_DIGITS, assert_as_accurate, assert_attention_is_accurate
 from ssl_core.testing.process import TIMEOUT_S
@@ -294,6 +294,15 @@ def test_a_configuration_of_triton_comes_from_the_environment(backend, monkeypat
     monkeypatch.setenv("SSL_CORE_TRITON_CONFIG", "16,64,4,1")
     with pytest.raises(ValueError, match="must be block_n,block_k,warps,stages,residents as numbers, got '16,64,4,1'"):
         queue_attention(query, queue, 0.05, backend=backend)
+
+
+def test_the_cuda_library_gets_addresses_that_it_may_copy_16_bytes_from(monkeypatch):
+    launched = []
+    monkeypatch.setattr(cuda, "_launch", lambda *arguments: launched.append(arguments))
+    for offset in (0, 1, 4, 8):
+        query, queue = (torch.ones(offset + n * 64).bfloat16()[offset:].view(n, 64) for n in (3, 70))
+        cuda.queue_attention(query, queue, torch.ones(3), None, None, None, False)
+    assert [address % 16 for _, _, *addresses in launched for address in addresses[:2]] == [0] * 8
 
 
 @TRITON

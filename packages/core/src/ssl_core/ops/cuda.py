@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ssl_core.ops.gpu import CHUNK, address_table, choose_splits, processors_of, scalar_on
+from ssl_core.ops.rows import aligned
 
 _LIBRARY = Path(__file__).parents[1] / "libssl_core_cuda.so"
 _ABI = 2
@@ -79,7 +80,7 @@ def queue_attention(
     if num_rows == 0:
         return lse, expectation
     # Names keep what the addresses point to.
-    query, queue = query.to(torch.bfloat16).contiguous(), queue.contiguous()
+    query, queue = aligned(query.to(torch.bfloat16)), aligned(queue)
     inverse_temperature = inverse_temperature.contiguous()
     exclude = None if exclude is None else exclude.contiguous()
     key_bias = None if key_bias is None else key_bias.float().contiguous()

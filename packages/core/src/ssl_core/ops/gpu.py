@@ -10,8 +10,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 # Elements of a parameter that one program updates.
 CHUNK = 4096
 
-# Of each momentum encoder, by its first target, the table and what it was made for. A captured CUDA graph reads it at each
-# replay: it lives as long as the target, whatever other encoders are updated.
+# Of each momentum encoder, by its first target, the table and what it was made for. A captured CUDA graph reads it at
+# each replay: it lives as long as the target, whatever other encoders are updated.
 _tables = WeakTensorKeyDictionary()
 
 
