@@ -10,7 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
-from ssl_core import machine, ops
+from ssl_core import jpeg, machine, ops
 from ssl_core.backbone import BackboneCard, head_layers, save_backbone
 from ssl_core.cli import main, read_nodes
 from ssl_core.nn import EncoderConfig, make_encoder, mlp_head
@@ -241,6 +241,7 @@ def test_doctor_says_which_implementation_each_op_uses(capsys):
     assert f"cuda library     {ops.cuda.description()}" in printed
     assert torch.__version__.partition("+")[0] in printed
     assert f"ssl-core         {version('ssl-core')}" in printed
+    assert f"jpeg             {jpeg.description()}" in printed
 
 
 def test_doctor_says_how_many_processors_are_usable_and_who_has_set_what_openmp_reads(capsys, monkeypatch):

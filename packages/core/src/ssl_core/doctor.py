@@ -1,4 +1,4 @@
-"""Versions, devices, and the implementation of each op."""
+"""Versions, devices, the implementation of each op, and the decoder of JPEGs."""
 
 import os
 import platform
@@ -7,11 +7,11 @@ from importlib.metadata import distributions, version
 
 import torch
 
-from ssl_core import machine, ops
+from ssl_core import jpeg, machine, ops
 
 
 def doctor() -> None:
-    """Print versions, processors, devices, and which implementation each op uses on each device."""
+    """Print versions, processors, devices, which implementation each op uses on each device, and who decodes JPEGs."""
     rows = {"python": f"{platform.python_version()} on {platform.platform()}"}
     installed = {str(found.metadata["Name"]) for found in distributions()}
     ours = sorted(name for name in installed if name.startswith("ssl-"))
@@ -36,5 +36,6 @@ def doctor() -> None:
     rows["cuda library"] = ops.cuda.description()
     for op, where in ops.implementations().items():
         rows[op] = ", ".join(f"{device}: {implementation}" for device, implementation in where.items())
+    rows["jpeg"] = jpeg.description()
     for name, value in rows.items():
         print(f"{name:16} {value}")

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from image_files import retagged, run_lengths, tiff
 from PIL import Image, PngImagePlugin
 
-from ssl_core.data import BrokenImageError, decode_image
+from ssl_core.data import BrokenImageError, decode, decode_image
+from ssl_core.jpeg import faster_decoder
 
 
 def channels_first(pixels):
@@ -406,3 +407,91 @@ def test_floating_point_just_beyond_its_range_is_refused_with_all_its_digits(val
     data, _ = tiff(1, pixels=np.full((4, 4, 1), value, np.float32))
     with pytest.raises(BrokenImageError, match=r"span (1\.0000001\d* to 1\.0000001|-[\d.]+e-\d+ to -)"):
         decode_image(data)
+
+
+def exif(orientation):
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+# A tag of a type that there is not: Pillow leaves it out, and TorchCodec would turn the image.
+ODD = b"Exif\0\0MM\0*\0\0\0\x08\0\x01" + b"\1\x12\0\x63\0\0\0\1\0\3\0\0" + bytes(4)
+
+
+@pytest.fixture
+def by_both(monkeypatch):
+    """What a JPEG becomes as it is and by Pillow alone, and whether the first was TorchCodec's; errors as text."""
+    fast, by_fast = faster_decoder(), []
+
+    def noted(data):
+        pixels = fast(data)
+        by_fast.append(True)
+        return pixels
+
+    def outcome(decoder, data, *arguments, **options):
+        monkeypatch.setattr(decode, "faster_decoder", lambda: decoder)
+        try:
+            return decode_image(data, *arguments, **options)
+        except BrokenImageError as error:
+            return str(error)
+
+    def both(*arguments, **options):
+        by_fast.clear()
+        first, second = (outcome(decoder, *arguments, **options) for decoder in (noted, None))
+        return first, second, any(by_fast)
+
+    return both
+
+
+def same(first, second):
+    if isinstance(first, str) or isinstance(second, str):
+        return first == second
+    return first.dtype == second.dtype and torch.equal(first, second)
+
+
+PLAIN = {
+    **{f"RGB {sampling}": {"subsampling": sampling} for sampling in ("4:4:4", "4:2:2", "4:2:0")},
+    "progressive": {"progressive": True},
+    "not YCbCr": {"keep_rgb": True},
+    "restarts": {"restart_marker_blocks": 2},
+    "upright": {"exif": exif(1)},
+    "with an orientation of no type": {"exif": ODD},
+    "with a profile and a comment": {"icc_profile": b"profile", "comment": b"comment"},
+}
+
+
+@pytest.mark.parametrize("options", PLAIN.values(), ids=PLAIN)
+def test_torchcodec_reads_plain_jpegs_with_the_pixels_of_pillow(make, by_both, options):
+    first, second, is_fast = by_both(make.encoded(make.noise(37, 43, 3), "JPEG", **options))
+    assert is_fast
+    assert same(first, second)
+
+
+OTHERS = {
+    "turned": ("RGB", {"exif": exif(6)}, {}, False),
+    "turned by XMP": ("RGB", {"xmp": XMP}, {}, False),
+    "CMYK": ("CMYK", {}, {}, False),
+    "RGB as gray": ("RGB", {}, {"channels": 1}, False),
+    "RGB with too many channels": ("RGB", {}, {"channels": 4}, True),
+    "gray as RGB": ("L", {}, {"channels": 3}, True),
+    "smaller": ("RGB", {}, {"at_least": 18}, False),
+    "too small for less": ("RGB", {}, {"at_least": 19}, True),
+}
+
+
+@pytest.mark.parametrize(("mode", "options", "asked", "expected"), OTHERS.values(), ids=OTHERS)
+def test_pillow_reads_what_is_not_plain(make, by_both, mode, options, asked, expected):
+    data = make.encoded(Image.fromarray(make.noise(37, 43, 3)).convert(mode), "JPEG", **options)
+    first, second, is_fast = by_both(data, **asked)
+    assert is_fast == expected
+    assert same(first, second)
+
+
+def test_a_damaged_jpeg_becomes_what_it_does_by_pillow(by_both):
+    files = {"JPEG": fuzz_images.undamaged_files()["JPEG"]}
+    for number in range(400):
+        *_, data, channels = fuzz_images.damaged_file(files, 0, number)
+        first, second, _ = by_both(data, channels)
+        assert same(first, second), f"{number} becomes {first} and by Pillow {second}"

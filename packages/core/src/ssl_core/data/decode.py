@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Shaped
-from PIL import ImageOps
+from PIL import ExifTags, ImageOps
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
-from PIL.JpegImagePlugin import JpegImageFile
+from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 from PIL.WebPImagePlugin import WebPImageFile
@@ -45,6 +45,7 @@ from ssl_core.data.pixels import (
     with_channels,
 )
 from ssl_core.data.tiff import tiff_pixels
+from ssl_core.jpeg import faster_decoder
 
 try:
     from PIL.AvifImagePlugin import SUPPORTED as _HAS_AVIF
@@ -198,7 +199,32 @@ def _in_other_order(tile: Any) -> Any:
 
 def _jpeg(data: bytes, channels: int | None, at_least: int | None) -> Tensor:
     """A JPEG up to its last byte that was written: of zeros Pillow makes pixels, and bytes of ones it reads slowly."""
-    return _through_pillow(JpegImageFile, data.rstrip(b"\0\xff"), channels, at_least)
+    data = data.rstrip(b"\0\xff")
+    decode = faster_decoder()
+    pixels = None if decode is None else _plain_jpeg(decode, data, channels, at_least)
+    return _through_pillow(JpegImageFile, data, channels, at_least) if pixels is None else pixels
+
+
+def _plain_jpeg(
+    decode: Callable[[bytes], Tensor], data: bytes, channels: int | None, at_least: int | None
+) -> Tensor | None:
+    """A JPEG in gray or RGB that is upright and decoded whole; None for all others, which Pillow reads."""
+    with JpegImageFile(io.BytesIO(data), "") as image:
+        refuse_large(*image.size)
+        is_whole = at_least is None or min(image.size) < 2 * at_least
+        is_upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        # The samplings that the decoder was tried on; of RGB Pillow makes gray in a way of its own.
+        is_plain = image.mode == "L" or (image.mode == "RGB" and get_sampling(image) >= 0 and channels != 1)
+        if not (is_whole and is_upright and is_plain):
+            return None
+        for name, content in image.applist:
+            if name == "APP1":  # where the decoder would look for an orientation by rules of its own
+                data = data.replace(content, bytes(len(content)), 1)
+    try:
+        pixels = decode(data)
+    except RuntimeError:  # damaged: Pillow says how, or reads it all the same
+        return None
+    return pixels if pixels.shape == (len(image.getbands()), image.height, image.width) else None
 
 
 def _png(data: bytes, channels: int | None, at_least: int | None) -> Tensor:

@@ -126,7 +126,8 @@ def pillow_pixels(image: Image.Image, channels: int | None = None) -> Shaped[Ten
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     to_gray = is_gray or (channels == 1 and image.mode != "LAB")  # of which Pillow knows no way to gray
-    return _channels_first(image.convert("L" if to_gray else "RGB"))
+    mode = "L" if to_gray else "RGB"
+    return _channels_first(image if image.mode == mode else image.convert(mode))  # which would copy
 
 
 def _channels_first(image: Image.Image) -> Shaped[Tensor, "c h w"]:
