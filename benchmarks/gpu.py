@@ -85,7 +85,7 @@ def parts(out: Path, dry: bool) -> list[Part]:
         return Part(name, 60, command, trained, "its last line; where that is about memory, half the batch")
 
     def sanitizer(tool: str) -> Part:
-        few = "(hides_columns or enqueue_is_that or momentum_update_is_that) and (triton or cuda)"
+        few = "(hides_columns or enqueue_is_that or streams or momentum_update_is_that) and (triton or cuda)"
         under = either("", f"env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool {tool} --error-exitcode 9")
         lacks = None if dry or shutil.which("compute-sanitizer") else "compute-sanitizer is not on the path"
         look = "the first line of ===== in parts.txt: the kernel and its line; the test is the one that was running"

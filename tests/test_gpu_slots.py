@@ -191,6 +191,13 @@ def test_every_part_names_files_that_are_there(dry, tmp_path):
         assert [pattern for pattern in each.measures if not any(ROOT.glob(pattern))] == []
 
 
+def test_the_calls_that_the_pack_prints_are_of_options_that_are_there():
+    calls = re.findall(r"python3? (benchmarks/\w+\.py) (--.*)", (ROOT / "benchmarks/gpu_pack.sh").read_text())
+    assert len(calls) == 2
+    for script, options in calls:
+        assert {*re.findall(r"--\w+", options)} <= {*re.findall(r'add_argument\("(--\w+)', (ROOT / script).read_text())}
+
+
 def test_packs_of_which_one_is_missing_are_incomplete(root):
     assert gpu.incomplete(["train-*"]) == "0 of train-* in .pack are not all"
     for index in range(2):
