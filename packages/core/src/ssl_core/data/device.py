@@ -16,7 +16,8 @@ _SHARE = 1 / 4
 
 
 def held_on(device: torch.device, source: ImageSource) -> PackedImages | None:
-    """All images of a source on a device; None unless they are held in memory and fit into a quarter of what is free.
+    """All images of a source, their pixels on a device; None unless they are held in memory and fit into a quarter of
+    what is free there.
 
     Args:
         device: device that renders the views of the images.
@@ -27,7 +28,7 @@ def held_on(device: torch.device, source: ImageSource) -> PackedImages | None:
     if device.type == "cuda" and _num_bytes(source) > _SHARE * torch.cuda.mem_get_info(device)[0]:
         return None
     images = pack(source, range(len(source)))
-    return images._replace(pixels=images.pixels.to(device), layout=images.layout.to(device))
+    return images._replace(pixels=images.pixels.to(device))
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -158,24 +158,25 @@ class _Maker:
         return _Packed(request.epoch, torch.tensor(request.images), (images, partners))
 
     def rendered(self, packed: _Packed) -> Batch:
-        # The image's own number for its partner too: two images that share a partner see it differently.
-        image_index = to_device(packed.index, self._device)
         views: list[tuple[Tensor, ...]] = [()] * len(self._specs)
         for (places, specs), images in zip(self._parts, packed.parts, strict=True):
             if images is None:
                 continue
-            pixels, layout = to_device(images.pixels, self._device), to_device(images.layout, self._device)
+            # Sampled here: on a GPU these hundreds of small operations take longer to launch than to compute on a CPU.
             parameters = [
                 sample_parameters(
                     self._specs[place],
                     seed=self._seed,
                     epoch=packed.epoch,
-                    image_index=image_index,
+                    image_index=packed.index,  # of a partner too: two images that share one see it differently
                     view_index=place,
-                    image_size=layout[:, 1:3],
+                    image_size=images.layout[:, 1:3],
                 )
                 for place in places
             ]
+            pixels, layout, *parameters = (
+                to_device(tensor, self._device) for tensor in (images.pixels, images.layout, *parameters)
+            )
             drawn = iter(self._render(PackedImages(pixels, layout, images.channels), parameters, specs))
             for place, spec in zip(places, specs, strict=True):
                 views[place] = tuple(itertools.islice(drawn, len(spec.sizes)))
@@ -202,5 +203,4 @@ def _part(specs: Sequence[ViewSpec], partner: bool) -> tuple[list[int], tuple[Vi
 
 
 def _held(images: PackedImages, indices: Sequence[int]) -> PackedImages:
-    rows = to_device(torch.tensor(indices), images.layout.device)
-    return images._replace(layout=images.layout[rows])
+    return images._replace(layout=images.layout[torch.tensor(indices)])
