@@ -14,15 +14,14 @@ from ssl_core.testing.recipes import parse
 def test_slow_steps_are_measured_by_few(step_s, taken, monkeypatch):
     clock = [0.0]
 
-    def take_step(*_):
+    def take(*_):
         clock.append(clock[-1] + step_s)
         return SimpleNamespace(keys=None)
 
     config = parse(ssl_tiny.train, "--config=smoke", "--method.negatives=batch")
     parts = build(config, ssl_tiny.train.make_method, channels=1, device=torch.device("cpu"))
-    monkeypatch.setattr(trial, "take_step", take_step)
+    monkeypatch.setattr(trial.Stepper, "take", take)
     monkeypatch.setattr(trial.time, "perf_counter", lambda: clock[-1])
-    monkeypatch.setattr(parts.method, "update", lambda keys, step: None)
     monkeypatch.setattr(trial.Window, "summary", lambda *_: {})
     assert trial.time_steps(parts.method, parts.optimizer, config.train, repeat(()), seconds=2.0) == step_s
     assert len(clock) - 1 == taken

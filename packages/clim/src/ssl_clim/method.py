@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_clim.loss import clim_loss
-from ssl_clim.mixing import cutmix, draw_mixtures, mixup
+from ssl_clim.mixing import Mixture, cutmix, draw_mixtures, mixup
 from ssl_core import distributed
 from ssl_core.config import refuse_changed
 from ssl_core.losses import Columns
@@ -170,9 +170,15 @@ class CLIM(nn.Module):
         # One box for all sizes of a view, and another for the next view and micro-batch; beyond 16 of each the
         # same boxes come again, which does no harm.
         stream = (step.micro << 4 | place) & 0xFF
-        mixtures = draw_mixtures(
-            self.seed, step.index, rows, alpha=config.alpha, per_batch=config.per_batch, stream=stream
-        )
+
+        def drawn(step: Step) -> Tensor:
+            mixtures = draw_mixtures(
+                self.seed, step.index, rows, alpha=config.alpha, per_batch=config.per_batch, stream=stream
+            )
+            return torch.cat([mixtures.ratio[:, None], mixtures.center], dim=1)
+
+        ratio_and_center = step.value(drawn, images.device)
+        mixtures = Mixture(ratio_and_center[:, 0], ratio_and_center[:, 1:])
         if config.mixing == "mixup":
             return mixup(images, partners, mixtures)
         mixed, kept = cutmix(images, partners, mixtures)

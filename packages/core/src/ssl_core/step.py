@@ -1,6 +1,12 @@
 """The place in the training, which everything that changes over time is a function of."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias, overload
+
+import torch
+from torch import Tensor
+
+StepValue: TypeAlias = float | Tensor
 
 
 class Step(NamedTuple):
@@ -30,3 +36,25 @@ class Step(NamedTuple):
     def epoch(self) -> float:
         """Epochs done before this step, with the fraction of the current one."""
         return self.index / self.steps_per_epoch
+
+    @overload
+    def value(self, function: Callable[["Step"], Tensor], device: torch.device) -> Tensor: ...
+    @overload
+    def value(self, function: Callable[["Step"], float], device: torch.device) -> StepValue: ...
+    def value(self, function: Callable[["Step"], StepValue], device: torch.device) -> StepValue:
+        """What a function of the step returns, a tensor of it on a device.
+
+        A forward or an update takes everything that changes over time from here, and not from ``index``: then a step
+        that was captured as a CUDA graph (``train.capture``) can renew it, and a number is a float64 tensor without
+        dimensions. Functions are called in the same order at every step, and what they return has the same shape.
+
+        Args:
+            function: function of the step that returns a number or a tensor on the CPU.
+            device: device of the tensor.
+
+        Example:
+            >>> Step(index=50, total=101, steps_per_epoch=20).value(lambda step: 0.1 * step.epoch, torch.device("cpu"))
+            0.25
+        """
+        value = function(self)
+        return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value

@@ -1,6 +1,5 @@
 """Measurements before a run begins, of methods that are built for it and thrown away."""
 
-import contextlib
 import itertools
 import math
 import time
@@ -19,7 +18,7 @@ from ssl_core.nn import make_encoder
 from ssl_core.run import Config, PretrainConfig, TrainedMethod
 from ssl_core.step import Step
 from ssl_core.train import Method, TrainConfig
-from ssl_core.train.loop import MicroBatch, take_step, wrapped
+from ssl_core.train.stepper import MicroBatch, Stepper
 from ssl_core.train.window import Window
 
 _FIRST = 3  # steps that choose kernels, fill caches and start workers
@@ -57,7 +56,7 @@ def time_steps(
     """
     module = cast(nn.Module, method)
     device = next(module.parameters()).device
-    forward = wrapped(module, config)
+    stepper = Stepper(method, optimizer, config)
     module.train()
     window = Window(Path(), str, health)
     step = Step(index=0, total=2, steps_per_epoch=1)
@@ -67,8 +66,7 @@ def time_steps(
     def take(number: int) -> float:
         started = time.perf_counter()
         for done in range(1, number + 1):
-            output = take_step(forward, micro_batches, optimizer, config, step, window, contextlib.nullcontext)
-            method.update(output.keys, step)
+            output = stepper.take(micro_batches, step, window)
             if done % config.log_every == 0:
                 window.summary(output)
         _wait_for(device)

@@ -148,6 +148,8 @@ class SCE(nn.Module):
         queries = {view: self._query(views[view]) for view in self.online_views}
         keys = [self.momentum_branch(views[view], step, view) for view in range(self.num_targets)]
         all_keys = [distributed.gather(key) for key in keys]
+        coefficient = config.coefficient if config.weights else step.value(config.coefficient_at, keys[0].device)
+        target_temperature = step.value(config.target_temperature_at, keys[0].device)
         losses = []
         for target, (key, batch_keys) in enumerate(zip(keys, all_keys, strict=True)):
             in_batch = batch_keys if config.in_batch_negatives else None
@@ -157,8 +159,8 @@ class SCE(nn.Module):
                     key,
                     Columns(self.queue.keys, self.queue.valid_length, in_batch, distributed.rank() * len(key)),
                     temperature=config.temperature,
-                    target_temperature=config.target_temperature_at(step),
-                    coefficient=config.coefficient_at(step),
+                    target_temperature=target_temperature,
+                    coefficient=coefficient,
                     weights=config.weights,
                     self_similarity=config.self_similarity,
                 )

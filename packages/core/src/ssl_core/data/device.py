@@ -16,8 +16,7 @@ _SHARE = 1 / 4
 
 
 def held_on(device: torch.device, source: ImageSource) -> PackedImages | None:
-    """All images of a source, their pixels on a device; None unless they are held in memory and fit into a quarter of
-    what is free there.
+    """All images of a source, pixels on a device; None unless they are in memory and take a quarter of what is free.
 
     Args:
         device: device that renders the views of the images.

@@ -106,10 +106,14 @@ class MomentumBranch(nn.Module):
         """
         if not self.config.shuffle:
             return self._keys(images)
-        # Beyond 16 micro-batches the next step's permutations come again, which does no harm.
-        counter = (step.index << 8 | step.micro << 4 | view) & 0xFFFFFFFF
-        order = permutation(self.seed, (_SHUFFLE_STREAM, counter), len(images) * distributed.world_size())
-        order = order.to(images.device, non_blocking=True)
+        rows = len(images) * distributed.world_size()
+
+        def drawn(step: Step) -> Tensor:
+            # Beyond 16 micro-batches the next step's permutations come again, which does no harm.
+            counter = (step.index << 8 | step.micro << 4 | view) & 0xFFFFFFFF
+            return permutation(self.seed, (_SHUFFLE_STREAM, counter), rows)
+
+        order = step.value(drawn, images.device)
         return distributed.unshuffle(self._keys(distributed.shuffle(images, order)), order)
 
     @torch.no_grad()
@@ -125,10 +129,11 @@ class MomentumBranch(nn.Module):
             ValueError: if a parameter's shape differs.
         """
         # In one call: on a GPU one launch, whose table of addresses stays valid from step to step.
+        parameters = list(self.parameters())
         momentum_update_(
-            list(self.parameters()),
+            parameters,
             [*encoder.parameters(), *projector.parameters()],
-            self.config.at(step),
+            step.value(self.config.at, parameters[0].device),
             shadow_params=self._shadows or None,
         )
 

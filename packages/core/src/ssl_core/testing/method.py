@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_core.train import Step
+from ssl_core.train import Step, StepOutput
+from ssl_core.train.captured import WARM_UP, CapturedStep
 from ssl_core.trial import random_views as random_views
 
 
@@ -87,6 +88,7 @@ def check_method(make_method: Callable[[], Any], *, batch_size: int = 8, channel
         each.update(output.keys, step)
     _check_alike(method, other, views, step)
 
+    _check_captured(method, other, views)
     losses = []
     for index in range(20):
         method.zero_grad()
@@ -111,6 +113,31 @@ def _check_alike(method: Any, copy: Any, views: tuple[Tensor, ...], step: Step) 
     different = _changed(_state(method), _state(copy))
     alike = not different and torch.equal(method(views, step).loss, copy(views, step).loss)
     assert alike, f"the state dict does not hold all state: a copy goes on differently {sorted(different)}"
+
+
+def _check_captured(method: Any, copy: Any, views: tuple[Tensor, ...]) -> None:
+    """Check that training with ``train.capture``, but for the graph, gives the same losses to the last bit."""
+
+    def taken_by(method: Any, optimizer: torch.optim.Optimizer) -> Callable[[tuple[Tensor, ...], Step], StepOutput]:
+        def taken(views: tuple[Tensor, ...], step: Step) -> StepOutput:
+            optimizer.zero_grad()
+            output = method(views, step)
+            output.loss.backward()
+            optimizer.step()
+            method.update(output.keys, step)
+            return output
+
+        return taken
+
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.01) for each in (method, copy)]
+    taken, captured = taken_by(method, optimizers[0]), CapturedStep(taken_by(copy, optimizers[1]), optimizers[1])
+    for index in range(2, WARM_UP + 4):
+        step = Step(index, 40, 20)
+        loss, other = taken(views, step).loss, captured(views, step).loss
+        assert loss.item() == other.item(), (
+            f"step {index} has another loss, {other}, where steps are captured, than {loss}"
+        )
+    assert captured.is_captured, "forward or update reads its place in the training without step.value"
 
 
 @torch.no_grad()

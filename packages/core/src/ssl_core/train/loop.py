@@ -3,98 +3,25 @@
 Extension is by argument: a method, batches, a learning rate and callables; there is nothing to subclass.
 """
 
-import contextlib
 import functools
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Protocol, cast, runtime_checkable
+from typing import Any, NoReturn, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ssl_core import distributed
 from ssl_core.files import copy_atomically
 from ssl_core.step import Step
 from ssl_core.train.checkpoint import save_checkpoint
+from ssl_core.train.config import TrainConfig
 from ssl_core.train.log import Log
-from ssl_core.train.method import Method, StepOutput
+from ssl_core.train.method import Method
+from ssl_core.train.stepper import MicroBatch, Stepper
 from ssl_core.train.stop import StopSignal
 from ssl_core.train.window import Speed, Window
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Settings of the training.
-
-    Attributes:
-        epochs: number of passes over the training set.
-        steps: number of optimizer steps in place of ``epochs``; schedules end at the last, within an epoch or not.
-        batch_size: number of images of one optimizer step, over all processes and micro-batches.
-        accumulate: number of micro-batches of one optimizer step, a divisor of ``batch_size``. In-batch negatives and
-            BatchNorm see one micro-batch.
-        precision: dtype of the forward pass. ``bfloat16`` is autocast with float32 parameters; ``auto`` tries both
-            before training, and takes and saves the faster one.
-        sync_batch_norm: whether BatchNorm takes its statistics over all processes (with several, CUDA only).
-        channels_last: whether images and convolutions are in channels-last memory.
-        compile: whether the method runs through ``torch.compile``.
-        clip_grad_norm: largest norm of the gradient; None does not clip.
-        device: device to train on: ``auto`` (cuda, then mps, then cpu), ``cpu``, ``cuda`` or ``mps``.
-        log_every: number of optimizer steps between two records.
-        checkpoint_every: number of optimizer steps between two checkpoints; None means once an epoch.
-        keep_every: number of epochs between checkpoints that are kept beside the last one; None keeps the last only.
-        stop_on_collapse: whether the run ends where the embeddings have collapsed; the log warns in any case.
-        tensorboard: whether TensorBoard events are written beside ``metrics.jsonl``.
-    """
-
-    epochs: int = 200
-    steps: int | None = None
-    batch_size: int = 256
-    accumulate: int = 1
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"
-    sync_batch_norm: bool = False
-    channels_last: bool = False
-    compile: bool = False
-    clip_grad_norm: float | None = None
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    log_every: int = 10
-    checkpoint_every: int | None = None
-    keep_every: int | None = None
-    stop_on_collapse: bool = False
-    tensorboard: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("steps", "checkpoint_every", "keep_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"train.{name} must be at least 1 or null, got {value}")
-        if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"train.batch_size {self.batch_size} is not a multiple of train.accumulate {self.accumulate}"
-            )
-
-    def total_steps(self, steps_per_epoch: int) -> int:
-        """Optimizer steps of the whole run."""
-        return self.steps or self.epochs * steps_per_epoch
-
-
-@runtime_checkable
-class MicroBatch(Protocol):
-    """The views of the images of one micro-batch, and the numbers of these images."""
-
-    @property
-    def views(self) -> tuple[Tensor, ...]:
-        """One (n c h w) tensor for each view; behind them, where a method takes them, labels."""
-
-    @property
-    def index(self) -> Tensor:
-        """(n) image indices."""
 
 
 @runtime_checkable
@@ -182,7 +109,7 @@ def train(
     per_epoch = batches.batches_per_epoch
     total = config.total_steps(per_epoch)
     checkpoint_every = config.checkpoint_every or per_epoch
-    forward = wrapped(module, config)
+    stepper = Stepper(method, optimizer, config)
     module.train()
 
     with (
@@ -239,8 +166,7 @@ def train(
             for index in range(done, min((epoch + 1) * per_epoch, total)):
                 step = Step(index, total, per_epoch)
                 _set_learning_rate(optimizer, learning_rate(step))
-                output = take_step(forward, micro_batches, optimizer, config, step, window, interruptible)
-                method.update(output.keys, step)
+                output = stepper.take(micro_batches, step, window, interruptible)
                 done = index + 1
                 log.advance()
                 if done % config.log_every == 0 or done == total:
@@ -270,74 +196,6 @@ def train(
                     copy_atomically(last, last.with_name(f"epoch_{epoch + 1:04d}.pt"))
             between_epochs(on_epoch, epoch + 1, "epoch")
     return window.speed()
-
-
-def wrapped(method: nn.Module, config: TrainConfig) -> Callable[[tuple[Tensor, ...], Step], StepOutput]:
-    """A method's forward as training calls it: in step with other processes, and compiled if asked for."""
-    forward: Any = method
-    if distributed.world_size() > 1:
-        # Buffers are not broadcast: queues agree by construction, running statistics belong to each process.
-        options = inspect.signature(DistributedDataParallel).parameters
-        renamed_in_torch_2_13 = "forward_sync_buffers" in options
-        option = "forward_sync_buffers" if renamed_in_torch_2_13 else "broadcast_buffers"
-        keywords: dict[str, Any] = {option: False}
-        forward = DistributedDataParallel(method, **keywords)
-    return cast(
-        Callable[[tuple[Tensor, ...], Step], StepOutput],
-        torch.compile(forward) if config.compile else forward,
-    )
-
-
-def take_step(
-    forward: Callable[[tuple[Tensor, ...], Step], StepOutput],
-    micro_batches: Iterator[MicroBatch],
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
-    step: Step,
-    window: Window,
-    interruptible: Callable[[], contextlib.AbstractContextManager[None]],
-) -> StepOutput:
-    """One optimizer step, without the method's update.
-
-    Args:
-        forward: the method's forward, as :func:`wrapped` returns it.
-        micro_batches: iterator of which the next ``config.accumulate`` are taken.
-        optimizer: optimizer of the method's trainable parameters.
-        config: settings of the training.
-        step: place in the training.
-        window: record of losses and of time spent waiting.
-        interruptible: function that returns a context in which a run may be left, for the wait for the first batch.
-
-    Returns:
-        The output of the last micro-batch, with the keys of all of them concatenated.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    device = parameters[0].device
-    memory_format = torch.channels_last if config.channels_last else torch.preserve_format
-    optimizer.zero_grad(set_to_none=True)
-    keys = []
-    for micro in range(config.accumulate):
-        # Until the first forward nothing has changed: a run whose data do not come can be saved and left.
-        with window.waiting(), contextlib.nullcontext() if micro else interruptible():
-            batch = next(micro_batches)
-        views = tuple(
-            view.to(device, non_blocking=True, memory_format=memory_format if view.ndim == 4 else torch.preserve_format)
-            for view in batch.views
-        )
-        postpone = isinstance(forward, DistributedDataParallel) and micro < config.accumulate - 1
-        with forward.no_sync() if postpone else contextlib.nullcontext():  # type: ignore[attr-defined]  # DDP's
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-                output = forward(views, step._replace(micro=micro))
-            (output.loss / config.accumulate).backward()  # type: ignore[no-untyped-call]  # torch's
-        window.add(step, output.loss.detach(), batch.index)
-        if output.keys is not None:
-            keys.append(output.keys)
-    if device.type == "cpu":
-        window.check()  # costs nothing here; on a GPU it would wait for the device at every step
-    if config.clip_grad_norm is not None:
-        torch.nn.utils.clip_grad_norm_(parameters, config.clip_grad_norm)
-    optimizer.step()
-    return output._replace(keys=torch.cat(keys) if keys else None)
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

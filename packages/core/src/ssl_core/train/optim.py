@@ -133,10 +133,12 @@ def make_optimizer(module: nn.Module, config: OptimConfig, *, batch_size: int) -
         {"params": [p for p in parameters if (p in constant, has_1d_apart and p.ndim <= 1) == kind], **of_kind}
         for kind, of_kind in kinds.items()
     ]
+    # One kernel for all parameters; on CPUs the rounding of earlier versions is kept.
+    fused = True if all(parameter.is_cuda for parameter in parameters) else None
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr, betas=(config.momentum, 0.999))
+        return torch.optim.AdamW(groups, lr, betas=(config.momentum, 0.999), fused=fused)
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr, config.momentum, nesterov=config.nesterov)
+        return torch.optim.SGD(groups, lr, config.momentum, nesterov=config.nesterov, fused=fused)
     from timm.optim.lars import Lars  # importing timm takes seconds
 
     lars = Lars(groups, lr, config.momentum, nesterov=config.nesterov, trust_coeff=config.trust_coefficient)
