@@ -255,6 +255,7 @@ def bench(session: nox.Session) -> None:
     install(session, *PACKAGES, extras=TOOLS["bench"])
     for file in sorted(ROOT.glob("benchmarks/bench_*.py")):
         session.run("python", str(file), "--quick", *session.posargs)
+    session.run("python", "benchmarks/step_arithmetic.py")
 
 
 @nox.session(default=False)
