@@ -121,7 +121,7 @@ def _check_captured(method: Any, copy: Any, views: tuple[Tensor, ...]) -> None:
     def taken_by(method: Any, optimizer: torch.optim.Optimizer) -> Callable[[tuple[Tensor, ...], Step], StepOutput]:
         def taken(views: tuple[Tensor, ...], step: Step) -> StepOutput:
             optimizer.zero_grad()
-            output = method(views, step)
+            output: StepOutput = method(views, step)
             output.loss.backward()
             optimizer.step()
             method.update(output.keys, step)

@@ -59,8 +59,9 @@ class CapturedStep:
         """
         shapes = tuple((view.shape, view.stride(), view.dtype) for view in views)
         work = self._works.setdefault(shapes, _Work())
-        self.is_captured = not work.reads_place and work.steps >= WARM_UP
-        if work.reads_place:
+        reads_place = work.reads_place
+        self.is_captured = not reads_place and work.steps >= WARM_UP
+        if reads_place:
             return self._body(views, step)
         for rate, group in zip(self._rates, self._groups, strict=True):
             rate.fill_(group["lr"])
@@ -163,7 +164,7 @@ class _WatchedStep(Step):
         self.work.reads_place = True
         return self[0]
 
-    def value(self, function: Callable[[Step], StepValue], device: torch.device) -> Tensor:  # type: ignore[override]
+    def value(self, function: Callable[[Step], StepValue], device: torch.device) -> Tensor:
         return self.work.value(function, Step(*self), device)
 
 
