@@ -11,6 +11,7 @@ goes: the longest kernels (on the CPU, operators), and the gaps, in which the de
 """
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +26,8 @@ from machine import describe_machine, measured_in_new_process, resident_bytes, w
 from ssl_core.allocator import keep_freed_memory
 from ssl_core.config import parse_config
 from ssl_core.nn import EncoderConfig, MomentumBranch, make_encoder
-from ssl_core.train import Step, make_optimizer
+from ssl_core.train import Step, StepOutput, make_optimizer
+from ssl_core.train.captured import WARM_UP, CapturedStep
 
 TWO_RESOLUTIONS = (
     "[{augmentation: moco_cifar, size: [32, 23]}, {augmentation: moco_cifar, size: [32, 23], partner: true}, "
@@ -56,7 +58,9 @@ SMALL = EncoderConfig("resnet18", "small_pool", options={"layers": [1, 1, 1, 1],
 PROFILED_STEPS, KERNELS = 5, 15
 
 
-def make_step(name: str, encoder_name: str | None, size: int, batch: int, device: torch.device) -> Any:
+def make_step(
+    name: str, encoder_name: str | None, size: int, batch: int, device: torch.device, *, captured: bool = False
+) -> Any:
     """A function that takes a training step of a row, and how often each branch sees a view in it."""
     package, recipe, changes, _ = ROWS[name]
     module = import_module(f"{package}.train")
@@ -84,15 +88,24 @@ def make_step(name: str, encoder_name: str | None, size: int, batch: int, device
     )
     step = Step(index=1, total=1000, steps_per_epoch=100)
 
-    def run() -> None:
+    def body(views: tuple[torch.Tensor, ...], step: Step) -> StepOutput:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16):
-            output = method(views, step)
+            output: StepOutput = method(views, step)
         output.loss.backward()
         optimizer.step()
         method.update(output.keys, step)
+        return output
 
-    return run, _count_forwards(method, run)
+    take = CapturedStep(body, optimizer) if captured else body
+
+    def run() -> None:
+        take(views, step)
+
+    forwards = _count_forwards(method, run)
+    for _ in range(WARM_UP if captured else 0):
+        run()  # as they are; the next is a graph
+    return run, forwards
 
 
 def _count_forwards(method: torch.nn.Module, run: Callable[[], None]) -> dict[str, int]:
@@ -152,6 +165,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="of the views; 224 on a GPU, 32 elsewhere")
     parser.add_argument("--encoder", help="of timm; ResNet-50 from 64 px on, a narrow ResNet-18 below")
     parser.add_argument("--methods", nargs="+", default=list(ROWS), choices=list(ROWS), help="MoCo v2 is always there")
+    parser.add_argument("--capture", action="store_true", help="each method's step as one CUDA graph too")
     parser.add_argument("--profile", action="store_true", help="where the time of each method's step goes")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     parser.add_argument("--repeats", type=int, default=11)
@@ -174,16 +188,19 @@ def main() -> None:
     runs: dict[str, Callable[[], None]] = {}
     forwards: dict[str, dict[str, int]] = {}
     peaks: dict[str, int] = {}
-    for name in dict.fromkeys(["MoCo v2", *arguments.methods]):
-        if find_spec(ROWS[name][0]) is None:
+    names = dict.fromkeys(["MoCo v2", *arguments.methods])
+    published = {row: ROWS[row][3] for row in ROWS} | {f"{row}, captured": "" for row in ROWS}
+    for row, captured in itertools.product(names, (False, True) if arguments.capture else (False,)):
+        if find_spec(ROWS[row][0]) is None:
             continue
-        task = (name, encoder, size, arguments.batch)
+        name = f"{row}, captured" if captured else row
+        task = (row, encoder, size, arguments.batch)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
         else:
             peaks[name] = measured_in_new_process(__file__, json.dumps(task))
-        runs[name], forwards[name] = make_step(*task, device)
+        runs[name], forwards[name] = make_step(*task, device, captured=captured)
         runs[name]()
         if device.type == "cuda":
             peaks[name] = torch.cuda.max_memory_allocated() - before
@@ -199,7 +216,7 @@ def main() -> None:
         print(
             f"| {name} | {1e3 * times.median:.1f} | {1e3 * times.low:.1f} to {1e3 * times.high:.1f} "
             f"| {rate:.0f} | {times.median / found['MoCo v2'].median:.2f} "
-            f"| {ROWS[name][3]} | {online} + {momentum} | {gib:.2f} |"
+            f"| {published[name]} | {online} + {momentum} | {gib:.2f} |"
         )
         records.append({"method": name, "images_per_s": rate, "gib": gib})
     for record in records if arguments.profile else ():

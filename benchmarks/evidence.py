@@ -18,11 +18,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from machine import describe_machine
+
+from ssl_core.config import parse_config
 
 MOCO = "--method.base={mocov2: {temperature: 0.1, queue: {length: 4096}, momentum: {value: 0.99, shuffle: false}}}"
 _NO_NORM = ["--projector.out_dim=128", "--projector.last_norm=none"]
@@ -47,6 +50,8 @@ ROWS: dict[str, tuple[str, list[str]]] = {
     **{name: ("dssl", ["--method.heavy=none", *changes]) for name, changes in BASES.items()},
     **{f"DSSL over {name}": ("dssl", changes) for name, changes in BASES.items()},
 }
+# The precision by measurement, as the recipes have it, is not the same for all rows on a busy machine.
+ALIKE = ["--config=evidence_cpu", "--train.precision=bfloat16", "--report=false"]
 REFERENCES = ["random", "pixels"]
 SUPERVISED = "supervised"  # by labels, the same net and steps
 # MoCo's learning rate of 30 is too high even for the wider net of recipe cifar10_cpu: 48.7 against 57.7.
@@ -74,7 +79,7 @@ def train(name: str, seed: int, folder: Path, source: str) -> None:
     if (folder / "process.json").is_file():
         return
     package, changes = ROWS[name]
-    arguments = ["--config=evidence_cpu", f"--data.source={source}", f"--seed={seed}", *changes, f"--out={folder}"]
+    arguments = [*ALIKE, f"--data.source={source}", f"--seed={seed}", *changes, f"--out={folder}"]
     peak = run([f"ssl-{package}-train", *arguments], folder.with_suffix(".log"))
     machine = describe_machine(torch.device("cpu")).splitlines()
     (folder / "process.json").write_text(json.dumps({"peak_bytes": peak, "machine": machine}))
@@ -122,7 +127,7 @@ def measure_speed(runs: Path, source: str) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 early = ["--neighbours.start_epoch=0"] if package == "clim" else []  # so that the steps have partners
                 short = ["--train.steps=40", "--evaluate.knn_every=0", f"--out={folder}/run", *early]
-                arguments = ["--config=evidence_cpu", f"--data.source={source}", *changes, *short]
+                arguments = [*ALIKE, f"--data.source={source}", *changes, *short]
                 run([f"ssl-{package}-train", *arguments], runs / "speed.log")
                 lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
             [rate] = [record["images_per_s"] for record in map(json.loads, lines) if record.get("step") == 40]
@@ -155,6 +160,7 @@ def read(folder: Path) -> dict[str, float]:
 
 
 COLUMNS = {
+    "views": 0,
     "kNN": 1,
     "linear": 1,
     "random crops": 1,
@@ -173,9 +179,20 @@ def collect(runs: Path, seeds: list[int]) -> dict[str, list[dict[str, float]]]:
     for name in [*REFERENCES, *ROWS, SUPERVISED]:
         found = [read(folder_of(runs, name, seed)) for seed in seeds]
         rows[name] = [values for values in found if values]
+        if rows[name] and name in ROWS:
+            rows[name][0]["views"] = views_of(name)
         if rows[name] and name in rates:
             rows[name][0]["images/s"] = statistics.median(rates[name])
     return {name: values for name, values in rows.items() if values}
+
+
+def views_of(name: str) -> int:
+    """Number of views that a row makes of an image in a step."""
+    package, changes = ROWS[name]
+    module = import_module(f"ssl_{package}.train")
+    recipes = Path(module.__file__ or "").parent / "recipes"
+    config = parse_config(module.Config, [ALIKE[0], *changes], prog=package, description="", recipes=recipes)
+    return sum(len(spec.sizes) for spec in config.view_specs())
 
 
 def table(rows: dict[str, list[dict[str, float]]]) -> Iterator[str]:

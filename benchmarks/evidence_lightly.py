@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from evidence import BASES, run
+from evidence import ALIKE, BASES, run
 from machine import describe_machine
 from PIL import Image
 from pyarrow import parquet
@@ -43,12 +43,11 @@ NAMES = {name.partition(",")[0]: changes for name, changes in BASES.items()}
 
 def our_arguments(name: str, steps: int, seed: int) -> list[str]:
     return [
-        "--config=evidence_cpu",
+        *ALIKE,
         "--method.heavy=none",
         *(["--method.pairs=1"] if name in ("SimSiam", "BYOL") else []),
         *NAMES[name],
         f"--train.steps={steps}",
-        "--train.precision=bfloat16",
         f"--seed={seed}",
     ]
 
@@ -57,9 +56,12 @@ class Arrays(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     """Decoded training images in memory, as torchvision's CIFAR10 has them, and two views of each."""
 
     def __init__(self, folder: Path, transform: Callable[[Image.Image], list[Tensor]]) -> None:
-        tables = [parquet.read_table(file) for file in sorted(folder.glob("train-*.parquet"))]
-        rows = [row for table in tables for row in table.column(0).to_pylist()]
-        self.images = [np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("RGB")) for row in rows]
+        self.images = [
+            np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("RGB"))
+            for file in sorted(folder.glob("train-*.parquet"))
+            for batch in parquet.ParquetFile(file).iter_batches(256)  # so that the whole file is never in memory
+            for row in batch.column(0).to_pylist()
+        ]
         self.transform = transform
 
     def __len__(self) -> int:
@@ -80,7 +82,8 @@ def train_lightly(name: str, folder: Path, data: Path, steps: int, seed: int) ->
     config = parse_config(
         ssl_dssl.train.Config, our_arguments(name, steps, seed), prog="lightly", description="", recipes=recipes
     )
-    card = load_card(folder.with_name(folder.name.replace("lightly", "ours")) / "backbone.json")
+    ours = folder.name.partition("-lightly")[0] + "-ours-*"  # of any seed
+    card = load_card(min(folder.parent.glob(f"{ours}/backbone.json")))
     torch.manual_seed(seed)
     encoder = make_encoder(config.encoder, channels=3, image_size=card.image_size)
     method = ssl_dssl.train.make_method(config, encoder, card.num_features, config.view_specs())
@@ -99,17 +102,18 @@ def train_lightly(name: str, folder: Path, data: Path, steps: int, seed: int) ->
         "Barlow Twins": BarlowTwinsLoss(getattr(base, "off_diagonal_weight", 0.0)),
     }[name]
 
-    def loss_of(first: Tensor, second: Tensor) -> Tensor:
+    def compared(first: Tensor, second: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The pairs whose losses are averaged."""
         if name == "MoCo v2":
             with torch.no_grad():
                 key = target(second)
-            return criterion(online(first).float(), key.float())
+            return [(online(first), key)]
         a, b = online(first), online(second)
         if name in ("SimCLR", "Barlow Twins"):
-            return criterion(a.float(), b.float())
+            return [(a, b)]
         with torch.no_grad():
             c, d = (target(first), target(second)) if name == "BYOL" else (a.detach(), b.detach())
-        return (criterion(predictor(a).float(), d.float()) + criterion(predictor(b).float(), c.float())) / 2
+        return [(predictor(a), d), (predictor(b), c)]
 
     strength = {"cj_strength": 1.0, "cj_bright": 0.4, "cj_contrast": 0.4, "cj_sat": 0.4, "cj_hue": 0.1}
     transform = SimCLRTransform(
@@ -133,7 +137,9 @@ def train_lightly(name: str, folder: Path, data: Path, steps: int, seed: int) ->
     while done < steps:
         for first, second in loader:
             with torch.autocast("cpu", torch.bfloat16):
-                loss = loss_of(*(view.to(memory_format=torch.channels_last) for view in (first, second)))
+                pairs = compared(*(view.to(memory_format=torch.channels_last) for view in (first, second)))
+            # Losses are computed in float32, as ours are.
+            loss = torch.stack([criterion(one.float(), other.float()) for one, other in pairs]).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -158,9 +164,9 @@ def measure(name: str, side: str, folder: Path, data: Path, steps: int, seed: in
     if not result.is_file():
         log = folder.with_suffix(".log")
         if side == "ours":
-            peak = run(
-                ["ssl-dssl-train", *our_arguments(name, steps, seed), f"--data.source={data}", f"--out={folder}"], log
-            )
+            alone = ["--evaluate.knn_every=0"]  # the loop and nothing after it
+            arguments = [*our_arguments(name, steps, seed), *alone, f"--data.source={data}", f"--out={folder}"]
+            peak = run(["ssl-dssl-train", *arguments], log)
         else:
             arguments = ["--data", str(data), "--steps", str(steps), "--lightly", name, str(folder), str(seed)]
             peak = run(["python", __file__, "--runs", str(folder.parent), *arguments], log)
@@ -201,7 +207,9 @@ def main() -> None:
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
     for seed in arguments.seeds:
         for name in NAMES:
-            for side in ("ours", "lightly"):
+            sides = ("ours", "lightly")
+            # lightly takes the card of ours, and is second in the first seed; then they change places.
+            for side in sides if seed == arguments.seeds[0] else sides[::-1]:
                 folder = arguments.runs / f"{name.lower().replace(' ', '-')}-{side}-{seed}"
                 values = measure(name, side, folder, arguments.data, arguments.steps, seed)
                 found.setdefault((name, side), []).append(values)
@@ -213,7 +221,9 @@ def main() -> None:
         cells = [f"{statistics.median(row['images_per_s'] for row in side):.0f}" for side in (ours, theirs)]
         cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
         cells += [f"{max(row['peak_bytes'] for row in side) / 2**30:.2f}" for side in (ours, theirs)]
-        cells += [f"{100 * statistics.mean(row['knn'] for row in side):.1f}" for side in (ours, theirs)]
+        for side in (ours, theirs):
+            knn = [100 * row["knn"] for row in side]
+            cells.append(f"{statistics.mean(knn):.1f} ({min(knn):.1f} to {max(knn):.1f})")
         print(f"| {name} | {' | '.join(cells)} |")
 
 

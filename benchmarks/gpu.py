@@ -81,7 +81,7 @@ def parts(out: Path, dry: bool) -> list[Part]:
 
     def step(name: str, encoder: str, tiny: str) -> Part:
         options = [*cpu, *either(f"--quick --encoder {tiny} --size 32 --batch 8", f"--encoder {encoder}")]
-        command = script("bench_step", *options, "--methods", "SCE", "--profile", "--json", JSON)
+        command = script("bench_step", *options, "--methods", "SCE", "--capture", "--profile", "--json", JSON)
         return Part(name, 60, command, trained, "its last line; where that is about memory, half the batch")
 
     def sanitizer(tool: str) -> Part:
