@@ -92,8 +92,8 @@ class CapturedStep:
         before = [dict(group) for group in self._groups]
         for group, rate in zip(self._groups, self._rates, strict=True):
             group["lr"] = rate
-            if "capturable" in group:  # AdamW's
-                group["capturable"] = self._stream is not None
+            if self._stream is not None and work.steps == WARM_UP and "capturable" in group:
+                group["capturable"] = True  # AdamW asks for it in a graph, and warns of it elsewhere
         try:
             return self._body(views, watched)
         finally:
