@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssl_core.backbone import make_card_encoder
-from ssl_core.evaluate.classifier import Classifier, make_linear
+from ssl_core.evaluate.classifier import Classifier, make_linear, matmuls_in
 from ssl_core.testing import check_ranks
 from ssl_core.train import Step
 from ssl_core.views import ViewConfig, make_view_specs
@@ -94,3 +94,11 @@ def make_method(num_classes):
 @pytest.mark.distributed
 def test_two_processes_with_half_the_batch_each_give_the_gradient_of_one_with_all_of_it(tmp_path):
     check_ranks(__file__, tmp_path)
+
+
+def test_products_are_of_float32_inside_and_as_the_user_has_set_them_after(monkeypatch):
+    products = torch.backends.cuda.matmul
+    monkeypatch.setattr(products, "fp32_precision", "tf32")  # the old name, allow_tf32, raises where this is set
+    with matmuls_in("float32", "cpu"):
+        assert products.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "ieee"
+    assert products.fp32_precision == "tf32"

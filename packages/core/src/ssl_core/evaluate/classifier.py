@@ -217,15 +217,15 @@ def matmuls_in(precision: Precision, device: torch.device | str) -> Iterator[Non
     """
     if precision == "tf32" and torch.device(device).type != "cuda":
         raise ValueError(f"precision tf32 is one of GPUs, and this is {device}; take float32 or bfloat16")
-    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [backend.allow_tf32 for backend in backends]
+    backends: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:
-            backend.allow_tf32 = precision == "tf32"
+            backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
         yield
     finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
+        for backend, earlier in zip(backends, before, strict=True):
+            backend.fp32_precision = earlier
 
 
 class DivergedError(ValueError):
