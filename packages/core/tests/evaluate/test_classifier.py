@@ -96,9 +96,16 @@ def test_two_processes_with_half_the_batch_each_give_the_gradient_of_one_with_al
     check_ranks(__file__, tmp_path)
 
 
-def test_products_are_of_float32_inside_and_as_the_user_has_set_them_after(monkeypatch):
-    products = torch.backends.cuda.matmul
-    monkeypatch.setattr(products, "fp32_precision", "tf32")  # the old name, allow_tf32, raises where this is set
+@pytest.fixture
+def tf32_by_its_new_name():
+    """As a user may set it; the old name, allow_tf32, raises then."""
+    products, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
+    products.fp32_precision = "tf32"
+    yield products
+    products.fp32_precision = before
+
+
+def test_products_are_of_float32_inside_and_as_the_user_has_set_them_after(tf32_by_its_new_name):
     with matmuls_in("float32", "cpu"):
-        assert products.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "ieee"
-    assert products.fp32_precision == "tf32"
+        assert tf32_by_its_new_name.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "ieee"
+    assert tf32_by_its_new_name.fp32_precision == "tf32"
