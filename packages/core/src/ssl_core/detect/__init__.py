@@ -1,0 +1,1 @@
+"""Detection and segmentation on encoders: readers of boxes, batches, models and scores."""
