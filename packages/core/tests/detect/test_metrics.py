@@ -270,7 +270,7 @@ def test_coco_scores_of_masks_equal_pycocotools(annotated, seed):
         for box, crowd in zip(truth.boxes.tolist(), truth.is_crowd, strict=True)
     ]
     sizes = np.full((len(truth), 2), 128)
-    truth = replace(truth, sizes=sizes, segments=make_segments(shapes, np.full((len(shapes), 2), 128)))
+    truth = replace(truth, sizes=sizes, segments=make_segments(shapes))
     masks = [mask.frPyObjects([polygon(box)], 128, 128)[0] for box in detections.boxes.clip(0, 128).tolist()]
     detections = replace(detections, masks=masks)
     same(

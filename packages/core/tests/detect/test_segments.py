@@ -1,9 +1,7 @@
 import numpy as np
 import pytest
 
-from ssl_core.detect.segments import encode_masks, make_segments
-
-SIZES = np.array([[40, 60]])
+from ssl_core.detect.segments import compressed_runs, encode_masks, make_segments
 
 
 def square(x1, y1, x2, y2):
@@ -11,7 +9,7 @@ def square(x1, y1, x2, y2):
 
 
 def test_polygons_are_scaled_and_then_rasterized():
-    segments = make_segments([[square(10, 4, 20, 8), square(30, 20, 40, 30)]], SIZES)
+    segments = make_segments([[square(10, 4, 20, 8), square(30, 20, 40, 30)]])
     mask = segments.mask(0, (40, 60), (80, 180))
     expected = np.zeros((80, 180))
     expected[8:16, 30:60] = expected[40:60, 90:120] = 1
@@ -29,7 +27,7 @@ def test_runs_are_resized_as_pixels(form):
         run = {"size": [40, 60], "counts": np.diff([0, *edges, pixels.size]).tolist()}
     if form == "text":
         run = run | {"counts": run["counts"].decode()}
-    segments = make_segments([run], SIZES)
+    segments = make_segments([compressed_runs(run, 40, 60)])
     assert (segments.mask(0, (40, 60), (40, 60)) == pixels).all()
     half = segments.mask(0, (40, 60), (20, 30))
     expected = np.zeros((20, 30))
@@ -39,11 +37,11 @@ def test_runs_are_resized_as_pixels(form):
 
 def test_what_is_no_polygon_is_no_shape():
     shapes = [[], [[1, 1, 5, 5]], [[1, 1, 5, 5, 9]], [[1, 1, 5, 5], square(2, 2, 9, 9)]]
-    segments = make_segments(shapes, np.repeat(SIZES, 4, axis=0))
+    segments = make_segments(shapes)
     assert segments.is_missing.tolist() == [True, True, True, False]
     assert segments.subset(~segments.is_missing).segmentation(0) == [square(2, 2, 9, 9)]
 
 
 def test_no_objects_have_no_shapes():
-    assert make_segments([], np.empty((0, 2), np.int64)).is_missing.tolist() == []
+    assert make_segments([]).is_missing.tolist() == []
     assert encode_masks(np.zeros((0, 4, 5), bool)) == []

@@ -73,32 +73,26 @@ class Segments:
         return np.asarray(mask.decode(mask.merge(mask.frPyObjects(polygons, *new_size))))
 
 
-def make_segments(segmentations: Sequence[Segmentation], sizes: Int64[np.ndarray, "m 2"]) -> Segments:
-    """The shapes of objects, as COCO's files have them; what is no polygon, of less than three points, is left out.
+def make_segments(segmentations: Sequence[Segmentation]) -> Segments:
+    """The shapes of objects; what is no polygon, of less than three points, is left out.
 
     Args:
-        segmentations: polygons or run-length encoding of each object.
-        sizes: (m 2) height and width of each object's image.
-
-    Raises:
-        ValueError: if runs do not fill their image.
+        segmentations: polygons, or compressed run-length encoding, of each object.
     """
     points: list[NDArray[np.float64]] = []
     counts: list[int] = []
     run: list[int] = []
     runs: list[dict[str, Any]] = []
-    for segmentation, (height, width) in zip(segmentations, sizes.tolist(), strict=True):
+    for segmentation in segmentations:
         if isinstance(segmentation, dict):
-            from faster_coco_eval.core import mask
-
             run.append(len(runs))
             counts.append(0)
-            runs.append(mask.segmToRle(segmentation, width, height))
-            continue
-        polygons = [np.array(each, float).reshape(-1, 2) for each in segmentation if _is_polygon(each)]
-        run.append(-1)
-        counts.append(len(polygons))
-        points += polygons
+            runs.append(segmentation)
+        else:
+            polygons = [np.array(each, float).reshape(-1, 2) for each in polygons_of(segmentation)]
+            run.append(-1)
+            counts.append(len(polygons))
+            points += polygons
     return Segments(
         points=np.concatenate([np.empty((0, 2)), *points]),
         polygons=_ranges([len(polygon) for polygon in points]),
@@ -106,6 +100,24 @@ def make_segments(segmentations: Sequence[Segmentation], sizes: Int64[np.ndarray
         run=np.array(run, np.int64),
         runs=tuple(runs),
     )
+
+
+def polygons_of(segmentation: list[Any]) -> list[Any]:
+    """The polygons of three points or more."""
+    return [each for each in segmentation if len(each) >= 6 and len(each) % 2 == 0]
+
+
+def compressed_runs(segmentation: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+    """A run-length encoding as the evaluators take it.
+
+    Raises:
+        ValueError: if the runs are those of an image of another size.
+    """
+    from faster_coco_eval.core import mask
+
+    if list(segmentation.get("size", ())) != [height, width]:
+        raise ValueError(f"runs of an image of size {segmentation.get('size')}, which has {[height, width]}")
+    return dict(mask.segmToRle(segmentation, width, height))
 
 
 def encode_masks(masks: Shaped[np.ndarray, "k h w"]) -> list[dict[str, Any]]:
@@ -126,10 +138,6 @@ def check_detection() -> None:
             "faster-coco-eval, which scores detections of COCO and LVIS and draws masks, is not installed: "
             'pip install "ssl-core[detection]"'
         )
-
-
-def _is_polygon(points: list[Any]) -> bool:
-    return len(points) >= 6 and len(points) % 2 == 0
 
 
 def _ranges(lengths: Sequence[int]) -> Int64[np.ndarray, "n 2"]:
