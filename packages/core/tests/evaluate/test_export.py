@@ -115,7 +115,7 @@ def test_an_export_that_gives_other_features_is_refused_and_leaves_nothing(to, b
     monkeypatch.setattr(module, "load_encoder", lambda _: (loaded, card))
     monkeypatch.setattr(maker, name, made)
     with pytest.raises(ValueError, match=r"differs from vit_.* by .* of the largest feature.*nothing was written"):
-        export(spec, str(tmp_path / f"y{module.SUFFIXES.get(to, '')}"), to=to)
+        export(spec, str(tmp_path / f"y{module.SUFFIXES.get(to, ('',))[0]}"), to=to)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["x.json", "x.safetensors"]
 
 
@@ -127,7 +127,10 @@ def test_an_export_that_gives_other_features_is_refused_and_leaves_nothing(to, b
         ("y.pt2", "onnx", r"--to onnx writes a \.onnx file, not .*y\.pt2; for this file take --to torch"),
         ("y.pt", "torch", r"--to torch writes a \.pt2 file, not .*y\.pt;"),
         ("y.safetensors", "timm", r"timm reads a folder, not .*; for this file take --to safetensors"),
-        ("y.bin", "coreml", r"to 'coreml' is not one of safetensors, timm, onnx, torch"),
+        ("y.bin", "coreml", r"to 'coreml' is not one of safetensors, timm, onnx, torch, detectron2"),
+        ("y.onnx", "detectron2", r"--to detectron2 writes a \.pth or \.pkl file, not .*y\.onnx; .* take --to onnx"),
+        ("y.pkl", "torch", r"--to torch writes a \.pt2 file, not .*y\.pkl; for this file take --to detectron2"),
+        ("no/y.pth", "detectron2", r"there is no folder .*no to write y\.pth to"),
         ("no/y.onnx", "onnx", r"there is no folder .*no to write y\.onnx to"),
         ("no/y", "timm", r"there is no folder .*no to write y to"),
         ("there.pt2", "torch", r"there\.pt2 is a folder; give the name of a file"),

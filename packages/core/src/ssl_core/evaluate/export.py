@@ -12,31 +12,38 @@ import torch
 from torch import Tensor, nn
 
 from ssl_core.backbone import BackboneCard, save_backbone, save_card
+from ssl_core.evaluate.detectron2 import write_detectron2
 from ssl_core.evaluate.encoder import load_encoder
 from ssl_core.evaluate.timm_folder import check_folder, check_timm, write_timm_folder
 from ssl_core.files import check_file, new_folder, write_atomically
 
-Target: TypeAlias = Literal["safetensors", "timm", "onnx", "torch"]
+Target: TypeAlias = Literal["safetensors", "timm", "onnx", "torch", "detectron2"]
 
-SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch": ".pt2"}
+SUFFIXES = {
+    "safetensors": (".safetensors",),
+    "onnx": (".onnx",),
+    "torch": (".pt2",),
+    "detectron2": (".pth", ".pkl"),
+}
 TOLERANCE = 1e-4  # of the largest feature; float32 sums in another order differ by about 1e-6 of it
 _ONNX_LIMIT = 2**31  # bytes of a protocol buffer
 _BATCHES = (1, 3)  # numbers of images that an exported program is tried on
 
 
 def export(encoder: str, out: str, *, to: Target = "safetensors") -> Path:
-    """Write an encoder for use elsewhere: a backbone with its card, a folder for timm, ONNX, or a PyTorch program.
+    """Write an encoder for use elsewhere: a backbone, a folder for timm, ONNX, a PyTorch program, or for detectron2.
 
     What is written for timm, ONNX and PyTorch has been loaded by these and compared with the encoder before.
 
     Args:
         encoder: encoder to export: a run directory, whose last checkpoint is taken, a .safetensors file with its card,
             or timm:NAME.
-        out: path to write: a file that ends in .safetensors, .onnx or .pt2, in a folder that exists; for timm a new
-            folder.
+        out: path to write: a file that ends in .safetensors, .onnx, .pt2 or, for detectron2, .pth or .pkl, in a folder
+            that exists; for timm a new folder.
         to: form of the export: safetensors, weights in timm's and torchvision's names and the card; timm, a folder
             that timm loads as local-dir:DIR and, after an upload, as hf-hub:OWNER/NAME; onnx; torch, a program of
-            torch.export. The last two take any number of images.
+            torch.export; detectron2, a ResNet's weights in its names, as tensors (.pth) or NumPy's arrays (.pkl), for
+            the configuration that is printed. ONNX and PyTorch take any number of images.
 
     Returns:
         Path of the file or folder.
@@ -45,8 +52,8 @@ def export(encoder: str, out: str, *, to: Target = "safetensors") -> Path:
         FileNotFoundError: for a path that does not exist.
         ImportError: if a package that ONNX needs is not installed.
         OSError: if ``out`` cannot be written, or is a folder that is not empty.
-        ValueError: for another suffix, an encoder that timm cannot build, and an export that does not give the
-            encoder's features.
+        ValueError: for another suffix, an encoder that timm or detectron2 cannot build, and an export that does not
+            give the encoder's features.
     """
     path = Path(out)
     _check_target(path, to)
@@ -58,6 +65,7 @@ def export(encoder: str, out: str, *, to: Target = "safetensors") -> Path:
     if to == "onnx":
         check_onnx()
     module, card = load_encoder(encoder)
+    notes = ""
     match to:
         case "safetensors":
             save_backbone(path, module, card)
@@ -70,23 +78,24 @@ def export(encoder: str, out: str, *, to: Target = "safetensors") -> Path:
             _save_program(path, onnx_model(module, card), card)
         case "torch":
             _save_program(path, torch_program(module, card), card)
-    print(
-        f"wrote {out}: {card.architecture}, {card.num_features} features, input {card.channels} x {card.image_size} px"
-    )
+        case "detectron2":
+            notes = "\n" + write_detectron2(path, module, card)
+            save_card(path.with_suffix(".json"), card)
+    size = f"{card.channels} x {card.image_size} px"
+    print(f"wrote {out}: {card.architecture}, {card.num_features} features, input {size}{notes}")
     return path
 
 
 def _check_target(path: Path, to: str) -> None:
     if to not in (*SUFFIXES, "timm"):
-        raise ValueError(f"to {to!r} is not one of safetensors, timm, onnx, torch")
-    wanted = SUFFIXES.get(to, "")
-    fitting = next((target for target, suffix in SUFFIXES.items() if suffix == path.suffix), "")
+        raise ValueError(f"to {to!r} is not one of safetensors, timm, onnx, torch, detectron2")
+    fitting = next((target for target, suffixes in SUFFIXES.items() if path.suffix in suffixes), "")
     if to == "timm":
         if fitting:
             raise ValueError(f"timm reads a folder, not {path}; for this file take --to {fitting}")
-    elif path.suffix != wanted:
+    elif path.suffix not in SUFFIXES[to]:
         remedy = f"; for this file take --to {fitting}" if fitting else "; --to timm writes a folder"
-        raise ValueError(f"--to {to} writes a {wanted} file, not {path}{remedy}")
+        raise ValueError(f"--to {to} writes a {' or '.join(SUFFIXES[to])} file, not {path}{remedy}")
 
 
 def check_onnx() -> None:
