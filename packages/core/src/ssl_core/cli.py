@@ -6,6 +6,7 @@ Options are read from the signatures of the functions that do the work. Of a con
 
 import importlib.util
 import os
+import shlex
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
@@ -190,7 +191,7 @@ def report(
 report     {path}  (open it in a browser)
 backbone   {Path(runs[0]) / "backbone.safetensors"}  (ssl_core.load_backbone makes a timm module of it)
 
-next       ssl-core eval linear {runs[0]} --protocol cached""")
+next       ssl-core eval linear {shlex.quote(runs[0])} --protocol cached""")
     package = load_card(Path(runs[0]) / "backbone.json").recipe
     if importlib.util.find_spec(package.replace("-", "_")):  # a method in a script of one's own has no command
         print(f"""           {package}-train --config list

@@ -1,7 +1,9 @@
 """A report as it is written by a run, and as a browser shows it."""
 
 import json
+import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,7 +117,7 @@ def test_the_command_prints_what_each_encoder_is_worth_and_shows_runs_side_by_si
     ssl_core(["report", str(other), str(run), "--images", "60", "--out", str(tmp_path / "two.html")])
     assert "-train" not in capsys.readouterr().out
     html = (tmp_path / "two.html").read_text()
-    assert "Report on other, run" in html
+    assert "<h1>Report on other, run</h1>" in html
     assert html.count('<th scope="col">other</th>') == 2  # what was trained, neighbors
 
 
@@ -142,6 +144,18 @@ def test_a_few_images_have_neighbors_and_no_map(tmp_path, run, number):
     assert ("Not looked for: one image is alone." in html) == (number == 1)
 
 
+def test_the_command_that_repeats_a_run_can_be_typed(run, tmp_path, monkeypatch):
+    folder = shutil.copytree(run, tmp_path / "my run's")
+    assert shlex.split(page.read_run(folder, "").command) == [
+        *("ssl-tiny-train", "--config", str(folder / "config.yaml"), "--out", f"{folder}-again")
+    ]
+    monkeypatch.chdir(folder)
+    assert page.read_run(Path(), "").command == page.read_run(folder, "").command
+    card = folder / "backbone.json"
+    card.write_text(card.read_text().replace("ssl-tiny", "of-a-script"))
+    assert page.read_run(folder, "").command.startswith("python YOUR_METHOD.py --config ")
+
+
 def refusal(*arguments, capsys):
     with pytest.raises(SystemExit):
         ssl_core(["report", *arguments, "--device", "cpu"])
@@ -155,6 +169,12 @@ def test_what_cannot_be_reported_is_refused_in_one_line(run, tmp_path, capsys, m
     )
     assert "images must be 2 or more, got 1" in refusal(str(run), "--images", "1", capsys=capsys)
     assert "there is no folder" in refusal(str(run), "--out", str(tmp_path / "none" / "x.html"), capsys=capsys)
+    twice = [str(run), f"{run}/", "--out", str(tmp_path / "x.html")]
+    assert f"{run}/ is given twice" in refusal(*twice, capsys=capsys)
+    color = shutil.copytree(run, tmp_path / "color")
+    card = json.loads((run / "backbone.json").read_text())
+    (color / "backbone.json").write_text(json.dumps(card | {"channels": 3, "mean": [0.5] * 3, "std": [0.2] * 3}))
+    assert f"{run} takes 1 and {color} takes 3" in refusal(str(run), str(color), *twice[2:], capsys=capsys)
     assert "holds no image" in refusal(str(run), "--data.test_source", str(tmp_path), capsys=capsys)
     bare = shutil.copytree(run, tmp_path / "bare")
     shutil.rmtree(bare / "checkpoints")

@@ -12,7 +12,7 @@
 import dataclasses
 import logging
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
@@ -94,16 +94,40 @@ def load_encoders(
         FileNotFoundError: if a path, or a file in it, does not exist.
         ValueError: if an encoder is given twice, or an argument does not apply.
     """
-    names = [str(Path(spec).resolve()) if Path(spec).exists() else spec for spec in specs]
-    for number, name in enumerate(names):
-        if name in names[:number]:
-            raise ValueError(f"{specs[number]} is given twice; give each encoder once")
+    check_distinct(specs)
     if like is not None and not BASELINES & set(specs):
         raise ValueError(f"like {like!r} is for random and pixels; {', '.join(specs)} say themselves what they are")
     like = like or next((spec for spec in specs if spec not in BASELINES and not spec.startswith("timm:")), None)
     return [
         load_encoder(spec, like=like if spec in BASELINES else None, features=features, seed=seed) for spec in specs
     ]
+
+
+def check_distinct(specs: Sequence[str]) -> None:
+    """Find that an encoder is given twice, perhaps by another spelling of its path.
+
+    Raises:
+        ValueError: naming it.
+    """
+    names = [str(Path(spec).resolve()) if Path(spec).exists() else spec for spec in specs]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise ValueError(f"{specs[number]} is given twice; give each encoder once")
+
+
+def check_channels(cards: Mapping[str, BackboneCard]) -> None:
+    """Find that some encoders do not take the same images, before any are read.
+
+    Args:
+        cards: description of each encoder, by its name.
+
+    Raises:
+        ValueError: naming the encoders and their numbers of channels.
+    """
+    channels = {card.channels: encoder for encoder, card in cards.items()}
+    if len(channels) > 1:
+        takes = " and ".join(f"{encoder} takes {count}" for count, encoder in channels.items())
+        raise ValueError(f"images have one number of channels, but {takes}; show these encoders one by one")
 
 
 def find_card(path: str) -> BackboneCard:

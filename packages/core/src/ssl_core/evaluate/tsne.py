@@ -20,7 +20,7 @@ from torch import Tensor
 from ssl_core.data import DataConfig, ImageSource, MemoryImages, open_source
 from ssl_core.data.source import readable
 from ssl_core.evaluate.accuracy import check_labels, count_classes
-from ssl_core.evaluate.encoder import Layer, load_encoders, shared_data
+from ssl_core.evaluate.encoder import Layer, check_channels, load_encoders, shared_data
 from ssl_core.evaluate.similarity import inter_class_similarity, intra_class_similarity
 from ssl_core.evaluate.subject import Subject
 from ssl_core.files import check_file, write_atomically
@@ -260,10 +260,7 @@ def draw_tsne(
     if images_per_class < 2:
         raise ValueError(f"images_per_class must be at least 2, got {images_per_class}")
     loaded = load_encoders(encoders, like=like, features=features, seed=seed)
-    channels = {card.channels: encoder for encoder, (_, card) in zip(encoders, loaded, strict=True)}
-    if len(channels) > 1:
-        takes = " and ".join(f"{encoder} takes {count}" for count, encoder in channels.items())
-        raise ValueError(f"images have one number of channels, but {takes}; plot these encoders one by one")
+    check_channels({encoder: card for encoder, (_, card) in zip(encoders, loaded, strict=True)})
     data = data or shared_data(encoders, like)
     test = open_source(data, split="test")
     shown = _random_images(test, classes, images_per_class, seed)

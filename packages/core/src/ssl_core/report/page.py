@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from ssl_core.data import DataConfig
 from ssl_core.duration import duration
 from ssl_core.evaluate import tsne_points
 from ssl_core.evaluate.compare import Row
+from ssl_core.evaluate.encoder import check_channels, check_distinct
 from ssl_core.evaluate.tsne import LEAST_TSNE, PERPLEXITY
 from ssl_core.files import check_file, write_atomically
 from ssl_core.report.labels import Classified, classified, compared
@@ -63,7 +65,11 @@ class _Run:
 
     @property
     def command(self) -> str:
-        return f"{self.card.recipe}-train --config {self.folder / 'config.yaml'} --out {self.folder}-again"
+        package = self.card.recipe
+        is_script = find_spec(package.replace("-", "_")) is None  # a method in a file of one's own
+        folder = self.folder if self.folder.name.strip(".") else self.folder.resolve()
+        options = shlex.join(["--config", f"{folder / 'config.yaml'}", "--out", f"{folder}-again"])
+        return f"{'python YOUR_METHOD.py' if is_script else f'{package}-train'} {options}"
 
     @property
     def machine(self) -> str:
@@ -173,7 +179,8 @@ def write_report(
         FileNotFoundError: for what is not a run directory, or has no checkpoint.
         ImportError: without the extra ``report``.
         OSError: if the file cannot be written.
-        ValueError: for several runs without ``out``, runs of different images, or fewer than two images.
+        ValueError: for several runs without ``out``, a run that is given twice, runs of different images, or fewer than
+            two images.
     """
     check_report()
     if images < 2:
@@ -181,7 +188,9 @@ def write_report(
     if out is None and len(runs) > 1:
         raise ValueError(f"{len(runs)} runs are shown in one file: say which, such as --out report.html")
     path = Path(runs[0]) / "report.html" if out is None else Path(out)
+    check_distinct(runs)
     read = [read_run(Path(run), run) for run in runs]
+    check_channels({run.title: run.card for run in read})
     check_file(path)
     look = look_at_runs(runs, data=data, images=images, device=device, seed=seed, progress=progress)
     named = [replace(run, title=title) for title, run in zip(look.runs, read, strict=True)]
@@ -232,7 +241,7 @@ def _page(runs: Sequence[_Run], look: Look, votes: Classified | None, seed: int)
     ]
     page = Environment(loader=PackageLoader("ssl_core.report", "."), autoescape=True).get_template("page.html")
     return page.render(
-        title=f"Report on {', '.join(run.folder.name for run in runs)}",
+        title=f"Report on {', '.join(look.runs) if len(runs) > 1 else runs[0].folder.resolve().name}",
         lead=_lead(runs, look, votes),
         resources=Markup(Resources(mode="inline", components=["bokeh", "bokeh-widgets"]).render()),
         scripts=Markup(script),
