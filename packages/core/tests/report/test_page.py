@@ -1,6 +1,7 @@
 """A report as it is written by a run, and as a browser shows it."""
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -119,6 +120,7 @@ def test_the_command_prints_what_each_encoder_is_worth_and_shows_runs_side_by_si
     html = (tmp_path / "two.html").read_text()
     assert "<h1>Report on other, run</h1>" in html
     assert html.count('<th scope="col">other</th>') == 2  # what was trained, neighbors
+    assert re.search(r"\d+ to \d+, p (0\.|1\.0|&lt;0\.)", html)
 
 
 @pytest.mark.slow
@@ -132,6 +134,7 @@ def test_images_without_labels_have_a_map_and_no_classes(tmp_path, run):
     assert "Without labeled test images there are no accuracies." in html
     assert 'id="classes"' not in html
     assert "24 training images, close where their features are" in html
+    assert "the nearest of 23 other training images" in html
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -167,7 +170,10 @@ def test_what_cannot_be_reported_is_refused_in_one_line(run, tmp_path, capsys, m
     assert "2 runs are shown in one file: say which, such as --out report.html" in refusal(
         str(run), str(run), capsys=capsys
     )
-    assert "images must be 2 or more, got 1" in refusal(str(run), "--images", "1", capsys=capsys)
+    assert "images must be 2 to 5,000, as many as a map shows, got 1" in refusal(
+        str(run), "--images", "1", capsys=capsys
+    )
+    assert "got 5,001" in refusal(str(run), "--images", "5001", capsys=capsys)
     assert "there is no folder" in refusal(str(run), "--out", str(tmp_path / "none" / "x.html"), capsys=capsys)
     twice = [str(run), f"{run}/", "--out", str(tmp_path / "x.html")]
     assert f"{run}/ is given twice" in refusal(*twice, capsys=capsys)
@@ -199,6 +205,12 @@ def test_a_report_that_fails_harms_no_run(tmp_path, monkeypatch, caplog):
     main([*TRAIN, "--report", "true", "--out", str(tmp_path / "run")])
     assert "no report: no images today" in caplog.text
     assert (tmp_path / "run" / "backbone.safetensors").exists()
+
+
+def test_names_of_classes_leave_room_for_the_plot_and_stay_apart():
+    names = ["great white shark, white shark, man-eater", "great white shark, white whale", "cat"]
+    plot = plots.by_class(names, {"x": {0: 0.1, 1: 0.2, 2: 0.3}}, "x")
+    assert plot.y_range.factors == ["great white shark, wh... (0)", "great white shark, wh... (1)", "cat"]
 
 
 def test_thumbnails_of_many_images_are_smaller_so_that_they_fit(monkeypatch):

@@ -245,12 +245,22 @@ def comparison_text(rows: Sequence[Row], titles: Mapping[str, str]) -> str:
                 continue
             line = f"  {names[row.encoder]:<{width}}  {100 * row.top1:5.1f}  {_interval_text(row.interval, ''):<15}"
             if row.difference < 0:
-                p = f"{row.p:.4f}" if row.p >= 0.0001 else "<0.0001"
-                line += f"  {100 * row.difference:+7.1f}  {_interval_text(row.difference_interval, '+'):<16}  {p:>7}"
+                line += f"  {100 * row.difference:+7.1f}  {_interval_text(row.difference_interval, '+'):<16}"
+                line += f"  {p_text(row.p):>7}"
             else:
                 line += "     best"
             lines.append(line.rstrip())
     return "\n".join(lines)
+
+
+def p_text(p: float) -> str:
+    """A p-value as tables show it.
+
+    Example:
+        >>> p_text(0.25), p_text(0.00002)
+        ('0.2500', '<0.0001')
+    """
+    return f"{p:.4f}" if p >= 0.0001 else "<0.0001"
 
 
 def _interval_text(ends: tuple[float, float], sign: str) -> str:

@@ -194,7 +194,7 @@ def tsne_picture(
         Line2D([], [], linestyle="", marker=_MARKERS[index % len(_MARKERS)], color=COLORS[index])
         for index in range(len(shown))
     ]
-    classes = [_shortened(names[label]) for label in shown.tolist()]
+    classes = [shortened(names[label]) for label in shown.tolist()]
     legend = figure.legend(entries, classes, loc="outside right center", frameon=False, fontsize=9, handletextpad=0)
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -202,7 +202,8 @@ def tsne_picture(
     return figure
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
+    """The name of a class as plots show it, of 24 characters at most."""
     return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 3]}..."
 
 

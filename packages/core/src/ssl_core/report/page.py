@@ -17,9 +17,9 @@ from ssl_core.backbone import BackboneCard, load_card
 from ssl_core.data import DataConfig
 from ssl_core.duration import duration
 from ssl_core.evaluate import tsne_points
-from ssl_core.evaluate.compare import Row
+from ssl_core.evaluate.compare import Row, p_text
 from ssl_core.evaluate.encoder import check_channels, check_distinct
-from ssl_core.evaluate.tsne import LEAST_TSNE, PERPLEXITY
+from ssl_core.evaluate.tsne import LEAST_TSNE, MOST_TSNE, PERPLEXITY
 from ssl_core.files import check_file, write_atomically
 from ssl_core.report.labels import Classified, classified, compared
 from ssl_core.report.look import PIXELS, Look, Part, address, described, look_at_runs
@@ -169,7 +169,7 @@ def write_report(
     Args:
         runs: run directories, side by side.
         data: images to look at; None takes those that all runs were trained on.
-        images: largest number of images of a split that are looked at, sampled by a seed.
+        images: largest number of images of a split that are looked at, sampled by a seed; 2 to 5,000.
         out: file to write; None is ``report.html`` in the run directory, where there is one run.
         device: device that computes the features.
         seed: seed of the choice of images, of the random encoder and of the map.
@@ -183,8 +183,8 @@ def write_report(
             two images.
     """
     check_report()
-    if images < 2:
-        raise ValueError(f"images must be 2 or more, got {images}")
+    if not 2 <= images <= MOST_TSNE:
+        raise ValueError(f"images must be 2 to {MOST_TSNE:,}, as many as a map shows, got {images:,}")
     if out is None and len(runs) > 1:
         raise ValueError(f"{len(runs)} runs are shown in one file: say which, such as --out report.html")
     path = Path(runs[0]) / "report.html" if out is None else Path(out)
@@ -255,7 +255,7 @@ def _page(runs: Sequence[_Run], look: Look, votes: Classified | None, seed: int)
         names=look.classes,
         query_kind="test" if look.has_test else "training",
         bank_kind="training" if look.has_test else "other training",
-        bank_size=f"{len(look.bank.labels):,}",
+        bank_size=f"{len(look.bank.labels) - (not look.has_test):,}",
         maps=[Markup(part) for name, part in parts.items() if name.startswith("map")],
         map_size=f"{len(look.shown.labels):,}",
         no_map=no_map,
@@ -264,6 +264,7 @@ def _page(runs: Sequence[_Run], look: Look, votes: Classified | None, seed: int)
         votes=votes,
         tests=list(dict.fromkeys(row.test for row in rows)),
         results={title: [row for row in rows if row.encoder == title] for title in look.shown.features},
+        p_text=p_text,
         few_labels=Markup(parts.get("few_labels", "")),
         by_class=Markup(parts.get("by_class", "")),
         confusions=_confusions(look, votes) if votes else [],

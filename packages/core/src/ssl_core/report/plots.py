@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # i
 from torch import Tensor
 
 from ssl_core.evaluate.compare import Row
-from ssl_core.evaluate.tsne import COLORS
+from ssl_core.evaluate.tsne import COLORS, shortened
 from ssl_core.report.look import Look, Part, address
 
 RUN_COLORS = COLORS
@@ -282,5 +282,6 @@ def by_class(names: Sequence[str], scores: Mapping[str, Mapping[int, float]], or
 
 
 def _unique(names: Sequence[str], label: int) -> str:
-    """Name of a class, with its number where two have the same."""
-    return names[label] if names.count(names[label]) == 1 else f"{names[label]} ({label})"
+    """Name of a class, short enough to leave room for the plot, with its number where two have the same."""
+    short = [shortened(name) for name in names]
+    return short[label] if short.count(short[label]) == 1 else f"{short[label]} ({label})"
