@@ -218,9 +218,12 @@ def test_select_takes_the_runs_data_and_what_is_given_replaces_part_of_it(run, c
 def test_the_help_begins_with_what_a_command_needs_and_what_it_is_for(command, usage, capsys):
     with pytest.raises(SystemExit):
         main([*command.split(), "--help"])
-    first, _, about, *_ = capsys.readouterr().out.splitlines()
+    first, _, about, *more = capsys.readouterr().out.splitlines()
     assert first == f"usage: ssl-core {command} {usage}"
     assert about
+    # Of a source the options' defaults hold; beside a run they are the run's.
+    own = any("how they are read; what is not given is as in the run" in line for line in more)
+    assert own == ("source" not in usage and command != "export")
 
 
 def test_rank_puts_runs_in_order(run, capsys, tmp_path):

@@ -94,7 +94,7 @@ def test_to_look_whether_a_folder_can_be_written_leaves_nothing(tmp_path):
     check_writable(tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"cannot write to the run directory .*file/b \(.*Not a directory"):
+    with pytest.raises(OSError, match=r"cannot write to the folder .*file/b \(.*Not a directory"):
         check_writable(tmp_path / "file" / "b")
 
 

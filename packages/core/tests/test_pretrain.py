@@ -153,12 +153,12 @@ def locked_folder(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_refused(locked_folder):
     message = error(f"--out={locked_folder / 'run'}")
-    assert f"cannot write to the run directory {locked_folder / 'run'}" in message
+    assert f"cannot write to the folder {locked_folder / 'run'}" in message
 
 
 def test_a_file_in_the_place_of_the_run_directory_is_refused(tmp_path):
     (tmp_path / "run").write_text("")
-    assert "cannot write to the run directory" in error(f"--out={tmp_path / 'run'}")
+    assert "cannot write to the folder" in error(f"--out={tmp_path / 'run'}")
 
 
 @pytest.mark.parametrize("out", ["images", "images/cats", "images/cats/deep"])

@@ -175,7 +175,7 @@ def report(
     Args:
         runs: run directories, shown side by side.
         data: images to look at; null takes those that all runs were trained on.
-        images: largest number of images of a split that are looked at, sampled by a seed.
+        images: largest number of images of a split that are looked at, sampled by a seed, 2 to 5000.
         out: file of the page; null is report.html in the run directory, where there is one.
         device: device that computes the features.
     """
@@ -288,6 +288,9 @@ def _parser(name: str, function: Callable[..., Any]) -> ArgumentParser:
     if "data" in arguments:
         unread = DataConfig.__dataclass_fields__.keys() - _WHERE if function in _OWN_IMAGES else set()
         parser.add_class_arguments(DataConfig, "data", skip=unread | ({"source"} if takes_source else set()))
+        if arguments["data"].default is None and not unread:
+            group = (parser.groups or {})["data"]
+            group.title = f"{group.title}; what is not given is as in the run or recipe"
     if "device" in arguments:
         parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     for flag, meaning in _FLAGS.items():

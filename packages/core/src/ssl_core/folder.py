@@ -178,4 +178,4 @@ def _lock(folder: Path, file: TextIO) -> None:
 
 
 def _unwritable(folder: Path, error: OSError) -> OSError:
-    return OSError(f"cannot write to the run directory {folder} ({error.strerror or error}); choose another --out")
+    return OSError(f"cannot write to the folder {folder} ({error.strerror or error}); choose another --out")

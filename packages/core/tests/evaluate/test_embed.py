@@ -9,6 +9,7 @@ from PIL import Image
 
 from ssl_core.data import DataConfig
 from ssl_core.evaluate import embed, nearest, plane_points
+from ssl_core.evaluate.embed import _neighbors
 from ssl_core.evaluate.features import own_batches
 
 QUIET = {"progress": False}
@@ -54,6 +55,12 @@ def test_neighbors_and_images_of_others_move_up_where_an_image_is_broken(run, tm
         assert len(table) == 14
         for row, found in enumerate(table["neighbors"].to_pylist()):
             assert sorted([row, *found["ids"]]) == [*range(14)]
+
+
+def test_no_distance_is_negative_where_rounding_takes_a_cosine_above_one():
+    rows = torch.rand(200, 8, generator=torch.Generator().manual_seed(0)).repeat(2, 1)
+    found = _neighbors(rows, 1, progress=False)
+    assert min(each["distances"][0] for each in found) == 0
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_a_broken_image_is_replaced_in_training_and_left_out_of_the_test(run):
 
 def test_a_folder_that_cannot_be_written_is_named_before_any_image_is_read(run, monkeypatch):
     monkeypatch.setattr("ssl_core.evaluate.finetune.decoded", None)
-    with pytest.raises(OSError, match=r"cannot write to the run directory .*config\.yaml"):
+    with pytest.raises(OSError, match=r"cannot write to the folder .*config\.yaml"):
         evaluate_finetune(str(run), out=str(run / "config.yaml"), **SHORT)
 
 

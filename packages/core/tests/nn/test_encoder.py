@@ -1,3 +1,4 @@
+import logging
 import math
 
 import pytest
@@ -144,13 +145,15 @@ def test_a_missing_weights_file_is_refused():
 
 
 @pytest.mark.parametrize("options", [{}, NARROW], ids=["plain", "with options"])
-def test_weights_that_cannot_be_fetched_are_named_in_one_line(options, monkeypatch):
+def test_weights_that_cannot_be_fetched_are_named_in_one_line(options, monkeypatch, caplog):
     def create_model(*args, **options):
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 8s")
         raise ConnectionError("no such\nhost")
 
     monkeypatch.setattr("timm.create_model", create_model)
     with pytest.raises(FileNotFoundError, match=r"weights of resnet18 are neither .*\(no such host\); fetch"):
         make_encoder(EncoderConfig("resnet18", "imagenet", "timm", options=options), channels=3, image_size=64)
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize(

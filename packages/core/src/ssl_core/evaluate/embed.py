@@ -149,7 +149,7 @@ def _neighbors(features: Tensor, k: int, *, progress: bool) -> list[dict[str, li
     return [
         {
             "ids": [other for value, other in zip(values, others, strict=True) if value > -1.5],
-            "distances": [1 - value for value in values if value > -1.5],
+            "distances": [max(0.0, 1 - value) for value in values if value > -1.5],
         }
         for values, others in rows
     ]

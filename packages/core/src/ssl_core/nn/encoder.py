@@ -147,6 +147,7 @@ def encoder_options(config: EncoderConfig, image_size: int) -> dict[str, Any]:
 def _create(config: EncoderConfig, channels: int, image_size: int) -> nn.Module:
     options = _initialization_option(config) | encoder_options(config, image_size)
     pretrained = config.weights == "timm"
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it says each of five tries twice
     try:
         return timm.create_model(config.name, pretrained=pretrained, num_classes=0, in_chans=channels, **options)
     except OSError as error:
