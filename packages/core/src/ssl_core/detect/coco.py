@@ -182,7 +182,7 @@ def _thing(
     flaw = box_flaw(box, *size)
     if flaw:
         flaw = f"({', '.join(f'{number:g}' for number in record['bbox'])}) {flaw}"
-    shape = (record.get("segmentation") or []) if masks else None
+    shape: Any = (record.get("segmentation") or []) if masks else None
     if masks and not flaw:
         try:
             shape = compressed_runs(shape, *size) if isinstance(shape, dict) else polygons_of(shape)

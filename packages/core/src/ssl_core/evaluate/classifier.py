@@ -217,7 +217,8 @@ def matmuls_in(precision: Precision, device: torch.device | str) -> Iterator[Non
     """
     if precision == "tf32" and torch.device(device).type != "cuda":
         raise ValueError(f"precision tf32 is one of GPUs, and this is {device}; take float32 or bfloat16")
-    backends: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    torch_backends: Any = torch.backends
+    backends = torch_backends.cudnn.conv, torch_backends.cuda.matmul
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:

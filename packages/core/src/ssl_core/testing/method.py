@@ -122,7 +122,7 @@ def _check_captured(method: Any, copy: Any, views: tuple[Tensor, ...]) -> None:
         def taken(views: tuple[Tensor, ...], step: Step) -> StepOutput:
             optimizer.zero_grad()
             output: StepOutput = method(views, step)
-            output.loss.backward()
+            output.loss.backward()  # type: ignore[no-untyped-call]  # torch's
             optimizer.step()
             method.update(output.keys, step)
             return output
