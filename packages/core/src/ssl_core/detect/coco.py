@@ -182,14 +182,14 @@ def _thing(
     flaw = box_flaw(box, *size)
     if flaw:
         flaw = f"({', '.join(f'{number:g}' for number in record['bbox'])}) {flaw}"
-    shape: Any = (record.get("segmentation") or []) if masks else None
+    shape = record.get("segmentation") or []
     if masks and not flaw:
         try:
             shape = compressed_runs(shape, *size) if isinstance(shape, dict) else polygons_of(shape)
             flaw = None if shape else "has no polygon of three points: Mask R-CNN learns from shapes"
         except ValueError as error:
             flaw = f"has {error}"
-    return Thing(image, label, box, record.get("area"), bool(record.get("iscrowd")), False, shape), flaw
+    return Thing(image, label, box, record.get("area"), bool(record.get("iscrowd")), segmentation=shape), flaw
 
 
 def _federation(
