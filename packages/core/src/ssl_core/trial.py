@@ -18,6 +18,7 @@ from ssl_core.nn import make_encoder
 from ssl_core.run import Config, PretrainConfig, TrainedMethod
 from ssl_core.step import Step
 from ssl_core.train import Method, TrainConfig
+from ssl_core.train.captured import WARM_UP
 from ssl_core.train.stepper import MicroBatch, Stepper
 from ssl_core.train.window import Window
 
@@ -72,9 +73,10 @@ def time_steps(
         _wait_for(device)
         return time.perf_counter() - started
 
+    first = WARM_UP + 1 if config.capture else _FIRST  # the last of them is captured, which takes longer than a step
     # All processes must take as many.
     if distributed.broadcast_object(take(1)) < seconds:
-        take(_FIRST - 1)
+        take(first - 1)
     step_s = distributed.broadcast_object(take(1))
     number = int(seconds / step_s)
     return distributed.broadcast_object(take(number) / number) if number > 1 else step_s

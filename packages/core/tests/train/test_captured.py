@@ -1,6 +1,8 @@
 """A captured step against the same step as it is; on a CPU with the function in the graph's place."""
 
+import gc
 import logging
+import weakref
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +70,14 @@ def test_views_rates_and_values_are_renewed(config):
     torch.testing.assert_close(as_it_is.map.state_dict(), other.map.state_dict(), **close)
     # Checkpoints hold numbers.
     assert as_it_is.optimizer.state_dict()["param_groups"] == other.optimizer.state_dict()["param_groups"]
+
+
+def test_a_group_of_no_parameters_may_be_the_first():
+    normalization = nn.LayerNorm(4)
+    optimizer = make_optimizer(normalization, OptimConfig(exclude_1d=True), batch_size=256)
+    assert not optimizer.param_groups[0]["params"]
+    captured = CapturedStep(lambda views, step: StepOutput(normalization(views[0]).mean(), None, {}), optimizer)
+    assert captured((torch.ones(2, 4),), Step(0, 1, 1)).loss.isfinite()
 
 
 def test_each_shape_of_views_is_captured_apart():
@@ -148,6 +158,19 @@ def test_a_cpu_takes_steps_as_they_are_and_says_so(caplog):
     assert "steps run as they are, for a graph is of a GPU's work, and the device is cpu" in caplog.text
 
 
+def test_a_stepper_that_is_left_frees_its_graphs_without_a_collection_of_garbage(monkeypatch):
+    monkeypatch.setattr(stepper, "why_not_captured", lambda *_: None)
+    method = Contrast()
+    taking = Stepper(method, make_optimizer(method, OptimConfig(), batch_size=256), TrainConfig(capture=True))
+    captured = weakref.ref(taking._captured)
+    gc.disable()
+    try:
+        del taking
+        assert captured() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_a_method_with_a_queue_gives_the_losses_of_its_steps(device, optimizer, monkeypatch):
@@ -163,6 +186,7 @@ def test_a_method_with_a_queue_gives_the_losses_of_its_steps(device, optimizer, 
             Batch(tuple(torch.randn(2, 16, 3, 8, 8, generator=generator)), torch.arange(16)) for _ in range(STEPS)
         )
         found[captured] = [taking.take(batches, Step(index, STEPS, STEPS), window).loss for index in range(STEPS)]
+        assert not captured or taking._captured.is_captured
         found[captured].append(method.queue.keys.float().sum())
     for one, other in zip(found[False], found[True], strict=True):
         if (device, optimizer) == ("cpu", "sgd"):

@@ -42,7 +42,7 @@ class CapturedStep:
     ) -> None:
         self.is_captured = False
         self._body, self._groups = body, optimizer.param_groups
-        device = self._groups[0]["params"][0].device
+        device = next(parameter.device for group in self._groups for parameter in group["params"])
         self._rates = [torch.zeros((), dtype=torch.float32, device=device) for _ in self._groups]
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":

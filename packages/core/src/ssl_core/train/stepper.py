@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -51,7 +52,7 @@ class Stepper:
         if config.capture:
             reason = why_not_captured(config, optimizer, self._device)
             logger.info("train.capture: %s", f"steps run as they are, for {reason}" if reason else "steps are captured")
-            self._captured = None if reason else CapturedStep(self._whole, optimizer)
+            self._captured = None if reason else CapturedStep(_of_its_owner(self._whole), optimizer)
 
     def take(
         self,
@@ -135,6 +136,13 @@ class Stepper:
         output = self._with_gradient(views, step)
         self._change(output.keys, step)
         return output
+
+
+def _of_its_owner(whole: Callable[[tuple[Tensor, ...], Step], StepOutput]) -> Callable[..., StepOutput]:
+    """A method of an object that it does not keep alive."""
+    # In a cycle a trial's graphs would hold their gigabytes until garbage is collected.
+    reference = weakref.WeakMethod(whole)
+    return lambda *arguments: cast(Callable[..., StepOutput], reference())(*arguments)
 
 
 def _wrapped(method: nn.Module, config: TrainConfig) -> Callable[[tuple[Tensor, ...], Step], StepOutput]:
