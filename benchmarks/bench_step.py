@@ -11,7 +11,6 @@ goes: the longest kernels (on the CPU, operators), and the gaps, in which the de
 """
 
 import argparse
-import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe_machine, measured_in_new_process, resident_bytes, wall_times_s
+from machine import Times, describe_machine, measured_in_new_process, resident_bytes, wall_times_s
 
 from ssl_core.allocator import keep_freed_memory
 from ssl_core.config import parse_config
@@ -184,46 +183,54 @@ def main() -> None:
     print(describe_machine(device))
     encoder = arguments.encoder or ("resnet50" if size >= 64 else None)
     net = encoder or "resnet18, 4 blocks of 32 to 256"
-    print(f"{net}, {size} px, batch {arguments.batch}, bfloat16\n")
-    runs: dict[str, Callable[[], None]] = {}
-    forwards: dict[str, dict[str, int]] = {}
-    peaks: dict[str, int] = {}
-    names = dict.fromkeys(["MoCo v2", *arguments.methods])
-    published = {row: ROWS[row][3] for row in ROWS} | {f"{row}, captured": "" for row in ROWS}
-    for row, captured in itertools.product(names, (False, True) if arguments.capture else (False,)):
-        if find_spec(ROWS[row][0]) is None:
-            continue
-        name = f"{row}, captured" if captured else row
-        task = (row, encoder, size, arguments.batch)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-        else:
-            peaks[name] = measured_in_new_process(__file__, json.dumps(task))
-        runs[name], forwards[name] = make_step(*task, device, captured=captured)
-        runs[name]()
-        if device.type == "cuda":
-            peaks[name] = torch.cuda.max_memory_allocated() - before
-    found = wall_times_s(runs, 3 if arguments.quick else arguments.repeats, device)
-    print(
-        "| method | median ms | spread ms | images/s | to MoCo v2 | published | forwards online + momentum | peak GiB |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
-    records = []
-    for name, times in found.items():
-        online, momentum = forwards[name]["encoder"], forwards[name].get("momentum_branch", 0)
-        rate, gib = arguments.batch / times.median, peaks[name] / 2**30
+    print(f"{net}, {size} px, batch {arguments.batch}, bfloat16")
+    names = [row for row in dict.fromkeys(["MoCo v2", *arguments.methods]) if find_spec(ROWS[row][0]) is not None]
+    found: dict[str, Times] = {}
+    records: list[dict[str, Any]] = []
+
+    def save() -> None:
+        if arguments.json:
+            arguments.json.write_text(json.dumps(records, indent=1))
+
+    # Graphs come last: one that cannot be captured takes no other row with it.
+    for captured in (False, True) if arguments.capture else (False,):
+        runs: dict[str, Callable[[], None]] = {}
+        forwards: dict[str, dict[str, int]] = {}
+        peaks: dict[str, int] = {}
+        for row in names:
+            name = f"{row}, captured" if captured else row
+            task = (row, encoder, size, arguments.batch)
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+            else:
+                peaks[name] = measured_in_new_process(__file__, json.dumps(task))
+            runs[name], forwards[name] = make_step(*task, device, captured=captured)
+            runs[name]()
+            if device.type == "cuda":
+                peaks[name] = torch.cuda.max_memory_allocated() - before
+        found |= wall_times_s(runs, 3 if arguments.quick else arguments.repeats, device)
         print(
-            f"| {name} | {1e3 * times.median:.1f} | {1e3 * times.low:.1f} to {1e3 * times.high:.1f} "
-            f"| {rate:.0f} | {times.median / found['MoCo v2'].median:.2f} "
-            f"| {published[name]} | {online} + {momentum} | {gib:.2f} |"
+            "\n| method | median ms | spread ms | images/s | to MoCo v2 | published | forwards online + momentum "
+            "| peak GiB |"
         )
-        records.append({"method": name, "images_per_s": rate, "gib": gib})
-    for record in records if arguments.profile else ():
-        name = str(record["method"])
-        record["busy"] = profile(name, runs[name], found[name].median, device)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(records, indent=1))
+        print("|---|---|---|---|---|---|---|---|")
+        measured = []
+        for row, name in zip(names, runs, strict=True):
+            times, online, momentum = found[name], forwards[name]["encoder"], forwards[name].get("momentum_branch", 0)
+            rate, gib = arguments.batch / times.median, peaks[name] / 2**30
+            print(
+                f"| {name} | {1e3 * times.median:.1f} | {1e3 * times.low:.1f} to {1e3 * times.high:.1f} "
+                f"| {rate:.0f} | {times.median / found['MoCo v2'].median:.2f} "
+                f"| {'' if captured else ROWS[row][3]} | {online} + {momentum} | {gib:.2f} |"
+            )
+            measured.append({"method": name, "images_per_s": rate, "gib": gib})
+        records += measured
+        save()
+        for record in measured if arguments.profile else ():
+            name = str(record["method"])
+            record["busy"] = profile(name, runs[name], found[name].median, device)
+            save()
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def parts(out: Path, dry: bool) -> list[Part]:
     def step(name: str, encoder: str, tiny: str) -> Part:
         options = [*cpu, *either(f"--quick --encoder {tiny} --size 32 --batch 8", f"--encoder {encoder}")]
         command = script("bench_step", *options, "--methods", "SCE", "--capture", "--profile", "--json", JSON)
-        return Part(name, 60, command, trained, "its last line; where that is about memory, half the batch")
+        return Part(name, 90, command, trained, "its last line; where that is about memory, half the batch")
 
     def sanitizer(tool: str) -> Part:
         few = "(hides_columns or enqueue_is_that or streams or momentum_update_is_that) and (triton or cuda)"
@@ -103,7 +103,7 @@ def parts(out: Path, dry: bool) -> list[Part]:
     if not run.exists() and any(PACK.glob("run-*")):
         needed.append("piece-*")
     return [
-        Part("correctness", 90, pytest(*tests), [*kernels, *core("views", "data")],
+        Part("correctness", 90, pytest(*tests), [*trained, *core("views", "data")],
              "the first line of FAILED, which names kernel, dtype and shape; if all fail, the first traceback"),
         attention("attention", 90, "attention", shapes, *COMPILED, dtype="bfloat16"),
         attention("losses", 60, "sce info_nce", shapes[:2], *COMPILED, dtype="bfloat16"),
@@ -125,6 +125,9 @@ def parts(out: Path, dry: bool) -> list[Part]:
              None if find_spec("faiss") else "faiss is not installed"),
         Part("nccl", 60, pytest(distributed, "-k", "group_of_one"), ["packages/core/src/ssl_core/distributed.py"],
              "the same command with NCCL_DEBUG=INFO"),
+        Part("captured", 90, script("bench_step", *cpu, "--size", "32", "--capture",
+                                    *either("--quick --batch 8 --methods CLIM", "--encoder resnet18")),
+             [*trained, "packages/*/src/ssl_*/method.py"], "the method after its last row, and whether it is captured"),
         attention("compiled", 100, "sce info_nce", shapes[:1], "memory", dtype="bfloat16"),
         attention("float32", 40, "attention", shapes[1:2], *COMPILED, dtype="float32"),
         Part("methods", 90, script("bench_step", *cpu, *either("--quick --batch 8 --methods LeOCLR", "")),
@@ -198,7 +201,9 @@ def page(text: str, planned: Sequence[Part], ledger: Ledger) -> str:
 
 
 def commit() -> str:
-    """Of the checkout; empty where only its files are."""
+    """Of the checkout; empty where only its files are, or no git is."""
+    if shutil.which("git") is None:
+        return ""
     command = ["git", "describe", "--always", "--dirty"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
@@ -314,7 +319,8 @@ def main() -> None:
     if arguments.take:
         ledger = take(out, planned)
     else:
-        environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        # An image may hold packages without bytecode, which each process would compile anew, and forbid to write it.
+        environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": ""}
         sources = [str(path) for path in ROOT.glob("packages/*/src")]
         environment["PYTHONPATH"] = os.pathsep.join([*sources, *filter(None, [os.environ.get("PYTHONPATH")])])
         ledger = read(out / "ledger.json")
