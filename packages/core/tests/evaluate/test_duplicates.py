@@ -59,6 +59,15 @@ def test_same_bytes_and_same_pixels_are_found_and_one_of_each_is_listed(images, 
     assert f"kept        15 images: --data.source {tmp_path}/out/kept.csv" in printed
 
 
+def test_the_test_split_of_the_source_is_named_beside_the_list_which_has_none(images, tmp_path, capsys):
+    result = find_duplicates(data_of(images.parent), out=str(tmp_path / "my out"), **QUIET)
+    assert f"--data.source '{tmp_path}/my out/kept.csv' --data.test_source {images.parent}\n" in capsys.readouterr().out
+    cleaned = data_of(result["kept"], test_source=result["kept_test"])
+    assert names_of(open_encoded(cleaned, "test")) == names_of(open_encoded(data_of(images.parent), "test"))
+    find_duplicates(data_of(images), out=str(tmp_path / "out"), **QUIET)
+    assert "test_source" not in capsys.readouterr().out
+
+
 def names_of(source):
     return [source.identifier(index).rpartition("/")[2] for index in range(len(source))]
 

@@ -7,6 +7,7 @@ features here, for the mean of both goes into the comparison.
 
 import hashlib
 import os
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from ssl_core.config import read_config
-from ssl_core.data import DataConfig, Images, MemoryImages, decoded, open_encoded
+from ssl_core.data import DataConfig, Images, MemoryImages, decoded, open_encoded, open_test
 from ssl_core.data.chosen import chosen_source, write_chosen
 from ssl_core.data.pixels import BrokenImageError
 from ssl_core.data.workers import worker_map
@@ -119,6 +120,7 @@ def find_duplicates(
         data = subject.data
     images = open_encoded(data)
     kept_path = chosen_source(images, folder / "kept")
+    has_own_tests = data.holdout is None and open_test(data) is not None
     if len(images) == 1:
         raise ValueError(f"{images.name} is one image, and there is nothing to compare it with")
     test = (
@@ -169,6 +171,8 @@ def find_duplicates(
         kept = torch.tensor([index for index in range(len(images)) if index not in dropped], dtype=torch.int64)
         write_chosen(images, kept, kept_path)
         result["kept"] = str(kept_path)
+        if has_own_tests:  # which a list of training images has not
+            result["kept_test"] = data.test_source or data.source
     write_json(folder / "duplicates.json", result)
     print(_text(result, folder))
     return result
@@ -357,7 +361,9 @@ def _text(result: dict[str, Any], folder: Path) -> str:
         )
     kept = f"{result['num_kept']:,} images"
     if "kept" in result:
-        kept += f": --data.source {result['kept']}"
+        kept += f": --data.source {shlex.quote(result['kept'])}"
+        if isinstance(test := result.get("kept_test"), str):
+            kept += f" --data.test_source {shlex.quote(test)}"
     elif result["num_kept"]:
         kept += f", which have no files to list; {folder / 'duplicates.json'} names the others"
     lines += [("kept", kept), ("wrote", str(folder / "duplicates.json"))]
