@@ -101,6 +101,15 @@ def first(**fields):
         (lambda content: content.pop("categories"), r"has no list of categories"),
         (lambda content: content["categories"].clear(), r"has no list of categories"),
         (lambda content: content["images"][0].pop("width"), r"images has an entry without width"),
+        (
+            lambda content: content["images"][0].update(width=None),
+            r"images has an entry without width, or of another kind",
+        ),
+        (lambda content: content["images"][0].update(id="7"), r"images has numbers and texts as ids"),
+        (lambda content: content["images"].append(1), r"images has an entry without id, or of another kind: 1"),
+        (first(category_id=[1]), r"annotations has an entry without category_id, or of another kind"),
+        (first(bbox=None), r"annotations has an entry without bbox, or of another kind"),
+        (first(segmentation=[1, 2, 11, 2, 11, 14]), r"annotation 1 has no polygon"),
         (lambda content: content["images"].append(content["images"][0]), r"images has entries of one id"),
     ],
 )

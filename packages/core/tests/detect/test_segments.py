@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ssl_core.detect.segments import compressed_runs, encode_masks, make_segments
+from ssl_core.detect.segments import compressed_runs, encode_masks, make_segments, polygons_of
 
 
 def square(x1, y1, x2, y2):
@@ -35,13 +35,15 @@ def test_runs_are_resized_as_pixels(form):
     assert (half == expected).all()
 
 
-def test_what_is_no_polygon_is_no_shape():
-    shapes = [[], [[1, 1, 5, 5]], [[1, 1, 5, 5, 9]], [[1, 1, 5, 5], square(2, 2, 9, 9)]]
-    segments = make_segments(shapes)
-    assert segments.is_missing.tolist() == [True, True, True, False]
-    assert segments.subset(~segments.is_missing).segmentation(0) == [square(2, 2, 9, 9)]
+def test_what_is_no_polygon_is_left_out():
+    whole = square(2, 2, 9, 9)
+    assert polygons_of([[1, 1, 5, 5], whole, [1, 1, 5, 5, 9], 7, ["a", 1, 2, 3, 4, 5], []]) == [whole]
+    assert polygons_of(whole) == []
+    segments = make_segments([[], [whole]])
+    assert segments.segmentation(0) == []
+    assert segments.subset(np.array([False, True])).segmentation(0) == [whole]
 
 
 def test_no_objects_have_no_shapes():
-    assert make_segments([]).is_missing.tolist() == []
+    assert len(make_segments([]).objects) == 0
     assert encode_masks(np.zeros((0, 4, 5), bool)) == []

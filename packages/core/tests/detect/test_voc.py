@@ -75,7 +75,9 @@ def rewrite(folder, name, old, new):
     [
         ("<xmax>40<", "<xmax>11<", r"x.xml: dog \(11, 21, 11, 60\) is empty"),
         ("<xmax>40<", "<xmax>9<", r"x.xml: dog \(11, 21, 9, 60\) is empty"),
-        ("<xmax>40<", "<xmax>nan<", r"x.xml: dog \(11, 21, nan, 60\) is empty"),
+        ("<xmax>40<", "<xmax>nan<", r"x.xml: <xmax> is 'nan', not a number"),
+        ("<width>96<", "<width>inf<", r"x.xml: <width> is 'inf', not a number"),
+        ("<difficult>0<", "<difficult>false<", r"x.xml: <difficult> is 'false', not a number"),
         ("<xmax>40<", "<xmax>98<", r"x.xml: dog \(11, 21, 98, 60\) is outside its image of 96 x 96"),
         ("<ymin>21<", "<ymin>-2<", r"is outside its image of 96 x 96"),
         ("<xmax>40<", "<xmax>forty<", r"x.xml: <xmax> is 'forty', not a number"),
@@ -106,6 +108,13 @@ def test_a_box_counted_from_0_may_touch_the_edges_of_its_image(voc_folder):
     folder = voc_folder({"train": TRAIN, "test": TEST})
     rewrite(folder, "x", "<xmin>11<", "<xmin>0<")
     assert open_folder(folder)[0].boxes[0].tolist() == [-1, 20, 40, 60]
+
+
+@pytest.mark.parametrize("new", ["", "<difficult></difficult>", "<difficult/>"])
+def test_an_object_that_does_not_say_so_is_not_difficult(voc_folder, new):
+    folder = voc_folder({"train": TRAIN, "test": TEST})
+    rewrite(folder, "x", "<difficult>1</difficult>", new)
+    assert not open_folder(folder)[0].is_difficult.any()
 
 
 def test_a_class_of_testing_that_training_lacks_is_refused(voc_folder):

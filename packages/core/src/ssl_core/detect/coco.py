@@ -23,6 +23,12 @@ from ssl_core.detect.annotations import (
 )
 from ssl_core.detect.segments import check_detection, compressed_runs, polygons_of
 
+# What is needed of each entry, and of what kind; ids are whole numbers, or texts as some programs write them.
+_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "images": {"id": (int, str), "file_name": str, "height": (int, float), "width": (int, float)},
+    "annotations": {"image_id": (int, str), "category_id": (int, str), "bbox": list},
+    "categories": {"id": (int, str), "name": str},
+}
 _COCO_2014 = re.compile(r"COCO_[a-z]+2014_")  # what LVIS 0.5 puts before the names of COCO's images of 2017
 
 
@@ -111,7 +117,7 @@ def coco_annotations(file: Path, folder: Path, *, masks: bool = False, broken_li
     check_flaws(flaws, len(flaws) + len(things), str(file), broken_limit)
     annotations = make_annotations(
         str(file),
-        [str(each["name"]) for each in categories],
+        [each["name"] for each in categories],
         [paths[each["id"]] for each in kept],
         sizes,
         things,
@@ -145,19 +151,19 @@ def _content(file: Path) -> dict[str, Any]:
         content = json.loads(read_text(file))
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is not JSON ({error}); fetch or write it anew") from error
-    for key, fields in (
-        ("images", ("id", "file_name", "height", "width")),
-        ("annotations", ("image_id", "category_id", "bbox")),
-        ("categories", ("id", "name")),
-    ):
+    for key, fields in _FIELDS.items():
         rows = content.get(key) if isinstance(content, dict) else None
         if not isinstance(rows, list) or (key != "annotations" and not rows):
             raise ValueError(f"{file} has no list of {key}, as a file of COCO has")
         for row in rows:
-            if lacking := [field for field in fields if field not in row]:
-                raise ValueError(f"{file}: {key} has an entry without {lacking[0]}: {row!r:.80}")
-        if key != "annotations" and len({row["id"] for row in rows}) < len(rows):
+            for field, kind in fields.items():
+                if not isinstance(row, dict) or not isinstance(row.get(field), kind):
+                    raise ValueError(f"{file}: {key} has an entry without {field}, or of another kind: {row!r:.120}")
+        ids = {row["id"] for row in rows if key != "annotations"}
+        if len(ids) < len(rows) and key != "annotations":
             raise ValueError(f"{file}: {key} has entries of one id; number them anew")
+        if len(set(map(type, ids))) > 1:
+            raise ValueError(f"{file}: {key} has numbers and texts as ids; number them anew")
     return dict(content)
 
 
@@ -169,8 +175,8 @@ def _path(record: dict[str, Any], folder: Path, is_lvis: bool) -> str:
     return os.path.join(folder, _COCO_2014.sub("", record["file_name"]) if is_lvis else record["file_name"])
 
 
-def _is_box(box: Any) -> bool:
-    return isinstance(box, list) and len(box) == 4 and all(isinstance(number, (int, float)) for number in box)
+def _is_box(box: list[Any]) -> bool:
+    return len(box) == 4 and all(isinstance(number, (int, float)) for number in box)
 
 
 def _thing(

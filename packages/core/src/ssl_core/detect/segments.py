@@ -36,11 +36,6 @@ class Segments:
     run: Int64[np.ndarray, " m"]
     runs: tuple[dict[str, Any], ...]
 
-    @property
-    def is_missing(self) -> Bool[np.ndarray, " m"]:
-        """Whether an object has no shape."""
-        return np.asarray((self.objects[:, 0] == self.objects[:, 1]) & (self.run < 0))
-
     def subset(self, chosen: Bool[np.ndarray, " m"]) -> "Segments":
         """The shapes of some objects."""
         return replace(self, objects=self.objects[chosen], run=self.run[chosen])
@@ -74,10 +69,10 @@ class Segments:
 
 
 def make_segments(segmentations: Sequence[Segmentation]) -> Segments:
-    """The shapes of objects; what is no polygon, of less than three points, is left out.
+    """The shapes of objects.
 
     Args:
-        segmentations: polygons, or compressed run-length encoding, of each object.
+        segmentations: polygons as :func:`polygons_of` gives them, or compressed run-length encoding, of each object.
     """
     points: list[NDArray[np.float64]] = []
     counts: list[int] = []
@@ -89,7 +84,7 @@ def make_segments(segmentations: Sequence[Segmentation]) -> Segments:
             counts.append(0)
             runs.append(segmentation)
         else:
-            polygons = [np.array(each, float).reshape(-1, 2) for each in polygons_of(segmentation)]
+            polygons = [np.array(each, float).reshape(-1, 2) for each in segmentation]
             run.append(-1)
             counts.append(len(polygons))
             points += polygons
@@ -103,8 +98,15 @@ def make_segments(segmentations: Sequence[Segmentation]) -> Segments:
 
 
 def polygons_of(segmentation: list[Any]) -> list[Any]:
-    """The polygons of three points or more."""
-    return [each for each in segmentation if len(each) >= 6 and len(each) % 2 == 0]
+    """The polygons of three points or more; what is none is left out."""
+    return [
+        each
+        for each in segmentation
+        if isinstance(each, list)
+        and len(each) >= 6
+        and len(each) % 2 == 0
+        and all(isinstance(number, (int, float)) for number in each)
+    ]
 
 
 def compressed_runs(segmentation: dict[str, Any], height: int, width: int) -> dict[str, Any]:

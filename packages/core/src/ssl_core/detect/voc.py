@@ -5,6 +5,7 @@
 * ``JPEGImages/NAME.jpg``, or another suffix of an image
 """
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,7 +106,7 @@ def voc_annotations(
             if flaw := box_flaw(box, height, width):
                 flaws.append(f"{file}: {label} ({', '.join(f'{edge:g}' for edge in box)}) {flaw}")
                 continue
-            is_difficult = (each.findtext("difficult") or "0").strip() not in ("0", "")
+            is_difficult = bool(each.findtext("difficult")) and _number(each, "difficult", file) != 0
             # VOC's pixels are counted from 1, and the last belongs to the box.
             found.append((label, Thing(index, 0, (x1 - 1, y1 - 1, x2, y2), is_difficult=is_difficult)))
     check_flaws(flaws, len(flaws) + len(found), title, broken_limit)
@@ -158,6 +159,9 @@ def _parsed(file: Path, part: str) -> ElementTree.Element:
 def _number(parent: ElementTree.Element | None, tag: str, file: Path) -> float:
     text = None if parent is None else parent.findtext(tag)
     try:
-        return float(text or "")
+        value = float(text or "")
     except ValueError:
-        raise ValueError(f"{file}: <{tag}> is {text!r}, not a number; correct it") from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{file}: <{tag}> is {text!r}, not a number; correct it")
+    return value
