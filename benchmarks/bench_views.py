@@ -26,6 +26,7 @@ import torch
 from machine import describe_machine, times_s
 from torch import Tensor
 
+from ssl_core.data.device import to_device
 from ssl_core.views import PRESETS, RENDERERS, RandAugment, ViewSpec, choose_renderer, pack_images, render_views
 from ssl_core.views import sample_parameters as sampled
 
@@ -59,11 +60,11 @@ Run = Callable[[], object]
 
 
 def ours(case: Case, images: Tensor, renderer: str, views: int = 1) -> Run:
-    """All views of the images in one call, their parameters drawn before it; a new epoch each time."""
+    """All views of the images in one call, parameters sampled on the CPU as in training; a new epoch each time."""
     specs = [ViewSpec(SPECS[case.recipe], (case.size,))] * views
     packed = pack_images(list(images.cpu()))
+    index, image_size = torch.arange(len(images)), packed.layout[:, 1:3]
     packed = packed._replace(pixels=packed.pixels.to(images.device), layout=packed.layout.to(images.device))
-    index, image_size = torch.arange(len(images), device=images.device), packed.layout[:, 1:3]
     epoch = 0
 
     def run() -> object:
@@ -73,6 +74,7 @@ def ours(case: Case, images: Tensor, renderer: str, views: int = 1) -> Run:
             sampled(spec, seed=0, epoch=epoch, image_index=index, view_index=view, image_size=image_size)
             for view, spec in enumerate(specs)
         ]
+        parameters = [to_device(each, images.device) for each in parameters]
         return render_views(packed, parameters, specs, mean=MEAN, std=STD, renderer=renderer)
 
     return run
@@ -216,9 +218,14 @@ def main() -> None:
     print("| views | renderer | views / s | spread | ours is faster by |")
     print("|---|---|---|---|---|")
     records: list[dict[str, Any]] = []
+
+    def save() -> None:
+        if arguments.json:
+            arguments.json.write_text(json.dumps(records, indent=1))
+
     for case in CASES:
         if on_gpu:
-            case = case._replace(images=256 if case.size > 100 else 2048)
+            case = case._replace(images=256 if case.size > 100 else 512)
         if arguments.quick:
             case = case._replace(images=case.images // 4)
         label = f"{case.recipe}, {case.size} px from {case.height} x {case.width}"
@@ -229,10 +236,10 @@ def main() -> None:
             spread, ratio = f"{rates[2]:,.0f} to {rates[1]:,.0f}", time.median / first
             print(f"| {label} | {name} | {rates[0]:,.0f} | {spread} | {ratio:.1f}x |", flush=True)
             records.append({"case": label.replace(", ", "\n"), "renderer": name, "views_per_s": rates[0]})
+        save()
     if on_gpu:
         records += two_views(device, arguments.repeats)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(records, indent=1))
+        save()
     if arguments.out:
         title = f"Views a second on {device}, {arguments.threads} thread(s); {describe_machine(device).splitlines()[2]}"
         plot(records, arguments.out / f"views_{device.type}.png", title)

@@ -48,6 +48,6 @@ The first call; the results of each are taken in before the next:
 
 For part training, on the same machine, each in a call with command "true" and timeout 60 s:
   carry    $(cd .pack && echo [1-9]* run-* | sed 's/ *run-\*//; s/[^ ]*/.pack\/&,/g; s/,$//')
-and then the first call's command again, without carry. When a slot ends before the run does, each of the machine's
+and then the first call's command again, without carry, with --seconds 60 less than the device time that is left. When a slot ends before the run does, each of the machine's
 .pack/run-0, run-1, ... comes back by a call "cp -r .pack/run-0 \$OUT", is taken in as results are, and is carried in the next slot.
 END
