@@ -1,6 +1,8 @@
 """Images and batches on a device; without a GPU all but the streams, with the CPU in its place."""
 
+import contextlib
 from collections import namedtuple
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -29,6 +31,17 @@ def test_each_batch_is_begun_before_the_one_before_it_is_used():
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_no_batch_is_lost(count):
     assert [batch.number for batch in prefetched_on(CPU, numbered(count, []))] == list(range(count))
+
+
+def test_all_epochs_are_made_on_one_stream(monkeypatch):
+    device, streams = torch.device("cuda", 7), Mock(return_value=Mock(spec=torch.cuda.Stream))
+    streams.return_value.record_event.return_value = None
+    monkeypatch.setattr(torch.cuda, "Stream", streams)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    for _ in range(2):
+        assert len(list(prefetched_on(device, iter([Made((), 0)])))) == 1
+    assert streams.call_count == 1
 
 
 def images(count, *shape):

@@ -1,5 +1,6 @@
 """Images and batches on the device that renders: small sets live there, and batches are made while others are used."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -40,14 +41,14 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def prefetched_on(device: torch.device, batches: Iterator[Batch]) -> Iterator[Batch]:
     """The same batches, of which each is begun before the one before it is given away.
 
-    On a GPU a batch is made on a stream of its own, beside what the caller does with the last one; elsewhere there are
-    no streams, and only the order is the same.
+    On a GPU batches are made on a stream of their own, beside what the caller does with the last one; elsewhere there
+    are no streams, and only the order is the same.
 
     Args:
         device: device on which the batches are made.
         batches: batches with a tuple of tensors ``views``, made on the current stream.
     """
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch's
+    stream = _stream(device) if device.type == "cuda" else None
     if stream is not None:
         stream.wait_stream(torch.cuda.current_stream(device))  # for what lies on the device already
 
@@ -66,6 +67,12 @@ def prefetched_on(device: torch.device, batches: Iterator[Batch]) -> Iterator[Ba
             for view in batch.views:
                 view.record_stream(consumer)  # or its memory would be written again while the caller reads it
         yield batch
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of all batches of a device: memory that one has freed is kept for that stream alone."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
 
 
 def _num_bytes(source: MemoryImages) -> int:
