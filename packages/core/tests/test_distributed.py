@@ -11,7 +11,7 @@ from torch import Tensor
 from ssl_core import distributed
 from ssl_core.testing import DOUBLE, finished_process
 from ssl_core.train import TrainConfig
-from ssl_core.train.loop import wrapped
+from ssl_core.train.stepper import wrapped
 
 ROWS = 3  # of each process
 

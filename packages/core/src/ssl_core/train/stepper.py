@@ -47,7 +47,7 @@ class Stepper:
         self._method, self._optimizer, self._config = method, optimizer, config
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._device = self._parameters[0].device
-        self._forward = _wrapped(cast(nn.Module, method), config)
+        self._forward = wrapped(cast(nn.Module, method), config)
         self._captured: CapturedStep | None = None
         if config.capture:
             reason = why_not_captured(config, optimizer, self._device)
@@ -145,7 +145,7 @@ def _of_its_owner(whole: Callable[[tuple[Tensor, ...], Step], StepOutput]) -> Ca
     return lambda *arguments: cast(Callable[..., StepOutput], reference())(*arguments)
 
 
-def _wrapped(method: nn.Module, config: TrainConfig) -> Callable[[tuple[Tensor, ...], Step], StepOutput]:
+def wrapped(method: nn.Module, config: TrainConfig) -> Callable[[tuple[Tensor, ...], Step], StepOutput]:
     """A method's forward as training calls it: in step with other processes, and compiled if asked for."""
     forward: Any = method
     if distributed.world_size() > 1:
