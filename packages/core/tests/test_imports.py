@@ -41,7 +41,7 @@ ALLOWED = {
     "train": {"config", "distributed", "views"},
     "backbone": {"nn"},
     "evaluate": {"config", "folder", "data", "losses", "nn", "distributed", "views", "backbone", "train"},
-    "detect": {"config", "folder", "data", "nn", "distributed", "views", "backbone", "train", "evaluate"},
+    "detect": {"config", "folder", "data", "losses", "nn", "distributed", "views", "backbone", "train", "evaluate"},
     # From a command line to a run directory; nothing above imports these.
     "run": {"data", "nn", "distributed", "views", "backbone", "train", "evaluate"},
     "summary": {"ops", "distributed", "data", "train", "run"},
