@@ -22,6 +22,7 @@ from torch.distributed.run import get_args_parser
 from ssl_core import cli, evaluate
 from ssl_core.backbone import BackboneCard, save_backbone
 from ssl_core.config import save_config
+from ssl_core.detect.protocol import DETECTION_PROTOCOLS
 from ssl_core.evaluate.plan import choose_protocol
 from ssl_core.evaluate.transfer import TRANSFER_PROTOCOLS
 from ssl_core.evaluate.voc07_protocol import VOC07_PROTOCOLS
@@ -48,6 +49,7 @@ PROTOCOLS = {
     "finetune": evaluate.FINETUNE_PROTOCOLS,
     "transfer": TRANSFER_PROTOCOLS,
     "voc07": VOC07_PROTOCOLS,
+    "detection": DETECTION_PROTOCOLS,
 }
 BY_PATH = {"ids": lambda file: str(file.relative_to(ROOT))}
 

@@ -26,6 +26,7 @@ from ssl_core.command import errors_in_one_line
 from ssl_core.config import read_config, refused_arguments
 from ssl_core.console import lasting
 from ssl_core.data import DataConfig, inspect, open_encoded, open_source
+from ssl_core.detect.commands import evaluate_detection
 from ssl_core.doctor import doctor
 from ssl_core.evaluate import (
     EvaluateConfig,
@@ -254,13 +255,19 @@ EVALUATIONS: dict[str, Callable[..., Any]] = {
     "finetune": evaluate_finetune,
     "transfer": evaluate_transfer,
     "voc07": evaluate_voc07,
+    "detection": evaluate_detection,
     "similarity": evaluate_similarity,
     "tsne": draw_tsne,
 }
 _TAKES_SOURCE = (scan, embed_source, find_duplicates)
-_OWN_IMAGES = (evaluate_voc07,)  # of the node data they take where these are, and how they are read
+_OWN_IMAGES = (evaluate_voc07, evaluate_detection)  # of the node data they take where these are, and how they are read
 _WHERE = {"root", "channels", "workers", "renderer", "memory_gib", "broken_limit", "scaled_decode"}
-_SHARED = (embed_source, evaluate_finetune, evaluate_linear)  # by the processes that torchrun starts
+_SHARED = (
+    embed_source,
+    evaluate_detection,
+    evaluate_finetune,
+    evaluate_linear,
+)  # by the processes that torchrun starts
 _SEVERAL = {
     "encoders": "run directories, .safetensors files, timm:NAME, random or pixels, one or more",
     "runs": "run directories, one or more",
@@ -287,6 +294,8 @@ def _parser(name: str, function: Callable[..., Any]) -> ArgumentParser:
     parser.add_function_arguments(function, as_group=False, as_positional=_names_encoder(function), skip=skip)
     if "data" in arguments:
         unread = DataConfig.__dataclass_fields__.keys() - _WHERE if function in _OWN_IMAGES else set()
+        if function is evaluate_detection:
+            unread = unread - {"source"} | {"channels", "renderer", "memory_gib", "scaled_decode"}
         parser.add_class_arguments(DataConfig, "data", skip=unread | ({"source"} if takes_source else set()))
         if arguments["data"].default is None and not unread:
             group = (parser.groups or {})["data"]

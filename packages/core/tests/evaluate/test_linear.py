@@ -9,7 +9,7 @@ from ssl_core.backbone import BackboneCard, make_card_encoder
 from ssl_core.data import DataConfig, MemoryImages, open_source
 from ssl_core.evaluate import PROTOCOLS, Subject, extract_features, linear_probe
 from ssl_core.evaluate import linear as linear_module
-from ssl_core.evaluate.classifier import Classifier, Folders, train_classifier
+from ssl_core.evaluate.classifier import Classifier, Folders, train_labelled
 from ssl_core.evaluate.linear import _optimizer
 from ssl_core.views import RandomResizedCrop, Resize, ViewSpec
 
@@ -61,7 +61,7 @@ def test_augmented_images_are_encoded_in_every_epoch_and_cached_ones_once(toy_so
 def test_last_and_best_are_both_reported(toy_source, monkeypatch):
     top1, top5 = (0.5, 0.8, 0.8, 0.6), (0.9, 0.7, 1.0, 0.8)
     epochs = [{"top1": one, "balanced": 0.5, "top5": five} for one, five in zip(top1, top5, strict=True)]
-    monkeypatch.setattr(linear_module, "train_classifier", lambda *arguments, **options: epochs)
+    monkeypatch.setattr(linear_module, "train_labelled", lambda *arguments, **options: epochs)
     result = probe(MeanColor(), toy_source([0] * 8), toy_source([0, 0, 0, 1]), short("moco"))
     assert result == (0.6, 0.8, 2, 0.5, (), 0.8, 0.7)  # top-5 of the epochs that top-1 chose
 
@@ -144,9 +144,9 @@ def test_random_crops_are_classified_by_the_one_classifier_that_was_trained(halv
     trained = []
     monkeypatch.setattr(
         linear_module,
-        "train_classifier",
+        "train_labelled",
         lambda classifier, *arguments, **options: (
-            trained.append(classifier.linear) or train_classifier(classifier, *arguments, **options)
+            trained.append(classifier.linear) or train_labelled(classifier, *arguments, **options)
         ),
     )
     protocol = short("cached", lr=3.0)

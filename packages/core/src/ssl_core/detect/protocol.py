@@ -41,7 +41,8 @@ class DetectionProtocol:
         short_sides: lengths in pixels of the short side of a training image, of which each image takes one at random.
         long_side: largest length of the long side of a training image.
         test_sides: length of the short side, and largest length of the long side, of a test image.
-        precise_batch_norm: number of training batches of which BatchNorm takes its statistics before the test.
+        precise_batch_norm: number of training batches of which BatchNorm takes its statistics before the test, at most
+            as many as there were iterations.
         repeat_threshold: share of images below which a class has its images repeated; None repeats none.
     """
 
@@ -70,6 +71,11 @@ class DetectionProtocol:
     def warmup_steps(self) -> int:
         """Number of steps of the warm-up."""
         return min(self.warmup, self.iterations // 10)
+
+    @property
+    def precise_batches(self) -> int:
+        """Number of batches of BatchNorm's statistics in the test."""
+        return min(self.precise_batch_norm, self.iterations)
 
     @property
     def milestone_steps(self) -> list[int]:
@@ -161,8 +167,8 @@ def detection_optimizer(detector: nn.Module, protocol: DetectionProtocol) -> tor
     return torch.optim.SGD(groups, protocol.lr, momentum=0.9, weight_decay=protocol.weight_decay)
 
 
-def detection_text(name: str, protocol: DetectionProtocol) -> str:
-    """A protocol in words.
+def detection_text(name: str, protocol: DetectionProtocol, images: str | None = None) -> str:
+    """A protocol in words, with its own images or others.
 
     Example:
         >>> print(detection_text("voc0712_c4_24k", DETECTION_PROTOCOLS["voc0712_c4_24k"]))
@@ -182,7 +188,9 @@ def detection_text(name: str, protocol: DetectionProtocol) -> str:
         "fpn": "FPN with BatchNorm, heads without",
     }[detector.features]
     decay = f"weight decay {protocol.weight_decay:g}, of BatchNorm 0"
-    rate = f"lr {protocol.lr:g}, from {protocol.lr * protocol.warmup_start:g} in {protocol.warmup_steps:,} steps, "
+    rate = f"lr {protocol.lr:g}, "
+    if protocol.warmup_steps:
+        rate += f"from {protocol.lr * protocol.warmup_start:g} in {protocol.warmup_steps:,} steps, "
     if protocol.milestones:
         rate += f"x 0.1 after steps {' and '.join(f'{step:,}' for step in protocol.milestone_steps)}"
     else:
@@ -194,11 +202,11 @@ def detection_text(name: str, protocol: DetectionProtocol) -> str:
     test_short, test_long = protocol.test_sides
     lines = [
         f"protocol {name}: {protocol.source}",
-        f"images: {_SETS[protocol.images]}{repeated}",
+        f"images: {images or _SETS[protocol.images]}{repeated}",
         f"{'Mask' if detector.masks else 'Faster'} R-CNN, {kind}",
         f"{protocol.iterations:,} steps, batch {protocol.batch_size}, sgd with momentum 0.9, {decay}",
         rate,
-        f"BatchNorm: over all processes; of {protocol.precise_batch_norm} batches before the test",
+        f"BatchNorm: over all processes; of {protocol.precise_batches} batches before the test",
         f"train: short side {_sides_text(protocol.short_sides)}, long side at most {protocol.long_side}, flip",
         f"test: short side {test_short}, long side at most {test_long}; {detector.detections} detections of an image, "
         f"score above {detector.score_threshold:g}",

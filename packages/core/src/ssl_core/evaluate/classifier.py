@@ -24,7 +24,7 @@ from ssl_core.files import write_atomically
 from ssl_core.folder import LAST, claimed, last_saved_ns
 from ssl_core.losses.precision import at_least_float32
 from ssl_core.step import Step
-from ssl_core.train import StepOutput, TrainConfig, load_checkpoint, read_metrics, train
+from ssl_core.train import Method, StepOutput, TrainConfig, load_checkpoint, read_metrics, train
 from ssl_core.train.checkpoint import restore_
 from ssl_core.train.loop import BatchSource
 from ssl_core.views import ViewSpec
@@ -230,7 +230,7 @@ def matmuls_in(precision: Precision, device: torch.device | str) -> Iterator[Non
 
 
 class DivergedError(ValueError):
-    """A classifier whose loss or scores are no longer finite."""
+    """A classifier or a detector whose loss or scores are no longer finite."""
 
 
 def refuse_other(path: Path, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -247,8 +247,8 @@ def refuse_other(path: Path, before: Mapping[str, Any], settings: Mapping[str, A
         )
 
 
-def train_classifier(
-    classifier: Classifier,
+def train_labelled(
+    method: Method,
     batches: BatchSource,
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
@@ -260,17 +260,17 @@ def train_classifier(
     every: int | None = 1,
     quiet: bool = False,
 ) -> list[dict[str, float]]:
-    """Train a classifier, from where an earlier try with the same settings was stopped on.
+    """Train a classifier or a detector, from where an earlier try with the same settings was stopped on.
 
     Args:
-        classifier: classifier to train, on the device to train on.
+        method: classifier or detector to train, on the device to train on.
         batches: batches of images and labels.
-        optimizer: optimizer of the classifier's parameters.
+        optimizer: optimizer of its parameters.
         config: settings of the training: length, batch and precision.
         work: folder of checkpoint and log; None is a temporary one, from which nothing can be continued.
         learning_rate: function of the step that returns the learning rate.
         settings: plain values on which the result depends, all of them.
-        score: function that measures the classifier on test images; every process calls it at once, and it returns the
+        score: function that measures it on test images; every process calls it at once, and it returns the
             same numbers in all.
         every: number of epochs from one measurement to the next; None measures after the last epoch alone.
         quiet: whether neither a bar nor a line for each epoch is shown.
@@ -283,6 +283,7 @@ def train_classifier(
         DivergedError: if the loss or a score is not finite.
         OSError: if ``work`` cannot be written or is in use.
     """
+    module = cast(nn.Module, method)
     latest = Step(0, 1, 1)
 
     def rate(step: Step) -> float:
@@ -291,7 +292,7 @@ def train_classifier(
         return learning_rate(step)
 
     def checked_score() -> dict[str, float]:
-        if not all(parameter.isfinite().all() for parameter in classifier.parameters()):
+        if not all(parameter.isfinite().all() for parameter in module.parameters()):
             raise FloatingPointError
         return score()
 
@@ -305,11 +306,11 @@ def train_classifier(
         if saved_ns is not None:
             content = load_checkpoint(work / LAST)
             refuse_other(work, content["config"], settings)
-            start = restore_(content, method=classifier, optimizer=optimizer)
+            start = restore_(content, method=module, optimizer=optimizer)
         folder = stack.enter_context(claimed(work, work.name, saved_ns=saved_ns))
         try:
             train(
-                classifier,
+                method,
                 batches,
                 optimizer,
                 config,
@@ -325,14 +326,12 @@ def train_classifier(
             last = checked_score()
         except FloatingPointError as error:
             raise DivergedError(
-                f"the classifier diverged at step {latest.index} of {latest.total} at learning rate "
+                f"training diverged at step {latest.index} of {latest.total} at learning rate "
                 f"{learning_rate(latest):g}; give a smaller lr"
             ) from error
         per_epoch = batches.batches_per_epoch
-        scores = [last | {"epoch": math.ceil(config.total_steps(per_epoch) / per_epoch)}]
+        scores = [last | {"epoch": float(math.ceil(config.total_steps(per_epoch) / per_epoch))}]
         if distributed.is_main():
             earlier = [record for record in read_metrics(folder) if record.keys() >= {"before_epoch", *last}]
-            scores[:0] = [
-                {name: each[name] for name in last} | {"epoch": int(each["before_epoch"])} for each in earlier
-            ]
+            scores[:0] = [{name: each[name] for name in last} | {"epoch": each["before_epoch"]} for each in earlier]
         return distributed.broadcast_object(scores)

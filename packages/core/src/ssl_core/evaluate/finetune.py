@@ -39,7 +39,7 @@ from ssl_core.evaluate.classifier import (
     make_linear,
     matmuls_in,
     save_classifier,
-    train_classifier,
+    train_labelled,
     with_fitting_batch,
 )
 from ssl_core.evaluate.features import gathered, own_share
@@ -176,7 +176,7 @@ def fine_tune(
     )
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        scores = train_classifier(
+        scores = train_labelled(
             classifier,
             batches,
             optimizer,
@@ -347,7 +347,7 @@ def evaluate_finetune(
         name += f"-{Path(subset).stem}"
     elif fraction is not None:
         name += f"-{100 * fraction:g}percent"
-    folder = subject.folder(out) or Path("runs") / _folder_name(encoder, like)
+    folder = subject.folder(out) or Path("runs") / folder_name(encoder, like)
     check_writable(folder)
     folders = Folders(folder, name, range(seed, seed + trials))
     folders.check(kept)
@@ -427,11 +427,11 @@ def evaluate_finetune(
     return result
 
 
-def _folder_name(encoder: str, like: str | None) -> str:
+def folder_name(encoder: str, like: str | None) -> str:
     """Name of the folder of what has none of its own; what is random is another beside each run.
 
     Example:
-        >>> _folder_name("timm:resnet50", None), _folder_name("random", "runs/x/backbone.safetensors")
+        >>> folder_name("timm:resnet50", None), folder_name("random", "runs/x/backbone.safetensors")
         ('timm-resnet50', 'random-x')
     """
     if like is None:

@@ -24,7 +24,7 @@ from ssl_core.evaluate.classifier import (
     make_linear,
     matmuls_in,
     save_classifier,
-    train_classifier,
+    train_labelled,
     with_fitting_batch,
 )
 from ssl_core.evaluate.encoder import Layer
@@ -148,7 +148,7 @@ def linear_probe(
             return values
 
         with bar:
-            scores = train_classifier(
+            scores = train_labelled(
                 Classifier(encoder, linear, frozen=True),
                 make_batches(seed),
                 _optimizer(list(linear.parameters()), protocol),

@@ -34,7 +34,7 @@ from ssl_core.evaluate.classifier import (
     Classifier,
     Folders,
     make_linear,
-    train_classifier,
+    train_labelled,
     with_fitting_batch,
 )
 from ssl_core.evaluate.encoder import Layer
@@ -249,7 +249,7 @@ def linear_scores(
             with torch.no_grad():
                 return multi_label_scores(linear(features).cpu().numpy(), labels)
 
-        [measured] = train_classifier(
+        [measured] = train_labelled(
             Classifier(subject.encoder, linear, frozen=True),
             subject.batches(train, view, batch_size=protocol.batch_size, seed=seed, labels=targets),
             torch.optim.SGD(linear.parameters(), lr=rate, momentum=0.9),
