@@ -17,10 +17,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
-import gpu  # noqa: E402
-import gpu_training  # noqa: E402
-import machine  # noqa: E402
-from gpu_page import table_of_targets  # noqa: E402
+import gpu  # noqa: E402  # found by the line above
+import gpu_training  # noqa: E402  # found by the line above
+import machine  # noqa: E402  # found by the line above
+from gpu_page import table_of_targets  # noqa: E402  # found by the line above
 
 ONCE_HANGS = 'test -e hung || { echo $$ > hung; exec sleep 60; }; echo goes on; echo "[1]" > "$0"'
 

@@ -17,7 +17,7 @@ _SHARE = 1 / 4
 
 
 def held_on(device: torch.device, source: ImageSource) -> PackedImages | None:
-    """All images of a source, pixels on a device; None unless they are in memory and take a quarter of what is free.
+    """All images of a source, pixels on a device; None if not in memory or over a quarter of what is free there.
 
     Args:
         device: device that renders the views of the images.

@@ -17,6 +17,7 @@ from ssl_core.detect.annotations import Annotations
 from ssl_core.detect.data import boxes_in_image, evaluation_batches
 from ssl_core.detect.metrics import Detections
 from ssl_core.detect.model import Detector, paste_masks
+from ssl_core.detect.segments import encode_masks
 from ssl_core.files import write_atomically
 from ssl_core.progress import progress_bar
 from ssl_core.views.images import to_unit
@@ -71,7 +72,9 @@ def detect(
             [image] = batch.index.tolist()
             height, width = annotations.sizes[image].tolist()
             places = boxes_in_image(found.boxes, tuple(sizes[0].tolist()), (height, width))
-            runs = [] if found.masks is None else _encoded(paste_masks(found.masks, places, (height, width)))
+            runs = []
+            if found.masks is not None:
+                runs = encode_masks(paste_masks(found.masks, places, (height, width)).cpu().numpy())
             values = (each.cpu().numpy() for each in (found.labels, places, found.scores))
             parts.append((np.full(len(places), image), *values, runs))
             bar.update()
@@ -83,12 +86,6 @@ def detect(
 
 def _first_image(part: tuple[Any, ...]) -> int:
     return int(part[0][0]) if len(part[0]) else -1
-
-
-def _encoded(masks: Tensor) -> list[dict[str, Any]]:
-    from faster_coco_eval.core import mask
-
-    return [mask.encode(np.asfortranarray(each.cpu().numpy().astype(np.uint8))) for each in masks]
 
 
 def results(detections: Detections, annotations: Annotations) -> list[dict[str, Any]]:

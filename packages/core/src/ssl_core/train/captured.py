@@ -148,10 +148,9 @@ class _Work:
             new = function(step)
             dtype = None if isinstance(new, Tensor) else torch.float64  # exactly the number
             self.values.append((function, torch.as_tensor(new, dtype=dtype).to(device, copy=True)))
-        value = self.values[self.calls - 1][1]
-        if self.steps < WARM_UP:
-            _renew(value, function(step))
-        return value
+        elif self.steps < WARM_UP:
+            _renew(self.values[self.calls - 1][1], function(step))
+        return self.values[self.calls - 1][1]
 
 
 class _WatchedStep(Step):
@@ -160,7 +159,7 @@ class _WatchedStep(Step):
     work: _Work
 
     @property
-    def index(self) -> int:  # type: ignore[override]
+    def index(self) -> int:  # type: ignore[override]  # a field of the tuple, which cannot tell
         self.work.reads_place = True
         return self[0]
 
