@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from ssl_core.backbone import BackboneCard, load_card, make_card_encoder, save_backbone
+from ssl_core.detect.protocol import DETECTION_PROTOCOLS
 from ssl_core.evaluate import export
 from ssl_core.evaluate.detectron2 import CONFIGS, detectron2_config, detectron2_name
 
@@ -185,9 +186,6 @@ def test_a_global_pool_that_detectors_do_not_have_is_no_reason():
 C4 = {
     "MODEL.ROI_HEADS.NAME": "Res5ROIHeadsExtraNorm",
     "MODEL.RESNETS.OUT_FEATURES": ["res4"],
-    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 12000,
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 2000,
-    "MODEL.RPN.PRE_NMS_TOPK_TEST": 6000,
     "TEST.PRECISE_BN.ENABLED": True,
     "TEST.PRECISE_BN.NUM_ITER": 200,
     "MODEL.FPN.NORM": None,
@@ -195,44 +193,47 @@ C4 = {
 FPN = {
     "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
     "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
-    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 2000,
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 1000,
-    "MODEL.RPN.PRE_NMS_TOPK_TEST": 1000,
     "MODEL.FPN.NORM": "SyncBN",
     "MODEL.ROI_BOX_HEAD.NORM": None,
     "MODEL.ROI_MASK_HEAD.NORM": None,
-    "MODEL.MASK_ON": True,
-    "INPUT.MIN_SIZE_TRAIN": [*range(640, 801, 32)],
-    "INPUT.MAX_SIZE_TRAIN": 1333,
 }
 EVERY = {
-    "SOLVER.IMS_PER_BATCH": 16,
     "SOLVER.MOMENTUM": 0.9,
-    "SOLVER.WEIGHT_DECAY": 1e-4,
     "SOLVER.WEIGHT_DECAY_NORM": 0.0,
     "SOLVER.WARMUP_METHOD": "linear",
     "MODEL.BACKBONE.FREEZE_AT": 0,
     "MODEL.RESNETS.NORM": "SyncBN",
     "MODEL.RESNETS.STRIDE_IN_1X1": False,
-    "MODEL.RPN.POST_NMS_TOPK_TEST": 1000,
     "INPUT.FORMAT": "RGB",
     "INPUT.RANDOM_FLIP": "horizontal",
-    "INPUT.MIN_SIZE_TEST": 800,
-    "INPUT.MAX_SIZE_TEST": 1333,
     "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
     "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
 }
 
 
-def schedule(iterations, steps, warmup=1000):
+def of_protocol(name):
+    """What the protocol of this name in ssl_core.detect has too."""
+    protocol = DETECTION_PROTOCOLS[name]
+    detector, steps = protocol.detector, protocol.milestone_steps
     return {
-        "SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR",
-        "SOLVER.BASE_LR": 0.02,
-        "SOLVER.MAX_ITER": iterations,
-        "SOLVER.STEPS": steps,
-        "SOLVER.GAMMA": 0.1,
-        "SOLVER.WARMUP_ITERS": warmup,
-        "SOLVER.WARMUP_FACTOR": 1 / 1000,
+        "SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR" if steps else "WarmupCosineLR",
+        "SOLVER.BASE_LR": protocol.lr,
+        "SOLVER.IMS_PER_BATCH": protocol.batch_size,
+        "SOLVER.WEIGHT_DECAY": protocol.weight_decay,
+        "SOLVER.MAX_ITER": protocol.iterations,
+        "SOLVER.STEPS": steps or None,
+        "SOLVER.GAMMA": 0.1 if steps else None,
+        "SOLVER.WARMUP_ITERS": protocol.warmup,
+        "SOLVER.WARMUP_FACTOR": protocol.warmup_start,
+        "INPUT.MIN_SIZE_TRAIN": list(protocol.short_sides),
+        "INPUT.MAX_SIZE_TRAIN": protocol.long_side,
+        "INPUT.MIN_SIZE_TEST": protocol.test_sides[0],
+        "INPUT.MAX_SIZE_TEST": protocol.test_sides[1],
+        "MODEL.MASK_ON": detector.masks,
+        "MODEL.RPN.PRE_NMS_TOPK_TRAIN": detector.train_proposals[0],
+        "MODEL.RPN.POST_NMS_TOPK_TRAIN": detector.train_proposals[1],
+        "MODEL.RPN.PRE_NMS_TOPK_TEST": detector.test_proposals[0],
+        "MODEL.RPN.POST_NMS_TOPK_TEST": detector.test_proposals[1],
     }
 
 
@@ -243,46 +244,15 @@ def data(train, test, classes):
 COCO = data(["coco_2017_train"], ["coco_2017_val"], 80)
 PROTOCOLS = {
     "voc0712_c4_24k": (
-        C4
-        | schedule(24_000, [18_000, 22_000], warmup=100)
-        | data(["voc_2007_trainval", "voc_2012_trainval"], ["voc_2007_test"], 20)
-        | {"MODEL.MASK_ON": False, "INPUT.MIN_SIZE_TRAIN": [*range(480, 801, 32)], "INPUT.MAX_SIZE_TRAIN": 1333},
+        C4 | data(["voc_2007_trainval", "voc_2012_trainval"], ["voc_2007_test"], 20),
         ["CLSA (2104.07713) table 3: AP50 83.2", "CLIM (2011.02697) table 3", "LeOCLR (2403.06813) table 4"],
     ),
-    "coco_c4_2x": (
-        C4
-        | schedule(180_000, [120_000, 160_000])
-        | COCO
-        | {"MODEL.MASK_ON": True, "INPUT.MIN_SIZE_TRAIN": [*range(640, 801, 32)], "INPUT.MAX_SIZE_TRAIN": 1333},
-        ["CLSA (2104.07713) table 3: AP 42.3"],
-    ),
-    "coco_c4_triplet": (
-        C4
-        | COCO
-        | {
-            "SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR",
-            "SOLVER.BASE_LR": 0.05,
-            "SOLVER.MAX_ITER": 180_000,
-            "SOLVER.WARMUP_ITERS": 10_000,
-            "SOLVER.WARMUP_FACTOR": 1e-4,
-            "SOLVER.STEPS": None,
-            "INPUT.MIN_SIZE_TRAIN": [*range(640, 801, 32), 832, 864, 880],
-            "INPUT.MAX_SIZE_TRAIN": 1200,
-            "MODEL.MASK_ON": True,
-        },
-        ["SCE (2111.14585) table 11: box AP 41.6, mask AP 36.0"],
-    ),
-    "coco_fpn_1x": (
-        FPN | schedule(90_000, [60_000, 80_000]) | COCO,
-        ["CLIM (2011.02697) table 4, 1x: box AP 39.5", "DSSL (2110.13555) table 5"],
-    ),
-    "coco_fpn_2x": (
-        FPN | schedule(180_000, [120_000, 160_000]) | COCO,
-        ["CLIM (2011.02697) table 4, 2x: box AP 41.8"],
-    ),
+    "coco_c4_2x": (C4 | COCO, ["CLSA (2104.07713) table 3: AP 42.3"]),
+    "coco_c4_triplet": (C4 | COCO, ["SCE (2111.14585) table 11: box AP 41.6, mask AP 36.0"]),
+    "coco_fpn_1x": (FPN | COCO, ["CLIM (2011.02697) table 4, 1x: box AP 39.5", "DSSL (2110.13555) table 5"]),
+    "coco_fpn_2x": (FPN | COCO, ["CLIM (2011.02697) table 4, 2x: box AP 41.8"]),
     "lvis_fpn_90k": (
         FPN
-        | schedule(90_000, [60_000, 80_000])
         | data(["lvis_v0.5_train"], ["lvis_v0.5_val"], 1230)
         | {
             "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 1e-4,
@@ -307,7 +277,7 @@ def test_there_is_a_configuration_for_each_detector_of_the_papers():
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_a_configuration_has_the_papers_values(name):
     config = dict(flat(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())))
-    expected = EVERY | PROTOCOLS[name][0]
+    expected = EVERY | of_protocol(name) | PROTOCOLS[name][0]
     assert {key: config.get(key) for key in expected} == expected
 
 

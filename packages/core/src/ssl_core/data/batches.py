@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ssl_core.data.pipeline import Batch, Pipeline, Request
 from ssl_core.data.source import ImageSource
+from ssl_core.data.workers import Requests
 from ssl_core.philox import permutation, uniform
 from ssl_core.views import ViewSpec
 
@@ -112,8 +113,7 @@ class Batches:
         self._layout, self._last_rows = (num_full, accumulate, world_size, rows), last_rows
         self._rank = rank
         self._partners: Int32[Tensor, "n p"] | None = None
-        self._requests: list[Request] = []  # of the current epoch; the pipeline reads this list
-        self._passes = 0
+        self._requests: Requests[Request] = Requests()
         self._pipeline = Pipeline(
             source,
             specs,
@@ -147,16 +147,11 @@ class Batches:
         if self._last_rows:
             left = torch.cat([order[full.numel() :], order])
             own.append(left[self._rank * self._last_rows :][: self._last_rows])
-        self._passes += 1
-        current = self._passes
-        self._requests[:] = [
+        requests = (
             Request(epoch, index.tolist(), None if self._partners is None else self._drawn(index, epoch).tolist())
             for index in own
-        ]
-        for batch in self._pipeline:
-            yield batch
-            if current != self._passes:
-                raise RuntimeError(f"epoch {epoch} was left for another and cannot be continued; start it again")
+        )
+        yield from self._requests.results(self._pipeline, requests, epoch)
 
     def set_partners(self, partners: Int32[Tensor, "n p"] | None) -> None:
         """Set the images that each image may be paired with, from the next epoch on.

@@ -133,6 +133,33 @@ class Loader(Generic[Item, Result]):
         del [multiprocessing.SimpleQueue() for _ in range(2 * workers + 8 if workers else 0)][:]
 
 
+class Requests(list[Item]):
+    """The items of a loader's current pass, which are others in the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passes = 0
+
+    def results(self, loader: Iterable[Result], items: Iterable[Item], epoch: int) -> Iterator[Result]:
+        """A pass over some items.
+
+        Args:
+            loader: results of what this list holds.
+            items: items of the pass.
+            epoch: number of the pass, for the message.
+
+        Raises:
+            RuntimeError: if this pass is continued after another was started.
+        """
+        self[:] = items
+        self._passes += 1
+        current = self._passes
+        for result in loader:
+            yield result
+            if current != self._passes:
+                raise RuntimeError(f"epoch {epoch} was left for another and cannot be continued; start it again")
+
+
 def worker_map(function: Callable[[Item], Result], items: list[Item], workers: int) -> Iterator[Result]:
     """``function(item)`` for each item, in order, in worker processes where there is more than one item."""
     return iter(Loader(function, items, workers if len(items) > 1 else 0))

@@ -34,7 +34,7 @@ from ssl_core.detect.protocol import (
 from ssl_core.detect.segments import check_detection
 from ssl_core.detect.sets import open_folder, open_set
 from ssl_core.duration import duration
-from ssl_core.evaluate.classifier import Folders, matmuls_in, train_labelled
+from ssl_core.evaluate.classifier import Folders, check_shares, matmuls_in, train_labelled
 from ssl_core.evaluate.finetune import folder_name
 from ssl_core.evaluate.plan import Plan, choose_protocol, trials_text
 from ssl_core.evaluate.subject import Precision, Subject, load_subject
@@ -322,8 +322,7 @@ def _check_processes(protocol: DetectionProtocol, device: torch.device) -> None:
             f"{processes} processes train a detector with BatchNorm's statistics over all of them, which PyTorch has "
             f"on CUDA only: on {device.type} start this command without torchrun, as one process"
         )
-    if protocol.batch_size % processes:
-        raise ValueError(f"{processes} processes cannot share a batch_size of {protocol.batch_size}")
+    check_shares(protocol.batch_size)
 
 
 def _cost(protocol: DetectionProtocol, num_train: int, num_test: int, trials: int) -> str:

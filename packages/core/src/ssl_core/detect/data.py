@@ -24,7 +24,7 @@ from ssl_core.data.files import FileImages
 from ssl_core.data.pipeline import Batch
 from ssl_core.data.pixels import BrokenImageError
 from ssl_core.data.source import ImageSource, LazyImages
-from ssl_core.data.workers import Loader, check_shared_memory
+from ssl_core.data.workers import Loader, Requests, check_shared_memory
 from ssl_core.detect.annotations import Annotations
 from ssl_core.philox import permutation, uniform
 from ssl_core.views.images import to_unit
@@ -44,7 +44,7 @@ class DetectionBatches:
 
     Args:
         annotations: images with their objects, as :meth:`Annotations.training` leaves them.
-        batch_size: number of images of an optimizer step over all processes and micro-batches.
+        batch_size: number of images of an optimizer step over all processes.
         seed: seed of the order of the images, their repetitions, sizes and flips.
         mean: mean of each channel, subtracted from pixels in [0, 1].
         std: standard deviation of each channel, by which pixels are divided.
@@ -52,10 +52,8 @@ class DetectionBatches:
         max_size: largest length of its longer side, for which the shorter one gets less.
         masks: whether the shapes of the objects are wanted.
         repeat_threshold: share of images that a class is repeated up to; None repeats none.
-        divisor: number of pixels of which height and width of a batch are multiples.
         workers: number of processes that make batches; 0 makes them in this one.
         pin_memory: whether batches are in page-locked memory, for a GPU.
-        accumulate: number of micro-batches of an optimizer step.
         rank: index of this process.
         world_size: number of processes.
         broken_limit: largest fraction of images that cannot be read; each is replaced by the next that can.
@@ -80,18 +78,16 @@ class DetectionBatches:
         max_size: int,
         masks: bool = False,
         repeat_threshold: float | None = None,
-        divisor: int = 1,
         workers: int = 0,
         pin_memory: bool = False,
-        accumulate: int = 1,
         rank: int = 0,
         world_size: int = 1,
         broken_limit: float = 0.01,
     ) -> None:
         if not len(annotations):
             raise ValueError(f"{annotations.name} has no image with an object, which could be trained on")
-        self._rows = rows_at_once(batch_size, accumulate, world_size)
-        self._batch_size, self._accumulate, self._rank, self._world_size = batch_size, accumulate, rank, world_size
+        rows = rows_at_once(batch_size, 1, world_size)
+        self._batch_size, self._rank, self._layout = batch_size, rank, (-1, world_size, rows, 3)
         self._seed = seed
         self._factors = (
             None if repeat_threshold is None else torch.from_numpy(repeat_factors(annotations, repeat_threshold))
@@ -109,18 +105,16 @@ class DetectionBatches:
             short_sides=short_sides,
             max_size=max_size,
             masks=masks,
-            divisor=divisor,
             seed=seed,
         )
-        check_shared_memory(make.most_bytes(self._rows), self.batches_per_epoch * accumulate, workers)
-        self._requests: list[Tensor] = []  # of the current epoch; the loader reads this list
-        self._passes = 0
+        check_shared_memory(make.most_bytes(rows), self.batches_per_epoch, workers)
+        self._requests: Requests[Tensor] = Requests()
         self._loader: Loader[Tensor, Batch] = Loader(
             make, self._requests, workers, persistent=True, pin_memory=pin_memory
         )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """This process's micro-batches of an epoch, ``accumulate`` for each optimizer step.
+        """This process's share of each batch of an epoch.
 
         Args:
             epoch: number of the epoch; any may follow any.
@@ -131,14 +125,8 @@ class DetectionBatches:
         """
         first, stop = epoch * self.batches_per_epoch + start, (epoch + 1) * self.batches_per_epoch
         drawn = self._drawn(first * self._batch_size, stop * self._batch_size)
-        own = drawn.reshape(-1, self._accumulate, self._world_size, self._rows, 3)[:, :, self._rank].flatten(0, 1)
-        self._passes += 1
-        current = self._passes
-        self._requests[:] = own
-        for batch in self._loader:
-            yield batch
-            if current != self._passes:
-                raise RuntimeError(f"epoch {epoch} was left for another and cannot be continued; start it again")
+        own = drawn.reshape(self._layout)[:, self._rank]
+        yield from self._requests.results(self._loader, own, epoch)
 
     def identifier(self, index: int) -> str:
         """The image's path."""
@@ -181,29 +169,23 @@ class DetectionBatches:
 def evaluation_batches(
     annotations: Annotations,
     *,
-    batch_size: int,
     mean: Sequence[float],
     std: Sequence[float],
     short_side: int,
     max_size: int,
-    divisor: int = 1,
     workers: int = 0,
-    pin_memory: bool = False,
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[Batch]:
-    """Every image once, as it is, at one size; the views are those of :class:`DetectionBatches`, without masks.
+    """Every image once, alone and as it is, at one size; views as of :class:`DetectionBatches`, without masks.
 
     Args:
         annotations: images with their objects.
-        batch_size: largest number of images of a batch of this process.
         mean: mean of each channel, subtracted from pixels in [0, 1].
         std: standard deviation of each channel, by which pixels are divided.
         short_side: length in pixels of an image's shorter side.
         max_size: largest length of its longer side, for which the shorter one gets less.
-        divisor: number of pixels of which height and width of a batch are multiples.
         workers: number of processes that make batches; 0 makes them in this one.
-        pin_memory: whether batches are in page-locked memory, for a GPU.
         rank: index of this process, the first of whose images this is.
         world_size: number of processes, each of which has every so many-th image.
 
@@ -218,20 +200,11 @@ def evaluation_batches(
         short_sides=[short_side],
         max_size=max_size,
         masks=False,
-        divisor=divisor,
         seed=None,
     )
-    requests = [
-        torch.tensor(
-            [
-                [image, 0, 0]
-                for image in range(start, min(start + batch_size * world_size, len(annotations)), world_size)
-            ]
-        )
-        for start in range(rank, len(annotations), batch_size * world_size)
-    ]
-    check_shared_memory(make.most_bytes(batch_size), len(requests), workers)
-    yield from Loader(make, requests, workers, pin_memory=pin_memory)
+    requests = [torch.tensor([[image, 0, 0]]) for image in range(rank, len(annotations), world_size)]
+    check_shared_memory(make.most_bytes(1), len(requests), workers)
+    yield from Loader(make, requests, workers)
 
 
 def resized(height: int, width: int, short_side: int, max_size: int) -> tuple[int, int]:
@@ -320,7 +293,6 @@ class _Maker:
         short_sides: Sequence[int],
         max_size: int,
         masks: bool,
-        divisor: int,
         seed: int | None,
     ) -> None:
         if masks and annotations.segments is None:
@@ -328,12 +300,12 @@ class _Maker:
         self._source, self._annotations = source, annotations
         self._starts = np.searchsorted(annotations.image, np.arange(len(annotations) + 1))
         self._mean, self._std = (torch.tensor(values)[:, None, None] for values in (mean, std))
-        self._short_sides, self._max_size, self._masks, self._divisor = short_sides, max_size, masks, divisor
+        self._short_sides, self._max_size, self._masks = short_sides, max_size, masks
         self._seed = seed
 
     def most_bytes(self, num_images: int) -> int:
         """Size of the pixels of a batch in which one image lies and another stands."""
-        return 4 * num_images * len(self._mean) * self._padded(self._max_size) ** 2
+        return 4 * num_images * len(self._mean) * self._max_size**2
 
     def __call__(self, request: Int64[Tensor, "n 3"]) -> Batch:
         short_sides, flips = self._views(request)
@@ -355,7 +327,7 @@ class _Maker:
             if self._masks:
                 mask = self._shapes(number, size)
                 masks.append(mask.flip(2) if flips[place] else mask)
-        height, width = (self._padded(max(side)) for side in zip(*sizes, strict=True))
+        height, width = map(max, zip(*sizes, strict=True))
         views = [_padded_to(images, height, width, torch.stack), torch.tensor(sizes), torch.cat(objects)]
         if self._masks:
             views.append(_padded_to(masks, height, width, torch.cat))
@@ -383,9 +355,6 @@ class _Maker:
         height, width = self._annotations.sizes[number].tolist()
         masks = [segments.mask(index, (height, width), size) for index in range(*self._starts[number : number + 2])]
         return torch.from_numpy(np.stack(masks)) if masks else torch.zeros((0, *size), dtype=torch.uint8)
-
-    def _padded(self, length: int) -> int:
-        return -(-length // self._divisor) * self._divisor
 
 
 def _padded_to(images: Sequence[Tensor], height: int, width: int, join: Any) -> Tensor:

@@ -55,7 +55,6 @@ def detect(
     # One image at a time, as in the reference: nothing depends on which others it would be padded with.
     batches = evaluation_batches(
         annotations,
-        batch_size=1,
         mean=mean,
         std=std,
         short_side=sides[0],
