@@ -5,8 +5,8 @@ python benchmarks/step_arithmetic.py        # the tables of docs/design/gpu_step
 Every operation of a whole step (forward of both branches, loss, backward, optimizer, momentum update, enqueue) is
 counted on tensors without data. The floor of one is the longer of its operations at the chip's matrix rate and its
 bytes at the rate of its memory, with each input read and each output written once, but for BatchNorm, whose inputs are
-read twice. An operation is one kernel, but for BatchNorm and the gradients of a convolution, which are two. Kernels
-that the cache serves are faster, those that reach neither rate slower.
+read twice. An operation is one kernel, but for BatchNorm, the gradients of a convolution and the enqueue, which are
+two. Kernels that the cache serves are faster, those that reach neither rate slower.
 """
 
 import argparse
@@ -45,7 +45,7 @@ STEPS: dict[str, tuple[int, int, list[str]]] = {
 }
 BATCH_NORM, BATCH_NORM_BACKWARD = "aten.native_batch_norm", "aten.native_batch_norm_backward"
 READ_TWICE = {BATCH_NORM: 1, BATCH_NORM_BACKWARD: 2}  # that many of the first inputs
-TWO_KERNELS = {BATCH_NORM, BATCH_NORM_BACKWARD, "aten.convolution_backward"}
+TWO_KERNELS = {BATCH_NORM, BATCH_NORM_BACKWARD, "aten.convolution_backward", "ssl_core.enqueue_"}
 PARTS = ("products", "BatchNorm", "optimizer and averages", "the rest")
 
 
