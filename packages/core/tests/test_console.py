@@ -78,13 +78,22 @@ with console("tool"):
 """
 
 
+# Waits until the other end of the pipe is closed, which may begin after this does.
+UNREAD = """
+import select
+output = select.poll()
+output.register(1, 0)
+output.poll(60_000)
+"""
+
+
 @pytest.mark.parametrize("characters", [10, 1_000_000])  # less and more than is held back
 def test_output_that_cannot_be_written_is_an_error_and_output_that_nobody_reads_a_quiet_end(characters):
     body = PRINTS.format(characters=characters)
     told = "tool: error: standard output: No space left on device\nexit 1\n"
     assert shell(body, "> /dev/full") == ("", told)
     assert shell(body, "> /dev/full 2>&1") == ("", "exit 1\n")
-    assert shell(body, "", "| true") == ("", "exit 141\n")
+    assert shell(UNREAD + body, "", "| true") == ("", "exit 141\n")
 
 
 RUNS_LONG = """
