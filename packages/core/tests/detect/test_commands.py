@@ -13,8 +13,9 @@ from ssl_core.data import DataConfig
 from ssl_core.detect.commands import evaluate_detection
 from ssl_core.detect.metrics import Detections
 from ssl_core.detect.model import Detector, DetectorConfig
-from ssl_core.detect.predict import _COLORS, _encoded, detect, draw_detections, results
+from ssl_core.detect.predict import _COLORS, detect, draw_detections, results
 from ssl_core.detect.protocol import DETECTION_PROTOCOLS
+from ssl_core.detect.segments import encode_masks
 from ssl_core.detect.sets import open_folder
 from ssl_core.folder import LAST
 from ssl_core.train import load_checkpoint
@@ -159,14 +160,8 @@ def made_detections(annotations, masks=False):
     runs = None
     if masks:
         sizes = [tuple(annotations.sizes[image].tolist()) for image in annotations.image[chosen]]
-        runs = _encoded(
-            torch.stack(
-                [
-                    torch.from_numpy(annotations.segments.mask(index, size, size))
-                    for index, size in zip(chosen.tolist(), sizes, strict=True)
-                ]
-            )
-        )
+        rows = zip(chosen.tolist(), sizes, strict=True)
+        runs = encode_masks(np.stack([annotations.segments.mask(index, size, size) for index, size in rows]))
     boxes = annotations.boxes[chosen].astype(np.float32)
     return Detections(annotations.image[chosen], annotations.labels[chosen], boxes, np.full(len(chosen), 0.875), runs)
 
