@@ -306,7 +306,7 @@ def pretrain_small(config, make_method, **options):
     """Train for an epoch at sizes that take a second; what `auto` and a budget do has tests of its own."""
     stem = stem_for(config.encoder, max(size for view in config.views for size in view.sizes))  # of the whole views
     config = replace(shrunk(config), auto=False, budget=None)
-    training = replace(config.train, batch_size=32, epochs=1, precision="float32", device="cpu", sync_batch_norm=False)
+    training = replace(config.train, batch_size=32, epochs=1, precision="float32", device="cpu")
     encoder = replace(config.encoder, stem=stem)
     changes = {"train": training, "encoder": encoder, "data": replace(config.data, workers=0)}
     if hasattr(config, "neighbours"):  # of CLIM, which would search for them after the fifth epoch

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ssl_core import distributed
+from ssl_core.nn import sync_batch_norm
 from ssl_core.testing import DOUBLE, finished_process
 from ssl_core.train import TrainConfig
 from ssl_core.train.stepper import wrapped
@@ -34,6 +35,29 @@ def weight() -> Tensor:
     return torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2).requires_grad_()
 
 
+def batch_norm() -> torch.nn.Sequential:
+    layer = torch.nn.BatchNorm2d(3).double()
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([0.5, 1, 2]))
+        layer.bias.copy_(torch.tensor([-1, 0, 3]))
+    return torch.nn.Sequential(layer)
+
+
+def images_of(rank: int) -> Tensor:
+    """Images of another number, size and mean in each process."""
+    generator = torch.Generator().manual_seed(rank)
+    return torch.randn(2 + rank, 3, 4, 5 - rank, generator=generator, dtype=torch.float64) + 3 * rank
+
+
+def flat(images: Tensor) -> Tensor:
+    """All values of each channel, (1 c values)."""
+    return images.transpose(0, 1).reshape(1, 3, -1)
+
+
+def uneven_loss(output: Tensor) -> Tensor:
+    return (output.sin() * output).sum()
+
+
 def run_as_one_of_two(folder: Path) -> None:
     device = distributed.setup(torch.device("cpu"))
     rank = distributed.rank()
@@ -54,6 +78,14 @@ def run_as_one_of_two(folder: Path) -> None:
     shuffled = distributed.shuffle(rows_of(rank), order)
     results["shuffled"] = shuffled
     results["unshuffled"] = distributed.unshuffle(shuffled, order)
+    layer, images = sync_batch_norm(batch_norm(), device), images_of(rank).requires_grad_()
+    output = layer(images)
+    uneven_loss(output).backward()
+    results["normalized"] = flat(output.detach()), flat(images.grad)
+    results["of parameters"] = torch.stack([parameter.grad for parameter in layer.parameters()])
+    results["running"] = torch.stack([layer[0].running_mean, layer[0].running_var])
+    half = layer.float()(images.detach().bfloat16())
+    results["half"] = str(half.dtype), flat(half.double())
     try:
         distributed.gather(torch.zeros(2 + rank, 1))
     except ValueError as error:
@@ -100,6 +132,26 @@ class TestTwoProcesses:
         # DistributedDataParallel averages over processes.
         average = (results[0]["grad"] + results[1]["grad"]) / 2
         torch.testing.assert_close(average, parameter.grad, rtol=DOUBLE, atol=DOUBLE)
+
+    def test_batch_norm_over_processes_is_that_of_all_values(self, results):
+        layer = torch.nn.BatchNorm1d(3).double()
+        layer.load_state_dict(batch_norm()[0].state_dict())
+        values = torch.cat([flat(images_of(rank)) for rank in range(2)], dim=2).requires_grad_()
+        output = layer(values)
+        uneven_loss(output).backward()
+        for column, expected in enumerate((output, values.grad)):
+            found = torch.cat([result["normalized"][column] for result in results], dim=2)
+            torch.testing.assert_close(found, expected, rtol=DOUBLE, atol=DOUBLE)
+        of_parameters = torch.stack([parameter.grad for parameter in layer.parameters()])
+        found = sum(result["of parameters"] for result in results)
+        torch.testing.assert_close(found, of_parameters, rtol=DOUBLE, atol=DOUBLE)
+        for result in results:
+            running = torch.stack([layer.running_mean, layer.running_var])
+            torch.testing.assert_close(result["running"], running, rtol=DOUBLE, atol=DOUBLE)
+        # The input's rounding, and the output's.
+        assert [result["half"][0] for result in results] == ["torch.bfloat16"] * 2
+        found = torch.cat([result["half"][1] for result in results], dim=2)
+        torch.testing.assert_close(found, output, rtol=2**-7, atol=2**-6)
 
     def test_shuffle_follows_the_order_across_processes(self, results):
         everyone = torch.cat([rows_of(0), rows_of(1)])

@@ -7,7 +7,7 @@ import yaml
 from torch import nn
 
 from ssl_core import distributed
-from ssl_core.backbone import BackboneCard, load_backbone, load_card, make_card_encoder
+from ssl_core.backbone import BackboneCard, load_backbone, load_card, make_card_encoder, save_backbone
 from ssl_core.data import DataConfig, MemoryImages, open_encoded, open_source
 from ssl_core.evaluate import (
     FINETUNE_PROTOCOLS,
@@ -388,8 +388,10 @@ def test_images_of_several_classes_are_learned_with_all_their_labels(root, run):
         evaluate_finetune(str(run), data=data, fraction=0.5, **options)
 
 
-def test_batch_norm_over_processes_is_refused_where_pytorch_has_none_before_anything_is_read(run, monkeypatch):
+def test_what_cannot_be_normalized_over_processes_is_refused_before_anything_is_read(tmp_path, card, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr("ssl_core.evaluate.finetune.open_encoded", None)
-    with pytest.raises(ValueError, match=r"2 processes fine-tune .* CUDA only: on cpu start .* as one process"):
-        evaluate_finetune(str(run), **SHORT)
+    card = dataclasses.replace(card, architecture="efficientnet_b0", stem="imagenet", options={}, num_features=1280)
+    save_backbone(tmp_path / "x.safetensors", make_card_encoder(card), card)
+    with pytest.raises(ValueError, match=r"cannot synchronize BatchNormAct2d, .* train this network on CUDA"):
+        evaluate_finetune(str(tmp_path / "x.safetensors"), data=DataConfig("digits"), **SHORT)

@@ -1,6 +1,5 @@
 """A probe and a fine-tuning in two gloo processes, which run this file as a script, against one."""
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 import torch
 
 from ssl_core import distributed
-from ssl_core.backbone import load_backbone, make_card_encoder, save_backbone
+from ssl_core.backbone import load_backbone
 from ssl_core.data import DataConfig
 from ssl_core.evaluate import embed, evaluate_finetune, evaluate_linear, load_classifier
 from ssl_core.testing import finished_process
@@ -28,13 +27,8 @@ def evaluate_all(encoder: str, images: str, out: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_two_processes_give_what_one_gives(run, card, tmp_path):
-    # Without BatchNorm, whose statistics cannot be those of both processes on a CPU.
-    options = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
-    card = dataclasses.replace(card, architecture="vit_tiny_patch16_224", stem="imagenet", options=options)
-    torch.manual_seed(0)
-    save_backbone(tmp_path / "x.safetensors", make_card_encoder(card), dataclasses.replace(card, num_features=16))
-    arguments = [str(tmp_path / "x.safetensors"), str(run.parent / "images")]
+def test_two_processes_give_what_one_gives(run, tmp_path):
+    arguments = [str(run), str(run.parent / "images")]
     one, two = tmp_path / "one", tmp_path / "two"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
     done = finished_process([*command, *arguments, str(two)])
@@ -48,7 +42,7 @@ def test_two_processes_give_what_one_gives(run, card, tmp_path):
         expected, found = (load_classifier(each / folder / "linear.safetensors") for each in (one, two))
         torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=0, atol=1e-6)
     expected, found = (load_backbone(each / f"{FINETUNED}-seed0" / "backbone.safetensors") for each in (one, two))
-    torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=1e-5, atol=1e-6)
 
 
 if __name__ == "__main__":

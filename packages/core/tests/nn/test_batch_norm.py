@@ -6,7 +6,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from ssl_core import distributed
-from ssl_core.nn import SplitBatchNorm, mlp_head, split_batch_norm, sync_batch_norm
+from ssl_core.nn import GatheredBatchNorm, SplitBatchNorm, mlp_head, split_batch_norm, sync_batch_norm
 
 
 def layer_and_split(channels, num_splits):
@@ -121,10 +121,16 @@ def test_what_cannot_be_split_is_an_error(network, num_splits, message):
         split_batch_norm(network, num_splits)
 
 
-def test_sync_batch_norm_of_several_processes_is_refused_on_cpu(monkeypatch):
+def test_sync_batch_norm_of_several_processes_on_a_cpu_gathers_and_keeps_the_state(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    with pytest.raises(ValueError, match="not on cpu"):
-        sync_batch_norm(nn.Sequential(nn.BatchNorm2d(2)), torch.device("cpu"))
+    network = nn.Sequential(nn.BatchNorm2d(3), mlp_head(3, 4, 2, last_norm="plain")).eval()
+    before = network.state_dict(keep_vars=True)
+    converted = sync_batch_norm(network, torch.device("cpu"))
+    layers = [layer for layer in converted.modules() if isinstance(layer, GatheredBatchNorm)]
+    assert [(layer.affine, layer.training) for layer in layers] == [(True, False), (True, False), (False, False)]
+    assert all(tensor is before[key] for key, tensor in converted.state_dict(keep_vars=True).items())
+    with pytest.raises(ValueError, match="cannot synchronize BatchNormAct2d, only BatchNorm1d or BatchNorm2d; train"):
+        sync_batch_norm(nn.Sequential(BatchNormAct2d(2)), torch.device("cpu"))
 
 
 def test_sync_batch_norm_of_one_process_is_batch_norm_on_any_device():

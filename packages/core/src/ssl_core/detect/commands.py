@@ -254,7 +254,7 @@ def evaluate_detection(
 
     subject = load(seed)
     stage_channels(subject.encoder)
-    _check_processes(chosen, torch.device(device))
+    check_shares(chosen.batch_size)
     masks, folder = chosen.detector.masks, Path(data.root or "")
     options: dict[str, Any] = {"masks": masks, "broken_limit": data.broken_limit}
     if own:
@@ -313,16 +313,6 @@ def evaluate_detection(
         if not keep:
             folders.remove("checkpoints")
     return result
-
-
-def _check_processes(protocol: DetectionProtocol, device: torch.device) -> None:
-    processes = distributed.world_size()
-    if processes > 1 and device.type != "cuda":
-        raise ValueError(
-            f"{processes} processes train a detector with BatchNorm's statistics over all of them, which PyTorch has "
-            f"on CUDA only: on {device.type} start this command without torchrun, as one process"
-        )
-    check_shares(protocol.batch_size)
 
 
 def _cost(protocol: DetectionProtocol, num_train: int, num_test: int, trials: int) -> str:

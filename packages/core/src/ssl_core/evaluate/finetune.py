@@ -129,7 +129,7 @@ def fine_tune(
     card, device = subject.card, torch.device(subject.device)
     check_batch_size(protocol.batch_size, len(train))
     encoder = subject.encoder
-    if _has_batch_norm(encoder) and distributed.world_size() > 1:
+    if distributed.world_size() > 1:
         encoder = sync_batch_norm(encoder, device)
     num_classes = count_classes(train) if targets is None else targets[0].shape[1]
     linear = make_linear(card.num_features, num_classes, protocol.head, seed).to(device)
@@ -444,18 +444,11 @@ def _values(given: float | list[float] | None) -> tuple[float, ...] | None:
     return None if given is None else tuple(given) if isinstance(given, list) else (given,)
 
 
-def _has_batch_norm(encoder: nn.Module) -> bool:
-    return any(isinstance(module, _BatchNorm) for module in encoder.modules())
-
-
 def _check_encoder(subject: Subject) -> None:
-    """Refuse what PyTorch cannot train on this device."""
-    card, kind, processes = subject.card, torch.device(subject.device).type, distributed.world_size()
-    if processes > 1 and kind != "cuda" and _has_batch_norm(subject.encoder):
-        raise ValueError(
-            f"{processes} processes fine-tune {subject.name} with BatchNorm's statistics over all of them, which "
-            f"PyTorch has on CUDA only: on {kind} start this command without torchrun, as one process"
-        )
+    """Refuse what cannot be trained on this device."""
+    card, kind = subject.card, torch.device(subject.device).type
+    if distributed.world_size() > 1:
+        sync_batch_norm(subject.encoder, torch.device(kind))  # as each trial will
     if subject.precision != "bfloat16" or kind != "cpu":
         return
     if strides_over_a_pixel(subject.encoder, card.channels, [card.image_size]):

@@ -1,6 +1,6 @@
 """BatchNorm over part of a batch (many devices on one) or over many processes (one device over many)."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ssl_core import distributed
 
 _Module = TypeVar("_Module", bound=nn.Module)
+_Norm = TypeVar("_Norm", bound=_BatchNorm)
 
 
 class SplitBatchNorm(_BatchNorm):
@@ -104,54 +105,120 @@ def split_batch_norm(
         raise ValueError(f"num_splits must be at least 1, got {num_splits}")
     if num_splits == 1:
         return module
-    layers = [
+    layers = _layers(module, kinds)
+    if not layers:
+        missing = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{type(module).__name__} has no {missing} to split; use momentum.batch_norm_splits 1")
+    for parent, name, layer in layers:
+        _check_plain(layer, kinds, "split", "use momentum.batch_norm_splits 1")
+        setattr(parent, name, _like(SplitBatchNorm(layer.num_features, num_splits, **_arguments(layer)), layer))
+    return module
+
+
+def _layers(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[tuple[nn.Module, str, Any]]:
+    """The layers of these classes inside a module, each with its parent and its name there."""
+    return [
         (parent, name, child)
         for parent in module.modules()
         for name, child in parent.named_children()
         if isinstance(child, kinds)
     ]
-    if not layers:
-        missing = " or ".join(kind.__name__ for kind in kinds)
-        raise ValueError(f"{type(module).__name__} has no {missing} to split; use momentum.batch_norm_splits 1")
-    for parent, name, child in layers:
-        setattr(parent, name, _split(child, num_splits, kinds))
-    return module
 
 
-def _split(layer: nn.Module, num_splits: int, kinds: tuple[type[nn.Module], ...]) -> SplitBatchNorm:
+def _check_plain(layer: _BatchNorm, kinds: tuple[type[nn.Module], ...], verb: str, remedy: str) -> None:
     # A subclass may do more than normalize: timm's BatchNormAct2d also activates.
-    if type(layer) not in kinds or not isinstance(layer, _BatchNorm):
+    if type(layer) not in kinds:
         names = " or ".join(kind.__name__ for kind in kinds)
-        raise ValueError(f"cannot split {type(layer).__name__}, only {names}; use momentum.batch_norm_splits 1")
+        raise ValueError(f"cannot {verb} {type(layer).__name__}, only {names}; {remedy}")
     if layer.momentum is None or not layer.track_running_stats:
-        raise ValueError(f"cannot split {layer}: it needs a momentum and running statistics")
-    split = SplitBatchNorm(layer.num_features, num_splits, eps=layer.eps, momentum=layer.momentum, affine=layer.affine)
-    split.weight, split.bias = layer.weight, layer.bias
-    split.running_mean, split.running_var = layer.running_mean, layer.running_var
-    split.num_batches_tracked = layer.num_batches_tracked
-    return split.train(layer.training)
+        raise ValueError(f"cannot {verb} {layer}: it needs a momentum and running statistics")
+
+
+def _arguments(layer: _BatchNorm) -> dict[str, Any]:
+    return {"eps": layer.eps, "momentum": layer.momentum, "affine": layer.affine}
+
+
+def _like(new: _Norm, layer: _BatchNorm) -> _Norm:
+    """A new layer with the parameters and buffers of another."""
+    new.weight, new.bias = layer.weight, layer.bias
+    new.running_mean, new.running_var = layer.running_mean, layer.running_var
+    new.num_batches_tracked = layer.num_batches_tracked
+    return new.train(layer.training)
+
+
+class GatheredBatchNorm(_BatchNorm):
+    """BatchNorm over the batch of all processes, for devices on which PyTorch's SyncBatchNorm does not exist.
+
+    Processes may hold different numbers of images of different sizes. With n_r values of a channel in process r, their
+    mean m_r and variance v_r, and N = sum n_r: mean = sum n_r m_r / N, variance = sum n_r (v_r + (m_r - mean)^2) / N.
+    The gradient of a statistic is the sum over all processes. Statistics are float32, or wider where the input is.
+
+    Args:
+        num_features: number of channels.
+        eps: number added to the variance.
+        momentum: weight of the new statistics in the running ones.
+        affine: whether the layer has scale and shift.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of dimensions after (n c) will do."""
+
+    def forward(self, input: Float[Tensor, "n c ..."]) -> Float[Tensor, "n c ..."]:
+        """Normalize by the statistics of all processes; in evaluation by the running ones."""
+        if not self.training:
+            return super().forward(input)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        dtype = torch.promote_types(input.dtype, torch.float32)
+        values, shape = input.to(dtype), (1, -1, *[1] * (input.ndim - 2))
+        dims = [dim for dim in range(input.ndim) if dim != 1]
+        own_var, own_mean = torch.var_mean(values, dims, correction=0)
+        own_count = torch.full_like(own_mean, values.numel() / len(own_mean))
+        statistics = distributed.gather_with_grad(torch.stack([own_mean, own_var, own_count])[None])
+        means, variances, counts = statistics.unbind(1)
+        count = counts.sum(0)
+        mean = (counts * means).sum(0) / count
+        variance = (counts * (variances + (means - mean) ** 2)).sum(0) / count
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            # Without a momentum they are the mean over all batches, as of PyTorch's.
+            weight = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean.to(self.running_mean), weight)
+            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var), weight)
+        scale = (variance + self.eps).rsqrt()
+        shift = -mean * scale
+        if self.affine:
+            scale, shift = scale * self.weight, shift * self.weight + self.bias
+        output: Tensor = values * scale.view(shape) + shift.view(shape)
+        return output.to(input.dtype)
 
 
 def sync_batch_norm(module: _Module, device: torch.device) -> _Module:
     """Make the BatchNorm layers of a module take their statistics over all processes.
 
-    It does not replace shuffle-BN with a queue: queued keys carry the statistics of another step's batch
-    (facebookresearch/moco issue 46).
+    On CUDA they are PyTorch's SyncBatchNorm; several processes on a CPU, where that does not exist, have
+    :class:`GatheredBatchNorm`. It does not replace shuffle-BN with a queue: queued keys carry the statistics of another
+    step's batch (facebookresearch/moco issue 46).
 
     Args:
-        module: module around the layers.
+        module: module around the layers; not such a layer itself.
         device: device that the module will train on.
 
     Returns:
-        The module with SyncBatchNorm layers; state keys and values stay the same.
+        The module with such layers; state keys and values stay the same.
 
     Raises:
-        ValueError: if several processes train on a device other than CUDA, or if the module has split BatchNorm.
+        ValueError: if the module has split BatchNorm or, with several processes on a CPU, a layer that does more.
     """
-    if device.type != "cuda" and distributed.world_size() > 1:  # one process has the whole batch
-        raise ValueError(f"SyncBatchNorm exists on CUDA only, not on {device.type}: switch sync_batch_norm off")
     if any(isinstance(layer, SplitBatchNorm) for layer in module.modules()):
         raise ValueError("BatchNorm is either split or synchronized: switch one of the two off")
+    if device.type == "cpu" and distributed.world_size() > 1:
+        kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
+        for parent, name, layer in _layers(module, kinds):
+            _check_plain(layer, kinds, "synchronize", "train this network on CUDA, or switch sync_batch_norm off")
+            setattr(parent, name, _like(GatheredBatchNorm(layer.num_features, **_arguments(layer)), layer))
+        return module
     from timm.layers.norm_act import convert_sync_batchnorm  # importing timm takes seconds
 
     # timm's, because torch's drops the activation inside timm's BatchNormAct2d.

@@ -162,7 +162,7 @@ class Recipes:
         """Check that a recipe's first step moves what it should, shrunk to few images, pixels and channels.
 
         Everything that chooses a path through the code stays. The optimizer is at its highest rate, for the first
-        step of a warm-up has none; SyncBatchNorm needs a GPU and is left out.
+        step of a warm-up has none; SyncBatchNorm, of one process BatchNorm, is left out.
 
         Raises:
             AssertionError: naming what stood still, or moved against expectation.

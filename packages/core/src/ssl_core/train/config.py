@@ -16,7 +16,7 @@ class TrainConfig:
             BatchNorm see one micro-batch.
         precision: dtype of the forward pass. ``bfloat16`` is autocast with float32 parameters; ``auto`` tries both
             before training, and takes and saves the faster one.
-        sync_batch_norm: whether BatchNorm takes its statistics over all processes (with several, CUDA only).
+        sync_batch_norm: whether BatchNorm takes its statistics over all processes.
         channels_last: whether images and convolutions are in channels-last memory.
         compile: whether the method runs through ``torch.compile``.
         capture: whether an optimizer step on a GPU is captured as one CUDA graph, which costs one launch in place of a
