@@ -192,7 +192,7 @@ def test_an_encoder_of_gray_images_is_compared_with_one_of_color(run, tmp_path):
         (["RUN"], {"out": "missing"}, "no folder missing to write the result to"),
         (["RUN"], {"out": "/proc"}, "/proc"),
         (["RUN"], {"like": "RUN"}, "like .* is for random and pixels"),
-        (["pixels", "timm:resnet18"], {}, "pixels needs like"),
+        (["pixels", "timm:resnet18"], {}, "pixels has the size of its input from another encoder"),
         (["RUN", "nowhere"], {}, "'nowhere' does not exist"),
         (["pixels", "RUN"], {"like": "nowhere"}, "'nowhere' does not exist"),
         (["RUN"], {"shots": 6}, "shots 6: class bright has 5 training images; give 1 to 5"),

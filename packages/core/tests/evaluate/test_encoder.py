@@ -7,7 +7,7 @@ from timm import get_pretrained_cfg
 from ssl_core.backbone import load_backbone, load_card, make_card_encoder, save_backbone, save_card
 from ssl_core.data import DataConfig
 from ssl_core.evaluate import encoder as encoder_module
-from ssl_core.evaluate import load_encoder, run_data
+from ssl_core.evaluate import find_card, load_encoder, run_data
 from ssl_core.nn import EncoderConfig, make_encoder
 
 IMAGES = torch.rand(2, 3, 16, 16)
@@ -106,6 +106,8 @@ def test_a_timm_model_without_weights_is_refused(name):
 def test_missing_paths_are_named(run, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere' does not exist; an encoder is a run directory"):
         load_encoder(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="pixels was not trained and has no card"):
+        find_card("pixels")
     with pytest.raises(FileNotFoundError, match=r"no card .*backbone\.json"):
         load_encoder(str(tmp_path))
     (run / "checkpoints" / "last.pt").unlink()
@@ -127,7 +129,7 @@ def test_a_card_of_another_projector_is_refused(run):
 
 
 def test_projections_need_a_run_with_a_projector(run):
-    with pytest.raises(ValueError, match="projection needs a run directory"):
+    with pytest.raises(ValueError, match="projector is in the checkpoint of a run directory alone"):
         load_encoder(str(run / "backbone.safetensors"), features="projection")
     save_card(run / "backbone.json", dataclasses.replace(load_card(run / "backbone.json"), projector=()))
     with pytest.raises(ValueError, match="describes no projector; use features backbone"):
@@ -135,7 +137,7 @@ def test_projections_need_a_run_with_a_projector(run):
 
 
 def test_like_is_asked_for_and_refused_where_it_has_no_meaning(run):
-    with pytest.raises(ValueError, match="random needs like"):
+    with pytest.raises(ValueError, match=r"random has the size of its input from another encoder.*: give like;"):
         load_encoder("random")
     with pytest.raises(ValueError, match="like 'x' is for random and pixels"):
         load_encoder(str(run), like="x")

@@ -35,6 +35,11 @@ def test_small_clusters_are_taken_when_no_other_image_is_left():
     assert sorted(typiclust(ROWS, 4, labelled=torch.arange(14))) == [14, 15, 16, 17]
 
 
+@pytest.mark.filterwarnings("error")
+def test_clusters_without_an_image_of_their_own_are_no_matter():
+    assert sorted(typiclust(ROWS[:2].repeat(6, 1), 8)) == sorted({*typiclust(ROWS[:2].repeat(6, 1), 8)})
+
+
 def test_typicality_is_by_the_twenty_nearest_of_the_cluster():
     unit = F.normalize(torch.randn(60, 4) + torch.tensor([1.0, 0, 0, 0]), dim=1)
     distance = torch.cdist(unit, unit).sort(dim=1).values[:, 1:21].mean(dim=1)

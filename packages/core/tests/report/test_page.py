@@ -143,7 +143,7 @@ def test_a_few_images_have_neighbors_and_no_map(tmp_path, run, number):
         Image.new("L", (16, 16), 100 * index).save(tmp_path / f"{index}.png")
     ssl_core(["report", str(run), "--data.source", str(tmp_path), "--out", str(tmp_path / "x.html"), "--device", "cpu"])
     html = (tmp_path / "x.html").read_text()
-    assert f"No map: {number} images are too few, it takes 10." in html
+    assert f"No map: it takes 10 images, and there are {number}." in html
     assert ("Not looked for: one image is alone." in html) == (number == 1)
 
 

@@ -54,7 +54,10 @@ def load_encoder(
         ValueError: if an argument does not apply, or weights do not fit their card.
     """
     if spec in BASELINES and like is None:
-        raise ValueError(f"{spec} needs like: a run directory or a .safetensors file, for the size of its input")
+        raise ValueError(
+            f"{spec} has the size of its input from another encoder, a run directory or a .safetensors file: give "
+            "like; a command without that option takes what was trained alone"
+        )
     if spec not in BASELINES and like is not None:
         raise ValueError(f"like {like!r} is for random and pixels; {spec!r} says itself what it is")
     if features == "projection":
@@ -135,7 +138,10 @@ def find_card(path: str) -> BackboneCard:
 
     Raises:
         FileNotFoundError: if the path does not exist, or there is no card.
+        ValueError: for ``random`` and ``pixels``.
     """
+    if path in BASELINES:
+        raise ValueError(f"{path} was not trained and has no card: give a run directory or a .safetensors file")
     if not Path(path).exists():
         raise FileNotFoundError(
             f"{path!r} does not exist; an encoder is a run directory, a .safetensors file, timm:NAME, random or pixels"
@@ -213,7 +219,7 @@ def _checkpoint(run: str) -> Path:
 
 def _run_projection(run: str) -> tuple[nn.Module, BackboneCard]:
     if not Path(run).is_dir():
-        raise ValueError(f"features projection needs a run directory, whose checkpoint has the projector, not {run!r}")
+        raise ValueError(f"the projector is in the checkpoint of a run directory alone: give one, not {run!r}")
     encoder, card = load_encoder(run)
     if not card.projector:
         raise ValueError(f"the card of {run} describes no projector; use features backbone")

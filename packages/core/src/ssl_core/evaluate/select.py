@@ -11,6 +11,7 @@ Distances are Euclidean, of l2-normalized features. docs/duplicates.md compares 
 
 import contextlib
 import os
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -229,10 +230,14 @@ def _random(images: Images, count: int, known: set[int], seed: int) -> list[int]
 def _clusters(unit: Tensor, number: int, seed: int) -> Int64[Tensor, " n"]:
     """The cluster of each row, by k-means."""
     from sklearn.cluster import KMeans, MiniBatchKMeans  # seconds of import that no other evaluation needs
+    from sklearn.exceptions import ConvergenceWarning
 
     settings = {"n_clusters": number, "random_state": seed, "n_init": 1}
     kind = KMeans if number <= _FEW_CLUSTERS else partial(MiniBatchKMeans, batch_size=_BATCH)
-    found = kind(**settings).fit_predict(unit.numpy())  # type: ignore[no-untyped-call]  # scikit-learn's
+    with warnings.catch_warnings():
+        # Fewer different images than clusters leave some clusters empty, from which none is chosen.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = kind(**settings).fit_predict(unit.numpy())  # type: ignore[no-untyped-call]  # scikit-learn's
     return torch.from_numpy(found).long()
 
 

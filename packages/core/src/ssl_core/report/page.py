@@ -296,7 +296,7 @@ def _lead(runs: Sequence[_Run], look: Look, votes: Classified | None) -> str:
 
 def _places(part: Part, title: str, seed: int) -> Any:
     if len(part.labels) < LEAST_TSNE:
-        raise ValueError(f"{len(part.labels)} images are too few, it takes {LEAST_TSNE}")
+        raise ValueError(f"it takes {LEAST_TSNE} images, and there are {len(part.labels)}")
     perplexity = min(PERPLEXITY, (len(part.labels) - 1) / 3)
     return tsne_points(part.features[title], perplexity=perplexity, seed=seed)
 
