@@ -281,6 +281,21 @@ def test_resume_reads_the_configuration_of_the_run_but_not_where_it_lay(parse, t
     assert parse("--resume", str(run / named), "--out", "b").out == "b"
 
 
+def test_a_run_that_is_resumed_where_it_begins_needs_no_checkpoint_the_first_time(parse, tmp_path):
+    run = tmp_path / "run"
+    command = ["--config=small", "--resume", str(run), "--out", f"{tmp_path}/a/../run", "--source", "a", "b"]
+    begun = parse(*command)
+    assert begun == parse("--config=small", "--out", begun.out, "--source", "a", "b")
+    (run / "checkpoints").mkdir(parents=True)
+    save_config(Settings(Optim(0.7), out="elsewhere"), run / "config.yaml")
+    assert parse(*command) == begun  # killed before its first checkpoint
+    (run / "checkpoints" / "last.pt").touch()
+    assert parse(*command, "--config=small").resume == str(run)
+    for other in ([], ["--out", "elsewhere"]):
+        with pytest.raises(SystemExit):
+            parse("--resume", str(tmp_path / "none"), *other)
+
+
 def test_a_configuration_in_the_home_folder_is_found(parse, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     save_config(Settings(Optim(0.7)), tmp_path / "mine.yaml")

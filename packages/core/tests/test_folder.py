@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import socket
 import time
 
 import pytest
@@ -58,6 +59,40 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(module, "fcntl", None)
     with claim(tmp_path / "run"):
         assert "run cannot be locked (this system has no such locks)" in caplog.text
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A lock that a machine of the same name left, on a file system that keeps locks to one machine."""
+    (tmp_path / "run").mkdir()
+    lock = tmp_path / "run" / ".lock"
+    lock.write_text(f"process 7 on {socket.gethostname()}\n{socket.gethostname()} another boot\n")
+    monkeypatch.setattr(module, "_DEAD_AFTER_S", 0.3)
+    monkeypatch.setattr(module, "_TOUCHED_EVERY_S", 0.02)
+    return lock
+
+
+def test_a_lock_that_a_live_run_on_another_machine_touches_is_respected(tmp_path, elsewhere):
+    with (
+        module._touched(elsewhere),
+        pytest.raises(OSError, match=r"run is in use by process 7 on \S+; wait for its end"),
+        claim(tmp_path / "run"),
+    ):
+        pass
+    assert "another boot" in elsewhere.read_text()
+
+
+def test_a_lock_that_a_dead_run_on_another_machine_has_left_is_taken_over_and_said(tmp_path, elsewhere, caplog):
+    with claim(tmp_path / "run"):
+        assert "run belongs to process 7 on" in caplog.text
+        assert f"process {os.getpid()} on " in elsewhere.read_text()
+        before = elsewhere.stat().st_mtime_ns
+        time.sleep(0.1)
+        assert elsewhere.stat().st_mtime_ns > before
+    assert not elsewhere.read_text()
+    caplog.clear()
+    with claim(tmp_path / "run"):
+        assert not caplog.text
 
 
 def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):

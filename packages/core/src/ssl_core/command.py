@@ -92,6 +92,8 @@ _USERS = (ValueError, OSError, FloatingPointError, CollapseError, ImportError, W
 def _message(error: Exception) -> str | None:
     """The message that tells a user how to mend an error; None for an error that users cannot cause."""
     text = str(error)
+    if (lost := distributed.lost_touch(error)) is not None:
+        return lost
     if isinstance(error, _USERS):
         return text
     if text.startswith("DataLoader worker"):  # has died; torch raises it at any moment, from a signal

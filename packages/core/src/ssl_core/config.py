@@ -1,7 +1,8 @@
 """Configuration: frozen dataclasses read from a recipe or a YAML file, with overrides on the command line.
 
 ``--config NAME_OR_FILE`` reads a shipped recipe or a file, ``--node.key value`` overrides, ``--print_config`` shows
-the result, ``--resume RUN`` continues a run directory, ``--device`` is short for ``--train.device``.
+the result, ``--resume RUN`` continues a run directory (with ``--out RUN`` it begins one that has no checkpoint yet),
+``--device`` is short for ``--train.device``.
 """
 
 import copy
@@ -23,7 +24,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from ssl_core.files import write_atomically
-from ssl_core.folder import named_run
+from ssl_core.folder import LAST, named_run
 from ssl_core.given import is_given
 from ssl_core.recipes import recipe_path
 
@@ -52,6 +53,7 @@ FREE_ON_RESUME = (
     "data.renderer",
     "data.root",
     "train.device",
+    "train.timeout",
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_every",
@@ -87,7 +89,7 @@ def parse_config(
         SystemExit: on unknown keys or wrong types (the message names the key), and after ``--help`` and
             ``--print_config``.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = _without_a_run_to_come(list(sys.argv[1:] if arguments is None else arguments))
     if (recipes / "auto.yaml").is_file() and _needs_recipe(arguments):
         arguments = ["--config=auto", *arguments]
     usage = f"{prog} --data.source IMAGES [--budget 10m] [options]\n       {prog} --config RECIPE [options]"
@@ -148,6 +150,17 @@ def _needs_recipe(arguments: Sequence[str]) -> bool:
     """Whether a command line names images, and neither a recipe nor a run to resume."""
     names = {option.removeprefix("--") for option, _ in _grouped(arguments)}
     return not {"config", "resume"} & names and not names.isdisjoint({"data", "data.source"})
+
+
+def _without_a_run_to_come(arguments: list[str]) -> list[str]:
+    """Arguments without ``--resume`` where that is ``--out`` too and has no checkpoint yet: the run begins."""
+    grouped = list(_grouped(arguments))
+    folders = {option: Path(values[0]).expanduser().resolve() for option, values in grouped if len(values) == 1}
+    run = folders.get("--resume")
+    if run is None or run != folders.get("--out") or (run / LAST).exists():
+        return arguments
+    words = ([option, *values] if len(values) > 1 else ["=".join([option, *values])] for option, values in grouped)
+    return [word for option in words if not option[0].startswith("--resume") for word in option]
 
 
 def _grouped(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:

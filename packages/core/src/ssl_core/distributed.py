@@ -5,6 +5,7 @@ function here is the identity or trivial, so that callers never ask how many pro
 """
 
 import os
+import re
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,9 +16,9 @@ from torch import Tensor
 
 _Object = TypeVar("_Object")
 
-# How long processes wait for each other. The first one may search and evaluate alone for long; torch's default for
-# NCCL, ten minutes, would end the run.
-_TIMEOUT = timedelta(hours=1)
+# How long processes wait for each other, unless they are told. The first one may search and evaluate alone for long;
+# torch's default for NCCL, ten minutes, would end the run.
+TIMEOUT_S = 3600.0
 
 
 def rank() -> int:
@@ -40,11 +41,17 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def setup(device: torch.device) -> torch.device:
+def has_launcher() -> bool:
+    """Whether ``torchrun`` started this process."""
+    return dist.is_torchelastic_launched()
+
+
+def setup(device: torch.device, *, timeout_s: float = TIMEOUT_S) -> torch.device:
     """Join the other processes if ``torchrun`` started several.
 
     Args:
         device: kind of the device: ``cpu`` (gloo) or ``cuda`` (NCCL).
+        timeout_s: number of seconds after which a process that waits for another one gives up.
 
     Returns:
         The device of this process: with several, ``cuda`` becomes the one of its local rank.
@@ -57,12 +64,28 @@ def setup(device: torch.device) -> torch.device:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", device_id=device, timeout=_TIMEOUT)
+        dist.init_process_group("nccl", device_id=device, timeout=timedelta(seconds=timeout_s))
     elif device.type == "cpu":
-        dist.init_process_group("gloo", timeout=_TIMEOUT)
+        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
     else:
         raise ValueError(f"several processes need device cpu or cuda, not {device.type}")
     return device
+
+
+def lost_touch(error: Exception) -> str | None:
+    """What to say where processes can no longer exchange: one has ended, is stopped, or cannot be reached.
+
+    Returns:
+        One line; None for any other error.
+    """
+    text = str(error)
+    if not isinstance(error, dist.DistError) and "gloo/" not in text:  # gloo's own errors have no class, but a place
+        return None
+    cause = re.sub(r"^\[\S*\] ", "", text.partition("\n")[0]).partition(". ")[0].rstrip(".")
+    return (
+        f"process {os.environ.get('RANK', '0')} has lost another process ({cause}); what that one says is the reason, "
+        "and if it says nothing, it was killed, stopped or cut off. The same command goes on from the last checkpoint"
+    )
 
 
 def teardown() -> None:

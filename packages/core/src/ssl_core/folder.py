@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,10 @@ logger = logging.getLogger(__name__)
 
 LAST = Path("checkpoints") / "last.pt"
 _LOCK = ".lock"
+# Some file systems that machines share keep locks to one machine (Lustre with localflock, NFS with local_lock). So the
+# holder also touches its lock, and another machine takes it over once it has seen no touch for a while.
+_TOUCHED_EVERY_S = 5.0
+_DEAD_AFTER_S = 30.0
 
 _held: set[TextIO] = set()
 if hasattr(os, "register_at_fork"):
@@ -128,9 +133,12 @@ def _made_and_locked(given: Path | None, name: str) -> Iterator[Path]:
         file = (folder / _LOCK).open("a+")
     except OSError as error:
         raise _unwritable(folder, error) from error
-    with file:
+    with file, contextlib.ExitStack() as held:
         _lock(folder, file)
         _held.add(file)
+        held.callback(_held.remove, file)
+        held.callback(_empty, file)  # nobody has to look whether its holder lives
+        held.enter_context(_touched(folder / _LOCK))
         try:
             yield folder
         except BaseException:  # a Ctrl-C too must leave nothing behind
@@ -140,8 +148,30 @@ def _made_and_locked(given: Path | None, name: str) -> Iterator[Path]:
                     for path in made:
                         path.rmdir()
             raise
-        finally:
-            _held.remove(file)
+
+
+def _empty(file: TextIO) -> None:
+    with contextlib.suppress(OSError):  # of a disk that has gone
+        file.truncate(0)
+
+
+@contextlib.contextmanager
+def _touched(lock: Path) -> Iterator[None]:
+    """Touch a file every few seconds, whatever the process does meanwhile."""
+    done = threading.Event()
+
+    def touch() -> None:
+        while not done.wait(_TOUCHED_EVERY_S):
+            with contextlib.suppress(OSError):  # a disk that is away for a moment
+                os.utime(lock)
+
+    thread = threading.Thread(target=touch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _new(folder: Path) -> Path:
@@ -162,19 +192,48 @@ def _lock(folder: Path, file: TextIO) -> None:
     Raises:
         OSError: naming who holds it.
     """
+    file.seek(0)
+    holder, _, machine = file.read().strip().partition("\n")
+    in_use = OSError(f"{folder} is in use by {holder or 'another process'}; wait for its end, or choose another --out")
+    is_locked = False
     try:
         if fcntl is None:
             raise OSError("this system has no such locks")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_locked = True
     except BlockingIOError as error:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        raise OSError(f"{folder} is in use by {holder}; wait for its end, or choose another --out") from error
+        raise in_use from error
     except OSError as error:
         logger.warning("%s cannot be locked (%s): see to it that no other command trains there", folder, error)
+    if holder and not (is_locked and machine == _machine()):
+        logger.warning("%s belongs to %s: watching for %g s whether that lives", folder, holder, _DEAD_AFTER_S)
+        if _is_touched(folder / _LOCK):
+            raise in_use
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n{_machine()}\n")
     file.flush()
+
+
+def _machine() -> str:
+    """What no other running machine has in common with this one, not even one of the same name."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{socket.gethostname()} {boot.read_text().strip() if boot.exists() else ''}".strip()
+
+
+def _is_touched(lock: Path) -> bool:
+    """Whether somebody touches a file while it is watched; no clock of another machine is trusted."""
+    until = time.monotonic() + _DEAD_AFTER_S
+
+    def touched_ns() -> int:
+        with lock.open() as file:  # NFS asks its server when a file is opened
+            return os.fstat(file.fileno()).st_mtime_ns
+
+    before = touched_ns()
+    while time.monotonic() < until:
+        time.sleep(min(1.0, _DEAD_AFTER_S / 10))
+        if touched_ns() != before:
+            return True
+    return False
 
 
 def _unwritable(folder: Path, error: OSError) -> OSError:

@@ -37,6 +37,7 @@ from ssl_core.build import build
 from ssl_core.config import changed_values, give_way, save_config, to_dict
 from ssl_core.data import Batches, Images, decoded, identity, normalization, open_encoded, without_foreign_classes
 from ssl_core.data.files import holds_images
+from ssl_core.duration import seconds_of
 from ssl_core.evaluate import collapse, evaluate_knn, health
 from ssl_core.evaluate.online import decoded_side, fitting_knn, knn_of_method
 from ssl_core.files import copy_atomically, write_json
@@ -47,7 +48,7 @@ from ssl_core.report import check_report, has_report, write_report
 from ssl_core.run import Config, MakeMethod, Prepare, PretrainConfig, Run, TrainedMethod, choose_device
 from ssl_core.summary import summary
 from ssl_core.train import Method, learning_rate, train
-from ssl_core.train.checkpoint import load_run, restore_, same_data
+from ssl_core.train.checkpoint import load_run, restore_, same_data, same_in_all_processes
 from ssl_core.train.log import load_tensorboard
 from ssl_core.views import ViewSpec, choose_renderer, save_view_gallery
 
@@ -89,7 +90,7 @@ def pretrain(
         OSError: if the run directory cannot be written, or another process trains there.
     """
     started = time.monotonic() if started is None else started
-    device = distributed.setup(choose_device(config.train.device))
+    device = distributed.setup(choose_device(config.train.device), timeout_s=seconds_of(config.train.timeout))
     lengths = [name for name in ("train.epochs", "train.steps") if is_given(given or (), name)]
     if config.budget is not None and lengths:
         raise ValueError(
@@ -124,6 +125,7 @@ def pretrain(
     else:
         content, config = load_run(checkpoint, config, given)
         specs = config.view_specs()
+    same_in_all_processes(content, checkpoint or out)
     data = config.data
     if content is not None:  # normalized as before, whatever is measured or published now
         mean, std = content["data"]["mean"], content["data"]["std"]

@@ -40,7 +40,8 @@ class PretrainConfig:
         projector: head after the encoder.
         out: run directory; null is that of ``resume``, or else a new one in ``runs/``.
         resume: run directory to continue, or a checkpoint in one; its ``config.yaml`` is read. With another ``out`` the
-            directory stays as it is, and the run goes on in ``out``.
+            directory stays as it is, and the run goes on in ``out``; with the same one the run begins where there is no
+            checkpoint yet.
         seed: seed of the weights, the queue, the order of the images and their views.
         auto: whether values that the command line does not give are decided from the images and the machine, see
             :func:`ssl_core.auto.decided`; the saved configuration says false, and has the values.

@@ -1,11 +1,20 @@
+import re
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 from torch import nn
 
+from ssl_core import distributed
 from ssl_core.config import to_dict
-from ssl_core.train.checkpoint import load_checkpoint, load_run, restore_, same_data, save_checkpoint
+from ssl_core.train.checkpoint import (
+    load_checkpoint,
+    load_run,
+    restore_,
+    same_data,
+    same_in_all_processes,
+    save_checkpoint,
+)
 
 
 @pytest.fixture
@@ -116,6 +125,15 @@ def test_other_data_is_refused_with_the_difference_unless_accepted(caplog, now, 
     assert difference in str(error.value)
     assert not same_data(content, BEFORE | now, accept=True)
     assert difference.replace("\n  ", ", ") in caplog.text
+
+
+def test_processes_that_find_different_checkpoints_are_refused(tmp_path, monkeypatch):
+    same_in_all_processes(None, tmp_path)
+    monkeypatch.setattr(distributed, "gather_objects", lambda step: [step, 40])
+    same_in_all_processes({"step": 40}, tmp_path)
+    for content, steps in ((None, [0, 40]), ({"step": 20}, [20, 40])):
+        with pytest.raises(ValueError, match=rf"different checkpoints in {tmp_path}, of steps {re.escape(str(steps))}"):
+            same_in_all_processes(content, tmp_path)
 
 
 def test_another_file_of_torch_is_not_a_checkpoint(tmp_path):

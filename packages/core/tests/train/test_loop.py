@@ -284,6 +284,19 @@ def test_a_second_interrupt_acts_at_once(tmp_path):
         run(tmp_path, method=Interrupted())
 
 
+def test_under_torchrun_a_second_sigterm_which_slurm_and_it_send_saves_all_the_same(tmp_path, monkeypatch):
+    class Interrupted(Toy):
+        def update(self, keys, step):
+            super().update(keys, step)
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, method=Interrupted())
+    assert stopped.value.code == 128 + signal.SIGTERM
+
+
 def test_a_signal_that_was_ignored_stays_so(tmp_path):
     class Interrupted(Toy):
         def update(self, keys, step):
@@ -463,8 +476,9 @@ def test_bfloat16_autocast_keeps_parameters_in_float32(tmp_path):
         ({"steps": 0}, "train.steps must be at least 1 or null, got 0"),
         ({"batch_size": 10, "accumulate": 3}, "10 is not a multiple of train.accumulate 3"),
         ({"checkpoint_every": 0}, "train.checkpoint_every must be at least 1 or null, got 0"),
+        ({"timeout": "10"}, "train.timeout '10' is no time; write it as 2h, 45m, 600s or 1h30m"),
     ],
-    ids=["no epochs", "no steps", "indivisible batch", "no checkpoint step"],
+    ids=["no epochs", "no steps", "indivisible batch", "no checkpoint step", "a time without a unit"],
 )
 def test_impossible_settings_are_refused(values, message):
     with pytest.raises(ValueError, match=message):

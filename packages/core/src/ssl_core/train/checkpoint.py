@@ -32,7 +32,8 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint atomically: a crash or a full disk leaves the previous file as it was.
 
-    Every process must call this, since each contributes its generator states; the first one writes.
+    Every process must call this, since each contributes its generator states; the first one writes, and the others wait
+    until it has: a launcher that sees one of them end soon ends the first.
     There is no loss scaler to save: mixed precision here is bfloat16, which needs none.
 
     Args:
@@ -46,11 +47,9 @@ def save_checkpoint(
             for and gave way to them, by key, and the keys that the user had set ``in_part``.
 
     Raises:
-        OSError: if the file cannot be written; says whether there is an earlier one.
+        OSError: in every process, if the file cannot be written; says whether there is an earlier one.
     """
     generators = distributed.gather_objects(_generator_states())
-    if not distributed.is_main():
-        return
     content = {
         "format": _FORMAT,
         "method": method.state_dict(),
@@ -62,7 +61,14 @@ def save_checkpoint(
         "data": data,
         "versions": {name: version(name) for name in ("ssl-core", "torch", "timm")},
     }
-    write_atomically(path, lambda file: torch.save(content, file))
+    trouble = None
+    if distributed.is_main():
+        try:
+            write_atomically(path, lambda file: torch.save(content, file))
+        except OSError as error:
+            trouble = error
+    if (trouble := distributed.broadcast_object(trouble)) is not None:
+        raise trouble
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -122,6 +128,24 @@ def load_run(path: Path, config: Config, given: Collection[str] | None) -> tuple
             + longer * f"\nA new run of so many epochs can start from the encoder of this one: --encoder.weights {path}"
         )
     return content, config
+
+
+def same_in_all_processes(content: Mapping[str, Any] | None, path: Path | None) -> None:
+    """Check that all processes continue from the same step, as they do where they see the same folder.
+
+    Args:
+        content: checkpoint that this process has read; None where it has found none.
+        path: file or folder in which it has looked.
+
+    Raises:
+        ValueError: in every process, if they do not.
+    """
+    steps = distributed.gather_objects(0 if content is None else content["step"])
+    if len({*steps}) > 1:
+        raise ValueError(
+            f"processes find different checkpoints in {path}, of steps {steps} (0 is none): --out must be a folder "
+            "that all machines see. Where it is, a network disk may show an old state for a minute: start again"
+        )
 
 
 def same_data(content: Mapping[str, Any], data: Mapping[str, Any], *, accept: bool) -> bool:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ssl_core.duration import seconds_of
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -23,6 +25,8 @@ class TrainConfig:
             thousand. Where that cannot be, as in several processes, the log says why, and steps run as they are.
         clip_grad_norm: largest norm of the gradient; None does not clip.
         device: device to train on: ``auto`` (cuda, then mps, then cpu), ``cpu``, ``cuda`` or ``mps``.
+        timeout: time, such as 1h, 10m or 600s, after which a process that waits for another one gives up and the run
+            ends. It has to be longer than the longest work that the first process does alone, such as an evaluation.
         log_every: number of optimizer steps between two records.
         checkpoint_every: number of optimizer steps between two checkpoints; None means once an epoch.
         keep_every: number of epochs between checkpoints that are kept beside the last one; None keeps the last only.
@@ -41,6 +45,7 @@ class TrainConfig:
     capture: bool = False
     clip_grad_norm: float | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    timeout: str = "1h"
     log_every: int = 10
     checkpoint_every: int | None = None
     keep_every: int | None = None
@@ -55,6 +60,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"train.{name} must be at least 1 or null, got {value}")
+        try:
+            seconds_of(self.timeout)
+        except ValueError as error:
+            raise ValueError(f"train.timeout {error}") from error
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"train.batch_size {self.batch_size} is not a multiple of train.accumulate {self.accumulate}"

@@ -12,7 +12,8 @@ from ssl_core import distributed
 # By which people and schedulers end a run: Ctrl-C, `kill`, a lost terminal, and what Slurm sends before the time limit.
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 # A person who repeats these wants no more than the end. The others come more than once without being meant so: SIGHUP
-# from the shell and from the kernel, SIGUSR1 to a job's step and to its processes.
+# from the shell and from the kernel, SIGUSR1 to a job's step and to its processes. Under torchrun these do too: from
+# Slurm, which signals all processes of a step, and from torchrun, which passes on what it gets, and kills in the end.
 _AT_ONCE_WHEN_REPEATED = ("SIGINT", "SIGTERM")
 
 
@@ -67,7 +68,7 @@ class StopSignal:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.number = number
-        if self.name in _AT_ONCE_WHEN_REPEATED:
+        if self.name in _AT_ONCE_WHEN_REPEATED and not distributed.has_launcher():
             signal.signal(number, self._previous[number])
         if self._may_leave:
             self._may_leave = False
