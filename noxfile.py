@@ -131,6 +131,20 @@ def fuzz_images(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def cluster(session: nox.Session) -> None:
+    """Train across two hosts, network namespaces of this machine (Linux, root, iproute2), and break what can break."""
+    install(session, "core", "sce")
+    session.run("pytest", "-v", "tests/cluster.py", *session.posargs)
+
+
+@nox.session(default=False)
+def soak(session: nox.Session) -> None:
+    """Kill runs at random moments and continue them, for an hour or as given: nox -s soak -- --minutes 5 --seed 3."""
+    install(session, "core", "sce")
+    session.run("python", "tests/soak.py", *session.posargs)
+
+
+@nox.session(default=False)
 def tests_interpret(session: nox.Session) -> None:
     """Run the op tests of the Triton kernels through Triton's interpreter, on the CPU (about 5 minutes)."""
     install(session, "core")
@@ -280,6 +294,7 @@ def nightly(session: nox.Session) -> None:
         "tests_interpret",
         "tests_without_compiler",
         "tests_sanitized",
+        "cluster",
         "gpu_dry",
         "build",
         "wheels",

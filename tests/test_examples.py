@@ -2,6 +2,9 @@
 
 import functools
 import math
+import os
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 import torch
 import your_own_method
 from torch import nn
+from torch.distributed.run import get_args_parser
 from torchvision.datasets import FakeData
 
 from ssl_core.backbone import BackboneCard, save_backbone
@@ -25,6 +29,41 @@ SMALL = {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
 
 def test_examples_are_short():
     assert not [file.name for file in EXAMPLES.glob("*.py") if len(file.read_text().splitlines()) >= 100]
+
+
+@pytest.fixture
+def slurm_job(tmp_path):
+    """The example of a Slurm job, among stand-ins: with what torchrun does, its status and what was queued again."""
+    run, queued, binaries = tmp_path / "run", tmp_path / "queued", tmp_path / "bin"
+    (run / "checkpoints").mkdir(parents=True)
+    binaries.mkdir()
+
+    def job(torchrun: str) -> tuple[int, list[str]]:
+        show = 'if [ "$1" = show ]; then printf "%s\\n" first second; else echo "$@" >> queued; fi'
+        for name, text in {"srun": '"$@"', "scontrol": show, "torchrun": f'echo "$@" > arguments; {torchrun}'}.items():
+            (binaries / name).write_text(f"#!/bin/sh\n{text}\n")
+            (binaries / name).chmod(0o755)
+        env = os.environ | {"PATH": f"{binaries}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+        env |= {"SLURM_JOB_NODELIST": "nodes", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "8"}
+        command = ["bash", EXAMPLES / "slurm.sh", "run", "-m", "ssl_sce", "--config", "smoke"]
+        done = subprocess.run(command, cwd=tmp_path, env=env, timeout=60, check=False)
+        return done.returncode, queued.read_text().splitlines() if queued.exists() else []
+
+    return job
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
+def test_a_slurm_job_that_got_ahead_is_queued_again_until_it_is_done_and_one_that_did_not_is_not(slurm_job, tmp_path):
+    save = "sleep 0.02; touch run/checkpoints/last.pt"
+    assert slurm_job("exit 1") == (1, [])  # an error before the first checkpoint
+    assert slurm_job(f"{save}; exit 1") == (1, ["requeue 7"])
+    assert slurm_job(f"{save}; exit 1") == (1, ["requeue 7"] * 2)
+    assert slurm_job("exit 1") == (1, ["requeue 7"] * 2)  # the same error again
+    assert slurm_job(f"{save}; exit 0") == (0, ["requeue 7"] * 2)
+    parsed = get_args_parser().parse_args(shlex.split((tmp_path / "arguments").read_text()))
+    assert (parsed.nnodes, parsed.nproc_per_node, parsed.rdzv_endpoint) == ("2", "8", "first:29500")
+    assert {"SIGTERM", "SIGUSR1"} < {*parsed.signals_to_handle.split(",")}
+    assert parsed.training_script_args == ["--config", "smoke", "--out", "run"]
 
 
 @pytest.mark.slow
