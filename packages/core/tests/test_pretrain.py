@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from ssl_tiny.train import main
 
 from ssl_core import cli, distributed, pretrain
-from ssl_core.data import Batches
+from ssl_core.data import Batches, DataConfig, pack
 from ssl_core.evaluate import evaluate_similarity
 from ssl_core.folder import LAST, claimed, last_saved_ns
 from ssl_core.nn import MomentumConfig
@@ -312,6 +312,60 @@ def test_a_run_among_its_images_continues_on_them_alone_wherever_they_are_by_the
     assert load_checkpoint(run / "checkpoints" / "last.pt")["step"] == 15
     assert {name: card(run)[name] for name in ("mean", "std")} == {name: before[name] for name in ("mean", "std")}
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["source"] == str(tmp_path / "moved")
+
+
+def losses(run):
+    return {record["step"]: record["loss"] for record in read_metrics(run) if "loss" in record}
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """80 images, and beside them the same in tars."""
+    folder = tmp_path_factory.mktemp("packed")
+    data = DataConfig(source=str(make_images(folder / "images")), workers=0)
+    assert pack(data, str(folder / "shards"), shard_size="40kB")["train"].num_shards == 9
+    return folder
+
+
+ON_PACKED = [*SMOKE, "--data.memory_gib=0", "--train.batch_size=16", "--train.epochs=2", "--train.log_every=1"]
+
+
+def test_a_run_on_tars_is_that_on_their_folder_to_the_last_bit_and_may_move_to_them(packed, tmp_path):
+    for name in ("images", "shards"):
+        source = f"--data.source={packed / name}"
+        main([*ON_PACKED, source, "--train.keep_every=1", f"--out={tmp_path / name}"])
+    expected = losses(tmp_path / "images")
+    assert len(expected) == 10
+    assert losses(tmp_path / "shards") == expected
+    earlier = f"--resume={tmp_path / 'images' / 'checkpoints' / 'epoch_0001.pt'}"
+    main([earlier, f"--data.source={packed / 'shards'}", "--data.workers=1", f"--out={tmp_path / 'moved'}"])
+    assert losses(tmp_path / "moved") == expected
+    assert card(tmp_path / "moved")["order"] == "random"
+
+
+def test_a_run_through_windows_of_shards_resumes_exactly_and_says_its_window(packed, tmp_path, monkeypatch):
+    options = [*ON_PACKED, f"--data.source={packed / 'shards'}", "--data.read=sequential", "--data.window=2"]
+    main([*options, f"--out={tmp_path / 'whole'}"])
+    main([*ON_PACKED, f"--data.source={packed / 'shards'}", "--train.steps=1", f"--out={tmp_path / 'random'}"])
+
+    class Stopped(ssl_tiny.train.Tiny):
+        def update(self, keys, step):
+            super().update(keys, step)
+            if step.index + 1 == 7:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    run = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(ssl_tiny.train, "Tiny", Stopped)
+        with pytest.raises(SystemExit):
+            main([*options, f"--out={run}"])
+    assert len(losses(run)) == 7
+    message = error_of(ssl_tiny.train, f"--resume={run}", "--data.window=3")
+    assert "data.window: 2 -> 3" in message
+    main([f"--resume={run}", "--data.workers=1"])
+    assert losses(run) == losses(tmp_path / "whole")
+    assert losses(run)[1] != losses(tmp_path / "random")[1]
+    assert card(run)["order"] == "sequential, 2 shards at a time"
 
 
 def darker(images):

@@ -40,6 +40,7 @@ class BackboneCard:
         stem: stem as :func:`ssl_core.nn.stem_for` resolves it.
         options: further keyword arguments of ``timm.create_model``.
         init: start of random weights, see :class:`ssl_core.nn.EncoderConfig`, so that an untrained one is made alike.
+        order: order of the images in an epoch of its training: at random, or how many shards at a time.
         recipe: recipe or configuration that trained the encoder.
         metrics: results by name, such as ``{"knn_top1": 0.4731}``.
         projector: layers of the projector, as :func:`head_layers` describes them; its weights are in the
@@ -56,6 +57,7 @@ class BackboneCard:
     stem: str = "imagenet"
     options: dict[str, Any] = field(default_factory=dict)
     init: str = "default"
+    order: str = "random"
     recipe: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     projector: tuple[Layer, ...] = ()

@@ -25,7 +25,8 @@ from ssl_core.backbone import load_card
 from ssl_core.command import errors_in_one_line
 from ssl_core.config import read_config, refused_arguments
 from ssl_core.console import lasting
-from ssl_core.data import DataConfig, inspect, open_encoded, open_source
+from ssl_core.data import DataConfig, inspect, open_encoded, open_source, pack
+from ssl_core.data.source import listing
 from ssl_core.detect.commands import evaluate_detection
 from ssl_core.doctor import doctor
 from ssl_core.evaluate import (
@@ -56,6 +57,8 @@ from ssl_core.views import ViewConfig, make_view_specs, save_view_gallery
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command ``ssl-core``."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:2] == _PACK.split("-"):
+        arguments[:2] = [_PACK]
     about = "Look at data and views; evaluate and export encoders."
     parser = ArgumentParser(prog="ssl-core", description=about, exit_on_error=False)
     commands = parser.add_subcommands(dest="command")
@@ -104,6 +107,21 @@ def scan(data: DataConfig, *, split: Literal["train", "test", "labelled"] = "tra
     _, decisions = decided(PretrainConfig(data=data, views=[ViewConfig()]), seen, machine, ())
     print(f"\nthe recipe auto would take, on {machine}:\n{decisions_text(decisions)}")
     print("and half as many keys in a queue as there are images, and the faster precision")
+
+
+def pack_source(data: DataConfig, out: str, *, shard_size: str = "512MB") -> None:
+    """Write a source's images as tar shards, with their index, which data.source takes in its place.
+
+    Args:
+        data: images to pack.
+        out: folder to write.
+        shard_size: largest size of a shard of more than one image, such as 512MB or 1GiB.
+    """
+    for split, packed in pack(data, out, shard_size=shard_size).items():
+        print(f"wrote {packed.num_images:,} images ({split}) in {packed.num_shards:,} shards")
+        if packed.broken:
+            print(f"left out {len(packed.broken):,} broken images: {listing(packed.broken)}")
+    print(f"train on them by --data.source {shlex.quote(out)}")
 
 
 def draw_views(
@@ -199,6 +217,10 @@ next       ssl-core eval linear {shlex.quote(runs[0])} --protocol cached""")
            {package}-train --data.source FOLDER --budget 10m --out runs/mine""")
 
 
+# `ssl-core data pack`, two words that options of jsonargparse cannot have; the folder pack is ./pack.
+_PACK = "data-pack"
+
+
 @dataclass(frozen=True)
 class Nodes:
     """The nodes of a configuration that core reads."""
@@ -239,6 +261,7 @@ def read_nodes(config: str) -> Nodes:
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "data": scan,
+    _PACK: pack_source,
     "views": draw_views,
     "embed": embed_source,
     "export": export,
@@ -259,7 +282,7 @@ EVALUATIONS: dict[str, Callable[..., Any]] = {
     "similarity": evaluate_similarity,
     "tsne": draw_tsne,
 }
-_TAKES_SOURCE = (scan, embed_source, find_duplicates)
+_TAKES_SOURCE = (scan, pack_source, embed_source, find_duplicates)
 _OWN_IMAGES = (evaluate_voc07, evaluate_detection)  # of the node data they take where these are, and how they are read
 _WHERE = {"root", "channels", "workers", "renderer", "memory_gib", "broken_limit", "scaled_decode"}
 _SHARED = (
@@ -282,7 +305,7 @@ _FLAGS = {
 
 def _parser(name: str, function: Callable[..., Any]) -> ArgumentParser:
     """A parser of a function's arguments; an argument ``data`` becomes the options ``--data.*``."""
-    usage = f"ssl-core {name} {_needed(function)}[options]"
+    usage = f"ssl-core {name.replace('-', ' ')} {_needed(function)}[options]"
     parser = ArgumentParser(usage=usage, description=_first_line(function), allow_abbrev=False, exit_on_error=False)
     arguments = signature(function).parameters
     takes_source = function in _TAKES_SOURCE
@@ -291,7 +314,7 @@ def _parser(name: str, function: Callable[..., Any]) -> ArgumentParser:
     for several in _SEVERAL.keys() & arguments.keys():
         parser.add_argument(several, nargs="+", help=_SEVERAL[several])
     skip: set[str | int] = {"data", "device", "progress", "sources", *_SEVERAL, *_FLAGS}
-    parser.add_function_arguments(function, as_group=False, as_positional=_names_encoder(function), skip=skip)
+    parser.add_function_arguments(function, as_group=False, as_positional=_takes_positions(function), skip=skip)
     if "data" in arguments:
         unread = DataConfig.__dataclass_fields__.keys() - _WHERE if function in _OWN_IMAGES else set()
         if function is evaluate_detection:
@@ -308,9 +331,9 @@ def _parser(name: str, function: Callable[..., Any]) -> ArgumentParser:
     return parser
 
 
-def _names_encoder(function: Callable[..., Any]) -> bool:
-    """Whether an encoder or a run is named as it is; a source is one or more values and so stands apart."""
-    return bool({"encoder", "run"} & signature(function).parameters.keys())
+def _takes_positions(function: Callable[..., Any]) -> bool:
+    """Whether an encoder, a run or a packed folder is named as it is; a source is one or more and so stands apart."""
+    return function is pack_source or bool({"encoder", "run"} & signature(function).parameters.keys())
 
 
 def _needed(function: Callable[..., Any]) -> str:
@@ -320,7 +343,7 @@ def _needed(function: Callable[..., Any]) -> str:
         if name in _SEVERAL:
             needed.append(f"{name} [{name} ...]")
         elif parameter.default is parameter.empty and name != "data":
-            is_option = parameter.kind is parameter.KEYWORD_ONLY or not _names_encoder(function)
+            is_option = parameter.kind is parameter.KEYWORD_ONLY or not _takes_positions(function)
             needed.append(f"--{name} {name.upper()}" if is_option else name)
     return "".join(f"{each} " for each in needed)
 

@@ -52,6 +52,7 @@ FREE_ON_RESUME = (
     "data.workers",
     "data.renderer",
     "data.root",
+    "data.cache",
     "train.device",
     "train.timeout",
     "train.log_every",

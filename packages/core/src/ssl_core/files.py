@@ -7,7 +7,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]  # a module elsewhere
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -74,6 +79,29 @@ def check_file(path: Path) -> None:
             pass
     except OSError as error:
         raise type(error)(f"cannot write {path} ({error.strerror or error})") from error
+
+
+@contextlib.contextmanager
+def waited_lock(path: Path) -> Iterator[None]:
+    """Hold a lock that other processes wait for; where the system has no such locks they do not wait.
+
+    Args:
+        path: file of the lock, in a folder that can be written; it is left there.
+    """
+    with path.open("w") as file:
+        with contextlib.suppress(OSError):
+            _lock(file)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # and not left to the closing: a forked process may have a copy
+                _lock(file, release=True)
+
+
+def _lock(file: TextIO, *, release: bool = False) -> None:
+    if fcntl is None:
+        raise OSError("this system has no such locks")
+    fcntl.flock(file, fcntl.LOCK_UN if release else fcntl.LOCK_EX)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,8 @@ a whole batch, a worker process and a GPU draw identical numbers, and no number 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
@@ -18,6 +20,8 @@ _WEYL_0 = 0x9E3779B9
 _WEYL_1 = 0xBB67AE85
 _MASK = 0xFFFFFFFF
 _ROUNDS = 10
+# Elements of a permutation at once: what a round needs stays in the cache, and takes no more memory than the result.
+_CHUNK = 2**16
 
 
 def philox(seed: int, counters: Int64[Tensor, "n 4"]) -> Int64[Tensor, "n 4"]:
@@ -87,18 +91,40 @@ def permutation(seed: int, stream: tuple[int, int], length: int) -> Int64[Tensor
     Returns:
         (length) indices in their new order.
     """
-    elements = torch.arange(length)
-    counters = torch.stack(
-        [
-            elements,
-            torch.full_like(elements, stream[0]),
-            torch.full_like(elements, stream[1]),
-            elements * 0,
-        ],
-        dim=1,
-    )
-    # Streams of `uniform` end in a block number; a last word of 2**32 - 1 keeps permutations apart from them.
-    counters[:, 3] = _MASK
-    words = philox(seed, counters)
-    # 62 bits: ties are practically impossible, and a stable sort makes them harmless.
-    return ((words[:, 0] << 30) | (words[:, 1] >> 2)).argsort(stable=True)
+    return shuffled(seed, stream, [(0, length)])
+
+
+def shuffled(seed: int, stream: tuple[int, int], ranges: Sequence[tuple[int, int]]) -> Int64[Tensor, " m"]:
+    """The numbers of some ranges in the order in which :func:`permutation` has them among all.
+
+    Args:
+        seed: 64-bit key.
+        stream: name of the order.
+        ranges: first number of each range, and how many there are; none is in two of them.
+
+    Returns:
+        (m) the numbers.
+
+    Example:
+        >>> order = permutation(0, (1, 2), 10)
+        >>> torch.equal(shuffled(0, (1, 2), [(6, 4), (0, 2)]), order[(order >= 6) | (order < 2)])
+        True
+    """
+    ranges = sorted(ranges)  # of equal words the smaller number comes first
+    ranks = [_ranks(seed, stream, first, length) for first, length in ranges]
+    if len(ranges) == 1:
+        return ranks[0].argsort(stable=True).add_(ranges[0][0])
+    numbers = torch.cat([torch.arange(first, first + length) for first, length in ranges])
+    return numbers[torch.cat(ranks).argsort(stable=True)]
+
+
+def _ranks(seed: int, stream: tuple[int, int], first: int, length: int) -> Int64[Tensor, " length"]:
+    """A number of 62 bits for each element: ties are practically impossible, and a stable sort makes them harmless."""
+    ranks = torch.empty(length, dtype=torch.int64)
+    for start in range(0, length, _CHUNK):
+        elements = torch.arange(first + start, first + min(start + _CHUNK, length))
+        # Streams of `uniform` end in a block number; a last word of 2**32 - 1 keeps permutations apart from them.
+        names = (torch.full_like(elements, word) for word in (*stream, _MASK))
+        words = philox(seed, torch.stack([elements, *names], dim=1))
+        ranks[start : start + len(elements)] = (words[:, 0] << 30) | (words[:, 1] >> 2)
+    return ranks

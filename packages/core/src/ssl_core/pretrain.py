@@ -35,7 +35,16 @@ from ssl_core.backbone import BackboneCard, head_layers, save_backbone, save_car
 from ssl_core.budget import measured_costs, within_budget
 from ssl_core.build import build
 from ssl_core.config import changed_values, give_way, save_config, to_dict
-from ssl_core.data import Batches, Images, decoded, identity, normalization, open_encoded, without_foreign_classes
+from ssl_core.data import (
+    Batches,
+    Images,
+    decoded,
+    identity,
+    normalization,
+    open_encoded,
+    reading_order,
+    without_foreign_classes,
+)
 from ssl_core.data.files import holds_images
 from ssl_core.duration import seconds_of
 from ssl_core.evaluate import collapse, evaluate_knn, health
@@ -131,6 +140,7 @@ def pretrain(
         mean, std = content["data"]["mean"], content["data"]["std"]
         data = replace(data, channels=len(mean), mean=mean, std=std)
     images = open_encoded(data)
+    order = reading_order(data, images)
     found = distributed.broadcast_object(identity(images) if distributed.is_main() else {})
     is_same = content is None or same_data(content, found, accept=data.changed == "accept")
     decisions: list[Decision] = []
@@ -163,6 +173,7 @@ def pretrain(
         accumulate=config.train.accumulate,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
+        order=order,
     )
     if (
         content is None
@@ -195,6 +206,7 @@ def pretrain(
         stem=stem_for(config.encoder, image_size),
         options=encoder_options(config.encoder, image_size),
         init=config.encoder.init,
+        order="random" if order is None else f"{data.read}, {data.window} shards at a time",
         recipe=name,
         projector=head_layers(method.projector),
     )

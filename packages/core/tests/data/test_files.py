@@ -286,7 +286,7 @@ def test_tiny_imagenet_as_distributed_has_its_labels_in_an_annotation_file(tmp_p
 def test_a_file_that_is_no_source_is_refused(tmp_path, make):
     (tmp_path / "notes.md").write_text("")
     with pytest.raises(
-        ValueError, match=r"notes\.md' is not a folder, a list file \(\.txt, \.csv, \.tsv\) or a parquet"
+        ValueError, match=r"notes\.md' is not a folder, a list file \(\.txt, \.csv, \.tsv\), a parquet file or a tar"
     ):
         open_source(config(tmp_path / "notes.md"))
 

@@ -13,10 +13,14 @@ from ssl_core.data.config import open_encoded as open_encoded
 from ssl_core.data.config import open_source as open_source
 from ssl_core.data.config import open_test as open_test
 from ssl_core.data.config import probed as probed
+from ssl_core.data.config import reading_order as reading_order
 from ssl_core.data.config import split_remark as split_remark
 from ssl_core.data.config import without_foreign_classes as without_foreign_classes
 from ssl_core.data.dataset import dataset_source as dataset_source
 from ssl_core.data.decode import decode_image as decode_image
+from ssl_core.data.order import Order as Order
+from ssl_core.data.pack import Packed as Packed
+from ssl_core.data.pack import pack as pack
 from ssl_core.data.pipeline import Batch as Batch
 from ssl_core.data.pixels import BrokenImageError as BrokenImageError
 from ssl_core.data.report import DataReport as DataReport

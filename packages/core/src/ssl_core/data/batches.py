@@ -16,15 +16,15 @@ import torch
 from jaxtyping import Int32, Int64, Shaped
 from torch import Tensor
 
+from ssl_core.data.order import Order
 from ssl_core.data.pipeline import Batch, Pipeline, Request
 from ssl_core.data.source import ImageSource
 from ssl_core.data.workers import Requests
-from ssl_core.philox import permutation, uniform
+from ssl_core.philox import uniform
 from ssl_core.views import ViewSpec
 
 logger = logging.getLogger(__name__)
 
-_ORDER_STREAM = 0x6F726472  # "ordr"
 _PARTNER_STREAM = 0x70617274  # "part"; stands where a view's index stands, which is never as large
 
 
@@ -50,6 +50,7 @@ class Batches:
         remainder: fate of the images that do not fill the last batch of an epoch: ``drop`` leaves them out; ``keep``
             makes a smaller batch of them, filled up for equal shares by the first images of the epoch. A single image
             for each process, of which BatchNorm has no statistics, is left out, and the log says so.
+        order: order of the images; None is at random.
 
     Attributes:
         batches_per_epoch: number of optimizer steps of an epoch.
@@ -89,6 +90,7 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
         remainder: Literal["drop", "keep"] = "drop",
+        order: Order | None = None,
     ) -> None:
         if len(source) < batch_size:
             raise ValueError(
@@ -110,7 +112,8 @@ class Batches:
         self.batches_per_epoch = num_full + bool(last_rows)
         self._source = source
         self._seed = seed
-        self._layout, self._last_rows = (num_full, accumulate, world_size, rows), last_rows
+        self._order = order or Order(torch.tensor([len(source)]))
+        self._num_full, self._layout, self._last_rows = num_full, (accumulate, world_size, rows), last_rows
         self._rank = rank
         self._partners: Int32[Tensor, "n p"] | None = None
         self._requests: Requests[Request] = Requests()
@@ -141,17 +144,25 @@ class Batches:
         Raises:
             RuntimeError: if this epoch is continued after another was started.
         """
-        order = permutation(self._seed, (_ORDER_STREAM, epoch), len(self._source))
-        full = order[: math.prod(self._layout)].reshape(self._layout)
-        own = [*full[start:, :, self._rank].flatten(0, 1)]
-        if self._last_rows:
-            left = torch.cat([order[full.numel() :], order])
-            own.append(left[self._rank * self._last_rows :][: self._last_rows])
         requests = (
             Request(epoch, index.tolist(), None if self._partners is None else self._drawn(index, epoch).tolist())
-            for index in own
+            for index in self._own(epoch, start)
         )
         yield from self._requests.results(self._pipeline, requests, epoch)
+
+    def _own(self, epoch: int, start: int) -> Iterator[Int64[Tensor, " n"]]:
+        """This rank's micro-batches as numbers of images."""
+        size = math.prod(self._layout)
+        waiting = torch.empty(0, dtype=torch.int64)
+        for part in self._order.parts(self._seed, epoch, start * size):
+            waiting = torch.cat([waiting, part]) if len(waiting) else part
+            num_batches = len(waiting) // size
+            full = waiting[: num_batches * size].reshape(num_batches, *self._layout)
+            waiting = waiting[num_batches * size :]
+            yield from full[:, :, self._rank].flatten(0, 1)
+        if self._last_rows:
+            filled = torch.cat([waiting, *self._order.parts(self._seed, epoch)])
+            yield filled[self._rank * self._last_rows :][: self._last_rows]
 
     def set_partners(self, partners: Int32[Tensor, "n p"] | None) -> None:
         """Set the images that each image may be paired with, from the next epoch on.

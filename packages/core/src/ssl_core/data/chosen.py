@@ -1,6 +1,6 @@
 """Some images of a source as a source of their own, which ``data.source`` takes.
 
-Of files it is a list, of parquet it is shards with the chosen rows, for a list has no name for a row.
+Of files it is a list, of shards it is shards with the chosen images, for a list has no name for them.
 """
 
 import csv
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ssl_core.data.config import Images
 from ssl_core.data.files import FileImages
+from ssl_core.data.pack import SHARD_SIZE, bytes_of, write_shards
 from ssl_core.data.parquet import ParquetImages
+from ssl_core.data.tar import TarImages
 from ssl_core.files import write_atomically
 
 
@@ -29,19 +31,19 @@ def chosen_source(images: Images, stem: Path) -> Path | None:
             if any("\udc80" <= character <= "\udcff" for character in name):  # as os.fsdecode marks them
                 raise ValueError(f"the path {name!r} is no UTF-8, which a list cannot hold: rename it")
         return stem.with_name(f"{stem.name}.csv")
-    if not isinstance(images, ParquetImages):
+    if not isinstance(images, ParquetImages | TarImages):
         return None
     if stem.exists() and any(stem.iterdir()):
         raise FileExistsError(f"{stem} is not empty, and what it holds would be read as well: choose another --out")
     return stem
 
 
-def write_chosen(images: FileImages | ParquetImages, indices: Int64[Tensor, " m"], path: Path) -> None:
+def write_chosen(images: FileImages | ParquetImages | TarImages, indices: Int64[Tensor, " m"], path: Path) -> None:
     """Write the source of some images.
 
     Args:
         images: images to choose from.
-        indices: (m) indices of the images to write, in order; rows of parquet keep their own order.
+        indices: (m) indices of the images to write, in order; those of shards keep their own order.
         path: path of :func:`chosen_source`.
 
     Raises:
@@ -49,6 +51,10 @@ def write_chosen(images: FileImages | ParquetImages, indices: Int64[Tensor, " m"
     """
     if isinstance(images, ParquetImages):
         images.groups.copy(path, images.rows[indices])
+        return
+    if isinstance(images, TarImages):
+        path.mkdir(parents=True, exist_ok=True)
+        write_shards(images.subset(indices.sort().values), path, most_bytes=bytes_of(SHARD_SIZE), workers=0)
         return
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")

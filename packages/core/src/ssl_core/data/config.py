@@ -29,9 +29,12 @@ from ssl_core.data.files import (
 from ssl_core.data.labels import relabelled
 from ssl_core.data.lists import listed_images
 from ssl_core.data.named import IN_MEMORY_NAMES, digit_images, torchvision_images
-from ssl_core.data.parquet import ParquetImages, parquet_files, parquet_images, shards_in
+from ssl_core.data.order import Order
+from ssl_core.data.parquet import ParquetImages, parquet_images
 from ssl_core.data.pixels import BrokenImageError
+from ssl_core.data.shards import shards_in, split_shards
 from ssl_core.data.source import ImageSource, LazyImages, MemoryImages, hold_in_memory, listing
+from ssl_core.data.tar import TarImages, tar_images
 from ssl_core.data.transfer_sets import TRANSFER_SETS, count_remark, missing_text, transfer_images
 from ssl_core.data.voc import voc_labels
 from ssl_core.given import is_given
@@ -39,7 +42,7 @@ from ssl_core.philox import permutation
 
 logger = logging.getLogger(__name__)
 
-Images: TypeAlias = MemoryImages | FileImages | ParquetImages
+Images: TypeAlias = MemoryImages | FileImages | ParquetImages | TarImages
 
 _FOLDER_NAMES = ("imagenet", "tiny_imagenet")
 NAMES = (*IN_MEMORY_NAMES, *_FOLDER_NAMES, *(name for name in TRANSFER_SETS if TRANSFER_SETS[name].read is not None))
@@ -47,7 +50,7 @@ SPLITS = ("train", "test", "labelled")
 
 _HOLDOUT_STREAM = (0x686F6C64, 0)  # "hold"
 _NUM_PROBED = 16
-_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+_ARCHIVES = (".zip", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class DataConfig:
     Attributes:
         source: images by name (digits, cifar10, cifar100, stl10, imagenet, tiny_imagenet, food101, birdsnap, sun397,
             cars, aircraft, voc2007, dtd, pets, caltech101, flowers102) or by path (a folder, a list file .txt, .csv or
-            .tsv, a parquet shard or pattern, a folder of shards), or a list of paths of one kind.
+            .tsv, a parquet or tar shard or pattern, a folder of shards), or a list of paths of one kind.
         test_source: name or path of the test images; None takes the test split of ``source``.
         holdout: fraction of a source without a test split that is kept for testing.
         root: folder of a named set, and of relative paths.
@@ -65,9 +68,11 @@ class DataConfig:
         stl10_split: part of STL-10 to pretrain on: unlabeled, train or train+unlabeled.
         class_list: classes to read, in their order: imagenet100, or a file with a class folder, or a named set's class,
             on each line.
-        image_column: parquet column of image bytes; None takes the only one there is.
-        label_column: column of labels in parquet and in lists with a header. Without such a column there are no labels,
-            except where a list has just one column beside its paths.
+        image_column: parquet column of image bytes, or extension of the images in tars; None takes the only one there
+            is, and in tars the one without a dot.
+        label_column: column of labels in parquet and in lists with a header, or field of ``.json`` in tars, where
+            ``label`` is read from ``.cls`` first. Without such a column there are no labels, except where a list has
+            just one column beside its paths.
         channels: number of channels of all images; None takes the most that a sample of the images has.
         mean: mean of each channel, or one number for all, of pixels in [0, 1], for normalization; None takes the set's
             published value or measures it.
@@ -83,6 +88,10 @@ class DataConfig:
         broken_limit: largest fraction of images that may be unreadable.
         changed: answer where a run is to continue with other images than before: ``refuse``, or ``accept``, which keeps
             the run's normalization.
+        read: order in which training reads the images: ``random``; or ``sequential``, of tars alone, a few shards at a
+            time, for disks and object stores that read a shard faster than its images. None is then held in memory.
+        window: number of shards whose images ``sequential`` mixes.
+        cache: folder for the index of tars whose own folder cannot be written.
         scaled_decode: whether training decodes a JPEG at a half, a quarter or an eighth of its size, where even the
             smallest crop of a view then still has as many pixels as the view, so that nothing is enlarged by it.
     """
@@ -104,9 +113,16 @@ class DataConfig:
     memory_gib: float = 4.0
     broken_limit: float = 0.01
     changed: Literal["refuse", "accept"] = "refuse"
+    read: Literal["random", "sequential"] = "random"
+    window: int = 16
+    cache: str = "~/.cache/ssl-core"
     scaled_decode: bool = True
 
     def __post_init__(self) -> None:
+        if self.read == "random" and self.window != DataConfig.window:
+            raise ValueError(f"data.window {self.window} has no effect with data.read random; leave it out")
+        if self.window < 1:
+            raise ValueError(f"data.window must be at least 1, got {self.window}")
         if (self.mean is None) != (self.std is None):
             raise ValueError(f"data.mean {self.mean} and data.std {self.std} go together: set both or none")
         # NaN compares as false; nothing in [0, 1] has a mean or a deviation above 1.
@@ -145,7 +161,7 @@ def decoded(images: Images, config: DataConfig, *, split: str = "train", at_leas
     if isinstance(images, MemoryImages):
         return images
     is_said = split == "test" and config.holdout is not None  # when the training images were opened
-    if isinstance(images, FileImages) and not is_said and (kinds := unread_kinds(images.ignored)):
+    if isinstance(images, FileImages | TarImages) and not is_said and (kinds := unread_kinds(images.ignored)):
         logger.warning("%s: %s", images.name, kinds)
     missing = images.missing if isinstance(images, FileImages) else ()
     if remark := split_remark(config, split, len(images), missing):
@@ -153,6 +169,8 @@ def decoded(images: Images, config: DataConfig, *, split: str = "train", at_leas
     if config.scaled_decode and at_least is not None:
         logger.info("%s: no view needs JPEGs of more than %d pixels a side (data.scaled_decode)", images.name, at_least)
         images = replace(images, at_least=at_least)
+    if config.read == "sequential":
+        return LazyImages(images, broken_limit=config.broken_limit)
     size_gib = _decoded_bytes(images) / 2**30
     if size_gib <= config.memory_gib:
         return hold_in_memory(images, workers=config.workers, broken_limit=config.broken_limit)
@@ -163,6 +181,21 @@ def decoded(images: Images, config: DataConfig, *, split: str = "train", at_leas
         config.memory_gib,
     )
     return LazyImages(images, broken_limit=config.broken_limit)
+
+
+def reading_order(config: DataConfig, images: Images) -> Order | None:
+    """The order in which training reads the images, as ``data.read`` says; None is at random.
+
+    Raises:
+        ValueError: for images that are not in tars and are to be read in the order of shards.
+    """
+    if config.read == "random":
+        return None
+    if not isinstance(images, TarImages):
+        raise ValueError(
+            f"data.read sequential goes through tar shards, and {images.name} is none: ssl-core data pack writes them"
+        )
+    return Order(images.shard_lengths(), config.window)
 
 
 def without_foreign_classes(config: DataConfig, given: Collection[str] | None) -> DataConfig:
@@ -360,10 +393,18 @@ def _root(name: str, config: DataConfig) -> Path:
 def _path_images(paths: Sequence[Path], kind: str, config: DataConfig, split: str) -> Images | None:
     if config.class_list is not None and kind != "folder":
         raise ValueError(f"data.class_list {config.class_list!r} needs class folders, not a {kind}")
-    if kind == "parquet":
-        shards = parquet_files(paths, split)
+    if kind in ("parquet", "tar"):
+        shards = split_shards(paths, split, f".{kind}")
         if not shards:
             return None
+        if kind == "tar":
+            return tar_images(
+                shards,
+                image_column=config.image_column,
+                label_column=config.label_column,
+                cache=_local(config.cache),
+                workers=config.workers,
+            )
         return parquet_images(
             shards,
             image_column=config.image_column,
@@ -412,13 +453,13 @@ def _local(name: str) -> Path:
 
 def _kind(path: Path) -> str:
     if path.is_dir():
-        return "parquet" if shards_in(path) else "folder"
+        return next((kind for kind in ("parquet", "tar") if shards_in(path, f".{kind}")), "folder")
     suffix = path.suffix.lower()
-    kind = {".parquet": "parquet", ".txt": "list", ".csv": "list", ".tsv": "list"}.get(suffix)
+    kind = {".parquet": "parquet", ".tar": "tar", ".txt": "list", ".csv": "list", ".tsv": "list"}.get(suffix)
     if kind is None:
-        what = "is not a folder, a list file (.txt, .csv, .tsv) or a parquet file"
+        what = "is not a folder, a list file (.txt, .csv, .tsv), a parquet file or a tar"
         if suffix in _ARCHIVES:
-            what = "is an archive: unpack it and give the folder"
+            what = "is an archive: unpack it and give the folder, or of a compressed tar the tar (.tar)"
         elif suffix in suffixes():
             what = "is one image: give its folder, or a list of images (.txt)"
         raise ValueError(f"{str(path)!r} {what}")

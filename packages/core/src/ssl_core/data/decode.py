@@ -60,6 +60,8 @@ _SUFFIXES = (
 # Read with the extra ``heif`` only.
 _AVIF_SUFFIXES = (".avif", ".avifs")
 _HEIC_SUFFIXES = (".heic", ".heics", ".heif", ".heifs", ".hif")
+# Whatever is installed: what is in an index of shards does not depend on it.
+IMAGE_SUFFIXES = frozenset((*_SUFFIXES, *_AVIF_SUFFIXES, *_HEIC_SUFFIXES))
 
 # What the first bytes of a file say that it is, whatever its name.
 _KIND = re.compile(

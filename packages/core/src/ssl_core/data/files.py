@@ -111,9 +111,7 @@ class FileImages:
     def digest(self) -> str:
         """Hash of the files' names, from the folder on that all have in common, and of their sizes."""
         paths: list[bytes] = self.paths.tolist()
-        first, last = min(paths), max(paths)
-        shared = [*map(operator.eq, first, last), False].index(False)
-        start = first.rfind(os.sep.encode(), 0, shared) + 1
+        start = shared_length(min(paths), max(paths), os.sep)
         digest = hashlib.blake2b(digest_size=16)
         for path in paths:
             digest.update(b"%s\0%d\0" % (path[start:], _size(path)))
@@ -122,6 +120,18 @@ class FileImages:
     def subset(self, indices: Int64[Tensor, " m"]) -> "FileImages":
         """The images at some indices."""
         return replace(self, paths=self.paths[indices.numpy()], labels=self.labels[indices])
+
+
+def shared_length(first: bytes, last: bytes, separator: str) -> int:
+    """Length of the folders that all of some paths have in common.
+
+    Args:
+        first: smallest of the paths.
+        last: largest of the paths.
+        separator: character between folders.
+    """
+    shared = [*map(operator.eq, first, last), False].index(False)
+    return first.rfind(separator.encode(), 0, shared) + 1
 
 
 def _size(path: bytes) -> int:
@@ -178,9 +188,14 @@ def folder_images(folder: Path, *, class_list: Sequence[str] | None = None) -> F
     return replace(file_images(str(folder), paths, names, classes), ignored=tuple(ignored))
 
 
-def unread_kinds(ignored: Sequence[str]) -> str:
-    """Number and kinds of the ignored files that may be images, and a reader for them; empty for none."""
-    counts = Counter(suffix for path in ignored if (suffix := _suffix(path)) not in _NOTES)
+def unread_kinds(ignored: Sequence[str] | Counter[str]) -> str:
+    """Number and kinds of the ignored files that may be images, and a reader for them; empty for none.
+
+    Args:
+        ignored: paths, or how many there are of each suffix.
+    """
+    every = ignored if isinstance(ignored, Counter) else Counter(map(_suffix, ignored))
+    counts = Counter({suffix: number for suffix, number in every.items() if suffix not in _NOTES})
     if not counts:
         return ""
     kinds = [f"{count:,} {suffix}{remedy(suffix)}" for suffix, count in counts.most_common(_MOST_KINDS)]

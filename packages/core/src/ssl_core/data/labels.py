@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int64
+from numpy.typing import NDArray
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -34,13 +36,27 @@ def labels_of(
         (n) positions in the classes, and the classes: ``names``, or the values that occur, in order. None if nothing
         has a label.
     """
+    return coded_labels(np.arange(len(values)), values, where, names)
+
+
+def coded_labels(
+    codes: NDArray[Any], values: Sequence[Any], where: str, names: Sequence[str] = ()
+) -> tuple[Int64[Tensor, " n"], tuple[str, ...] | None]:
+    """As :func:`labels_of`, of values that are written once each.
+
+    Args:
+        codes: (n) position in ``values`` of each image.
+        values: values that occur.
+        where: names of column and file for a person.
+        names: names of the classes 0, 1, ... that whole numbers stand for.
+    """
     try:
         texts, classes = _texts_and_classes(values, names)
     except ValueError as error:
         logger.warning("%s: %s, so there are no labels (data.label_column names another column)", where, error)
         texts, classes = [None] * len(values), []
     position: dict[str | None, int] = {name: number for number, name in enumerate(classes)}
-    labels = torch.tensor([position.get(text, -1) for text in texts], dtype=torch.int64)
+    labels = torch.tensor([position.get(text, -1) for text in texts], dtype=torch.int64)[torch.from_numpy(codes)]
     if num_missing := int((labels < 0).sum()):
         logger.info("%s: %d of %d images have no label", where, num_missing, len(labels))
     return labels, tuple(classes) if num_missing < len(labels) else None

@@ -1,7 +1,6 @@
 """Images in parquet shards, as Hugging Face writes them: a column of encoded bytes, a column of labels.
 
-A label may also be in the name of a shard's folder, ``label=cat`` (Hive); a folder of shards has its splits in their
-names, ``train-00000-of-00003.parquet``, or in those of their folders, ``default/train/0000.parquet``.
+A label may also be in the name of a shard's folder, ``label=cat`` (Hive).
 
 Parquet cannot fetch one row without reading its row group. So the encoded bytes are held in memory where they
 fit, and otherwise each process keeps the row group that it read last; shards with small row groups (Hugging
@@ -29,8 +28,7 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
-from ssl_core.data.decode import decode_image, suffixes
-from ssl_core.data.files import TEST_NAMES, TRAIN_NAMES, split_name, visible_files
+from ssl_core.data.decode import decode_image
 from ssl_core.data.labels import labels_of
 from ssl_core.data.pixels import BrokenImageError, in_one_line
 from ssl_core.files import write_atomically
@@ -239,74 +237,6 @@ def parquet_images(
     labels, classes = labels_of(values, f"column {label_column!r} of {name}", names)
     rows = torch.cat([_group_rows(group, length) for group, length in enumerate(groups.lengths)])
     return ParquetImages(name, groups, rows, labels, classes)
-
-
-def parquet_files(paths: Sequence[Path], split: str) -> list[Path]:
-    """The shards of a split, in order; none if there is no such split.
-
-    Args:
-        paths: shards, or folders of shards whose names, or whose folders' names, say their split.
-        split: name of the split: ``train``, which is all shards where none has that name; or ``test``, which is the
-            test shards beside them where ``paths`` names training shards.
-
-    Raises:
-        ValueError: if a folder holds several data sets.
-    """
-    if not paths[0].is_dir():
-        if split == "train":
-            return list(paths)
-        is_training = all((split_name(path.name) or ("",))[0] in TRAIN_NAMES for path in paths)
-        return _test_shards(_by_split(shards_in(paths[0].parent), paths[0].parent)) if is_training else []
-    found: dict[str, list[Path]] = {}
-    for path in paths:
-        for name, files in _by_split(shards_in(path), path).items():
-            found.setdefault(name, []).extend(files)
-    if split == "test":
-        return _test_shards(found)
-    return found.get("train") or [file for files in found.values() for file in files]
-
-
-def shards_in(folder: Path) -> list[Path]:
-    """The parquet files in a folder, or in its subfolder ``data``, or below it where no image is met before."""
-    if found := sorted(folder.glob("[!.]*.parquet")) or sorted(folder.glob("data/[!.]*.parquet")):
-        return found
-    known = {*suffixes(), ".parquet"}
-    met = (os.path.splitext(path)[1].lower() for path in visible_files(folder))
-    if next((suffix for suffix in met if suffix in known), None) != ".parquet":
-        return []
-    return sorted(Path(path) for path in visible_files(folder) if path.endswith(".parquet"))
-
-
-def _by_split(files: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
-    """Shards by the word for their split, ``train`` for each word for training; under "" those without one."""
-    found: dict[str, list[Path]] = {}
-    parents: dict[str, set[Path]] = {}
-    for file in files:
-        word, parent = "", folder
-        for part in (file, *file.parents):
-            if part == folder:
-                break
-            # Of Hive's names, split=test says a split, and label=test says a class.
-            if (split := split_name(part.name)) is not None and (
-                "=" not in part.name or part.name.startswith("split=")
-            ):
-                word, parent = "train" if split[0] in TRAIN_NAMES else split[0], part.parent
-                break
-        while "=" in parent.name:
-            parent = parent.parent
-        found.setdefault(word, []).append(file)
-        parents.setdefault(word, set()).add(parent)
-    several = sorted({str(parent) for each in parents.values() if len(each) > 1 for parent in each})
-    if several:
-        raise ValueError(f"{folder} holds several data sets: {', '.join(several)}; give one of these folders")
-    return found
-
-
-def _test_shards(found: dict[str, list[Path]]) -> list[Path]:
-    tests = [name for name in TEST_NAMES if name in found]
-    if len(tests) > 1:
-        logger.info("the shards of %s are tested; not read: %s (data.test_source names others)", tests[0], tests[1:])
-    return found[tests[0]] if tests else []
 
 
 def _leaf(schema: pa.Schema, image_column: str | None, label_column: str, file: Path) -> str:

@@ -12,6 +12,7 @@ from ssl_core.data.parquet import ParquetImages
 from ssl_core.data.pixels import BrokenImageError
 from ssl_core.data.source import MemoryImages, check_broken
 from ssl_core.data.statistics import KNOWN, LEAST_STD, Channels, image_moments
+from ssl_core.data.tar import TarImages
 from ssl_core.data.voc import VOC_NAME, VOC_SEVERAL
 from ssl_core.data.workers import worker_map
 from ssl_core.progress import progress_bar
@@ -52,7 +53,8 @@ class DataReport:
         classes: number of images of each class, by name; None without labels.
         num_unlabelled: number of images without a label.
         broken: lines that name each image that cannot be read.
-        ignored: files beside the images whose suffix is not an image's.
+        ignored: files beside the images whose suffix is not an image's; of tars none is listed.
+        unread: number and kinds of those that may be images.
         hides_alpha: whether some images have an alpha channel that is not read as a channel.
         differs: difference of a named set from what is published of it, in words; empty where there is none.
     """
@@ -74,6 +76,7 @@ class DataReport:
     num_unlabelled: int
     broken: tuple[str, ...]
     ignored: tuple[str, ...]
+    unread: str
     hides_alpha: bool
     differs: str
 
@@ -99,10 +102,12 @@ class DataReport:
         if self.classes is not None and self.num_unlabelled:
             lines.append(("unlabeled", f"{self.num_unlabelled:,}"))
         lines.append(("broken", "\n            ".join([f"{len(self.broken):,}", *self.broken])))
+        kinds = self.unread.removeprefix("ignored ")
         if self.ignored:
-            kinds = f"; {unread_kinds(self.ignored).removeprefix('ignored ')}".rstrip("; ")
-            listed = [f"{len(self.ignored):,} other files{kinds}", *self.ignored[:20]]
+            listed = ["; ".join(filter(None, [f"{len(self.ignored):,} other files", kinds])), *self.ignored[:20]]
             lines.append(("ignored", "\n            ".join(listed)))
+        elif kinds:
+            lines.append(("ignored", kinds))
         lines += [("note", remark) for remark in self.remarks()]
         return "\n".join(f"{name:<11} {value}" for name, value in lines)
 
@@ -193,12 +198,13 @@ def inspect(config: DataConfig, *, split: str = "train", progress: bool = True) 
         num_unlabelled=numbers[-1],
         broken=tuple(broken),
         ignored=images.ignored if isinstance(images, FileImages) else (),
+        unread=unread_kinds(images.ignored) if isinstance(images, FileImages | TarImages) else "",
         differs=split_remark(config, split, len(facts), missing) or "",
         hides_alpha=channels == 3 and not isinstance(images, MemoryImages) and _has_alpha(images),
     )
 
 
-def _has_alpha(images: FileImages | ParquetImages) -> bool:
+def _has_alpha(images: FileImages | ParquetImages | TarImages) -> bool:
     """Whether a few images hold alpha: of 3 channels it alone makes 4, while gray is repeated."""
     stored, _ = probed(replace(images, channels=None))
     read_with_4, _ = probed(replace(images, channels=4))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ssl_core.data.config import Images
 from ssl_core.data.files import FileImages, read_text
+from ssl_core.data.tar import TarImages
 from ssl_core.philox import permutation
 
 _FRACTION_STREAM = 0x66726163  # "frac"
@@ -28,7 +29,7 @@ def listed_subset(images: Images, file: str) -> Int64[Tensor, " m"]:
     """Indices of the images that a list names, such as SimCLR's ``imagenet_subsets/1percent.txt``.
 
     Args:
-        images: labeled images in files.
+        images: labeled images in files or tars.
         file: text file with an image's name, or the end of its path, on each line.
 
     Returns:
@@ -39,7 +40,7 @@ def listed_subset(images: Images, file: str) -> Int64[Tensor, " m"]:
         ValueError: if the images have no file names, a line names none of them, several, or one that another line
             names too, or none is left of a class.
     """
-    if not isinstance(images, FileImages):
+    if not isinstance(images, FileImages | TarImages):
         raise ValueError(f"subset {file} names files, and {images.name} has none; give a fraction instead")
     if not Path(file).is_file():
         raise FileNotFoundError(f"there is no list {file} of the images to train on (subset)")
@@ -158,10 +159,12 @@ def subset_digest(images: Images) -> str:
 
 
 def _classes(images: Images) -> Iterator[tuple[str, Int64[Tensor, " n"]]]:
-    """Name and indices of each class that has images, those in files in the order of their paths."""
+    """Name and indices of each class that has images, those in files or tars in the order of their paths."""
     order = torch.arange(len(images))
     if isinstance(images, FileImages):
         order = torch.tensor(sorted(range(len(images)), key=images.paths.__getitem__))
+    elif isinstance(images, TarImages):
+        order = torch.tensor(sorted(range(len(images)), key=images.members.column("name").to_pylist().__getitem__))
     for label, name in enumerate(images.classes or ()):
         of_class = order[images.labels[order] == label]
         if len(of_class):

@@ -133,25 +133,28 @@ class Loader(Generic[Item, Result]):
         del [multiprocessing.SimpleQueue() for _ in range(2 * workers + 8 if workers else 0)][:]
 
 
-class Requests(list[Item]):
-    """The items of a loader's current pass, which are others in the next."""
+class Requests(Generic[Item]):
+    """The items of a loader's current pass, which are others in the next; they are made as the loader asks for them."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self._items: Iterable[Item] = ()
         self._passes = 0
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._items)
 
     def results(self, loader: Iterable[Result], items: Iterable[Item], epoch: int) -> Iterator[Result]:
         """A pass over some items.
 
         Args:
-            loader: results of what this list holds.
+            loader: results of what this holds.
             items: items of the pass.
             epoch: number of the pass, for the message.
 
         Raises:
             RuntimeError: if this pass is continued after another was started.
         """
-        self[:] = items
+        self._items = items
         self._passes += 1
         current = self._passes
         for result in loader:
