@@ -17,7 +17,7 @@ from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from machine import Times, describe_machine, measured_in_new_process, resident_bytes, wall_times_s
@@ -55,10 +55,11 @@ ROWS: dict[str, tuple[str, str, list[str], str]] = {
 }
 SMALL = EncoderConfig("resnet18", "small_pool", options={"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]})
 PROFILED_STEPS, KERNELS = 5, 15
+Way: TypeAlias = Literal["", "captured", "compiled"]  # of taking a step
 
 
 def make_step(
-    name: str, encoder_name: str | None, size: int, batch: int, device: torch.device, *, captured: bool = False
+    name: str, encoder_name: str | None, size: int, batch: int, device: torch.device, *, way: Way = ""
 ) -> Any:
     """A function that takes a training step of a row, and how often each branch sees a view in it."""
     package, recipe, changes, _ = ROWS[name]
@@ -87,22 +88,24 @@ def make_step(
     )
     step = Step(index=1, total=1000, steps_per_epoch=100)
 
+    forward = torch.compile(method) if way == "compiled" else method
+
     def body(views: tuple[torch.Tensor, ...], step: Step) -> StepOutput:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16):
-            output: StepOutput = method(views, step)
+            output: StepOutput = forward(views, step)
         output.loss.backward()
         optimizer.step()
         method.update(output.keys, step)
         return output
 
-    take = CapturedStep(body, optimizer) if captured else body
+    take = CapturedStep(body, optimizer) if way == "captured" else body
 
     def run() -> None:
         take(views, step)
 
     forwards = _count_forwards(method, run)
-    for _ in range(WARM_UP if captured else 0):
+    for _ in range(WARM_UP if way == "captured" else 0):
         run()  # as they are; the next is a graph
     return run, forwards
 
@@ -165,6 +168,7 @@ def main() -> None:
     parser.add_argument("--encoder", help="of timm; ResNet-50 from 64 px on, a narrow ResNet-18 below")
     parser.add_argument("--methods", nargs="+", default=list(ROWS), choices=list(ROWS), help="MoCo v2 is always there")
     parser.add_argument("--capture", action="store_true", help="each method's step as one CUDA graph too")
+    parser.add_argument("--compile", action="store_true", help="each method through torch.compile too")
     parser.add_argument("--profile", action="store_true", help="where the time of each method's step goes")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     parser.add_argument("--repeats", type=int, default=11)
@@ -192,20 +196,21 @@ def main() -> None:
         if arguments.json:
             arguments.json.write_text(json.dumps(records, indent=1))
 
-    # Graphs come last: one that cannot be captured takes no other row with it.
-    for captured in (False, True) if arguments.capture else (False,):
+    # Graphs come after steps as they are: what cannot be captured or compiled takes no other row with it.
+    ways: list[Way] = ["", *(["captured"] if arguments.capture else []), *(["compiled"] if arguments.compile else [])]
+    for way in ways:
         runs: dict[str, Callable[[], None]] = {}
         forwards: dict[str, dict[str, int]] = {}
         peaks: dict[str, int] = {}
         for row in names:
-            name = f"{row}, captured" if captured else row
+            name = f"{row}, {way}" if way else row
             task = (row, encoder, size, arguments.batch)
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated()
             else:
                 peaks[name] = measured_in_new_process(__file__, json.dumps(task))
-            runs[name], forwards[name] = make_step(*task, device, captured=captured)
+            runs[name], forwards[name] = make_step(*task, device, way=way)
             runs[name]()
             if device.type == "cuda":
                 peaks[name] = torch.cuda.max_memory_allocated() - before
@@ -222,7 +227,7 @@ def main() -> None:
             print(
                 f"| {name} | {1e3 * times.median:.1f} | {1e3 * times.low:.1f} to {1e3 * times.high:.1f} "
                 f"| {rate:.0f} | {times.median / found['MoCo v2'].median:.2f} "
-                f"| {'' if captured else ROWS[row][3]} | {online} + {momentum} | {gib:.2f} |"
+                f"| {'' if way else ROWS[row][3]} | {online} + {momentum} | {gib:.2f} |"
             )
             measured.append({"method": name, "images_per_s": rate, "gib": gib})
         records += measured

@@ -79,10 +79,10 @@ def parts(out: Path, dry: bool) -> list[Part]:
         look = "rows that say 'wrong by' or 'not run'; then the part correctness"
         return Part(name, limit_s, script("bench_queue_attention", *options), [*kernels, *core("losses")], look)
 
-    def step(name: str, encoder: str, tiny: str) -> Part:
+    def step(name: str, encoder: str, tiny: str, *more: str, limit_s: float = 90) -> Part:
         options = [*cpu, *either(f"--quick --encoder {tiny} --size 32 --batch 8", f"--encoder {encoder}")]
-        command = script("bench_step", *options, "--methods", "SCE", "--capture", "--profile", "--json", JSON)
-        return Part(name, 90, command, trained, "its last line; where that is about memory, half the batch")
+        command = script("bench_step", *options, "--methods", "SCE", "--capture", *more, "--profile", "--json", JSON)
+        return Part(name, limit_s, command, trained, "its last line; where that is about memory, half the batch")
 
     def sanitizer(tool: str) -> Part:
         few = "(hides_columns or enqueue_is_that or streams or momentum_update_is_that) and (triton or cuda)"
@@ -113,7 +113,7 @@ def parts(out: Path, dry: bool) -> list[Part]:
              core("views", "ops"), "the case after its last row"),
         step("step-resnet18", "resnet18 --size 32 --batch 512", "test_resnet"),
         step("step-resnet50", "resnet50 --size 224 --batch 256", "test_resnet"),
-        step("step-vit", "vit_small_patch16_224 --size 224 --batch 256", "test_vit"),
+        step("step-vit", "vit_small_patch16_224 --size 224 --batch 256", "test_vit", "--compile", limit_s=180),
         sanitizer("memcheck"),
         sanitizer("racecheck"),
         Part("training", 90, script("gpu_training", *slices, *either("--dry", "")), ["packages/sce/src/ssl_sce/**/*"],

@@ -77,7 +77,7 @@ def targets(ledger: Ledger) -> list[Target]:
 
 def described(step: dict[str, Any]) -> tuple[str, float]:
     """A training step, as it was taken, and its rate."""
-    how = "captured" if "captured" in step["method"] else "not captured"
+    how = next((way for way in ("captured", "compiled") if way in step["method"]), "as it is")
     busy = f", busy {100 * step['busy']:.0f} %" if "busy" in step else ""  # there is none where the profile failed
     return f"{how}, {step['gib']:.1f} GiB{busy}", step["images_per_s"]
 
