@@ -4,6 +4,9 @@
 #
 #   bash benchmarks/gpu_pack.sh DATA     # the folder with CIFAR-10's parquet shards
 #
+# faiss is not among them: its builds for GPUs (1.9) need CUDA 12's libraries, hundreds of MiB, beside a PyTorch of CUDA 13,
+# and the part "neighbours" says that it is missing.
+#
 # Needs nvcc, a C++ compiler and uv. PYTHON is one of the other machine's version, LIMIT_MIB what a call may bring.
 set -euo pipefail
 export UV_PYTHON_DOWNLOADS=never SSL_CORE_BUILD=1

@@ -97,7 +97,8 @@ class CompiledCore(BuildHookInterface):
         nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None)
         if nvcc is None or os.environ.get("SSL_CORE_CUDA") == "0":
             return None
-        # Machine code for A100 and H100, and portable code for whatever comes later.
+        # Machine code for A100 and H100, and portable code for whatever comes later. Not sm_90a: no kernel has the
+        # instructions that it adds (wgmma), and its code runs nowhere else.
         targets = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=[sm_90,compute_90]"]
         flags = ["-std=c++17", "-O3", *targets, "-Xcompiler=-fPIC,-fvisibility=hidden"]
         shared = ["-shared", "-cudart=static", "-Xlinker=--exclude-libs,ALL", "-Xlinker=-s"]
