@@ -6,8 +6,9 @@ python benchmarks/bench_rank.py --quick
 
 CIFAR10 holds train-*.parquet and test-*.parquet. Each setting is recipe `cifar10_cpu` at a third of its length with one
 or two values changed, some of them bad on purpose. The classifier is `ssl-core eval linear --protocol cached --lr 0.3`,
-and the measures are those of `ssl-core rank`, on test images. A run that was stopped goes on. Two calls with
-`OMP_NUM_THREADS=1` and other `--settings` use two cores better than one.
+and the measures are those of `ssl-core rank`, on test images. A run that was stopped goes on, and settings that RUNS
+lacks are taken from OUT's rank_cpu.json. Two calls with `OMP_NUM_THREADS=1` and other `--settings` use two cores
+better than one.
 """
 
 import argparse
@@ -181,6 +182,9 @@ def main() -> None:
         elif options.data:
             complete(runs, settings, str(options.data), [])
         rows = collect(runs, settings)
+        before = options.out / "rank_cpu.json" if options.out else None
+        if before and before.is_file():  # what another machine measured
+            rows = json.loads(before.read_text())["settings"] | rows
         if len(rows) < 3:
             return
         found = correlations(rows)
