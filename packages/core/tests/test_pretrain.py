@@ -510,7 +510,9 @@ def test_a_batch_is_halved_until_there_are_images_for_it(
 
 def test_processes_that_do_not_divide_the_batch_are_named_before_what_follows_from_them(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
-    with pytest.raises(ValueError, match=r"train.batch_size 16 is not a positive multiple of .* times 3 processes"):
+    with pytest.raises(
+        ValueError, match=r"train.batch_size 16 cannot .* 3 processes: take 15 or 18, or start 2 or 4 processes"
+    ):
         check_batch(TrainConfig(batch_size=16), MomentumConfig(batch_norm_splits=2), None)
 
 

@@ -59,6 +59,7 @@ FREE_ON_RESUME = (
     "train.checkpoint_every",
     "train.keep_every",
     "train.stop_on_collapse",
+    "train.processes_changed",
     "train.tensorboard",
     "evaluate",
 )

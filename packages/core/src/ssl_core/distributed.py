@@ -46,6 +46,40 @@ def has_launcher() -> bool:
     return dist.is_torchelastic_launched()
 
 
+def equal_share(name: str, total: int, *, micro_batches: int = 1, processes: int | None = None) -> int:
+    """The share of a number that falls to each process, and there to each micro-batch.
+
+    Args:
+        name: name of the number, for the error.
+        total: number that is shared.
+        micro_batches: number of micro-batches of each process.
+        processes: number of processes; None is that of now.
+
+    Raises:
+        ValueError: if the shares would not be equal, or empty; with the nearest numbers that can be shared, and the
+            nearest numbers of processes that can share this one.
+
+    Example:
+        >>> equal_share("train.batch_size", 96, micro_batches=2, processes=8)
+        6
+    """
+    processes = world_size() if processes is None else processes
+    unit = micro_batches * processes
+    share, rest = divmod(total, unit)
+    if share and not rest:
+        return share
+    remedies = [" or ".join(str(nearest) for nearest in (share * unit, share * unit + unit) if nearest)]
+    fitting = [number for number in range(1, total // micro_batches + 1) if total % (micro_batches * number) == 0]
+    fewer, more = ([number for number in fitting if sign * (number - processes) > 0] for sign in (-1, 1))
+    if fitting:
+        remedies.append(f"start {' or '.join(map(str, fewer[-1:] + more[:1]))} processes")
+    each = f" of {micro_batches} micro-batches each" if micro_batches > 1 else ""
+    raise ValueError(
+        f"{name} {total} cannot be shared equally by {processes} process{'es' * (processes > 1)}{each}: "
+        f"take {', or '.join(remedies)}"
+    )
+
+
 def setup(device: torch.device, *, timeout_s: float = TIMEOUT_S) -> torch.device:
     """Join the other processes if ``torchrun`` started several.
 

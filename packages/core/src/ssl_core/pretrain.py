@@ -52,12 +52,12 @@ from ssl_core.evaluate.online import decoded_side, fitting_knn, knn_of_method
 from ssl_core.files import copy_atomically, write_json
 from ssl_core.folder import LAST, check_writable, claimed, find_run, last_saved_ns
 from ssl_core.given import is_given
-from ssl_core.nn import encoder_options, stem_for
+from ssl_core.nn import depends_on_processes, encoder_options, stem_for
 from ssl_core.report import check_report, has_report, write_report
 from ssl_core.run import Config, MakeMethod, Prepare, PretrainConfig, Run, TrainedMethod, choose_device
 from ssl_core.summary import summary
 from ssl_core.train import Method, learning_rate, train
-from ssl_core.train.checkpoint import load_run, restore_, same_data, same_in_all_processes
+from ssl_core.train.checkpoint import load_run, restore_, same_data, same_in_all_processes, same_processes
 from ssl_core.train.log import load_tensorboard
 from ssl_core.views import ViewSpec, choose_renderer, save_view_gallery
 
@@ -216,6 +216,13 @@ def pretrain(
         gave_way, in_part = content["data"]["asked"] | gave_way, [*content["data"].get("in_part", ()), *in_part]
         if is_same:  # else what they hold of each image is of others
             batches.load_state_dict(content["batches"])
+        if content["step"] < config.train.total_steps(batches.batches_per_epoch):
+            same_processes(
+                content,
+                batch_size=config.train.batch_size // config.train.accumulate,
+                depends=depends_on_processes(cast(nn.Module, method)),
+                accept=config.train.processes_changed == "accept",
+            )
         done = restore_(content, method=cast(nn.Module, method), optimizer=optimizer)
         del content  # as large as all that is trained
 
@@ -328,7 +335,8 @@ def _begin(
             if file.exists() and file.resolve() != (folder / name).resolve():
                 copy_atomically(file, folder / name)
     # What says where a run lies, and what it was allowed once, would make a repetition or continuation another one.
-    saved = replace(config, out=None, resume=None, data=replace(config.data, changed="refuse"))
+    data, training = replace(config.data, changed="refuse"), replace(config.train, processes_changed="refuse")
+    saved = replace(config, out=None, resume=None, data=data, train=training)
     save_card(folder / "backbone.json", run.card)  # first, since a config.yaml alone would be somebody's own
     save_config(saved, folder / "config.yaml")
     _write_history(run, decisions, is_continued=checkpoint is not None)

@@ -219,9 +219,9 @@ def test_forking_after_threads_have_run_works(source):
     ("changes", "message"),
     [
         ({"batch_size": 27}, r"noise has 26 images, fewer than one batch of 27; lower train\.batch_size"),
-        ({"batch_size": 0}, "not a positive multiple"),
-        ({"accumulate": 3}, r"train\.batch_size 8 is not a positive multiple of train\.accumulate 3 times 1"),
-        ({"accumulate": 2, "world_size": 3}, "times 3 processes"),
+        ({"batch_size": 0}, "batch_size 0 cannot be shared equally by 1 process: take 1"),
+        ({"accumulate": 3}, r"train\.batch_size 8 cannot .* 1 process of 3 micro-batches each: take 6 or 9$"),
+        ({"accumulate": 2, "world_size": 3}, "3 processes of 2 micro-batches each: take 6 or 12, or start 2 or 4 proc"),
         ({"accumulate": 2, "remainder": "keep"}, "a remainder cannot be kept with 2 micro-batches"),
         ({"mean": (0.5,)}, "one number for each of 3 channels"),
         ({"workers": -1}, r"data\.workers must be at least 0, got -1"),

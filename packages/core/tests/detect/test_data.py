@@ -285,7 +285,7 @@ def test_a_broken_test_image_is_named(train):
     [
         (lambda train: train.subset(np.array([], int)), {}, "has no image with an object"),
         (lambda train: replace(train, segments=None), {}, "has no shapes, which masks are made of"),
-        (lambda train: train, {"world_size": 3}, "batch_size 2 is not a positive multiple"),
+        (lambda train: train, {"world_size": 3}, "2 cannot be shared equally by 3 processes: take 3, or start 2"),
         (lambda train: train, {"workers": -1}, "data.workers must be at least 0"),
     ],
 )

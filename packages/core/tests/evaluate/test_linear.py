@@ -253,7 +253,9 @@ def test_what_other_settings_have_begun_is_not_continued(toy_source, tmp_path):
 
 def test_processes_that_cannot_share_a_batch_are_told_the_next_that_they_can(toy_source, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
-    with pytest.raises(ValueError, match="3 processes cannot share a batch_size of 8; the next is 9"):
+    with pytest.raises(
+        ValueError, match="batch_size 8 cannot be shared equally by 3 processes: take 6 or 9, or start 2 or 4 processes"
+    ):
         probe(MeanColor(), toy_source([0, 1, 2] * 8), toy_source([0, 1]), short("moco"))
 
 

@@ -42,6 +42,15 @@ def test_a_checkpoint_gives_back_state_generators_and_step(tmp_path, state):
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
 
 
+def test_generators_go_on_in_more_processes_than_before(tmp_path, state, monkeypatch):
+    save_checkpoint(tmp_path / "last.pt", **state, step=7, config={}, data={})
+    expected = torch.rand(3)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    restore_(load_checkpoint(tmp_path / "last.pt"), method=state["method"], optimizer=state["optimizer"])
+    assert torch.equal(torch.rand(3), expected)
+
+
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 0.99], ids=["empty", "a third", "almost whole"])
 def test_a_truncated_checkpoint_is_a_clear_error(tmp_path, state, fraction):
     path = tmp_path / "last.pt"

@@ -20,6 +20,7 @@ from ssl_core.data.order import Order
 from ssl_core.data.pipeline import Batch, Pipeline, Request
 from ssl_core.data.source import ImageSource
 from ssl_core.data.workers import Requests
+from ssl_core.distributed import equal_share
 from ssl_core.philox import uniform
 from ssl_core.views import ViewSpec
 
@@ -243,12 +244,6 @@ def rows_at_once(batch_size: int, accumulate: int, world_size: int) -> int:
     """Number of images that a process forwards at once.
 
     Raises:
-        ValueError: if the batch cannot be divided so.
+        ValueError: if the batch cannot be divided so, with the nearest that can.
     """
-    rows, rest = divmod(batch_size, accumulate * world_size)
-    if rest or rows < 1:
-        raise ValueError(
-            f"train.batch_size {batch_size} is not a positive multiple of train.accumulate {accumulate} "
-            f"times {world_size} processes"
-        )
-    return rows
+    return equal_share("train.batch_size", batch_size, micro_batches=accumulate, processes=world_size)

@@ -34,7 +34,7 @@ from ssl_core.detect.protocol import (
 from ssl_core.detect.segments import check_detection
 from ssl_core.detect.sets import open_folder, open_set
 from ssl_core.duration import duration
-from ssl_core.evaluate.classifier import Folders, check_shares, matmuls_in, train_labelled
+from ssl_core.evaluate.classifier import Folders, matmuls_in, train_labelled
 from ssl_core.evaluate.finetune import folder_name
 from ssl_core.evaluate.plan import Plan, choose_protocol, trials_text
 from ssl_core.evaluate.subject import Precision, Subject, load_subject

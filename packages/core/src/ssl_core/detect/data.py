@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, Float64, Int64, Shaped, UInt8
 from torch import Tensor
 
-from ssl_core.data.batches import rows_at_once
 from ssl_core.data.files import FileImages
 from ssl_core.data.pipeline import Batch
 from ssl_core.data.pixels import BrokenImageError
 from ssl_core.data.source import ImageSource, LazyImages
 from ssl_core.data.workers import Loader, Requests, check_shared_memory
 from ssl_core.detect.annotations import Annotations
+from ssl_core.distributed import equal_share
 from ssl_core.philox import permutation, uniform
 from ssl_core.views.images import to_unit
 
@@ -86,7 +86,7 @@ class DetectionBatches:
     ) -> None:
         if not len(annotations):
             raise ValueError(f"{annotations.name} has no image with an object, which could be trained on")
-        rows = rows_at_once(batch_size, 1, world_size)
+        rows = equal_share("batch_size", batch_size, processes=world_size)
         self._batch_size, self._rank, self._layout = batch_size, rank, (-1, world_size, rows, 3)
         self._seed = seed
         self._factors = (

@@ -202,19 +202,7 @@ def check_batch_size(batch_size: int, num_images: int) -> None:
         raise ValueError(
             f"{num_images} training images are less than one batch of {batch_size}; give a smaller batch_size"
         )
-    check_shares(batch_size)
-
-
-def check_shares(batch_size: int) -> None:
-    """Refuse a batch that processes cannot share equally.
-
-    Raises:
-        ValueError: with the next batch size that they can share.
-    """
-    processes = distributed.world_size()
-    if batch_size % processes:
-        following = (batch_size // processes + 1) * processes
-        raise ValueError(f"{processes} processes cannot share a batch_size of {batch_size}; the next is {following}")
+    distributed.equal_share("batch_size", batch_size)
 
 
 @contextlib.contextmanager

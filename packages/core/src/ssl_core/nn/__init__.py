@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from ssl_core.lazy import on_first_use
 from ssl_core.nn.batch_norm import GatheredBatchNorm as GatheredBatchNorm
 from ssl_core.nn.batch_norm import SplitBatchNorm as SplitBatchNorm
+from ssl_core.nn.batch_norm import depends_on_processes as depends_on_processes
 from ssl_core.nn.batch_norm import split_batch_norm as split_batch_norm
 from ssl_core.nn.batch_norm import sync_batch_norm as sync_batch_norm
 from ssl_core.nn.heads import HeadConfig as HeadConfig

@@ -194,6 +194,15 @@ class GatheredBatchNorm(_BatchNorm):
         return output.to(input.dtype)
 
 
+def depends_on_processes(module: nn.Module) -> bool:
+    """Whether the number of processes changes a module's training, whose batch stays the same.
+
+    It does by BatchNorm, whose statistics are of a process's share of the batch, or of a part of that; whether the
+    shares are shuffled does not matter. SyncBatchNorm's are of the whole batch.
+    """
+    return any(isinstance(layer, _BatchNorm) and not isinstance(layer, nn.SyncBatchNorm) for layer in module.modules())
+
+
 def sync_batch_norm(module: _Module, device: torch.device) -> _Module:
     """Make the BatchNorm layers of a module take their statistics over all processes.
 

@@ -7,7 +7,7 @@ batch, and compares.
 
 import os
 import runpy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,9 +42,7 @@ def check_ranks(file: str | Path, folder: Path) -> None:
         AssertionError: naming the cases and what differs in them.
         torch.multiprocessing.ProcessException: if one of the two fails.
     """
-    # Where the processes find each other, as torchrun has it; port 0 is any free one.
-    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=TIMEOUT_S))
-    run_in_processes(_train_as_rank, (store.port, str(file), folder), processes=_PROCESSES)
+    run_as_ranks(_train_as_rank, (str(file), folder), processes=_PROCESSES)
     of_ranks = [torch.load(_results(folder, rank)) for rank in range(_PROCESSES)]
     failures = []
     for case, expected in _train_cases(file, folder / "one").items():
@@ -56,6 +54,42 @@ def check_ranks(file: str | Path, folder: Path) -> None:
                     error = (of_rank[case][name] - value).abs().max()
                     failures.append(f"{case}: {name} of process {rank} differs by {error:.1e}")
     assert not failures, f"{_PROCESSES} processes do not train as one:\n" + "\n".join(failures)
+
+
+def run_as_ranks(function: Callable[..., object], arguments: Sequence[Any], *, processes: int) -> None:
+    """Call a function in several new processes, which find each other as those of torchrun do, and wait for them.
+
+    Args:
+        function: function (*arguments) -> anything, importable by its name, that calls ``distributed.setup`` or
+            has it called.
+        arguments: arguments of the function, which can be pickled.
+        processes: number of processes, each with one thread.
+
+    Raises:
+        torch.multiprocessing.ProcessException: if one fails, with its traceback.
+        AssertionError: if they do not end in time.
+    """
+    # Where they find each other; port 0 is any free one.
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=TIMEOUT_S))
+    run_in_processes(_run_as_rank, (processes, store.port, function, arguments), processes=processes)
+
+
+def _run_as_rank(
+    rank: int, processes: int, port: int, function: Callable[..., object], arguments: Sequence[Any]
+) -> None:
+    """The work of one of several processes, with the variables that torchrun sets."""
+    torch.set_num_threads(1)
+    place = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": processes,
+        "LOCAL_WORLD_SIZE": processes,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": port,
+    }
+    os.environ |= {name: str(value) for name, value in place.items()} | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    function(*arguments)
+    distributed.teardown()
 
 
 def _results(folder: Path, rank: int) -> Path:
@@ -87,20 +121,9 @@ def _train_cases(file: str | Path, folder: Path) -> dict[str, dict[str, Tensor]]
     return results
 
 
-def _train_as_rank(rank: int, port: int, file: str, folder: Path) -> None:
-    """The work of one of several processes, with the variables that torchrun sets."""
-    torch.set_num_threads(1)
-    place = {
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": _PROCESSES,
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": port,
-    }
-    os.environ |= {name: str(value) for name, value in place.items()} | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+def _train_as_rank(file: str, folder: Path) -> None:
     distributed.setup(torch.device("cpu"))
-    torch.save(_train_cases(file, folder / "many"), _results(folder, rank))
-    distributed.teardown()
+    torch.save(_train_cases(file, folder / "many"), _results(folder, distributed.rank()))
 
 
 class _Batch(NamedTuple):

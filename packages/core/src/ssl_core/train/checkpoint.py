@@ -175,6 +175,38 @@ def same_data(content: Mapping[str, Any], data: Mapping[str, Any], *, accept: bo
     return not difference
 
 
+def same_processes(content: Mapping[str, Any], *, batch_size: int, depends: bool, accept: bool) -> None:
+    """Check that a run goes on in as many processes as before, where its numbers depend on that.
+
+    Elsewhere each step has the same images, in the same order, and the same queue: losses agree within rounding.
+
+    Args:
+        content: checkpoint that it continues from.
+        batch_size: number of images of a forward in all processes.
+        depends: whether the run has BatchNorm whose statistics are of one process, see
+            :func:`ssl_core.nn.depends_on_processes`.
+        accept: whether the run may continue all the same.
+
+    Raises:
+        ValueError: if it depends on them and there are others, unless ``accept``.
+    """
+    before, now = len(content["generators"]), distributed.world_size()
+    if before == now:
+        return
+    shares = f"{before} process{'es' * (before > 1)}, {batch_size // before} images each", f"{batch_size // now}"
+    text = f"it has been trained in {shares[0]}, up to step {content['step']}, and now there are {now} of {shares[1]}"
+    if not depends:
+        logger.info("%s: losses agree within rounding", text)
+    elif accept:
+        logger.warning("%s: BatchNorm's statistics are of other numbers of images from here on", text)
+    else:
+        raise ValueError(
+            f"{text}: BatchNorm's statistics, shuffled, split or plain, are of the images of one process, and would "
+            f"make it another run. Start {before} process{'es' * (before > 1)}, or go on all the same: "
+            "--train.processes_changed accept. (A run with train.sync_batch_norm goes on in any number.)"
+        )
+
+
 def restore_(content: dict[str, Any], *, method: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Put a checkpoint's state into the method, the optimizer and the generators.
 
@@ -184,8 +216,8 @@ def restore_(content: dict[str, Any], *, method: nn.Module, optimizer: torch.opt
     method.load_state_dict(content["method"])
     optimizer.load_state_dict(content["optimizer"])
     states = content["generators"]
-    if len(states) == distributed.world_size():
-        _set_generator_states(states[distributed.rank()])
+    # Of more processes than before, several go on from the same state, as all do at the start of a run.
+    _set_generator_states(states[distributed.rank() % len(states)])
     return int(content["step"])
 
 

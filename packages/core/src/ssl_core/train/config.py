@@ -31,6 +31,8 @@ class TrainConfig:
         checkpoint_every: number of optimizer steps between two checkpoints; None means once an epoch.
         keep_every: number of epochs between checkpoints that are kept beside the last one; None keeps the last only.
         stop_on_collapse: whether the run ends where the embeddings have collapsed; the log warns in any case.
+        processes_changed: answer where a resumed run has other processes than before and BatchNorm whose statistics are
+            of one process: ``refuse`` or ``accept``.
         tensorboard: whether TensorBoard events are written beside ``metrics.jsonl``.
     """
 
@@ -50,6 +52,7 @@ class TrainConfig:
     checkpoint_every: int | None = None
     keep_every: int | None = None
     stop_on_collapse: bool = False
+    processes_changed: Literal["refuse", "accept"] = "refuse"
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
