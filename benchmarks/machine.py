@@ -128,13 +128,20 @@ def allocated_bytes(run: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def resident_bytes(run: Callable[[], object]) -> int:
-    """Rise of this process's resident set in one call of a run (Linux with glibc; to about 1 MB)."""
+def resident_bytes(run: Callable[[], object], *, peak: bool = True) -> int:
+    """Rise of this process's resident set in one call of a run (Linux with glibc; to about 1 MB).
+
+    Args:
+        run: call that is measured.
+        peak: whether the largest rise within the call counts, or what is left after it.
+    """
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = _status_bytes("VmRSS")
     run()
-    return _status_bytes("VmHWM") - before
+    if not peak:
+        ctypes.CDLL(None).malloc_trim(0)
+    return _status_bytes("VmHWM" if peak else "VmRSS") - before
 
 
 def measured_in_new_process(file: str, task: str) -> int:

@@ -14,54 +14,55 @@ SYNC_WORK = 2.0
 # Parameters that are trained: encoder, projector and, in the second recipe, predictor.
 ENCODER, PROJECTOR, PREDICTOR = 23_508_032, 8_921_088, 2_105_344
 VIEW_BYTES, KEY_BYTES = 3 * 224 * 224 * 4, 256 * 4
-# Bytes a second of NCCL on 8 GPUs of a machine: all-reduce in NVSwitch, and a ring; and of 8 network cards.
-NVLS, RING, NETWORK = 480e9, 370e9, 8 * 47e9
+# Bytes a second of NCCL on 8 GPUs of a machine: all-reduce in NVSwitch, and a ring; and of a network card, one a GPU.
+NVLS, RING, CARD = 480e9, 370e9, 47e9
 # Of a message that is too short for its bytes to matter, by number of GPUs.
 LATENCY_S = {8: 13e-6, 64: 25e-6, 512: 40e-6}
 BATCH_NORMS = 53 + 3  # of encoder and projector
 
 
 class Cost(NamedTuple):
-    """Seconds of a step: at the floor, of launches, of gradients, of gathered images and keys, of short messages."""
+    """Seconds of a step: at the floor, of launches, of gradients, of images and keys, of short messages."""
 
     floor: float
     launches: float
     gradients: float
-    gathers: float
+    images: float
+    keys: float
     messages: float
 
     @property
     def total(self) -> float:
         """What is left where gradients travel behind the backward pass, of which they take at most a half."""
         compute = max(self.floor, self.launches)
-        return compute + max(0.0, self.gradients - compute / 2) + self.gathers + self.messages
+        return compute + max(0.0, self.gradients - compute / 2) + self.images + self.keys + self.messages
 
 
 def cost(gpus: int, batch: int, *, sync: bool) -> Cost:
     """The cost of a step of a batch over all GPUs, with shuffle-BN or with SyncBatchNorm."""
     work = SYNC_WORK if sync else 1.0
-    ring = RING if gpus == 8 else min(RING, NETWORK)
+    ring = RING if gpus == 8 else min(RING, 8 * CARD)
     parameters = ENCODER + PROJECTOR + PREDICTOR * sync
     reduced = 2 * (gpus - 1) / gpus * 4 * parameters / (NVLS if gpus == 8 else ring)
-    # Shuffle-BN gathers the images of the momentum branch, and its keys to put them in order again.
-    gathered = batch * (KEY_BYTES * (2 - sync) + VIEW_BYTES * (not sync))
-    # Each gather sends the number of rows first. SyncBatchNorm: forward of two views in both branches, backward in one.
+    # Shuffle-BN sends each image of the momentum branch to another GPU, and its key back. Keys are gathered.
+    exchanged = batch / gpus * (VIEW_BYTES + KEY_BYTES) * (not sync)
+    # Each sends the number of rows first. SyncBatchNorm: forward of two views in both branches, backward in one.
     messages = 2 + 6 * BATCH_NORMS if sync else 6
     return Cost(
         floor=work * FLOOR_S * batch / gpus,
         launches=work * LAUNCHES_S,
         gradients=reduced,
-        gathers=(gpus - 1) / gpus * gathered / ring,
+        images=(gpus - 1) / gpus * exchanged / (RING if gpus == 8 else CARD),
+        keys=(gpus - 1) / gpus * batch * KEY_BYTES / ring,
         messages=messages * LATENCY_S[gpus],
     )
 
 
 def main() -> None:
     """Print the table."""
-    print(
-        "| recipe, batch | GPUs | images each | floor | launches | gradients | gathers | messages | step | speed-up |"
-    )
-    print("|---" * 10 + "|")
+    columns = ("recipe, batch", "GPUs", "images each", *Cost._fields, "step", "speed-up")
+    print(f"| {' | '.join(columns)} |")
+    print("|---" * len(columns) + "|")
     for name, batch, sync in (
         ("`imagenet`, 512", 512, False),
         ("the same, 4,096", 4096, False),

@@ -44,7 +44,7 @@ class MoCo(lightning.LightningModule):
         query = unit(self.projector(self.encoder(first)))
         key = self.momentum_branch(second, self.here)
         self.keys.append(gather(key))
-        loss = info_nce(query, key, self.queue.keys, self.temperature).mean()
+        loss = info_nce(query, key, self.queue.columns(), self.temperature).mean()
         self.log("loss", loss, prog_bar=True)
         return loss
 

@@ -59,7 +59,7 @@ def train(images: Tensor, *, epochs: int, batch_size: int = 128, dim: int = 64) 
             step = Step(index, total, len(loader))
             query = unit(projector(encoder(first)))  # (n d), of length 1
             key = momentum_branch(second, step)  # the same of the momentum branch, without gradient
-            loss = sce_loss(query, key, queue.keys, temperature=0.1, target_temperature=0.05)
+            loss = sce_loss(query, key, queue.columns(), temperature=0.1, target_temperature=0.05)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -14,6 +14,7 @@ CASES = {
     "multi-resolution": {"sizes": [8, 6]},
     "moco v2": {"partners": False},
     "empty queue": {"queue": QueueConfig(24, "empty")},
+    "sharded queue": {"queue": QueueConfig(24, sharded=True)},
 }
 
 

@@ -18,6 +18,9 @@ CASES = {
     "symmetric": {"symmetric": True},
     "strong views in InfoNCE": {"strong_loss": "contrastive"},
     "empty queue": {"queue": QueueConfig(24, "empty")},
+    "sharded queue": {"queue": QueueConfig(24, sharded=True)},
+    "target with gradient, sharded queue": {"detach_target": False, "queue": QueueConfig(24, sharded=True)},
+    "symmetric, empty sharded queue": {"symmetric": True, "queue": QueueConfig(24, "empty", sharded=True)},
 }
 
 

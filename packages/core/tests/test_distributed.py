@@ -86,6 +86,11 @@ def run_as_one_of_two(folder: Path) -> None:
     results["running"] = torch.stack([layer[0].running_mean, layer[0].running_var])
     half = layer.float()(images.detach().bfloat16())
     results["half"] = str(half.dtype), flat(half.double())
+    orders = [torch.randperm(2 * ROWS, generator=torch.Generator().manual_seed(seed)) for seed in range(20)]
+    results["orders"] = orders
+    results["permuted"] = [distributed.shuffle(rows_of(rank), order) for order in orders]
+    results["exchanged"] = distributed.exchange(torch.tensor([10 * rank, 10 * rank + 1]))
+    results["interleaved"] = distributed.interleaved(rows_of(rank).bfloat16())
     try:
         distributed.gather(torch.zeros(2 + rank, 1))
     except ValueError as error:
@@ -157,6 +162,20 @@ class TestTwoProcesses:
         everyone = torch.cat([rows_of(0), rows_of(1)])
         assert torch.equal(results[0]["shuffled"], everyone[[4, 0, 5]])
         assert torch.equal(results[1]["shuffled"], everyone[[2, 1, 3]])
+
+    def test_each_row_goes_to_the_process_that_an_order_says(self, results):
+        everyone = torch.cat([rows_of(0), rows_of(1)])
+        for rank, result in enumerate(results):
+            for order, permuted in zip(result["orders"], result["permuted"], strict=True):
+                assert torch.equal(permuted, everyone[order[rank * ROWS :][:ROWS]])
+
+    def test_block_i_goes_to_process_i(self, results):
+        assert [result["exchanged"].tolist() for result in results] == [[0, 10], [1, 11]]
+
+    def test_the_first_process_has_the_rows_of_all_in_turns(self, results):
+        expected = torch.stack([rows_of(0), rows_of(1)], dim=1).flatten(0, 1).bfloat16()
+        assert torch.equal(results[0]["interleaved"], expected)
+        assert results[1]["interleaved"] is None
 
     def test_unshuffle_undoes_shuffle(self, results):
         for rank in range(2):

@@ -9,7 +9,8 @@ from ssl_dssl.views import partially_ordered_views
 STANDARD = make_view_specs([ViewConfig("dssl_cifar", 8, count=2)])
 ALONE = {"views": STANDARD, "heavy": "none"}
 BASES = {name: name for name in ("simclr", "simsiam", "byol", "barlow")} | {
-    "mocov2": {"mocov2": {"queue": {"length": 24}}}
+    "mocov2": {"mocov2": {"queue": {"length": 24}}},
+    "mocov2, sharded queue": {"mocov2": {"queue": {"length": 24, "sharded": True}}},
 }
 CASES = (
     {name: {"base": name} for name in BASES}

@@ -13,6 +13,8 @@ CASES = {
     "enqueue both": {"enqueue": "both"},
     "moco v2": BASELINE,
     "empty queue": {"queue": QueueConfig(24, "empty")},
+    "attract all, sharded queue": {"attract": "all", "queue": QueueConfig(24, sharded=True)},
+    "moco v2, sharded queue": BASELINE | {"queue": QueueConfig(24, sharded=True)},
     "simclr framework": {"framework": "simclr"},
     "simclr framework, attract all": {"framework": "simclr", "attract": "all"},
     "simclr": BASELINE | {"framework": "simclr"},

@@ -18,6 +18,12 @@ CASES = {
     "multi_crop": {"symmetric": True, "num_local": 2},
     "multi_crop, in_batch_negatives": {"symmetric": True, "num_local": 2, "in_batch_negatives": True},
     "empty queue": {"queue": QueueConfig(24, "empty")},
+    "sharded queue": {"queue": QueueConfig(24, sharded=True)},
+    "ressl, sharded queue": {"weights": (0.0, 1.0, 0.0), "queue": QueueConfig(24, sharded=True)},
+    "multi_crop, in_batch_negatives, empty sharded queue": {
+        **{"symmetric": True, "num_local": 2, "in_batch_negatives": True},
+        "queue": QueueConfig(24, "empty", sharded=True),
+    },
 }
 
 

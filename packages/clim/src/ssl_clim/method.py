@@ -12,7 +12,6 @@ from ssl_clim.loss import clim_loss
 from ssl_clim.mixing import Mixture, cutmix, draw_mixtures, mixup
 from ssl_core import distributed
 from ssl_core.config import refuse_changed
-from ssl_core.losses import Columns
 from ssl_core.nn import MomentumBranch, MomentumConfig, Queue, QueueConfig, unit
 from ssl_core.train import Step, StepOutput
 from ssl_core.views import ViewSpec
@@ -128,7 +127,7 @@ class CLIM(nn.Module):
             key,
             partner_key,
             ratio.to(query.dtype),
-            Columns(self.queue.keys, self.queue.valid_length),
+            self.queue.columns(),
             temperature=config.temperature,
             reduction=config.reduction,
         )
@@ -138,7 +137,7 @@ class CLIM(nn.Module):
         num_terms = len(query) * len(key) if config.reduction == "sum" else 1
         metrics = {
             "positive_similarity": (query.detach()[:, None] * key).sum(dim=-1).mean(),
-            "chance_loss": query.new_full((), num_terms * log(len(self.queue.keys) + 1)),
+            "chance_loss": query.new_full((), num_terms * log(self.queue.length + 1)),
             "queue_fill": self.queue.fill,
         }
         if partners:

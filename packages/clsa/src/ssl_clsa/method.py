@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ssl_clsa.loss import clsa_loss
 from ssl_core import distributed
 from ssl_core.config import refuse_changed
-from ssl_core.losses import Columns
 from ssl_core.nn import MomentumBranch, MomentumConfig, Queue, QueueConfig, unit
 from ssl_core.train import Step, StepOutput
 from ssl_core.views import ViewSpec
@@ -146,7 +145,7 @@ class CLSA(nn.Module):
                     others[: self.num_contrastive],
                     others[self.num_contrastive :],
                     key,
-                    Columns(self.queue.keys, self.queue.valid_length, in_batch, distributed.rank() * len(key)),
+                    self.queue.columns(in_batch, distributed.rank() * len(key)),
                     temperature=config.temperature,
                     divergence_temperature=config.divergence_temperature,
                     divergence_weight=config.divergence_weight,
@@ -181,4 +180,4 @@ class CLSA(nn.Module):
         terms = self.num_contrastive + config.divergence_weight * pairs
         if config.reduction == "mean":
             terms = 1 + config.divergence_weight * (pairs > 0)
-        return terms * log(len(self.queue.keys) + (batch_size if config.in_batch_negatives else 1))
+        return terms * log(self.queue.length + (batch_size if config.in_batch_negatives else 1))

@@ -63,6 +63,8 @@ FREE_ON_RESUME = (
     "train.tensorboard",
     "evaluate",
 )
+# Wherever a method keeps its queue: a checkpoint holds all rows, and shards give the same losses within rounding.
+FREE_IN_ANY_NODE = (".queue.sharded",)
 
 # Keys before checkpoints of format 3, and what recipes have in their place.
 _EARLIER = {f"method.queue_{name}": f"queue.{name} inside method" for name in ("length", "initial", "dtype")}
@@ -422,6 +424,7 @@ def config_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
         for key in sorted(flat_old.keys() | flat_new.keys())
         if flat_old.get(key, absent) != flat_new.get(key, absent)
         and not any(key == free or key.startswith(free + ".") for free in FREE_ON_RESUME)
+        and not key.endswith(FREE_IN_ANY_NODE)
     ]
 
 

@@ -20,6 +20,8 @@ _Object = TypeVar("_Object")
 # torch's default for NCCL, ten minutes, would end the run.
 TIMEOUT_S = 3600.0
 
+_ROWS_AT_ONCE = 2**16  # of a large tensor that is gathered in parts
+
 
 def rank() -> int:
     """Index of this process, 0 when there is one."""
@@ -171,16 +173,20 @@ def gather(tensor: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "rows ..."]:
     """
     if world_size() == 1:
         return tensor.detach()
-    counts = torch.empty(world_size(), dtype=torch.int64, device=tensor.device)
-    dist.all_gather_into_tensor(counts, torch.full((1,), len(tensor), device=tensor.device))
-    # A device sync. Without it unequal sizes hang NCCL or give wrong rows.
+    _check_equal_numbers(tensor)
+    rows = tensor.new_empty(world_size() * len(tensor), *tensor.shape[1:])
+    dist.all_gather_into_tensor(rows, tensor.contiguous())
+    return rows
+
+
+def _check_equal_numbers(rows: Tensor) -> None:
+    """Refuse unequal numbers of rows, which hang NCCL or give wrong ones; a message and a device sync."""
+    counts = torch.empty(world_size(), dtype=torch.int64, device=rows.device)
+    dist.all_gather_into_tensor(counts, torch.full((1,), len(rows), device=rows.device))
     if len(set(counts.tolist())) > 1:
         raise ValueError(
             f"processes hold {counts.tolist()} rows, but gathering needs equal numbers; drop the last batch"
         )
-    rows = tensor.new_empty(world_size() * len(tensor), *tensor.shape[1:])
-    dist.all_gather_into_tensor(rows, tensor.contiguous())
-    return rows
 
 
 def gather_with_grad(tensor: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "rows ..."]:
@@ -214,24 +220,74 @@ class _GatherWithGrad(torch.autograd.Function):
         return own
 
 
+def exchange(tensor: Shaped[Tensor, "rows ..."]) -> Shaped[Tensor, "rows ..."]:
+    """Block i of process j goes to process i as block j; (N n ...) in blocks of n rows, with gradient.
+
+    Args:
+        tensor: (N n ...) a block for each process in rank order, of the same shape in every process; gradient flows.
+
+    Returns:
+        (N n ...) the blocks that all processes have for this one, in rank order.
+    """
+    if world_size() == 1:
+        return tensor
+    blocks: Tensor = _Exchange.apply(tensor)
+    return blocks
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        blocks = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        dist.all_to_all_single(blocks, tensor.contiguous())
+        return blocks
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return exchange(grad)  # it is its own inverse, and its own transpose
+
+
+@torch.no_grad()
+def interleaved(tensor: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "rows ..."] | None:
+    """Row i of process j as row N i + j, (N n ...), in the first process and on the CPU; None in the others.
+
+    The first process's device holds a part of it at a time.
+
+    Args:
+        tensor: (n ...) rows of this process, of the same shape in every process.
+    """
+    if world_size() == 1:
+        return tensor.cpu()
+    whole = torch.empty(len(tensor), world_size(), *tensor.shape[1:], dtype=tensor.dtype) if is_main() else None
+    for first in range(0, len(tensor), _ROWS_AT_ONCE):
+        part = tensor[first : first + _ROWS_AT_ONCE].contiguous()
+        parts = None if whole is None else [torch.empty_like(part) for _ in range(world_size())]
+        dist.gather(part, parts)
+        if whole is not None and parts is not None:
+            whole[first : first + len(part)] = torch.stack(parts, dim=1).cpu()
+    return None if whole is None else whole.flatten(0, 1)
+
+
 def shuffle(images: Shaped[Tensor, "n ..."], order: Int64[Tensor, " rows"]) -> Shaped[Tensor, "n ..."]:
     """This process's share of the global batch in another order, for shuffle-BN.
 
-    Position j of the shuffled global batch holds row ``order[j]`` of the original one. Costs a gather of all
-    images.
-    Paper: He et al., 2020, section 3.3, arXiv 1911.05722.
+    Position j of the shuffled global batch holds row ``order[j]`` of the original one. Each image goes to the process
+    that needs it, and to no other.
+    Paper: He et al., 2020, section 3.3, arXiv 1911.05722, whose code gathers all images in every process.
 
     Args:
         images: (n ...) images of this process.
-        order: (N n) permutation of the global batch, the same in every process.
+        order: (N n) permutation of the global batch, the same in every process; on the CPU, so that its part is known
+            without a device sync.
 
     Returns:
         (n ...) images of this process's share, without gradient.
 
     Raises:
-        ValueError: if ``order`` does not have one entry for each row of the global batch.
+        ValueError: if ``order`` does not have one entry for each row of the global batch, or, in every process, if
+            their numbers of rows differ.
     """
-    return gather(images)[_share(order, images)]
+    return _permuted(images, order)
 
 
 def unshuffle(keys: Shaped[Tensor, "n ..."], order: Int64[Tensor, " rows"]) -> Shaped[Tensor, "n ..."]:
@@ -245,18 +301,36 @@ def unshuffle(keys: Shaped[Tensor, "n ..."], order: Int64[Tensor, " rows"]) -> S
         (n ...) keys of this process's own images, without gradient.
 
     Raises:
-        ValueError: if ``order`` does not have one entry for each row of the global batch.
+        ValueError: as :func:`shuffle`.
 
     Example:
         >>> order = torch.tensor([2, 0, 1])
         >>> unshuffle(shuffle(torch.tensor([5, 6, 7]), order), order)
         tensor([5, 6, 7])
     """
-    return gather(keys)[_share(order.argsort(), keys)]
+    return _permuted(keys, order.argsort())
 
 
-def _share(order: Tensor, rows: Tensor) -> Tensor:
-    """This process's part of an order over the global batch."""
-    if len(order) != world_size() * len(rows):
-        raise ValueError(f"an order of {len(order)} does not fit {world_size()} processes of {len(rows)} rows")
-    return order[rank() * len(rows) :][: len(rows)].to(rows.device)
+@torch.no_grad()
+def _permuted(rows: Tensor, order: Tensor) -> Tensor:
+    """This process's part of the global batch whose position j holds row order[j]."""
+    num_rows, processes = len(rows), world_size()
+    if len(order) != processes * num_rows:
+        raise ValueError(f"an order of {len(order)} does not fit {processes} processes of {num_rows} rows")
+    if processes == 1:
+        return rows.detach()[order.to(rows.device)]
+    _check_equal_numbers(rows)
+    order = order.cpu()
+    owner = order // num_rows  # (N n)
+    # Positions in ascending order: those of one receiver follow each other, as all_to_all takes them.
+    sent = (owner == rank()).nonzero().flatten()
+    sources = owner[rank() * num_rows :][:num_rows]
+    received = rows.new_empty(rows.shape)
+    dist.all_to_all_single(
+        received,
+        rows[(order[sent] % num_rows).to(rows.device)].contiguous(),
+        sources.bincount(minlength=processes).tolist(),
+        (sent // num_rows).bincount(minlength=processes).tolist(),
+    )
+    # Those of one sender come in the order of their positions.
+    return received[sources.argsort(stable=True).argsort().to(rows.device)]

@@ -46,7 +46,7 @@ class Tiny(nn.Module):
             with torch.no_grad():
                 key = F.normalize(self.momentum_projector(self.momentum_encoder(views[1])), dim=1)
             metrics = {"chance_loss": torch.tensor(4.0), "queue_fill": self.queue.fill}
-            loss = info_nce(query, key, self.queue.keys, 0.2).mean()
+            loss = info_nce(query, key, self.queue.columns(), 0.2).mean()
             return StepOutput(loss, distributed.gather(key), metrics)
         keys = distributed.gather_with_grad(F.normalize(self.projector(self.encoder(views[1])), dim=1))
         own = torch.arange(len(query)) + distributed.rank() * len(query)

@@ -1,5 +1,6 @@
 """A run that goes on in another number of processes is the same run, within rounding, or is refused."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -9,50 +10,50 @@ import torch
 from torch import nn
 
 from ssl_core import distributed
-from ssl_core.nn import SplitBatchNorm, depends_on_processes
+from ssl_core.nn import GatheredBatchNorm, SplitBatchNorm, depends_on_processes
 from ssl_core.testing.command import make_images
 from ssl_core.testing.ranks import run_as_ranks
 from ssl_core.train import load_checkpoint, read_metrics
 from ssl_core.train.checkpoint import same_processes
 
-# 4 epochs of 2 steps of 2 micro-batches of 16 images, without BatchNorm; the queue wraps, and its cursor is not at 0.
+# 4 epochs of 2 steps of 2 micro-batches of 16 images; the queue wraps, and its cursor is not at 0.
 OPTIONS = [
     *("--config", "smoke", "--device", "cpu", "--train.epochs=4", "--train.batch_size=32", "--train.accumulate=2"),
-    *("--train.log_every=1", "--train.keep_every=1", "--method.queue.length=72", "--evaluate.knn_every=0"),
-    *("--encoder.name=vit_tiny_patch16_224", "--projector.norm=false", "--encoder.stem=imagenet"),
-    "--encoder.options={patch_size: 4, embed_dim: 16, depth: 1, num_heads: 2}",
+    *("--train.log_every=1", "--train.keep_every=1", "--method.queue.length=72", "--evaluate.knn_every=1"),
+    *("--train.sync_batch_norm=true", "--optim.lr=0.001", "--data.holdout=0.2", "--evaluate.k=5"),
 ]
 
 
-def train_and_continue(images: str, out: Path, other: Path | None) -> None:
-    """A whole run, and one that goes on from where another number of processes has come to."""
-    ssl_tiny.train.main([*OPTIONS, f"--data.source={images}", f"--out={out / 'whole'}"])
-    if other is not None:
-        continue_from(other, out / "continued")
+def train_whole(images: str, out: Path, *options: str) -> None:
+    ssl_tiny.train.main([*OPTIONS, f"--data.source={images}", f"--out={out}", *options])
 
 
-def continue_from(other: Path, out: Path) -> None:
-    ssl_tiny.train.main([f"--resume={other / 'checkpoints/epoch_0002.pt'}", f"--out={out}"])
+def continue_from(other: Path, out: Path, *options: str) -> None:
+    ssl_tiny.train.main([f"--resume={other / 'checkpoints/epoch_0002.pt'}", f"--out={out}", *options])
 
 
-def losses(run: Path) -> torch.Tensor:
-    return torch.tensor([record["loss"] for record in read_metrics(run) if "loss" in record])
+def logged(run: Path, name: str) -> torch.Tensor:
+    return torch.tensor([record[name] for record in read_metrics(run) if name in record])
 
 
 @pytest.mark.distributed
 def test_a_run_goes_on_in_two_processes_and_back_in_one_with_the_same_images_losses_and_queue(tmp_path):
     images = str(make_images(tmp_path / "images"))
-    one, two = tmp_path / "one", tmp_path / "two"
-    train_and_continue(images, one, None)
-    run_as_ranks(train_and_continue, (images, two, one / "whole"), processes=2)
-    continue_from(two / "whole", one / "continued")
-    expected = load_checkpoint(one / "whole/checkpoints/last.pt")["method"]
+    train_whole(images, tmp_path / "one")
+    # The queue is sharded in the whole run, and whole in the one that goes on from that of one process.
+    run_as_ranks(train_whole, (images, tmp_path / "two", "--method.queue.sharded=true"), processes=2)
+    run_as_ranks(continue_from, (tmp_path / "one", tmp_path / "one_then_two"), processes=2)
+    continue_from(tmp_path / "two", tmp_path / "two_then_one", "--method.queue.sharded=false")
+    expected = load_checkpoint(tmp_path / "one/checkpoints/last.pt")["method"]
     assert expected["queue.cursor"] == 8 * 32 % 72
-    for run in (two / "whole", two / "continued", one / "continued"):
-        assert len(losses(run)) == 8
-        torch.testing.assert_close(losses(run), losses(one / "whole"), rtol=1e-5, atol=0)
+    for run in (tmp_path / name for name in ("two", "one_then_two", "two_then_one")):
+        for name, number in {"loss": 8, "knn_top1": 4, "intra_class_similarity": 4}.items():
+            assert len(logged(run, name)) == number
+            torch.testing.assert_close(logged(run, name), logged(tmp_path / "one", name), rtol=1e-5, atol=0)
         state = load_checkpoint(run / "checkpoints/last.pt")["method"]
         torch.testing.assert_close(state, expected, rtol=0, atol=1e-5)
+        found, wanted = (json.loads((each / "knn.json").read_text()) for each in (run, tmp_path / "one"))
+        assert {**found, "encoder": ""} == {**wanted, "encoder": ""}
     keys = expected["queue.keys"]
     nearest = torch.cdist(keys, keys).fill_diagonal_(torch.inf).min()
     assert nearest > 1e-3, "keys of different images are alike, so that the order of the queue is not compared"
@@ -86,6 +87,7 @@ def test_a_run_whose_batch_norm_sees_one_process_does_not_go_on_in_others_unless
         (nn.BatchNorm2d(2), True),
         (SplitBatchNorm(2, 4), True),
         (nn.SyncBatchNorm(2), False),
+        (GatheredBatchNorm(2), False),
         (nn.GroupNorm(1, 2), False),
     ],
 )

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
 from ssl_core import distributed
-from ssl_core.losses import Columns, barlow_twins, info_nce, negative_cosine, nt_xent
+from ssl_core.losses import barlow_twins, info_nce, negative_cosine, nt_xent
 from ssl_core.nn import MomentumConfig, Queue, QueueConfig, unit
 from ssl_dssl.loss import Embedded, given
 
@@ -106,7 +106,7 @@ class MoCoV2:
     def loss(self, first: Embedded, second: Embedded, queue: Queue) -> Float[Tensor, ""]:
         """InfoNCE of the first view's query, nats."""
         query, key = unit(given(first.prediction)), given(second.target)  # (n d)
-        return info_nce(query, key, Columns(queue.keys, queue.valid_length), self.temperature).mean()
+        return info_nce(query, key, queue.columns(), self.temperature).mean()
 
 
 @dataclass(frozen=True)

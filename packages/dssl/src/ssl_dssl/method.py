@@ -232,7 +232,7 @@ class DSSL(nn.Module):
         if isinstance(self.base, SimCLR):
             chance = log(2 * num_images * distributed.world_size() - 1)
         if isinstance(self.base, MoCoV2):
-            chance = log(len(self.queue.keys) + 1)
+            chance = log(self.queue.length + 1)
             metrics["queue_fill"] = self.queue.fill
         if chance:
             metrics["chance_loss"] = torch.tensor((self.weights["alpha"] + self.weights["beta"]) * chance)

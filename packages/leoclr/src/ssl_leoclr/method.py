@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ssl_core import distributed
 from ssl_core.config import refuse_changed
-from ssl_core.losses import Columns, nt_xent
+from ssl_core.losses import nt_xent
 from ssl_core.nn import MomentumBranch, MomentumConfig, Queue, QueueConfig, unit
 from ssl_core.train import Step, StepOutput
 from ssl_core.views import RandomCrop, RandomResizedCrop, ViewSpec
@@ -124,7 +124,7 @@ class LeOCLR(nn.Module):
             self.queue.enqueue_(keys)
 
     def _against_queue(self, views: tuple[Tensor, ...], step: Step) -> StepOutput:
-        columns = Columns(self.queue.keys, self.queue.valid_length)
+        columns = self.queue.columns()
         anchor, *crops = views
         query = self._query(anchor)
         keys = torch.stack([self.momentum_branch(crop, step, view) for view, crop in enumerate(crops)])
@@ -138,7 +138,7 @@ class LeOCLR(nn.Module):
         num_terms = self.num_crops * (2 if self.config.attract == "all" else 1)
         metrics = {
             "positive_similarity": (query.detach() * keys).sum(dim=-1).mean(),
-            "chance_loss": query.new_full((), num_terms * log(len(self.queue.keys) + 1)),
+            "chance_loss": query.new_full((), num_terms * log(self.queue.length + 1)),
             "queue_fill": self.queue.fill,
         }
         return StepOutput(loss, to_enqueue, metrics)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ssl_core import distributed
 from ssl_core.config import refuse_changed
-from ssl_core.losses import Columns
 from ssl_core.nn import MomentumBranch, MomentumConfig, Queue, QueueConfig, unit
 from ssl_core.train import Step, StepOutput, scalar_schedule
 from ssl_core.views import ViewSpec
@@ -157,7 +156,7 @@ class SCE(nn.Module):
                 sce_loss(
                     torch.stack([queries[view] for view in self.online_views if view != target]),
                     key,
-                    Columns(self.queue.keys, self.queue.valid_length, in_batch, distributed.rank() * len(key)),
+                    self.queue.columns(in_batch, distributed.rank() * len(key)),
                     temperature=config.temperature,
                     target_temperature=target_temperature,
                     coefficient=coefficient,
@@ -185,7 +184,7 @@ class SCE(nn.Module):
 
     def _chance_loss(self, batch_size: int) -> float:
         """Loss of queries that see all keys alike."""
-        negatives = len(self.queue.keys) + (batch_size - 1 if self.config.in_batch_negatives else 0)
+        negatives = self.queue.length + (batch_size - 1 if self.config.in_batch_negatives else 0)
         info_nce, ressl = log(negatives + 1), log(negatives)
         if self.config.weights is None:
             return info_nce

@@ -254,7 +254,7 @@ def evaluate_detection(
 
     subject = load(seed)
     stage_channels(subject.encoder)
-    check_shares(chosen.batch_size)
+    distributed.equal_share("batch_size", chosen.batch_size)
     masks, folder = chosen.detector.masks, Path(data.root or "")
     options: dict[str, Any] = {"masks": masks, "broken_limit": data.broken_limit}
     if own:

@@ -17,15 +17,16 @@ batch, r rows of one pass: the queries of all views and sets, stacked.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ssl_core import distributed
 from ssl_core.losses.precision import at_least_float32
-from ssl_core.ops import queue_attention
+from ssl_core.ops import queue_attention, with_gradient
 
 
 class Columns(NamedTuple):
@@ -39,12 +40,15 @@ class Columns(NamedTuple):
         batch_keys: (m d) keys of all processes in rank order, l2-normalized, no gradient, of which each query sees
             all but its own; None for the queue alone.
         row_offset: row of ``batch_keys`` that is the first query's own.
+        is_sharded: whether ``keys`` and ``length`` are this process's share of a queue that all processes hold
+            together. Each then asks for the losses of equally many queries, at the same time.
     """
 
     keys: Tensor
     length: int | Tensor | None = None
     batch_keys: Tensor | None = None
     row_offset: int = 0
+    is_sharded: bool = False
 
 
 def info_nce(
@@ -295,8 +299,9 @@ def _attention(
     rows: Tensor, num_queries: int, columns: Tensor | Columns, temperature: float | Tensor, backend: str | None
 ) -> tuple[Tensor, Tensor]:
     """Lse (r) and expectation (r d) of stacked sets of queries (r d) over the queue and the batch's other keys."""
-    keys, length, batch_keys, row_offset = Columns(columns) if isinstance(columns, Tensor) else columns
-    lse, expectation = queue_attention(
+    keys, length, batch_keys, row_offset, is_sharded = Columns(columns) if isinstance(columns, Tensor) else columns
+    attention = _attention_over_shards if is_sharded and distributed.world_size() > 1 else queue_attention
+    lse, expectation = attention(
         rows, keys.detach(), temperature, length=length, normalized=True, backend=backend
     )  # (r), (r d)
     if batch_keys is None:
@@ -313,13 +318,33 @@ def _attention(
     return _merge(torch.stack([lse, batch_lse]), torch.stack([expectation, batch_expectation]))
 
 
-def _merge(lse_2n: Tensor, expectation_2nd: Tensor) -> tuple[Tensor, Tensor]:
-    """Lse (n) and expectation (n d) over two segments of columns, from those of each."""
-    # Two empty segments have neither weights nor a gradient: such rows use zeros and are replaced.
-    is_empty_n = (lse_2n == -torch.inf).all(dim=0)
-    safe_2n = lse_2n.masked_fill(is_empty_n, 0.0)
-    expectation_nd = (safe_2n.softmax(dim=0)[:, :, None] * expectation_2nd).sum(dim=0)
-    return safe_2n.logsumexp(dim=0).masked_fill(is_empty_n, -torch.inf), expectation_nd
+def _attention_over_shards(
+    rows: Tensor, shard: Tensor, temperature: float | Tensor, *, backend: str | None, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """Lse (r) and expectation (r d) of this process's queries over the shards of all W processes.
+
+    Queries move and keys stay: each process looks at its shard for the queries of all, and sends the parts back:
+    lse = log sum_w exp(lse_w), E = sum_w exp(lse_w - lse) E_w. The gradient needs no message.
+    """
+    rows = at_least_float32(rows)
+    temperature = _per_row(temperature, rows, "temperature")  # (r)
+    query = torch.cat([rows, temperature[:, None]], dim=1)  # (r d+1), in one message
+    is_reference = backend == "reference"  # whose expectation has a gradient as well
+    gathered = distributed.gather_with_grad(query) if is_reference else distributed.gather(query)  # (Wr d+1)
+    lse, expectation = queue_attention(gathered[:, :-1], shard, gathered[:, -1], backend=backend, **options)
+    parts = distributed.exchange(torch.cat([lse[:, None], expectation], dim=1))  # (Wr d+1)
+    parts = parts.view(distributed.world_size(), *query.shape)  # (W r d+1)
+    lse, expectation = _merge(parts[..., 0], parts[..., 1:])
+    return lse if is_reference else with_gradient(lse, expectation, rows, 1 / temperature), expectation
+
+
+def _merge(lse_sn: Tensor, expectation_snd: Tensor) -> tuple[Tensor, Tensor]:
+    """Lse (n) and expectation (n d) over s segments of columns, from those of each."""
+    # Segments that are all empty have neither weights nor a gradient: such rows use zeros and are replaced.
+    is_empty_n = (lse_sn == -torch.inf).all(dim=0)
+    safe_sn = lse_sn.masked_fill(is_empty_n, 0.0)
+    expectation_nd = (safe_sn.softmax(dim=0)[:, :, None] * expectation_snd).sum(dim=0)
+    return safe_sn.logsumexp(dim=0).masked_fill(is_empty_n, -torch.inf), expectation_nd
 
 
 def _logit(query: Tensor, key: Tensor, temperature: float | Tensor) -> Tensor:

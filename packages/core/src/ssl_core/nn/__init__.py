@@ -8,6 +8,7 @@ from ssl_core.nn.batch_norm import SplitBatchNorm as SplitBatchNorm
 from ssl_core.nn.batch_norm import depends_on_processes as depends_on_processes
 from ssl_core.nn.batch_norm import split_batch_norm as split_batch_norm
 from ssl_core.nn.batch_norm import sync_batch_norm as sync_batch_norm
+from ssl_core.nn.batch_norm import with_first_statistics as with_first_statistics
 from ssl_core.nn.heads import HeadConfig as HeadConfig
 from ssl_core.nn.heads import make_predictor as make_predictor
 from ssl_core.nn.heads import mlp_head as mlp_head

@@ -1,5 +1,6 @@
 """BatchNorm over part of a batch (many devices on one) or over many processes (one device over many)."""
 
+import copy
 from typing import Any, TypeVar
 
 import torch
@@ -198,9 +199,23 @@ def depends_on_processes(module: nn.Module) -> bool:
     """Whether the number of processes changes a module's training, whose batch stays the same.
 
     It does by BatchNorm, whose statistics are of a process's share of the batch, or of a part of that; whether the
-    shares are shuffled does not matter. SyncBatchNorm's are of the whole batch.
+    shares are shuffled does not matter. Those of :func:`sync_batch_norm` are of the whole batch.
     """
-    return any(isinstance(layer, _BatchNorm) and not isinstance(layer, nn.SyncBatchNorm) for layer in module.modules())
+    of_all = (nn.SyncBatchNorm, GatheredBatchNorm)
+    return any(isinstance(layer, _BatchNorm) and not isinstance(layer, of_all) for layer in module.modules())
+
+
+def with_first_statistics(module: _Module) -> _Module:
+    """A module with the first process's buffers, which BatchNorm's running statistics are; all processes call it.
+
+    In one process it is the module itself, in several a copy: the module's own statistics belong to its process.
+    """
+    if distributed.world_size() == 1:
+        return module
+    same = copy.deepcopy(module)
+    for buffer in same.buffers():
+        distributed.broadcast_(buffer)
+    return same
 
 
 def sync_batch_norm(module: _Module, device: torch.device) -> _Module:

@@ -113,7 +113,8 @@ class MomentumBranch(nn.Module):
             counter = (step.index << 8 | step.micro << 4 | view) & 0xFFFFFFFF
             return permutation(self.seed, (_SHUFFLE_STREAM, counter), rows)
 
-        order = step.value(drawn, images.device)
+        # On the CPU, it says without a device sync which image goes to which process.
+        order = step.value(drawn, images.device if distributed.world_size() == 1 else torch.device("cpu"))
         return distributed.unshuffle(self._keys(distributed.shuffle(images, order)), order)
 
     @torch.no_grad()

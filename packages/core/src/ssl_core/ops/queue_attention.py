@@ -121,10 +121,32 @@ def queue_attention(
                 f"detach it, or use backend='reference'"
             )
     inverse_temperature = 1 / _per_row(temperature, query, queue)
-    lse, expectation = _QueueAttention.apply(
-        query, queue, inverse_temperature, length, exclude, key_bias, normalized, name
-    )
-    return lse, expectation
+    with torch.no_grad():
+        lse, expectation = torch.ops.ssl_core.queue_attention(
+            query, queue, inverse_temperature, length, exclude, key_bias, normalized, name
+        )
+    return with_gradient(lse, expectation, query, inverse_temperature), expectation
+
+
+def with_gradient(
+    lse: Float[Tensor, " n"],
+    expectation: Float[Tensor, "n d"],
+    query: Float[Tensor, "n d"],
+    inverse_temperature: Float[Tensor, " n"],
+) -> Float[Tensor, " n"]:
+    """The log-sum-exp of each query with its gradient, which follows from the expectation.
+
+    d lse / dq = E / tau, d lse / d(1/tau) = q.E: once, since the expectation is taken for a constant. So it can have
+    been merged from parts of the queue that were looked at elsewhere.
+
+    Args:
+        lse: (n) log-sum-exp of each query's logits, nats.
+        expectation: (n d) mean of the keys under each query's softmax.
+        query: (n d) queries; gradient flows.
+        inverse_temperature: (n) 1 / tau, in the dtype of ``lse``; gradient flows.
+    """
+    result: Tensor = _LogSumExp.apply(lse, expectation, query, inverse_temperature)
+    return result
 
 
 def queue_attention_reference(
@@ -223,30 +245,26 @@ def _flop(query_shape: Any, queue_shape: Any, *options: object, **keywords: obje
     return int(4 * num_rows * queue_shape[0] * dim)
 
 
-class _QueueAttention(torch.autograd.Function):
+class _LogSumExp(torch.autograd.Function):
     """Gradient of lse; outside the op, so that the op stays a plain function without gradient."""
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, queue: Tensor, inverse_temperature: Tensor, *options: Any
-    ) -> tuple[Tensor, Tensor]:
-        lse, expectation = torch.ops.ssl_core.queue_attention(query, queue, inverse_temperature, *options)
-        ctx.mark_non_differentiable(expectation)
+    def forward(ctx: Any, lse: Tensor, expectation: Tensor, query: Tensor, inverse_temperature: Tensor) -> Tensor:
         ctx.save_for_backward(query, inverse_temperature, expectation)
-        return lse, expectation
+        return lse.view_as(lse)
 
     @staticmethod
-    def backward(ctx: Any, grad_lse: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         # Gradients are on in a backward only under create_graph=True (and while Dynamo traces it).
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError("this back-end has no second derivative: use backend='reference' with create_graph=True")
         query, inverse_temperature, expectation = ctx.saved_tensors
         grad_query = grad_inverse_temperature = None
-        if ctx.needs_input_grad[0]:
-            grad_query = ((grad_lse * inverse_temperature)[:, None] * expectation).to(query.dtype)  # (n d)
         if ctx.needs_input_grad[2]:
+            grad_query = ((grad_lse * inverse_temperature)[:, None] * expectation).to(query.dtype)  # (n d)
+        if ctx.needs_input_grad[3]:
             grad_inverse_temperature = grad_lse * (query * expectation).sum(dim=1)  # (n)
-        return grad_query, None, grad_inverse_temperature, None, None, None, None, None
+        return None, None, grad_query, grad_inverse_temperature
 
 
 def _tiled(

@@ -1,5 +1,6 @@
 """Checkpoints: everything that the next step depends on, in one file that is either whole or absent."""
 
+import copy
 import logging
 import pickle
 from collections.abc import Collection, Mapping
@@ -14,6 +15,7 @@ from ssl_core import distributed
 from ssl_core.config import Config, config_difference, leaves, to_dict, value_at, with_plain_values
 from ssl_core.files import write_atomically
 from ssl_core.given import is_given
+from ssl_core.train.method import Sharded
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +52,10 @@ def save_checkpoint(
         OSError: in every process, if the file cannot be written; says whether there is an earlier one.
     """
     generators = distributed.gather_objects(_generator_states())
+    state = whole_state(method)
     content = {
         "format": _FORMAT,
-        "method": method.state_dict(),
+        "method": state,
         "optimizer": optimizer.state_dict(),
         "batches": batches,
         "step": step,
@@ -71,14 +74,27 @@ def save_checkpoint(
         raise trouble
 
 
+def whole_state(method: nn.Module) -> dict[str, Any]:
+    """A method's state as that of a single process, whatever is sharded; all processes call it, for the first one."""
+    state = method.state_dict()
+    for name, module in method.named_modules():
+        if isinstance(module, Sharded):
+            for share in module.sharded_buffers:
+                del state[f"{name}.{share}"]
+            state |= {f"{name}.{key}": value for key, value in module.whole_state().items()}
+    return state
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read what :func:`save_checkpoint` wrote, on the CPU, executing nothing from the file.
+
+    Tensors are pages of the file until they are used, so that processes that take a share of a queue hold no more.
 
     Raises:
         ValueError: if the file is truncated, not a checkpoint, or of another version.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise
     except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
@@ -214,7 +230,7 @@ def restore_(content: dict[str, Any], *, method: nn.Module, optimizer: torch.opt
         Number of optimizer steps done.
     """
     method.load_state_dict(content["method"])
-    optimizer.load_state_dict(content["optimizer"])
+    optimizer.load_state_dict(copy.deepcopy(content["optimizer"]))  # on a CPU it would keep the file's own pages
     states = content["generators"]
     # Of more processes than before, several go on from the same state, as all do at the start of a run.
     _set_generator_states(states[distributed.rank() % len(states)])

@@ -58,3 +58,15 @@ class Method(Protocol):
             keys: keys of all micro-batches of this optimizer step, concatenated.
             step: step just taken.
         """
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """A part of a method of whose state each process holds a share, as :class:`ssl_core.nn.Queue` may be."""
+
+    @property
+    def sharded_buffers(self) -> tuple[str, ...]:
+        """Names of the buffers that differ from process to process."""
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds in their place, by name, in the first process; called in all."""

@@ -15,7 +15,7 @@ from ssl_core import distributed
 from ssl_core.step import Step
 from ssl_core.train.captured import CapturedStep
 from ssl_core.train.config import TrainConfig
-from ssl_core.train.method import Method, StepOutput
+from ssl_core.train.method import Method, Sharded, StepOutput
 from ssl_core.train.window import Window
 
 logger = logging.getLogger(__name__)
@@ -149,11 +149,20 @@ def wrapped(method: nn.Module, config: TrainConfig) -> Callable[[tuple[Tensor, .
     """A method's forward as training calls it: in step with other processes, and compiled if asked for."""
     forward: Any = method
     if distributed.world_size() > 1:
-        # Buffers are not broadcast: queues agree by construction, running statistics belong to each process.
+        # Buffers are not broadcast: queues agree by construction, or are shards; running statistics belong to each
+        # process. Gradients are views of the buckets that are reduced: no copy, and no second memory for them.
         options = inspect.signature(DistributedDataParallel).parameters
         renamed_in_torch_2_13 = "forward_sync_buffers" in options
         option = "forward_sync_buffers" if renamed_in_torch_2_13 else "broadcast_buffers"
-        keywords: dict[str, Any] = {option: False}
+        keywords: dict[str, Any] = {option: False, "gradient_as_bucket_view": True}
+        # At its start torch 2.13 sends the first process's buffers to all the same, which shards must be left out of.
+        shards = [
+            f"{name}.{buffer}"
+            for name, module in method.named_modules()
+            if isinstance(module, Sharded)
+            for buffer in module.sharded_buffers
+        ]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, shards)  # type: ignore[no-untyped-call]  # torch's
         forward = DistributedDataParallel(method, **keywords)
     return cast(
         Callable[[tuple[Tensor, ...], Step], StepOutput],
