@@ -4,7 +4,6 @@ Every few epochs the whole training set is embedded, neighbors are chosen among 
 the batches draw each image's partner from its row of the table until the next time.
 """
 
-import copy
 import logging
 import math
 import tempfile
@@ -38,6 +37,7 @@ from ssl_core import distributed
 from ssl_core.data import DataConfig, ImageSource
 from ssl_core.evaluate import evaluation_view, iterate_features
 from ssl_core.machine import usable_cores
+from ssl_core.nn import with_first_statistics
 from ssl_core.progress import progress_bar
 from ssl_core.run import Run
 from ssl_core.train import TrainConfig
@@ -299,13 +299,10 @@ def _batches(num_images: int) -> list[list[int]]:
 
 
 def _encoder(run: PartnerRun) -> nn.Module:
-    """A copy of what embeds the images, with the first process's running statistics in every process."""
+    """What embeds the images, with the first process's running statistics in every process."""
     branch = run.method.momentum_branch if run.config.neighbours.encoder == "momentum" else run.method
     modules = [branch.encoder] if run.config.neighbours.features == "backbone" else [branch.encoder, branch.projector]
-    encoder = copy.deepcopy(nn.Sequential(*modules))
-    for buffer in encoder.buffers():
-        distributed.broadcast_(buffer)
-    return encoder
+    return with_first_statistics(nn.Sequential(*modules))
 
 
 def _labels(source: ImageSource) -> Int64[np.ndarray, " n"]:

@@ -289,6 +289,7 @@ _SHARED = (
     embed_source,
     evaluate_detection,
     evaluate_finetune,
+    evaluate_knn,
     evaluate_linear,
 )  # by the processes that torchrun starts
 _SEVERAL = {
@@ -313,7 +314,7 @@ def _parser(name: str, function: Callable[..., Any]) -> ArgumentParser:
         parser.add_argument("source", nargs="+", help="a name or path, or several paths")
     for several in _SEVERAL.keys() & arguments.keys():
         parser.add_argument(several, nargs="+", help=_SEVERAL[several])
-    skip: set[str | int] = {"data", "device", "progress", "sources", *_SEVERAL, *_FLAGS}
+    skip: set[str | int] = {"data", "device", "progress", *_SEVERAL, *_FLAGS}
     parser.add_function_arguments(function, as_group=False, as_positional=_takes_positions(function), skip=skip)
     if "data" in arguments:
         unread = DataConfig.__dataclass_fields__.keys() - _WHERE if function in _OWN_IMAGES else set()

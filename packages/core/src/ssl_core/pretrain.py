@@ -47,8 +47,11 @@ from ssl_core.data import (
 )
 from ssl_core.data.files import holds_images
 from ssl_core.duration import seconds_of
-from ssl_core.evaluate import collapse, evaluate_knn, health
+from ssl_core.evaluate import collapse, health
+from ssl_core.evaluate.encoder import Layer
+from ssl_core.evaluate.knn import knn_of_subject
 from ssl_core.evaluate.online import decoded_side, fitting_knn, knn_of_method
+from ssl_core.evaluate.subject import Subject, load_subject
 from ssl_core.files import copy_atomically, write_json
 from ssl_core.folder import LAST, check_writable, claimed, find_run, last_saved_ns
 from ssl_core.given import is_given
@@ -230,7 +233,7 @@ def pretrain(
         every = config.evaluate.knn_every
         if every is None or knn is None or epoch % every:
             return {}
-        return distributed.broadcast_object(knn_of_method(config.evaluate, method, card, *knn, device))
+        return knn_of_method(config.evaluate, method, card, config.data, *knn, device)
 
     with claimed(out, name, saved_ns=saved_ns) as folder:
         run = Run(config, method, source, batches, card, device, folder)
@@ -263,19 +266,19 @@ def pretrain(
             save_backbone(folder / "backbone.safetensors", encoder, card)
             reached = speed and f", {speed.images_per_s:,.0f} images/s, {100 * speed.data_wait:.1f} % waiting for data"
             print(f"trained in {trained_s:.0f} s{reached or ''}; the backbone is {folder / 'backbone.safetensors'}")
-            if knn is not None:
-                settings = config.evaluate
-                result = evaluate_knn(
-                    str(folder),
-                    features=settings.features,
-                    k=settings.k,
-                    temperature=settings.temperature,
-                    device=device,
-                    sources=knn,
-                )
+        if knn is not None:
+            settings = config.evaluate
+            result = knn_of_subject(
+                _exported(folder, settings.features, device),
+                *knn,
+                features=settings.features,
+                k=settings.k,
+                temperature=settings.temperature,
+            )
+            if distributed.is_main():
                 save_card(folder / "backbone.json", replace(card, metrics={"knn_top1": result["top1"]}))
-            if writes_report:
-                _report(folder, device)
+        if writes_report and distributed.is_main():
+            _report(folder, device)
         distributed.barrier()
     return folder
 
@@ -357,6 +360,14 @@ def _write_history(run: Run[PretrainConfig, Method], decisions: Sequence[Decisio
     if machine not in history["machines"][-1:]:
         history["machines"].append(machine)
     write_json(path, history)
+
+
+def _exported(folder: Path, features: Layer, device: torch.device) -> Subject:
+    """The exported encoder in every process, of which only the first needs to see the run directory."""
+    subject = load_subject(str(folder), features=features) if distributed.is_main() else None
+    subject = distributed.broadcast_object(subject)
+    assert subject is not None, "the first process has one"
+    return subject._replace(encoder=subject.encoder.to(device), device=device)
 
 
 def _report(folder: Path, device: torch.device) -> None:

@@ -55,13 +55,6 @@ def test_knn_of_a_run_prints_its_line_and_writes_it(run, method, card, capsys):
     assert (result["num_train"], result["num_test"], result["features"]) == (15, 9, "backbone")
 
 
-def test_a_knn_of_the_first_process_alone_waits_for_no_other(run, monkeypatch):
-    # As after a training of several, the others of which stand at a barrier.
-    monkeypatch.setattr("ssl_core.distributed.world_size", lambda: 2)
-    monkeypatch.delattr("torch.distributed.all_gather_object")
-    assert evaluate_knn(str(run), k=5, **QUIET)["num_train"] == 15
-
-
 def test_top5_is_reported_from_ten_classes_on(run, tmp_path, card):
     rows = [f"images/train/{name}/{n}.png\t{label}" for label, name in enumerate(("dark", "gray")) for n in range(5)]
     for split in ("train", "test"):

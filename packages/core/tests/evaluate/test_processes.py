@@ -10,7 +10,7 @@ import torch
 from ssl_core import distributed
 from ssl_core.backbone import load_backbone
 from ssl_core.data import DataConfig
-from ssl_core.evaluate import embed, evaluate_finetune, evaluate_linear, load_classifier
+from ssl_core.evaluate import embed, evaluate_finetune, evaluate_knn, evaluate_linear, load_classifier
 from ssl_core.testing import finished_process
 
 FINETUNED = "finetune-clim_semi-80percent"
@@ -23,6 +23,7 @@ def evaluate_all(encoder: str, images: str, out: Path) -> None:
         evaluate_linear(encoder, protocol=protocol, lr=0.1, crop="random", out=str(out / protocol), **same)
     digits = DataConfig("digits", channels=3, workers=0)  # of which each process has more than a batch
     embed(encoder, str(out / "x.parquet"), data=digits, split="test", neighbors=2, thumbnails=16, progress=False)
+    evaluate_knn(encoder, data=digits, k=5, out=str(out), progress=False)
     evaluate_finetune(encoder, protocol="clim_semi", lr=0.01, lr_head=0.1, fraction=0.8, out=str(out), **same)
 
 
@@ -34,7 +35,7 @@ def test_two_processes_give_what_one_gives(run, tmp_path):
     done = finished_process([*command, *arguments, str(two)])
     assert done.returncode == 0, done.stderr
     evaluate_all(*arguments, one)
-    for name in ("moco/linear.json", "cached/linear.json", f"{FINETUNED}.json"):
+    for name in ("moco/linear.json", "cached/linear.json", "knn.json", f"{FINETUNED}.json"):
         expected, found = (json.loads((folder / name).read_text()) for folder in (one, two))
         assert found == expected
     assert (two / "x.parquet").read_bytes() == (one / "x.parquet").read_bytes()

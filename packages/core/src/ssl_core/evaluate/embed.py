@@ -90,12 +90,9 @@ def embed(
             f"neighbors must be 0 to {len(source) - 1}, the other images of {source.name}, not {neighbors}"
         )
 
-    share = own_batches(len(source))
-    found = Features(torch.empty(0, subject.card.num_features), torch.empty(0, dtype=torch.int64))
-    if share:
-        found = subject.extract(source, "features" if progress else "", images=share)
+    found = subject.share(source, "features" if progress else "")
     whole = set(readable(source))
-    share_read = [index for index in share if index in whole]
+    share_read = [index for index in own_batches(len(source)) if index in whole]
     jpegs = _thumbnails(subject, source, share_read, thumbnails, progress=progress) if thumbnails else []
     found = Features(gathered(found.features), gathered(found.labels))
     identifiers = _of_all([source.identifier(index) for index in share_read])

@@ -12,10 +12,12 @@ from ssl_core.backbone import BackboneCard
 from ssl_core.data import DataConfig, ImageSource, open_source
 from ssl_core.evaluate.accuracy import count_classes
 from ssl_core.evaluate.encoder import Layer
-from ssl_core.evaluate.features import evaluation_view, extract_features
-from ssl_core.evaluate.knn import checked_neighbours, knn_accuracy
+from ssl_core.evaluate.features import evaluation_view
+from ssl_core.evaluate.knn import checked_neighbours, ranks_among_neighbours
 from ssl_core.evaluate.similarity import intra_class_similarity
+from ssl_core.evaluate.subject import Subject
 from ssl_core.given import is_given
+from ssl_core.nn import with_first_statistics
 from ssl_core.train import Method
 from ssl_core.views import ViewSpec, shortest_side
 
@@ -101,26 +103,30 @@ def fitting_knn(
     return replace(config, k=k), (bank, test)
 
 
-@torch.no_grad()
 def knn_of_method(
     config: EvaluateConfig,
     method: Method,
     card: BackboneCard,
+    data: DataConfig,
     bank: ImageSource,
     test: ImageSource,
     device: torch.device,
 ) -> dict[str, float]:
-    """Accuracy of the kNN, and the similarity within classes, by name; empty in all processes but the first."""
-    if not distributed.is_main():
-        return {}
+    """Accuracy of the kNN, and the similarity within classes, by name; all processes call it and share the work.
+
+    Args:
+        config: settings of the kNN.
+        method: method in training, whose encoder has the first process's running statistics here.
+        card: description of the encoder's input.
+        data: settings of the data, of which the number of workers counts.
+        bank: labeled training images.
+        test: labeled test images.
+        device: device of the method.
+    """
     features = method.encoder if config.features == "backbone" else nn.Sequential(method.encoder, method.projector)
-    view = evaluation_view(card.image_size)
-    known, tested = (
-        extract_features(features, source, view, mean=card.mean, std=card.std, device=device) for source in (bank, test)
-    )
-    num_classes = count_classes(bank)
-    accuracy = knn_accuracy(known, tested, k=config.k, temperature=config.temperature, num_classes=num_classes)
-    measured = {"knn_top1": accuracy}
+    subject = Subject("", with_first_statistics(features), card, data, device)
+    ranks, tested = ranks_among_neighbours(subject, bank, test, k=config.k, temperature=config.temperature)
+    measured = {"knn_top1": (ranks < 1).double().mean().item()}
     if tested.labels.bincount().max() >= 2:  # or no two images have a class in common
-        measured["intra_class_similarity"] = intra_class_similarity(*tested, num_classes)
+        measured["intra_class_similarity"] = intra_class_similarity(*tested, count_classes(bank))
     return measured

@@ -14,7 +14,7 @@ from ssl_core.backbone import BackboneCard
 from ssl_core.data import Batches, DataConfig, ImageSource, Labelled, split_remark
 from ssl_core.data.source import readable
 from ssl_core.evaluate.encoder import Layer, load_encoder, run_data
-from ssl_core.evaluate.features import Features, evaluating, evaluation_view, extract_features
+from ssl_core.evaluate.features import Features, evaluating, evaluation_view, extract_features, own_batches
 from ssl_core.files import write_json
 from ssl_core.folder import check_writable
 from ssl_core.views import ViewSpec
@@ -64,6 +64,16 @@ class Subject(NamedTuple):
                 progress=progress,
                 images=images,
             )
+
+    def share(self, source: ImageSource, progress: str = "") -> Features:
+        """Features of this process's share of a source, in whole batches; those of all in rank order are all of it.
+
+        Of more processes than batches some have none, and features of shape (0).
+        """
+        share = own_batches(len(source))
+        if not share:
+            return Features(torch.empty(0), torch.empty(0, dtype=torch.int64))
+        return self.extract(source, progress, images=share)
 
     def batches(
         self,
