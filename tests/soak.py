@@ -5,16 +5,19 @@
 Each run trains SCE on the embedded digits, in one process or in two, and is killed again and again: its process,
 one of its processes, torchrun, or all at once, by SIGKILL, SIGTERM or SIGUSR1, from its first import to its last step.
 After each kill its checkpoint must load and be no older than the one before, and a finished run must have the losses
-and the state of one that nobody killed, to the last bit. The last lines are a summary for benchmarks/results.
+and the state of one that nobody killed, to the last bit. The last lines are a summary for benchmarks/results. Runs are
+forked from this process, which has imported everything, and two processes have torchrun's agent.
 """
 
 import argparse
 import contextlib
+import dataclasses
+import itertools
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,14 +27,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.launcher.api import elastic_launch
+from torch.distributed.run import config_from_args, get_args_parser
 
-from ssl_core.testing.process import started_process
+import ssl_sce.train
 from ssl_core.train import load_checkpoint, read_metrics
 
-TRAIN = ["-m", "ssl_sce", "--config", "smoke", "--device", "cpu", "--train.epochs", "3", "--train.log_every", "1"]
+TRAIN = ["--config", "smoke", "--device", "cpu", "--train.epochs", "1", "--train.log_every", "1"]
 TRAIN += ["--train.checkpoint_every", "2", "--evaluate.knn_every", "0", "--train.timeout", "30s"]
 SIGNALS = {signal.SIGKILL: 6, signal.SIGTERM: 1, signal.SIGUSR1: 1}
-LIMIT_S = 120.0  # in which a process ends
+LIMIT_S = 900.0  # in which a process ends, on a busy machine too
 LAST = Path("checkpoints") / "last.pt"
 
 
@@ -39,18 +44,36 @@ class LostError(Exception):
     """A checkpoint that is gone, or numbers that differ."""
 
 
-def command(processes: int, out: Path) -> list[str]:
-    """What trains in so many processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] * (processes > 1)
-    return [sys.executable, *launcher, *TRAIN, "--out", str(out)]
+_numbers = itertools.count()
+
+
+def _train(arguments: list[str]) -> None:
+    ssl_sce.train.main(arguments)
+
+
+def _run(processes: int, number: int, arguments: list[str]) -> None:
+    """What a started process does, in silence."""
+    for descriptor in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    if processes == 1:
+        _train(arguments)
+        return
+    options = ["--nproc-per-node", f"{processes}", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    config, _, _ = config_from_args(get_args_parser().parse_args([*options, "--rdzv-id", f"{number}", "-m", "ssl_sce"]))
+    elastic_launch(dataclasses.replace(config, start_method="fork"), _train)(arguments)
 
 
 @contextlib.contextmanager
-def started(processes: int, out: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A run; the processes that torchrun has started are in groups of their own, and end with it."""
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    with started_process(command(processes, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env) as run:
+def started(processes: int, out: Path) -> Iterator[multiprocessing.Process]:
+    """A run, of which nothing is left in the end."""
+    arguments = (processes, next(_numbers), [*TRAIN, "--out", str(out)])
+    run = multiprocessing.get_context("fork").Process(target=_run, args=arguments)
+    run.start()
+    try:
         yield run
+    finally:
+        _kill(family(run.pid), signal.SIGKILL)
+        run.join()
 
 
 def family(pid: int) -> list[int]:
@@ -69,8 +92,9 @@ def whole_run(processes: int, out: Path) -> tuple[Any, float]:
     """What a run gives that nobody kills, and its seconds."""
     begun = time.monotonic()
     with started(processes, out) as run:
-        if run.wait(LIMIT_S) != 0:
-            raise LostError(f"{command(processes, out)} ends with status {run.returncode}")
+        run.join(LIMIT_S)
+        if run.exitcode != 0:
+            raise LostError(f"{out}, which nobody killed, ended with status {run.exitcode}")
     return result(out), time.monotonic() - begun
 
 
@@ -97,18 +121,22 @@ def killed_until_done(
         wait_s = rng.uniform(0, 1.1 * length_s)  # some before the first step, most in training
         number, whom = rng.choices([*SIGNALS], [*SIGNALS.values()])[0], rng.choice(["all", "one", "launcher"])
         with started(processes, out) as run:
-            try:
-                if (status := run.wait(wait_s)) == 0:
-                    return True
-                raise LostError(f"nobody killed {out}, and it ended with status {status}")
-            except subprocess.TimeoutExpired:
-                members = family(run.pid)
+            run.join(wait_s)
+            if run.exitcode is not None:
+                if run.exitcode:
+                    raise LostError(f"nobody killed {out}, and it ended with status {run.exitcode}")
+                return True
+            members = family(run.pid)
             _kill({"all": members, "one": [rng.choice(members[1:] or members)], "launcher": members[:1]}[whom], number)
-            status = run.wait(LIMIT_S)
+            run.join(LIMIT_S)
+            if run.exitcode is None:
+                raise LostError(f"{out} did not end within {LIMIT_S:g} s after {number.name} to {whom}")
             _kill(members[1:], signal.SIGKILL)  # those that a killed torchrun has left
         kills[processes] += 1
         step = step_of(out)
-        print(f"{out.name}: {number.name} to {whom} after {wait_s:.1f} s, status {status}, step {step}", flush=True)
+        print(
+            f"{out.name}: {number.name} to {whom} after {wait_s:.1f} s, status {run.exitcode}, step {step}", flush=True
+        )
         if step < done:
             raise LostError(f"the checkpoint of step {done} is gone, there is one of step {step}, see {out}")
         done = step
