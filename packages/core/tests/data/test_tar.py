@@ -1,4 +1,5 @@
 import io
+import multiprocessing
 import os
 import tarfile
 from pathlib import Path
@@ -138,8 +139,8 @@ def test_a_label_is_in_cls_or_in_a_field_of_json(tmp_path, pngs, caplog):
 
 
 def test_of_several_images_of_a_key_the_one_without_a_dot_or_the_named_one_is_read(tmp_path, pngs):
-    write_tar(tmp_path / "a.tar", [("0.jpg", pngs[0]), ("0.seg.png", pngs[1]), ("1.seg.png", pngs[2])])
-    assert [open_encoded(config(tmp_path / "a.tar")).member(index) for index in range(2)] == ["0.jpg", "1.seg.png"]
+    write_tar(tmp_path / "a.tar", [("0.JPG", pngs[0]), ("0.seg.png", pngs[1]), ("1.seg.png", pngs[2])])
+    assert [open_encoded(config(tmp_path / "a.tar")).member(index) for index in range(2)] == ["0.JPG", "1.seg.png"]
     images = open_encoded(config(tmp_path / "a.tar", image_column="seg.png"))
     assert [images.encoded(index) for index in range(len(images))] == pngs[1:3]
     write_tar(tmp_path / "b.tar", [("IMG.2019.jpg", pngs[0]), ("IMG.2020.jpg", pngs[1])])
@@ -234,6 +235,28 @@ def test_an_index_is_read_again_and_made_anew_for_shards_that_have_changed(tmp_p
     assert len(open_encoded(config(tmp_path))) == 2
     assert "ssl_core_index.arrow cannot be read" in caplog.text
     assert len(read) == 5
+
+
+def test_of_several_processes_one_reads_the_shards(tmp_path, pngs, monkeypatch):
+    for number in range(4):
+        write_tar(tmp_path / f"{number}.tar", labelled(pngs, 2 * number, 2 * number + 2))
+    scan = tar_index_module._scan
+
+    def noted(*rest):
+        with (tmp_path / "read.txt").open("a") as file:
+            file.write(rest[-1].name)
+        return scan(*rest)
+
+    monkeypatch.setattr(tar_index_module, "_scan", noted)
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=open_encoded, args=(config(tmp_path),)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert (tmp_path / "read.txt").read_text() == "0.tar1.tar2.tar3.tar"
+    assert sorted(path.suffix for path in tmp_path.iterdir() if path.stem == "ssl_core_index") == [".arrow", ".lock"]
 
 
 def test_shards_in_a_folder_that_cannot_be_written_are_indexed_in_the_cache(tmp_path, pngs, monkeypatch):

@@ -135,7 +135,7 @@ def tar_images(
         ValueError: naming all shards that cannot be read, or if there is no image.
         OSError: if the index can be written nowhere.
     """
-    folder = Path(os.path.commonpath([file.parent for file in files]))
+    folder = Path(os.path.commonpath([file.absolute().parent for file in files]))
     shards = [shard_at(str(file), os.path.relpath(file, folder)) for file in files]
     index = tar_index(
         shards, folder, cache=cache, image_column=image_column, label_column=label_column, workers=workers

@@ -12,9 +12,10 @@ import json
 import logging
 import os
 import re
+import socket
 import tarfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -47,6 +48,8 @@ _NO_ROWS = pa.RecordBatch.from_pylist([], SCHEMA)
 _KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
 # First bytes of compressed files, and what makes a tar of one.
 _COMPRESSED = {b"\x1f\x8b": "gzip -d", b"BZh": "bzip2 -d", b"\xfd7zXZ\0": "xz -d", b"\x28\xb5\x2f\xfd": "zstd -d"}
+_NUMBERS = ((124, 12), (148, 8))  # first byte and width of a header's size and checksum
+_TEXTS = ((0, 100), (345, 155))  # and of its name and of what stands before it
 _BLOCK = 2**16
 
 
@@ -199,7 +202,10 @@ def save_index(file: Path, found: Sequence[tuple[Shard, Scanned]]) -> None:
         with pa.ipc.new_file(out, schema) as writer:
             writer.write(rows)
 
-    write_atomically(file, write)
+    # Of a name of its own: where a file system has no locks, another process may write the same.
+    own = file.with_name(f"{file.stem}-{socket.gethostname()}-{os.getpid()}{file.suffix}")
+    write_atomically(own, write)
+    own.replace(file)
 
 
 def _load(file: Path) -> _Known | None:
@@ -238,7 +244,7 @@ def _selected(known: _Known, shards: Sequence[Shard], folder: Path) -> TarIndex:
 
 def _scan(image_column: str | None, label_column: str, shard: Shard) -> Scanned | str:
     """What a shard holds, or why it is refused."""
-    members = _Members(image_column, label_column)
+    members = _Samples(image_column, label_column)
     try:
         with open(shard.path, "rb") as file:
             start = file.read(8)
@@ -248,11 +254,10 @@ def _scan(image_column: str | None, label_column: str, shard: Shard) -> Scanned 
             file.seek(0)
             if shard.size == 0:
                 return "has zero bytes; copy it again"
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                while (member := tar.next()) is not None:
-                    members.add(member, file)
-                    tar.members.clear()  # of which it keeps all, for what asks by name
-                end = tar.offset
+            end = 0
+            for member in _members(file, shard.size):
+                members.add(member, file)
+                end = member.end
             if trouble := _trouble_at_end(file, end, shard.size):
                 return trouble
         return members.scanned()
@@ -262,6 +267,76 @@ def _scan(image_column: str | None, label_column: str, shard: Shard) -> Scanned 
         return f"cannot be read ({error.strerror or error})"
     except _RefusedError as error:
         return str(error)
+
+
+class _Member(NamedTuple):
+    """A member of a tar.
+
+    Attributes:
+        name: name with its folders.
+        offset: first byte of its content.
+        size: size of its content.
+        end: first byte behind it, where the next one begins.
+        kind: what it is, where it is no file with a content of its own.
+    """
+
+    name: str
+    offset: int
+    size: int
+    end: int
+    kind: str = ""
+
+
+def _members(file: BinaryIO, size: int) -> Iterator[_Member]:
+    """The members of a tar: plain headers are read here, since `tarfile` takes thrice as long; others there.
+
+    Raises:
+        tarfile.TarError: if it is truncated or none.
+    """
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        tar.firstmember = None  # which is read again
+        position = 0
+        while position <= size:
+            file.seek(position)
+            # A global header may change all that follow.
+            member = None if tar.pax_headers else _plain_member(file.read(tarfile.BLOCKSIZE), position)
+            if member is None:
+                file.seek(position)
+                tar.offset = position
+                info = tar.next()
+                if info is None:
+                    return
+                tar.members.clear()  # of which it keeps all, for what asks by name
+                member = _Member(info.name, info.offset_data, info.size, tar.offset, _kind(info))
+            yield member
+            position = member.end
+    raise tarfile.ReadError("unexpected end of data")
+
+
+def _plain_member(header: bytes, position: int) -> _Member | None:
+    """The file that a header of 512 bytes says; None for any other kind, and for what is not plain."""
+    if header[156:157] not in (b"0", b"\0"):
+        return None
+    try:
+        size, checksum = (int(header[start : start + width].partition(b"\0")[0], 8) for start, width in _NUMBERS)
+    except ValueError:
+        return None
+    name, prefix = (header[start : start + width].partition(b"\0")[0] for start, width in _TEXTS)
+    is_whole = sum(header) - sum(header[148:156]) + 8 * ord(" ") == checksum
+    if not is_whole or size < 0 or name.endswith(b"/"):
+        return None
+    name = prefix + b"/" + name if prefix else name
+    offset = position + tarfile.BLOCKSIZE
+    end = offset - -size // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+    return _Member(name.decode("utf-8", "surrogateescape"), offset, size, end)
+
+
+def _kind(info: tarfile.TarInfo) -> str:
+    if info.isdir():
+        return "a folder"
+    if info.issparse():
+        return "sparse"
+    return "a link" if info.islnk() or info.issym() else "" if info.isreg() else "no file"
 
 
 def _trouble_at_end(file: BinaryIO, end: int, size: int) -> str:
@@ -281,29 +356,29 @@ class _RefusedError(Exception):
     """A member that makes a shard unreadable."""
 
 
-class _Members:
+class _Samples:
     """The members of a shard that matter: images and labels, by key."""
 
     def __init__(self, image_column: str | None, label_column: str) -> None:
         self._image_column, self._label_column = image_column, label_column
         self._names: set[str] = set()
-        self._images: dict[str, list[tuple[str, int, int]]] = {}  # of each key: extension, offset, size
+        self._images: dict[str, list[tuple[str, int, int, str]]] = {}  # of each key: extension, offset, size, name
         self._labels: dict[str, dict[str, str | None]] = {"cls": {}, "json": {}}  # of each extension by key
         self._unread: list[str] = []
         self._ignored: Counter[str] = Counter()
 
-    def add(self, member: tarfile.TarInfo, file: BinaryIO) -> None:
+    def add(self, member: _Member, file: BinaryIO) -> None:
         """Take a member in.
 
         Raises:
             _RefusedError: for one that is there twice, or has no content of its own.
         """
         name = member.name.removeprefix("./")
-        if member.isdir() or any(part.startswith(".") or part == "__MACOSX" for part in name.split("/")):
+        if member.kind == "a folder" or any(part.startswith(".") or part == "__MACOSX" for part in name.split("/")):
             return
         match = _KEY.fullmatch(name)
-        key, extension = match.groups() if match else (name, "")
-        suffix = f".{extension.rpartition('.')[2].lower()}" if extension else ""
+        key, extension = (match[1], match[2].lower()) if match else (name, "")
+        suffix = f".{extension.rpartition('.')[2]}" if extension else ""
         is_image = suffix in IMAGE_SUFFIXES
         if not is_image and extension not in self._labels:
             self._ignored[suffix] += 1
@@ -311,13 +386,12 @@ class _Members:
         if name in self._names:
             raise _RefusedError(f"has two members {name}, and which of them counts is not said: write it anew")
         self._names.add(name)
-        if member.issparse() or not member.isreg():
-            kind = "sparse" if member.issparse() else "a link" if member.islnk() or member.issym() else "no file"
-            raise _RefusedError(f"has a member {name} that is {kind}: write it anew with a file in its place")
+        if member.kind:
+            raise _RefusedError(f"has a member {name} that is {member.kind}: write it anew with a file in its place")
         if is_image:
-            self._images.setdefault(key, []).append((extension, member.offset_data, member.size))
+            self._images.setdefault(key, []).append((extension, member.offset, member.size, name))
         elif extension == "json" or self._label_column == "label":
-            file.seek(member.offset_data)
+            file.seek(member.offset)
             try:
                 self._labels[extension][key] = _label(extension, file.read(member.size), self._label_column)
             except ValueError:
@@ -330,18 +404,19 @@ class _Members:
             _RefusedError: for a sample of several images.
         """
         rows = []
+        wanted = None if self._image_column is None else self._image_column.lower().removeprefix(".")
         for key, found in self._images.items():
-            if self._image_column is not None:
-                found = [each for each in found if each[0] == self._image_column]
+            if wanted is not None:
+                found = [each for each in found if each[0] == wanted]
             elif len(found) > 1:
                 found = [each for each in found if "." not in each[0]] or found
             if len(found) > 1:
-                extensions = ", ".join(extension for extension, _, _ in found)
+                extensions = ", ".join(extension for extension, *_ in found)
                 raise _RefusedError(
                     f"has several images of the key {key}, {extensions}: name one as data.image_column; where they are "
                     "samples of their own, write them without dots in their names"
                 )
-            rows += [(offset, size, f"{key}.{extension}", key) for extension, offset, size in found]
+            rows += [(offset, size, name, key) for _, offset, size, name in found]
         rows.sort()  # as they lie in the shard
         labels = self._labels["json"] | self._labels["cls"]
         columns = [
