@@ -134,9 +134,11 @@ def test_shards_together_are_the_whole_queue_at_every_step(in_shards, initial, p
 
 
 def test_keys_begin_at_any_row_after_a_resume_in_another_number_of_processes(in_shards):
-    expected, queues = Queue(QueueConfig(8), 3), in_shards(4, QueueConfig(8, sharded=True))
+    expected, queues = Queue(QueueConfig(8, "empty"), 3), in_shards(4, QueueConfig(8, "empty", sharded=True))
     for queue in (expected, *queues):
         queue.cursor.fill_(7)
+        queue.filled.fill_(7)
+    assert [int(queue.valid_length) for queue in queues] == [2, 2, 2, 1]
     for num_keys in (4, 8, 4):
         keys = unit(torch.randn(num_keys, 3))
         for queue in (expected, *queues):
