@@ -78,8 +78,9 @@ def test_shards_give_their_images_and_labels_in_order(tmp_path, make, pngs, sour
 
 def test_images_of_a_folder_and_of_shards_are_known_to_be_the_same(tmp_path, pngs):
     members = sorted(labelled(pngs, 0, 8))
-    write_tar(tmp_path / "shards" / "0.tar", members[:6])
-    write_tar(tmp_path / "shards" / "1.tar", members[6:])
+    inside = [(f"set/{name}", content) for name, content in members]  # from what all have in common on, they are alike
+    write_tar(tmp_path / "shards" / "0.tar", inside[:6])
+    write_tar(tmp_path / "shards" / "1.tar", inside[6:])
     (tmp_path / "shards" / "classes.txt").write_text("c0\nc1\nc2\n")
     for name, content in members:
         if name.endswith(".png"):
@@ -92,24 +93,25 @@ def test_images_of_a_folder_and_of_shards_are_known_to_be_the_same(tmp_path, png
     some = torch.tensor([1, 4, 7])
     assert folder.subset(some).digest() == shards.subset(some).digest() != shards.digest()
     assert torch.equal(balanced_subset(folder, 0.5, seed=0), balanced_subset(shards, 0.5, seed=0))
-    (tmp_path / "list.txt").write_text("c1/1.png\n0.tar/c0/0.png\n5.png")
-    assert [shards.member(index) for index in listed_subset(shards, str(tmp_path / "list.txt")).tolist()] == [
-        "c0/0.png",
-        "c1/1.png",
-        "c2/5.png",
-    ]
+    (tmp_path / "list.txt").write_text("c1/1.png\n0.tar/set/c0/0.png\n5.png")
+    listed = listed_subset(shards, str(tmp_path / "list.txt")).tolist()
+    assert [shards.member(index) for index in listed] == ["set/c0/0.png", "set/c1/1.png", "set/c2/5.png"]
 
 
 def test_what_lies_where_does_not_depend_on_the_tar_format_and_long_names(tmp_path, pngs):
-    long = "d" * 90 + "/" + "e" * 90 + "/" + "f" * 90
-    members = [(f"{long}/0.png", pngs[0]), (f"{long}/0.cls", "1"), ("ü.png", pngs[1]), ("./a/2.png", pngs[2])]
-    for format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+    for format, width in ((tarfile.USTAR_FORMAT, 70), (tarfile.GNU_FORMAT, 120), (tarfile.PAX_FORMAT, 120)):
+        long = "d" * width + "/" + "e" * width  # of ustar in two fields, else in headers of their own
+        members = [(f"{long}/0.png", pngs[0]), (f"{long}/0.cls", "1"), ("ü.png", pngs[1]), ("./a/2.png", pngs[2])]
         write_tar(tmp_path / str(format) / "0.tar", members, format=format)
         images = open_encoded(config(tmp_path / str(format)))
         assert [images.member(index) for index in range(3)] == [f"{long}/0.png", "ü.png", "a/2.png"]
         assert [images.encoded(index) for index in range(3)] == pngs[:3]
         assert images.labels.tolist() == [-1, -1, -1]  # of one class there is nothing to tell apart
-    name = tarfile.TarInfo("x").name + "\udcff.png"  # a byte that is no UTF-8
+    whole = [(f"{number}.png", png) for number, png in enumerate(pngs)]
+    write_tar(tmp_path / "header" / "0.tar", whole, pax_headers={"path": "same.png"})  # which is of all that follow
+    with pytest.raises(ValueError, match="has two members same"):
+        open_encoded(config(tmp_path / "header"))
+    name = "x\udcff.png"  # a byte that is no UTF-8
     write_tar(tmp_path / "bytes" / "0.tar", [(name, pngs[0])], format=tarfile.GNU_FORMAT)
     assert open_encoded(config(tmp_path / "bytes")).member(0) == name
 
