@@ -100,7 +100,7 @@ def reference_voc_ap(detections, truth, label, threshold):
     objects = [
         (image, (x1 + 1, y1 + 1, x2, y2), difficult)
         for image, label_of, (x1, y1, x2, y2), difficult in zip(
-            truth.image, truth.labels, truth.boxes, truth.is_difficult, strict=True
+            truth.image, truth.labels, truth.boxes, truth.is_difficult | truth.is_crowd, strict=True
         )
         if label_of == label
     ]

@@ -72,7 +72,7 @@ class VOCScores:
 
 
 def voc_scores(detections: Detections, annotations: Annotations, *, rounded: bool = False) -> VOCScores:
-    """Average precision of VOC 2007: 11 points, difficult objects left out.
+    """Average precision of VOC 2007: 11 points, difficult objects left out, and so are the crowds of other sets.
 
     Conventions: an overlap is that of areas of whole pixels, those of both corners included, which VOC has by adding 1
     to 1-based integers and :class:`Annotations` by its edges. It must exceed the threshold. An object is matched with
@@ -92,7 +92,7 @@ def voc_scores(detections: Detections, annotations: Annotations, *, rounded: boo
     precisions: list[list[float] | None] = []
     for label in range(len(annotations.classes)):
         of_class = annotations.labels == label
-        is_difficult = annotations.is_difficult[of_class]
+        is_difficult = (annotations.is_difficult | annotations.is_crowd)[of_class]
         num_positives = int((~is_difficult).sum())
         if not num_positives:
             precisions.append(None)
