@@ -334,7 +334,9 @@ def test_four_images_can_be_learned_by_heart(features, tmp_path):
     pixels, sizes, boxes = rectangles()
     # Of many regions nearly all are background at first, which silences heads as narrow as these.
     detector = tiny_detector(features, num_classes=2, channels=32, regions={"c4": 16, "fpn": 8}[features])
-    protocol = replace(DETECTION_PROTOCOLS["voc0712_c4_24k"], iterations=120, milestones=(0.8,))
+    # A pyramid is slower to fit its boxes: after 120 steps half of them overlap theirs by less than 0.6.
+    iterations = {"c4": 120, "fpn": 180}[features]
+    protocol = replace(DETECTION_PROTOCOLS["voc0712_c4_24k"], iterations=iterations, milestones=(0.8,))
     batches = Repeated(pixels, sizes, boxes)
     train(
         detector,
