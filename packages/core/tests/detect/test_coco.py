@@ -77,6 +77,36 @@ def test_images_of_lvis_are_found_by_their_addresses(coco_folder):
     assert Path(test.paths[0].decode()).parent.name == "train2017"
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda content: content["images"][0].update(neg_category_ids=[99]),
+            "neg_category_ids names 99, .* none of its",
+        ),
+        (lambda content: content["images"][0].update(not_exhaustive_category_ids=None), "_ids of an image is no list"),
+        (lambda content: content["categories"][0].update(frequency="x"), "frequency is 'x', none of r, c and f"),
+        (lambda content: content["categories"][0].pop("frequency"), "train.json is no file of LVIS"),
+    ],
+)
+def test_what_lvis_does_not_say_of_its_images_is_named(coco_folder, change, said):
+    def changed(content):
+        for image in content["images"]:  # found whatever the set is
+            image["file_name"] = image["file_name"].rpartition("_")[2]
+        change(content)
+
+    with pytest.raises(ValueError, match=rf"lvis_v0.5_train.json.*{said}|{said}"):
+        open_set("lvis", coco_folder(PARTS, frequency="rcf", change=changed))
+
+
+def test_an_image_of_lvis_without_an_address_is_found_by_its_name(coco_folder):
+    def nowhere(content):
+        for image in content["images"]:
+            image["coco_url"] = None
+
+    assert len(open_set("lvis", coco_folder(PARTS, frequency="rcf", change=nowhere))[0]) == 3
+
+
 def first(**fields):
     return lambda content: content["annotations"][0].update(fields)
 
@@ -95,7 +125,7 @@ def first(**fields):
         (first(segmentation=[]), r"annotation 1 has no polygon of three points: Mask R-CNN"),
         (first(segmentation=[[1, 2, 3, 4]]), r"annotation 1 has no polygon"),
         (first(segmentation={"size": [9, 9], "counts": [81]}), r"annotation 1 has runs of an image of size \[9, 9\]"),
-        (first(segmentation={"size": [96, 96], "counts": [10**6]}), r"annotation 1 has RLE counts exceed"),
+        (first(segmentation={"size": [96, 96], "counts": [10**6]}), "annotation 1 has runs .* read .RLE counts exceed"),
         (lambda content: content["annotations"][0].pop("segmentation"), r"annotation 1 has no polygon"),
         (lambda content: content["annotations"][0].pop("bbox"), r"annotations has an entry without bbox"),
         (lambda content: content.pop("categories"), r"has no list of categories"),
@@ -110,6 +140,18 @@ def first(**fields):
         (first(category_id=[1]), r"annotations has an entry without category_id, or of another kind"),
         (first(bbox=None), r"annotations has an entry without bbox, or of another kind"),
         (first(segmentation=[1, 2, 11, 2, 11, 14]), r"annotation 1 has no polygon"),
+        (first(segmentation=5), r"annotation 1 has no polygon"),
+        (first(segmentation=[[1, 2, 11, 2, 11, float("nan")]]), r"annotation 1 has no polygon"),
+        (first(segmentation={"size": 96, "counts": [96 * 96]}), r"annotation 1 has runs of an image of size 96"),
+        (first(segmentation={"size": [96, 96]}), r"annotation 1 has runs that cannot be read"),
+        (first(segmentation={"size": [96, 96], "counts": ["a"]}), r"annotation 1 has runs that cannot be read"),
+        (first(segmentation={"size": [96, 96], "counts": [5]}), r"cannot be read .*decoded 5 pixels but expected 9216"),
+        (first(segmentation={"size": [96, 96], "counts": "é"}), r"annotation 1 has runs that cannot be read"),
+        (first(area="large"), r"annotation 1: its area 'large' is not a number"),
+        (first(iscrowd="0"), r"annotation 1: its iscrowd '0' is not 0 or 1"),
+        (lambda content: content["images"][0].update(height=0), r"image 21 has 96 x 0 pixels; correct its size"),
+        (lambda content: content["images"][0].update(width=float("nan")), r"image 21 has nan x 96 pixels"),
+        (lambda content: content["images"][0].update(width=float("inf")), r"image 21 has inf x 96 pixels"),
         (lambda content: content["images"].append(content["images"][0]), r"images has entries of one id"),
     ],
 )

@@ -84,6 +84,12 @@ def rewrite(folder, name, old, new):
         ("<xmax>40</xmax>", "", r"x.xml: <xmax> is None, not a number"),
         ("<width>96<", "<width>0<", r"x.xml has an image of 0 x 96 pixels"),
         ("<size>", "<length>", r"x.xml is not XML"),
+        (
+            "<annotation>",
+            '<?xml version="1.0" encoding="gb2312"?><annotation>',
+            r"x.xml is not XML .*multi-byte.* UTF-8",
+        ),
+        ("<annotation>", '<?xml version="1.0" encoding="none"?><annotation>', r"x.xml is not XML .*unknown encoding"),
         ("<name>dog<", "<name> <", r"x.xml: an object of class ''"),
     ],
 )

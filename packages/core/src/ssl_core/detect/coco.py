@@ -5,6 +5,7 @@ more than is marked; and for each class whether it is rare, common or frequent.
 """
 
 import json
+import math
 import os
 import re
 from dataclasses import replace
@@ -58,7 +59,11 @@ def lvis(root: Path, *, masks: bool = False, broken_limit: float = 0.01) -> tupl
         (root / "annotations" / f"lvis_v0.5_{part}.json", root / folder)
         for part, folder in (("train", "train2017"), ("val", "val2017"))
     ]
-    return _pair(files[0], files[1], masks, broken_limit)
+    parts = _pair(files[0], files[1], masks, broken_limit)
+    for part in parts:
+        if part.federation is None:
+            raise ValueError(f"{part.name} is no file of LVIS, whose categories all have a frequency; fetch it anew")
+    return parts
 
 
 def coco_annotations(file: Path, folder: Path, *, masks: bool = False, broken_limit: float = 0.01) -> Annotations:
@@ -96,7 +101,7 @@ def coco_annotations(file: Path, folder: Path, *, masks: bool = False, broken_li
     kept = [each for each in records if each["id"] not in missing]
     labels = {each["id"]: label for label, each in enumerate(categories)}
     place = {each["id"]: index for index, each in enumerate(kept)}
-    sizes = [(int(each["height"]), int(each["width"])) for each in kept]
+    sizes = [_size(each, file) for each in kept]
     things: list[Thing] = []
     flaws: list[str] = []
     for number, each in enumerate(content["annotations"]):
@@ -107,8 +112,13 @@ def coco_annotations(file: Path, folder: Path, *, masks: bool = False, broken_li
         if each["image_id"] in missing:
             continue
         index = place[each["image_id"]]
-        if not _is_box(each["bbox"]):
-            raise ValueError(f"{where}: its bbox {each['bbox']!r:.80} is not four numbers; correct or remove it")
+        for key, is_right, kind in (
+            ("bbox", _is_box, "four numbers"),
+            ("area", lambda area: area is None or isinstance(area, (int, float)), "a number"),
+            ("iscrowd", lambda crowd: crowd in (None, 0, 1), "0 or 1"),
+        ):
+            if not is_right(each.get(key)):
+                raise ValueError(f"{where}: its {key} {each[key]!r:.80} is not {kind}; correct or remove it")
         thing, flaw = _thing(each, index, labels[each["category_id"]], sizes[index], masks)
         if flaw:
             flaws.append(f"{where} {flaw}")
@@ -169,10 +179,16 @@ def _content(file: Path) -> dict[str, Any]:
 
 def _path(record: dict[str, Any], folder: Path, is_lvis: bool) -> str:
     """The file of an image; LVIS names COCO's images of 2017 by their names of 2014, and by their addresses."""
-    if is_lvis and "coco_url" in record:
-        split, name = record["coco_url"].split("/")[-2:]
-        return os.path.join(folder.parent, split, name)
+    if is_lvis and (address := re.search(r"([^/]+)/([^/]+)$", str(record.get("coco_url")))):
+        return os.path.join(folder.parent, *address.groups())
     return os.path.join(folder, _COCO_2014.sub("", record["file_name"]) if is_lvis else record["file_name"])
+
+
+def _size(record: dict[str, Any], file: Path) -> tuple[int, int]:
+    height, width = record["height"], record["width"]
+    if not all(1 <= side < math.inf for side in (height, width)):
+        raise ValueError(f"{file}: image {record['id']} has {width} x {height} pixels; correct its size")
+    return int(height), int(width)
 
 
 def _is_box(box: list[Any]) -> bool:
@@ -206,6 +222,10 @@ def _federation(
             return tuple(tuple(labels[key] for key in each.get(field, ())) for each in records)
         except KeyError as error:
             raise ValueError(f"{file}: {field} names {error}, which is none of its categories; fetch it anew") from None
+        except TypeError as error:
+            raise ValueError(f"{file}: {field} of an image is no list of categories ({error}); fetch it anew") from None
 
     frequency = tuple(str(each["frequency"]) for each in categories)
+    if odd := sorted(set(frequency) - set("rcf")):
+        raise ValueError(f"{file}: a category's frequency is {odd[0]!r}, none of r, c and f; fetch it anew")
     return Federation(frequency, known("neg_category_ids"), known("not_exhaustive_category_ids"))

@@ -3,6 +3,7 @@
 The points of all polygons lie in one array, which forked workers share, unlike a list of lists.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -97,15 +98,15 @@ def make_segments(segmentations: Sequence[Segmentation]) -> Segments:
     )
 
 
-def polygons_of(segmentation: list[Any]) -> list[Any]:
+def polygons_of(segmentation: Any) -> list[Any]:
     """The polygons of three points or more; what is none is left out."""
     return [
         each
-        for each in segmentation
+        for each in (segmentation if isinstance(segmentation, list) else ())
         if isinstance(each, list)
         and len(each) >= 6
         and len(each) % 2 == 0
-        and all(isinstance(number, (int, float)) for number in each)
+        and all(isinstance(number, (int, float)) and math.isfinite(number) for number in each)
     ]
 
 
@@ -113,13 +114,18 @@ def compressed_runs(segmentation: dict[str, Any], height: int, width: int) -> di
     """A run-length encoding as the evaluators take it.
 
     Raises:
-        ValueError: if the runs are those of an image of another size.
+        ValueError: if the runs are those of an image of another size, or none.
     """
     from faster_coco_eval.core import mask
 
-    if list(segmentation.get("size", ())) != [height, width]:
+    if segmentation.get("size") != [height, width]:
         raise ValueError(f"runs of an image of size {segmentation.get('size')}, which has {[height, width]}")
-    return dict(mask.segmToRle(segmentation, width, height))
+    try:
+        runs = dict(mask.segmToRle(segmentation, width, height))
+        mask.decode(runs)  # runs that are missing or do not fill the image are found nowhere else
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"runs that cannot be read ({error})") from error
+    return runs
 
 
 def encode_masks(masks: Shaped[np.ndarray, "k h w"]) -> list[dict[str, Any]]:

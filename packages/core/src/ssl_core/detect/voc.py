@@ -152,8 +152,8 @@ def _parsed(file: Path, part: str) -> ElementTree.Element:
         raise FileNotFoundError(
             f"{file} is not there, and {part}.txt names it; an image without objects has one without <object>"
         ) from None
-    except ElementTree.ParseError as error:
-        raise ValueError(f"{file} is not XML ({error}); write it anew") from error
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last two for encodings
+        raise ValueError(f"{file} is not XML that can be read ({error}); write it anew, as UTF-8") from error
 
 
 def _number(parent: ElementTree.Element | None, tag: str, file: Path) -> float:
