@@ -5,6 +5,7 @@ first time and a miss from then on; with a difficult object it is neither. The a
 COCO and LVIS are scored by faster-coco-eval, which gives pycocotools' and lvis' numbers.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from ssl_core.detect.annotations import Annotations
 from ssl_core.detect.segments import check_detection
 from ssl_core.evaluate.average_precision import ranked_average_precision
+
+logger = logging.getLogger(__name__)
 
 THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
 
@@ -200,6 +203,7 @@ def _evaluated(detections: Detections, annotations: Annotations, masks: bool) ->
         truth.loadRes(_as_results(detections, masks)),
         iouType="segm" if masks else "bbox",
         lvis_style=annotations.federation is not None,
+        print_function=logger.debug,
     )
     if annotations.federation is not None:
         evaluator.params.maxDets = [LVIS_DETECTIONS]
