@@ -6,6 +6,7 @@
 
 import hashlib
 import itertools
+import os
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from torch import Tensor
 from ssl_core import distributed
 from ssl_core.data import DataConfig
 from ssl_core.detect.annotations import Annotations
-from ssl_core.detect.data import DetectionBatches, resized
+from ssl_core.detect.data import DetectionBatches, check_readable, resized
 from ssl_core.detect.metrics import Detections, coco_scores, lvis_scores, voc_scores
 from ssl_core.detect.model import Detector, precise_batch_norm_, stage_channels
 from ssl_core.detect.predict import detect, draw_detections, results
@@ -31,7 +32,6 @@ from ssl_core.detect.protocol import (
     detection_rate,
     detection_text,
 )
-from ssl_core.detect.segments import check_detection
 from ssl_core.detect.sets import open_folder, open_set
 from ssl_core.duration import duration
 from ssl_core.evaluate.classifier import Folders, matmuls_in, train_labelled
@@ -221,10 +221,13 @@ def evaluate_detection(
 
     Raises:
         FileNotFoundError: for a path that does not exist.
+        BrokenImageError: for a test image that cannot be read, or of another size than annotated, before the training.
         ValueError: for an unknown protocol, an encoder that is no ResNet with its own stem, and what does not fit
             together.
         ImportError: for masks, COCO or LVIS, if faster-coco-eval is not installed.
     """
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size must be at least 1, got {image_size}")
     sides = image_size and (image_size, round(image_size * _LONG_FOR_SHORT))
     chosen, changed = choose_protocol(
         DETECTION_PROTOCOLS,
@@ -246,8 +249,6 @@ def evaluate_detection(
         raise ValueError("pixels have nothing to train; give a run, a .safetensors file, timm:NAME or random")
     if trials < 1:
         raise ValueError(f"trials must be at least 1, got {trials}")
-    if chosen.images != "voc0712":
-        check_detection()
 
     def load(seed: int) -> Subject:
         return load_subject(encoder, data=data, like=like, device=device, seed=seed)._replace(precision=precision)
@@ -262,6 +263,7 @@ def evaluate_detection(
     else:
         train, test = open_set(chosen.images, folder, **options)
     train = train.training()
+    _check_objects(train, test)
     text = detection_text(protocol, chosen, f"{train.name}, tested on {test.name}" if own else None)
     text += f"\n  {len(train.labels):,} objects of {len(train.classes)} classes to train on"
     counts = {train.name: {"train": len(train)}, test.name: {"test": len(test)}}
@@ -273,8 +275,9 @@ def evaluate_detection(
         print(plan, flush=True)
     settings = {**plan.settings(), "precision": precision, "digest": subject.digest()}
     if dry_run:
-        if distributed.is_main():
-            print(_measured(subject, chosen, train, test, trials))
+        with matmuls_in(precision, device):
+            if distributed.is_main():
+                print(_measured(subject, chosen, train, test, trials))
         return settings
     kept = {**settings, "train": _digest(train), "test": _digest(test)}
     out_folder = subject.folder(out) or Path("runs") / folder_name(encoder, like)
@@ -282,6 +285,7 @@ def evaluate_detection(
     name = f"detection-{protocol}"
     folders = Folders(out_folder, name, range(seed, seed + trials))
     folders.check(kept)
+    check_readable(test, rank=distributed.rank(), world_size=distributed.world_size())
     outcomes = []
     with matmuls_in(precision, device):
         for each in folders.seeds:
@@ -304,8 +308,7 @@ def evaluate_detection(
         **subject.settings(),
     }
     if outcomes[0].classes is not None:
-        by_class = [outcome.classes or {} for outcome in outcomes]
-        result["classes"] = {name: _mean([each[name] for each in by_class]) for name in by_class[0]}
+        result["classes"] = _means([outcome.classes or {} for outcome in outcomes])
     if distributed.is_main():
         print(_line(result, [outcome.scores for outcome in outcomes]))
         print(f"log, detections and picture: {folders.of(seed)}")
@@ -313,6 +316,14 @@ def evaluate_detection(
         if not keep:
             folders.remove("checkpoints")
     return result
+
+
+def _check_objects(train: Annotations, test: Annotations) -> None:
+    """Refuse sets that nothing can be learned from, or judged by."""
+    if not len(train):
+        raise ValueError(f"{train.name} has no image with an object, which could be trained on")
+    if (test.is_crowd | test.is_difficult).all():
+        raise ValueError(f"{test.name} has no object that is neither difficult nor a crowd: nothing can be found in it")
 
 
 def _cost(protocol: DetectionProtocol, num_train: int, num_test: int, trials: int) -> str:
@@ -375,18 +386,27 @@ def _memory_bytes(device: torch.device) -> int:
 
 
 def _digest(annotations: Annotations) -> str:
-    """Hash of what is trained on or judged by."""
-    digest = hashlib.blake2b(repr(annotations.classes).encode(), digest_size=16)
+    """Hash of what is trained on or judged by, wherever its images lie."""
+    known = annotations.classes, annotations.federation, annotations.segments and annotations.segments.runs
+    digest = hashlib.blake2b(repr(known).encode(), digest_size=16)
     for path in annotations.paths:
-        digest.update(Path(path.decode()).name.encode())
-    for column in (annotations.image, annotations.labels, annotations.boxes):
-        digest.update(column.tobytes())
+        digest.update(os.path.basename(path))
+    for values in (annotations, annotations.segments):
+        for column in vars(values).values() if values is not None else ():
+            if isinstance(column, np.ndarray) and column is not annotations.paths:
+                digest.update(column.tobytes())
     return digest.hexdigest()
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
+def _means(trials: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """The mean of each score over the trials that have it, or None.
+
+    Example:
+        >>> _means([{"cat": 0.25, "cow": None}, {"cat": 0.75, "cow": None}])
+        {'cat': 0.5, 'cow': None}
+    """
+    known = {name: [value for each in trials if (value := each[name]) is not None] for name in trials[0]}
+    return {name: statistics.fmean(values) if values else None for name, values in known.items()}
 
 
 def _summed_up(scores: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
@@ -397,9 +417,9 @@ def _summed_up(scores: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
         {'AP50': 0.5, 'std': {'AP50': 0.3535533905932738}, 'trials': {'AP50': [0.25, 0.75]}}
     """
     trials = {name: [each[name] for each in scores] for name in scores[0]}
-    means = {name: _mean(values) for name, values in trials.items()}
+    means = _means(scores)
     if len(scores) == 1:
-        return means
+        return dict(means)
     spread = {
         name: statistics.stdev(value for value in values if value is not None)
         for name, values in trials.items()
@@ -409,6 +429,14 @@ def _summed_up(scores: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
 
 
 def _line(result: Mapping[str, Any], scores: Sequence[Mapping[str, float | None]]) -> str:
+    """The result in words.
+
+    Example:
+        >>> result = {"protocol": {"name": "mine"}, "num_test": 3, "classes": {"cat": 0.5, "cow": None}}
+        >>> print(_line(result, [{"AP": 0.25, "AR1": 0.5, "mask_AP": 0.125}]))
+        detection AP 25.00 mask AP 12.50 (protocol mine, 3 images)
+        AP50 by class: cat 50.00, cow -
+    """
     names = [name for name in ("AP", "AP50", "AP75", "mask_AP", "mask_AP50", "mask_AP75") if name in scores[0]]
     said = " ".join(f"{name.replace('_', ' ')} {trials_text([each[name] or 0.0 for each in scores])}" for name in names)
     trials = f"{len(scores)} trials, " * (len(scores) > 1)

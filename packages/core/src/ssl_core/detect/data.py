@@ -207,6 +207,23 @@ def evaluation_batches(
     yield from Loader(make, requests, workers)
 
 
+def check_readable(annotations: Annotations, *, channels: int = 3, rank: int = 0, world_size: int = 1) -> None:
+    """Read every image, before a training whose test an image that cannot be read would end.
+
+    Args:
+        annotations: images of the test.
+        channels: number of channels to read.
+        rank: index of this process, the first of whose images this is.
+        world_size: number of processes, each of which has every so many-th image.
+
+    Raises:
+        BrokenImageError: for an image that cannot be read, or is of another size than its boxes are for.
+    """
+    images = _SizedImages(annotations, channels)
+    for index in range(rank, len(annotations), world_size):
+        images.image(index)
+
+
 def resized(height: int, width: int, short_side: int, max_size: int) -> tuple[int, int]:
     """Height and width with a shorter side of some length, or less, so that the longer one has at most ``max_size``.
 

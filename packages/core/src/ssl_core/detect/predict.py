@@ -64,7 +64,7 @@ def detect(
         world_size=distributed.world_size(),
     )
     number = len(range(distributed.rank(), len(annotations), distributed.world_size()))
-    with progress_bar(number, "images", disable=not progress) as bar:
+    with progress_bar(number, "images", disable=not (progress and distributed.is_main())) as bar:
         for batch in batches:
             pixels, sizes, _ = batch.views
             [found] = detector.predict(pixels.to(device), sizes)
