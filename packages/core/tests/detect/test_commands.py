@@ -407,7 +407,9 @@ def test_results_have_the_numbers_of_the_set_and_a_picture_shows_them(coco_folde
             inside = pixels[y1 + 3 : y2 - 3, 100 * index + x1 + 3 : 100 * index + x2 - 3]
             mixed = (np.eye(3)[label] * 255 + of_class[label]) / 2  # half the object, half its mask
             assert inside[-1, -1] == pytest.approx(mixed, abs=1)
-            assert (inside != inside[-1, -1]).any()  # name and score
+            # Name and score: dark on the color of the class.
+            assert (inside == of_class[label]).all(axis=2).any()
+            assert (inside < 30).all(axis=2).any()
         # A detection covers its object's edges.
         assert (white in colors) == (len(found) < (test.image == index).sum())
     assert not pixels[:, 300:].any()

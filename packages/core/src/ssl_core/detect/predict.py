@@ -167,5 +167,7 @@ def _drawn(
     if len(own.boxes):
         names = [annotations.classes[label] for label in own.labels.tolist()]
         said = [f"{name} {score:.2f}" for name, score in zip(names, own.scores.tolist(), strict=True)]
-        drawn = draw_bounding_boxes(drawn, torch.from_numpy(own.boxes) * scale, said, colors=colors, width=2)
+        places = torch.from_numpy(own.boxes) * scale
+        # Black on the color of the class, which is that of the mask beneath too.
+        drawn = draw_bounding_boxes(drawn, places, said, colors=colors, width=2, fill_labels=True)
     return drawn
