@@ -143,7 +143,9 @@ def test_of_long_names_the_table_shows_ends_that_differ():
 def test_encoders_are_compared_on_features_that_are_extracted_once(run, tmp_path, capsys, monkeypatch):
     extracted = []
     monkeypatch.setattr(
-        Subject, "extract", lambda subject, *args: extracted.append(subject.name) or EXTRACT(subject, *args)
+        Subject,
+        "extract",
+        lambda subject, *args, **options: extracted.append(subject.name) or EXTRACT(subject, *args, **options),
     )
     result = compare(["pixels", str(run), "random"], out=str(tmp_path), **QUIET)
     assert extracted == ["pixels"] * 2 + [str(run)] * 2 + ["random"] * 2

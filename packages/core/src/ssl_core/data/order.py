@@ -30,7 +30,7 @@ class Order:
         >>> import torch
         >>> order = Order(torch.tensor([3, 2, 4]), window=2)
         >>> [part.sort().values.tolist() for part in order.parts(seed=0, epoch=0)]
-        [[3, 4, 5, 6, 7, 8], [0, 1, 2]]
+        [[0, 1, 2, 5, 6, 7, 8], [3, 4]]
     """
 
     lengths: Int64[Tensor, " s"]
