@@ -86,8 +86,10 @@ def complete(runs: Path, settings: list[str], source: str, shorter: list[str]) -
 def collect(runs: Path, settings: list[str]) -> dict[str, dict[str, float]]:
     """Linear accuracy in percent, and every measure of both layers such as ``projection rankme``, by setting."""
     there = [setting for setting in settings if (folder_of(runs, setting) / "linear.json").is_file()]
+    rows: dict[str, dict[str, float]] = {}
+    if not there:
+        return rows
     found = rank([str(folder_of(runs, setting)) for setting in there], out=str(runs))["runs"]
-    rows = {}
     for setting in there:
         folder = folder_of(runs, setting)
         measures = found[str(folder)]

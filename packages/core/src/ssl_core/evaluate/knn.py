@@ -234,15 +234,7 @@ def ranks_among_neighbours(
     features = share.features if len(share.features) else share.features.new_empty(0, queries.features.shape[1])
     bank = Features(features, gathered(share.labels)).to(subject.device)
     num_classes = count_classes(train)
-    ranks = knn_ranks(
-        bank,
-        queries,
-        k=k,
-        temperature=temperature,
-        num_classes=num_classes,
-        is_shared=True,
-    )
-    return ranks, queries
+    return knn_ranks(bank, queries, k=k, temperature=temperature, num_classes=num_classes, is_shared=True), queries
 
 
 def evaluate_knn(
