@@ -95,6 +95,7 @@ NOT_RUN = {
     "fiftyone": "a database",
     "moco_v2_800ep_pretrain.pth.tar": "a download",
     "runs/dcl": "what an example trains",
+    "s3://bucket/photos": "a bucket; on a made one its own tests run it",
     "timm:resnet50": "a download",
     "torchrun": "several processes",
     "voc07": "a data set; on a made one its own tests run it",

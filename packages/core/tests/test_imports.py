@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 CORE = ROOT / "packages/core/src/ssl_core"
 
 # Room -> rooms of ssl_core that it may import, besides itself; anyone may use what stands in ANYWHERE.
-ANYWHERE = {"lazy", "philox", "files", "given", "schedules", "step", "progress", "machine", "duration"}
+ANYWHERE = {"lazy", "philox", "files", "given", "schedules", "step", "progress", "machine", "duration", "size"}
 ALLOWED = {
     "philox": {"ops"},
     "files": set(),
@@ -24,6 +24,7 @@ ALLOWED = {
     "progress": set(),
     "machine": set(),
     "duration": set(),
+    "size": set(),
     "console": set(),
     "allocator": set(),
     "distributed": set(),

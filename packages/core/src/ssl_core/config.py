@@ -53,6 +53,8 @@ FREE_ON_RESUME = (
     "data.renderer",
     "data.root",
     "data.cache",
+    "data.local_cache",
+    "data.local_cache_size",
     "train.device",
     "train.timeout",
     "train.log_every",

@@ -51,10 +51,15 @@ def find_run(out: str | None, resume: str | None) -> tuple[Path | None, Path | N
 
     Raises:
         ValueError: if ``out`` holds another run, or a configuration of none, or has a name that evaluation takes for
-            another encoder.
+            another encoder, or one is an address.
     """
     if out in ("random", "pixels") or (out or "").startswith("timm:"):
         raise ValueError(f"out {out}: ssl-core eval takes this name for another encoder; take runs/{out}")
+    for name in (out, resume):
+        if name is not None and "://" in name:
+            raise ValueError(
+                f"{name} is an address, and a run is in a folder of this machine: copy it from or to there"
+            )
     folder = None if out is None else Path(os.path.expanduser(out))
     run, checkpoint = (None, None) if resume is None else named_run(resume)
     if folder is None or (run is not None and folder.resolve() == run.resolve()):

@@ -6,7 +6,7 @@ import torch
 from ssl_core import cli
 from ssl_core.data import DataConfig, identity, open_encoded, open_source, pack, tar_index
 from ssl_core.data.chosen import chosen_source, write_chosen
-from ssl_core.data.pack import bytes_of
+from ssl_core.size import bytes_of
 
 
 def config(source, **options):
@@ -114,6 +114,7 @@ def test_what_cannot_be_packed_is_refused_before_anything_is_read_or_written(tmp
         return str(error.value)
 
     assert "is there already, and is no empty folder" in refused("nowhere", out=photos)
+    assert "s3://x is an address, and shards are written to a folder of this machine" in refused(out="s3://x")
     assert "there is no folder" in refused("nowhere", out=tmp_path / "no" / "shards")
     assert "shard_size 'many' is no size: give a number with a unit, such as 512MB" in refused(
         "nowhere", shard_size="many"

@@ -275,6 +275,8 @@ def test_the_time_of_a_dry_run_is_that_of_all_images_of_one_process_and_trials(e
     [
         ({"data": None}, "protocol voc0712_c4_24k needs data.root"),
         ({"data": DataConfig()}, "needs data.root, the folder that holds its set, or data.source"),
+        ({"data": DataConfig(root="s3://x")}, "data.root s3://x is an address, and detection reads a folder of this"),
+        ({"data": DataConfig(source="s3://x")}, "data.source s3://x is an address, and detection reads a folder of"),
         ({"protocol": "voc"}, "no protocol 'voc'; choose one of voc0712_c4_24k"),
         ({"trials": 0}, "trials must be at least 1, got 0"),
         ({"iterations": 0}, "iterations of a detection must be positive, not 0"),

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from ssl_core.data.config import Images
 from ssl_core.data.files import FileImages
-from ssl_core.data.pack import SHARD_SIZE, bytes_of, write_shards
+from ssl_core.data.pack import SHARD_SIZE, write_shards
 from ssl_core.data.parquet import ParquetImages
+from ssl_core.data.remote import is_address
 from ssl_core.data.tar import TarImages
 from ssl_core.files import write_atomically
+from ssl_core.size import bytes_of
 
 
 def chosen_source(images: Images, stem: Path) -> Path | None:
@@ -62,7 +64,8 @@ def write_chosen(images: FileImages | ParquetImages | TarImages, indices: Int64[
     writer.writerow(["path"] if classes is None else ["path", "label"])
     for index in indices.tolist():
         # Absolute, so that the list may be moved.
-        row = [os.path.abspath(images.identifier(index))]
+        name = images.identifier(index)
+        row = [name if is_address(name) else os.path.abspath(name)]
         if classes is not None:
             label = images.label(index)
             row.append("" if label < 0 else classes[label])

@@ -28,17 +28,20 @@ from ssl_core.data.files import (
 )
 from ssl_core.data.labels import relabelled
 from ssl_core.data.lists import listed_images
+from ssl_core.data.local_cache import LocalCache, open_cache
 from ssl_core.data.named import IN_MEMORY_NAMES, digit_images, torchvision_images
 from ssl_core.data.order import Order
 from ssl_core.data.parquet import ParquetImages, parquet_images
 from ssl_core.data.pixels import BrokenImageError
-from ssl_core.data.shards import shards_in, split_shards
+from ssl_core.data.remote import BLOCK_BYTES, AnyPath, RemotePath, is_address, matching, path_of
+from ssl_core.data.shards import in_order, shards_in, split_shards
 from ssl_core.data.source import ImageSource, LazyImages, MemoryImages, hold_in_memory, listing
 from ssl_core.data.tar import TarImages, tar_images
 from ssl_core.data.transfer_sets import TRANSFER_SETS, count_remark, missing_text, transfer_images
 from ssl_core.data.voc import voc_labels
 from ssl_core.given import is_given
 from ssl_core.philox import permutation
+from ssl_core.size import bytes_of
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +63,8 @@ class DataConfig:
     Attributes:
         source: images by name (digits, cifar10, cifar100, stl10, imagenet, tiny_imagenet, food101, birdsnap, sun397,
             cars, aircraft, voc2007, dtd, pets, caltech101, flowers102) or by path (a folder, a list file .txt, .csv or
-            .tsv, a parquet or tar shard or pattern, a folder of shards), or a list of paths of one kind.
+            .tsv, a parquet or tar shard or pattern, a folder of shards), or a list of paths of one kind. A path may be
+            an address, such as s3://bucket/photos, gs:// or hf://.
         test_source: name or path of the test images; None takes the test split of ``source``.
         holdout: fraction of a source without a test split that is kept for testing.
         root: folder of a named set, and of relative paths.
@@ -91,7 +95,9 @@ class DataConfig:
         read: order in which training reads the images: ``random``; or ``sequential``, of tars alone, a few shards at a
             time, for disks and object stores that read a shard faster than its images. None is then held in memory.
         window: number of shards whose images ``sequential`` mixes.
-        cache: folder for the index of tars whose own folder cannot be written.
+        cache: folder for the index of tars in a bucket, and of those whose own folder cannot be written.
+        local_cache: folder for what is read from a bucket, which processes and runs may share; None keeps nothing.
+        local_cache_size: largest size of that folder, such as 200GB; what was used last is kept.
         scaled_decode: whether training decodes a JPEG at a half, a quarter or an eighth of its size, where even the
             smallest crop of a view then still has as many pixels as the view, so that nothing is enlarged by it.
     """
@@ -116,6 +122,8 @@ class DataConfig:
     read: Literal["random", "sequential"] = "random"
     window: int = 16
     cache: str = "~/.cache/ssl-core"
+    local_cache: str | None = None
+    local_cache_size: str = "100GB"
     scaled_decode: bool = True
 
     def __post_init__(self) -> None:
@@ -123,6 +131,11 @@ class DataConfig:
             raise ValueError(f"data.window {self.window} has no effect with data.read random; leave it out")
         if self.window < 1:
             raise ValueError(f"data.window must be at least 1, got {self.window}")
+        bytes_of(self.local_cache_size, "data.local_cache_size")
+        if self.local_cache is None and self.local_cache_size != DataConfig.local_cache_size:
+            raise ValueError(
+                f"data.local_cache_size {self.local_cache_size} has no effect without data.local_cache; leave it out"
+            )
         if (self.mean is None) != (self.std is None):
             raise ValueError(f"data.mean {self.mean} and data.std {self.std} go together: set both or none")
         # NaN compares as false; nothing in [0, 1] has a mean or a deviation above 1.
@@ -145,6 +158,7 @@ def open_source(config: DataConfig, *, split: str = "train", at_least: int | Non
 
     Raises:
         FileNotFoundError: for a path that does not exist.
+        RemoteError: for an address that cannot be read.
         ValueError: for a source that cannot be told, is empty, has more broken images than allowed, or has no
             such split.
 
@@ -210,7 +224,7 @@ def without_foreign_classes(config: DataConfig, given: Collection[str] | None) -
     name, source = config.class_list, config.source
     if name is None or is_given(given, "data.class_list") or not is_given(given, "data.source"):
         return config
-    folders: list[Path] = []
+    folders: list[AnyPath] = []
     if isinstance(source, list) or source not in NAMES:
         folders = [inner_folder(path) for path in _source_paths(source, config) if path.is_dir()]
     elif source in _FOLDER_NAMES:
@@ -262,7 +276,7 @@ def multi_labels(config: DataConfig, source: ImageSource) -> Int8[Tensor, "n c"]
         config: settings of the data, whose ``source`` is voc2007.
         source: images of any split, as :func:`open_source` returns them.
     """
-    root = _root("voc2007", config)
+    root = _here("data.root", _root("voc2007", config))
     values = {name: row for part in ("train", "val", "test") for name, row in voc_labels(root, part).items()}
     rows = [values[Path(source.identifier(index)).stem] for index in range(len(source))]
     return torch.tensor(rows, dtype=torch.int8)
@@ -372,27 +386,34 @@ def _named_images(name: str, config: DataConfig, split: str) -> Images | None:
         return digit_images(split)
     root = _root(name, config)
     if name in IN_MEMORY_NAMES:
-        return torchvision_images(name, root, split, download=config.download, stl10_split=config.stl10_split)
+        return torchvision_images(
+            name, _here("data.root", root), split, download=config.download, stl10_split=config.stl10_split
+        )
     if config.download:
         raise ValueError(f"data.download: {name} is not fetched; point data.root at its folder")
     if name not in _FOLDER_NAMES:
         classes = None if config.class_list is None else _class_list(config.class_list)
-        return transfer_images(name, root, split, class_list=classes, broken_limit=config.broken_limit)
-    if split_folder(root, "test") is None:
-        raise FileNotFoundError(f"data.root {str(root)!r} is not {name}: it needs the folders train and val")
-    return _path_images([root], "folder", config, "train" if split == "labelled" else split)
+        return transfer_images(
+            name, _here("data.root", root), split, class_list=classes, broken_limit=config.broken_limit
+        )
+    folder = _place(root)
+    if split_folder(folder, "test") is None:
+        raise FileNotFoundError(f"data.root {root!r} is not {name}: it needs the folders train and val")
+    return _path_images([folder], "folder", config, "train" if split == "labelled" else split)
 
 
-def _root(name: str, config: DataConfig) -> Path:
+def _root(name: str, config: DataConfig) -> str:
     if config.root is None:
         folder = f"; the folder of that name here is ./{name}" if os.path.isdir(name) else ""
         raise ValueError(f"data.source {name!r} needs data.root, the folder that holds it{folder}")
-    return _local(config.root)
+    return config.root
 
 
-def _path_images(paths: Sequence[Path], kind: str, config: DataConfig, split: str) -> Images | None:
+def _path_images(paths: Sequence[AnyPath], kind: str, config: DataConfig, split: str) -> Images | None:
     if config.class_list is not None and kind != "folder":
         raise ValueError(f"data.class_list {config.class_list!r} needs class folders, not a {kind}")
+    # A list on this machine may name files in a bucket.
+    local = _local_cache(config) if kind == "list" or isinstance(paths[0], RemotePath) else None
     if kind in ("parquet", "tar"):
         shards = split_shards(paths, split, f".{kind}")
         if not shards:
@@ -402,56 +423,79 @@ def _path_images(paths: Sequence[Path], kind: str, config: DataConfig, split: st
                 shards,
                 image_column=config.image_column,
                 label_column=config.label_column,
-                cache=_local(config.cache),
+                cache=_here("data.cache", config.cache),
                 workers=config.workers,
+                local=local,
             )
         return parquet_images(
             shards,
             image_column=config.image_column,
             label_column=config.label_column,
             memory_bytes=config.memory_gib * 2**30,
+            local=local,
         )
     if kind == "list":
         lists = [listed_images(path, label_column=config.label_column, split=split) for path in paths]
         read = [images for images in lists if images is not None]
-        return concatenated(read) if read else None
+        return replace(concatenated(read), cache=local) if read else None
     if config.class_list is None:
         paths = [inner_folder(path) for path in paths]
         for path in paths:
             check_splits(path)
     folders = [folder for path in paths if (folder := split_folder(path, split)) is not None]
+    if not folders:
+        return None
     classes = None if config.class_list is None else _class_list(config.class_list)
-    return concatenated([folder_images(folder, class_list=classes) for folder in folders]) if folders else None
+    return replace(concatenated([folder_images(folder, class_list=classes) for folder in folders]), cache=local)
 
 
-def _source_paths(source: str | list[str], config: DataConfig) -> list[Path]:
+def _local_cache(config: DataConfig) -> LocalCache | None:
+    if config.local_cache is None:
+        return None
+    size = bytes_of(config.local_cache_size, "data.local_cache_size")
+    return open_cache(_here("data.local_cache", config.local_cache), size, least_bytes=BLOCK_BYTES)
+
+
+def _source_paths(source: str | list[str], config: DataConfig) -> list[AnyPath]:
     return [path for each in ([source] if isinstance(source, str) else source) for path in _paths(each, config.root)]
 
 
-def _paths(source: str, root: str | None) -> list[Path]:
+def _paths(source: str, root: str | None) -> list[AnyPath]:
     """The files or folders that a path or a pattern names."""
-    path = _local(root or "") / _local(source)
+    path = _place(source) if root is None or is_address(source) else _place(root) / source
     if path.exists():
         return [path]
+    if isinstance(path, RemotePath):
+        if found := in_order(matching(path.url)) if glob.has_magic(path.url) else []:
+            return found
+        raise FileNotFoundError(f"nothing is at {path}; look at the name, and whether this machine may list it")
     if glob.has_magic(str(path)):
-        if found := sorted(glob.glob(str(path), recursive=True)):
-            return [Path(each) for each in found]
+        if names := sorted(glob.glob(str(path), recursive=True)):
+            return [Path(each) for each in names]
         raise FileNotFoundError(f"no file matches {str(path)!r}")
     where = "" if path.is_absolute() else f" in {Path.cwd()}"
     raise FileNotFoundError(f"{str(path)!r} does not exist{where}; it is no name either (names: {', '.join(NAMES)})")
 
 
-def _local(name: str) -> Path:
-    """A path as this system understands it."""
-    if scheme := re.match(r"\w[\w+.-]+://", name):
-        remedy = f"give {name[scheme.end() :]}" if scheme[0] == "file://" else "download it, or mount it as a folder"
-        raise ValueError(f"{name!r} is an address, and images are read from files: {remedy}")
+def _here(setting: str, name: str) -> Path:
+    """A folder that has to be on this machine."""
+    if is_address(name) and not name.startswith("file:"):
+        raise ValueError(f"{setting} {name!r} is an address: name a folder of this machine")
+    return Path(str(_place(name)))
+
+
+def _place(name: str) -> AnyPath:
+    """A path as this system understands it, or an address."""
+    if is_address(name):
+        return path_of(name)
+    if re.match(r"https?://", name):
+        raise ValueError(f"{name!r} is an address of the web, and images are read from files and buckets: download it")
     if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]|\\\\", name):
         raise ValueError(f"{name!r} is a path of Windows; under WSL, C:\\photos is /mnt/c/photos")
     return Path(os.path.expanduser(name))
 
 
-def _kind(path: Path) -> str:
+def _kind(path: AnyPath) -> str:
     if path.is_dir():
         return next((kind for kind in ("parquet", "tar") if shards_in(path, f".{kind}")), "folder")
     suffix = path.suffix.lower()
@@ -470,7 +514,7 @@ def _class_list(name: str) -> list[str]:
     if name == "imagenet100":
         text = (importlib.resources.files("ssl_core.data") / "imagenet100.txt").read_text()
     else:
-        text = read_text(_local(name))
+        text = read_text(_place(name))
     classes = [line.strip() for line in text.splitlines() if line.strip()]  # which may have blanks, as a car's
     if not classes or len(set(classes)) < len(classes):
         raise ValueError(f"data.class_list {name!r} must name each class once; it has {len(classes)} lines")

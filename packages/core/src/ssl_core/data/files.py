@@ -29,7 +29,9 @@ from torch import Tensor
 
 from ssl_core.data.decode import HEADER_BYTES, decode_image, image_kind, remedy, suffixes
 from ssl_core.data.labels import ordered, relabelled
+from ssl_core.data.local_cache import LocalCache
 from ssl_core.data.pixels import BrokenImageError
+from ssl_core.data.remote import AnyPath, RemoteFile, RemotePath, file_at, is_address, open_remote, read_range
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,8 @@ _MOST_KINDS = 8
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("val", "valid", "validation", "dev", "eval", "test", "testing")  # of several, the first is taken
 _SPLIT_NAMES = (*TRAIN_NAMES, "trainval", *TEST_NAMES)
+# Of a remote file: its size and tag; of a file of this machine -1, for these are asked when they are needed.
+_REMOTE = [("size", np.int64), ("tag", "S32")]
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
@@ -65,6 +69,8 @@ class FileImages:
         ignored: files found beside the images whose suffix is not an image's.
         at_least: number of pixels that each side of a JPEG keeps when it is decoded smaller; None decodes it whole.
         missing: files that a set's lists name and that are not there.
+        remote: (n) size and tag of each remote file, as it was found; None where all are on this machine.
+        cache: pieces of remote files on this machine.
     """
 
     name: str
@@ -75,6 +81,8 @@ class FileImages:
     ignored: tuple[str, ...] = ()
     at_least: int | None = None
     missing: tuple[str, ...] = ()
+    remote: NDArray[Any] | None = None
+    cache: LocalCache | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -84,16 +92,16 @@ class FileImages:
 
         Raises:
             BrokenImageError: if the file cannot be read or decoded.
+            RemoteError: if a remote file cannot be read.
         """
         data = self.encoded(index)
         return decode_image(data, self.channels, at_least=self.at_least, identifier=self.identifier(index))
 
     def encoded(self, index: int) -> bytes:
-        """Content of an image's file.
-
-        Raises:
-            BrokenImageError: if it cannot be read.
-        """
+        """Content of an image's file; errors as :meth:`image`."""
+        if self.remote is not None and (size := int(self.remote["size"][index])) >= 0:
+            found = RemoteFile(self.identifier(index), size, self.remote["tag"][index].decode())
+            return read_range(found, 0, size, self.cache)
         try:
             with open(self.paths[index], "rb", opener=_open_regular) as file:
                 return file.read()
@@ -113,13 +121,16 @@ class FileImages:
         paths: list[bytes] = self.paths.tolist()
         start = shared_length(min(paths), max(paths), os.sep)
         digest = hashlib.blake2b(digest_size=16)
-        for path in paths:
-            digest.update(b"%s\0%d\0" % (path[start:], _size(path)))
+        sizes = [-1] * len(paths) if self.remote is None else self.remote["size"].tolist()
+        for path, size in zip(paths, sizes, strict=True):
+            digest.update(b"%s\0%d\0" % (path[start:], size if size >= 0 else _size(path)))
         return digest.hexdigest()
 
     def subset(self, indices: Int64[Tensor, " m"]) -> "FileImages":
         """The images at some indices."""
-        return replace(self, paths=self.paths[indices.numpy()], labels=self.labels[indices])
+        chosen = indices.numpy()
+        remote = None if self.remote is None else self.remote[chosen]
+        return replace(self, paths=self.paths[chosen], labels=self.labels[indices], remote=remote)
 
 
 def shared_length(first: bytes, last: bytes, separator: str) -> int:
@@ -150,7 +161,7 @@ def _open_regular(path: str | bytes, flags: int) -> int:
     return descriptor
 
 
-def folder_images(folder: Path, *, class_list: Sequence[str] | None = None) -> FileImages:
+def folder_images(folder: AnyPath, *, class_list: Sequence[str] | None = None) -> FileImages:
     """The images below a folder.
 
     Args:
@@ -185,7 +196,7 @@ def folder_images(folder: Path, *, class_list: Sequence[str] | None = None) -> F
     tops = [path[start:].partition(os.sep) for path in paths]
     names = [top if below else None for top, _, below in tops]
     classes = class_list or ordered({name for name in names if name is not None})
-    return replace(file_images(str(folder), paths, names, classes), ignored=tuple(ignored))
+    return replace(file_images(str(folder), paths, names, classes, found_in(folder, paths)), ignored=tuple(ignored))
 
 
 def unread_kinds(ignored: Sequence[str] | Counter[str]) -> str:
@@ -203,23 +214,23 @@ def unread_kinds(ignored: Sequence[str] | Counter[str]) -> str:
     return f"ignored {counts.total():,} files of kinds that are not read: {', '.join(kinds)}{more}"
 
 
-def inner_folder(folder: Path) -> Path:
+def inner_folder(folder: AnyPath) -> AnyPath:
     """The folder, or the only one in it with images, where these lie in folders of their own.
 
     As archives unpack (``photos/photos/cat``), and where annotations lie beside (``images/train``, ``labels/train``).
     """
     seen: set[str] = set()
-    while (real := os.path.realpath(folder)) not in seen:
+    while (real := str(folder.resolve())) not in seen:
         seen.add(real)
-        folders, files = _children(folder)
+        folders, files = children_of(folder)
         holding = [folder / name for name in islice((n for n in folders if _has_images(visible_files(folder / n))), 2)]
-        if len(holding) != 1 or _has_images(files) or _has_images(_children(holding[0])[1]):
+        if len(holding) != 1 or _has_images(files) or _has_images(children_of(holding[0])[1]):
             break
         folder = holding[0]
     return folder
 
 
-def split_folder(folder: Path, split: str) -> Path | None:
+def split_folder(folder: AnyPath, split: str) -> AnyPath | None:
     """The folder of a split; None if there is none.
 
     Splits are subfolders that are named alike but for the words ``train`` and ``val``, ``test`` or the like:
@@ -233,7 +244,7 @@ def split_folder(folder: Path, split: str) -> Path | None:
     if pair is None:
         return folder if split == "train" else None
     train, test = pair
-    if split == "test" and (others := [name for name in _children(folder)[0] if name not in pair]):
+    if split == "test" and (others := [name for name in children_of(folder)[0] if name not in pair]):
         logger.info(
             "%s: %s tests what %s trains; not read: %s (data.test_source names another)",
             folder,
@@ -244,7 +255,7 @@ def split_folder(folder: Path, split: str) -> Path | None:
     return folder / (train if split == "train" else test)
 
 
-def check_splits(folder: Path) -> None:
+def check_splits(folder: AnyPath) -> None:
     """Refuses a folder whose subfolders seem to be splits and are not named alike: test images would be trained on.
 
     Raises:
@@ -252,7 +263,7 @@ def check_splits(folder: Path) -> None:
     """
     if _split_pair(folder) is not None:
         return
-    folders, _ = _children(folder)
+    folders, _ = children_of(folder)
     words = _split_words(folder, folders)
     by_word = sorted(words, key=lambda name: _SPLIT_NAMES.index(words[name][0]))
     is_test = [words[name][0] in TEST_NAMES for name in by_word]
@@ -274,15 +285,15 @@ def check_splits(folder: Path) -> None:
             )
 
 
-def _split_words(folder: Path, names: Iterable[str]) -> dict[str, tuple[str, str]]:
+def _split_words(folder: AnyPath, names: Iterable[str]) -> dict[str, tuple[str, str]]:
     """The subfolders named like a split that hold images, which a run of that name does not."""
     words = {name: word for name in names if (word := split_name(name)) is not None}
     return {name: word for name, word in words.items() if _has_images(visible_files(folder / name))}
 
 
-def _split_pair(folder: Path) -> tuple[str, str] | None:
+def _split_pair(folder: AnyPath) -> tuple[str, str] | None:
     """The subfolders for training and for testing, named alike but for the word for their split."""
-    words = _split_words(folder, _children(folder)[0])
+    words = _split_words(folder, children_of(folder)[0])
     trains = {rest: name for name, (word, rest) in words.items() if word in TRAIN_NAMES}
     tests = [
         (rest, TEST_NAMES.index(word), name)
@@ -309,7 +320,7 @@ def split_name(name: str) -> tuple[str, str] | None:
     return None
 
 
-def read_text(file: Path) -> str:
+def read_text(file: AnyPath) -> str:
     """The text of a file in UTF-8, or in UTF-16 as PowerShell writes it; a byte order mark is left out.
 
     Raises:
@@ -337,10 +348,19 @@ def concatenated(parts: Sequence[FileImages]) -> FileImages:
         labels=torch.cat([relabelled(part, names) for part in parts]),
         classes=tuple(names) or None,
         ignored=tuple(path for part in parts for path in part.ignored),
+        remote=None
+        if all(part.remote is None for part in parts)
+        else np.concatenate([_all_local(len(part)) if part.remote is None else part.remote for part in parts]),
     )
 
 
-def file_images(name: str, paths: Sequence[str], names: Sequence[str | None], classes: Sequence[str]) -> FileImages:
+def file_images(
+    name: str,
+    paths: Sequence[str],
+    names: Sequence[str | None],
+    classes: Sequence[str],
+    remote: NDArray[Any] | None = None,
+) -> FileImages:
     """Files as a source; each has one of the classes, or None."""
     position: dict[str | None, int] = {name: number for number, name in enumerate(classes)}
     return FileImages(
@@ -348,7 +368,22 @@ def file_images(name: str, paths: Sequence[str], names: Sequence[str | None], cl
         paths=np.array([os.fsencode(path) for path in paths]),
         labels=torch.tensor([position.get(each, -1) for each in names]),
         classes=tuple(classes) or None,
+        remote=remote,
     )
+
+
+def found_in(folder: AnyPath, paths: Sequence[str]) -> NDArray[Any] | None:
+    """What a listing of a remote folder says of files in it, as :class:`FileImages` takes it."""
+    return as_remote([folder.at(path) for path in paths]) if isinstance(folder, RemotePath) else None
+
+
+def as_remote(files: Sequence[RemoteFile | None]) -> NDArray[Any]:
+    """Sizes and tags as :class:`FileImages` takes them; None is a file of this machine, or none."""
+    return np.array([(-1, b"") if file is None else (file.size, file.tag.encode()) for file in files], _REMOTE)
+
+
+def _all_local(number: int) -> NDArray[Any]:
+    return as_remote([None] * number)
 
 
 def holds_images(folder: Path) -> bool:
@@ -356,8 +391,21 @@ def holds_images(folder: Path) -> bool:
     return folder.is_dir() and _has_images(path for path in visible_files(folder) if path != str(folder / "views.png"))
 
 
-def visible_files(folder: Path) -> Iterator[str]:
+def visible_files(folder: AnyPath) -> Iterator[str]:
     """Paths of all files below a folder but hidden ones and those of runs; links are followed, each folder once."""
+    for parent, folders, files in _walk(folder):
+        if "config.yaml" in files and ("checkpoints" in folders or "backbone.json" in files):
+            logger.info("%s is a run directory: its pictures are not read", parent)
+            folders.clear()
+            continue
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name.lower() not in _CLUTTER)
+        yield from (os.path.join(parent, name) for name in files if not name.startswith("."))
+
+
+def _walk(folder: AnyPath) -> Iterator[tuple[str, list[str], list[str]]]:
+    if isinstance(folder, RemotePath):
+        yield from folder.walk()
+        return
     seen = set()
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
         real = os.path.realpath(parent)
@@ -365,12 +413,7 @@ def visible_files(folder: Path) -> Iterator[str]:
             folders.clear()
             continue
         seen.add(real)
-        if "config.yaml" in files and ("checkpoints" in folders or "backbone.json" in files):
-            logger.info("%s is a run directory: its pictures are not read", parent)
-            folders.clear()
-            continue
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name.lower() not in _CLUTTER)
-        yield from (os.path.join(parent, name) for name in files if not name.startswith("."))
+        yield parent, folders, files
 
 
 def _suffix(path: str) -> str:
@@ -383,6 +426,9 @@ def _is_image(path: str, readable: Container[str]) -> bool:
 
 
 def _begins_as_image(path: str) -> bool:
+    if is_address(path):
+        with open_remote(file_at(path)) as file:
+            return image_kind(file.read(HEADER_BYTES)) is not None
     try:
         with open(path, "rb", opener=_open_regular) as file:
             return image_kind(file.read(HEADER_BYTES)) is not None
@@ -394,13 +440,13 @@ def _refuse(error: OSError) -> None:
     raise type(error)(f"{error.filename} cannot be listed: {error.strerror}; check its permissions") from error
 
 
-def _children(folder: Path) -> tuple[list[str], list[str]]:
+def children_of(folder: AnyPath) -> tuple[list[str], list[str]]:
     """Names of the folders, and paths of the files, in a folder that are not hidden."""
-    _, *found = next(os.walk(folder, onerror=_refuse))
+    _, *found = next(_walk(folder))
     folders, files = (
         sorted(name for name in names if not name.startswith(".") and name.lower() not in _CLUTTER) for names in found
     )
-    return folders, [os.path.join(folder, name) for name in files]
+    return folders, [os.path.join(str(folder), name) for name in files]
 
 
 def _has_images(files: Iterable[str]) -> bool:
@@ -408,7 +454,7 @@ def _has_images(files: Iterable[str]) -> bool:
     return any(_is_image(path, readable) for path in files)
 
 
-def _tiny_imagenet_val(folder: Path, class_list: Sequence[str] | None) -> FileImages:
+def _tiny_imagenet_val(folder: AnyPath, class_list: Sequence[str] | None) -> FileImages:
     """Tiny-ImageNet's flat validation folder; each line of its annotations is a file, a class and a box."""
     file = folder / "val_annotations.txt"
     rows = [line.split("\t")[:2] for line in read_text(file).splitlines()]
@@ -420,5 +466,5 @@ def _tiny_imagenet_val(folder: Path, class_list: Sequence[str] | None) -> FileIm
     if class_list is not None:
         rows = [row for row in rows if row[1] in class_list]
     classes = class_list or sorted({name for _, name in rows})
-    paths = [os.path.join(folder, "images", file) for file, _ in rows]
-    return file_images(str(folder), paths, [name for _, name in rows], classes)
+    paths = [os.path.join(str(folder), "images", file) for file, _ in rows]
+    return file_images(str(folder), paths, [name for _, name in rows], classes, found_in(folder, paths))

@@ -1,8 +1,8 @@
 """Lists of image files, with or without labels.
 
-``.txt``: a path on each line, then optionally a tab and a label, or a space and a label that is a whole number;
-``.csv`` or ``.tsv``: columns of paths and labels, with or without a header. Relative paths start at the list's folder.
-A column ``split`` or the like parts the rows.
+``.txt``: a path or address on each line, then optionally a tab and a label, or a space and a label that is a whole
+number; ``.csv`` or ``.tsv``: columns of paths and labels, with or without a header. Relative paths start at the list's
+folder. A column ``split`` or the like parts the rows.
 """
 
 import csv
@@ -11,14 +11,14 @@ import logging
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from ssl_core.data.decode import remedy, suffixes
-from ssl_core.data.files import TEST_NAMES, TRAIN_NAMES, FileImages, read_text
+from ssl_core.data.files import TEST_NAMES, TRAIN_NAMES, FileImages, as_remote, read_text
 from ssl_core.data.labels import labels_of
+from ssl_core.data.remote import AnyPath, RemotePath, files_beside, is_address, joined, path_of
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ _EXCEL_SEPARATOR = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)  # what Excel 
 _TRIED = 16  # lines
 
 
-def listed_images(file: Path, *, label_column: str = "label", split: str = "train") -> FileImages | None:
+def listed_images(file: AnyPath, *, label_column: str = "label", split: str = "train") -> FileImages | None:
     """The images that a list file names; None if it has none of a split.
 
     The column of paths is the one that names files; the last of the first lines that do not, nor have a word that ends
@@ -51,7 +51,7 @@ def listed_images(file: Path, *, label_column: str = "label", split: str = "trai
     start = next(
         at
         for at, row in enumerate(rows)
-        if os.path.isfile(file.parent / row[column]) or _names_an_image(row) or _has_label_alone(row, column)
+        if _is_file(_path(file, row[column])) or _names_an_image(row) or _has_label_alone(row, column)
     )
     above, rows = rows[:start], rows[start:]
     if above:
@@ -77,11 +77,26 @@ def listed_images(file: Path, *, label_column: str = "label", split: str = "trai
         )
     elif header is not None and width > 1:
         logger.info("%s: which of its columns %s has labels data.label_column does not say: no labels", file, header)
-    paths = np.array([os.fsencode(os.path.join(file.parent, row[column])) for row in rows])
-    return FileImages(str(file), paths, labels, classes)
+    paths = [_path(file, row[column]) for row in rows]
+    remote = None
+    if addresses := [path for path in paths if is_address(path)]:
+        found = files_beside(addresses)
+        remote = as_remote([found.get(path) for path in paths])
+    return FileImages(str(file), np.array([os.fsencode(path) for path in paths]), labels, classes, remote=remote)
 
 
-def _table(file: Path) -> tuple[list[list[str]], int]:
+def _path(file: AnyPath, name: str) -> str:
+    """The path or address that a list means by a name."""
+    if is_address(name):
+        return str(path_of(name)) if name.startswith("file:") else name
+    return joined(str(file.parent), name) if isinstance(file, RemotePath) else os.path.join(file.parent, name)
+
+
+def _is_file(path: str) -> bool:
+    return path_of(path).is_file() if is_address(path) else os.path.isfile(path)
+
+
+def _table(file: AnyPath) -> tuple[list[list[str]], int]:
     """The rows of a list, and the column whose cells name files: of a sample of the lines, the most."""
     text = read_text(file)
     separators = _SEPARATORS[file.suffix.lower()]
@@ -99,7 +114,7 @@ def _table(file: Path) -> tuple[list[list[str]], int]:
         sample = rows[1:] or rows
         sample = sample[:: max(1, len(sample) // _TRIED)]
         for column in range(max(map(len, sample), default=0)):
-            found = sum(os.path.isfile(file.parent / cell) for row in sample if (cell := _cell(row, column)))
+            found = sum(_is_file(_path(file, cell)) for row in sample if (cell := _cell(row, column)))
             if found > best[0]:
                 best = (found, rows, column)
         if best[0] == len(sample) > 0:

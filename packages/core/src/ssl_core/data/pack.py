@@ -17,18 +17,17 @@ from ssl_core.data.config import DataConfig, Images, open_encoded, open_test
 from ssl_core.data.decode import IMAGE_SUFFIXES, image_kind
 from ssl_core.data.files import FileImages, shared_length
 from ssl_core.data.pixels import BrokenImageError
+from ssl_core.data.remote import is_address
 from ssl_core.data.source import MemoryImages, check_broken
 from ssl_core.data.tar import CLASSES_NAME, TarImages, tar_images
 from ssl_core.data.workers import worker_map
 from ssl_core.files import new_folder
 from ssl_core.progress import progress_bar
+from ssl_core.size import bytes_of
 
 BROKEN_NAME = "broken.txt"
 SHARD_SIZE = "512MB"
 _CHUNK = 32
-_UNITS = {"": 1, "B": 1, "KB": 1000}
-_UNITS |= {f"{prefix}B": 10 ** (3 * power) for power, prefix in enumerate("kMGT", start=1)}
-_UNITS |= {f"{prefix}iB": 2 ** (10 * power) for power, prefix in enumerate("KMGT", start=1)}
 # Suffix of an image whose file had none, by its format.
 _SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp", "WebP": ".webp", "TIFF": ".tif", "PPM": ".ppm"}
 _SUFFIX |= {"NumPy": ".npy", "JPEG_2000": ".jp2", "AVIF": ".avif", "HEIC": ".heic"}
@@ -69,6 +68,10 @@ def pack(data: DataConfig, out: str, *, shard_size: str = SHARD_SIZE) -> dict[st
             allows.
         OSError: if the folder cannot be written.
     """
+    if is_address(out):
+        raise ValueError(
+            f"{out} is an address, and shards are written to a folder of this machine: copy them from there"
+        )
     folder, most_bytes = Path(out), bytes_of(shard_size)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already, and is no empty folder: choose another")
@@ -121,22 +124,6 @@ def write_shards(images: Images, folder: Path, *, most_bytes: int, workers: int)
     read = tar_images(shards.files, image_column=None, label_column="label", cache=folder, workers=workers)
     assert len(read) == shards.num_images
     return Packed(shards.num_images, len(shards.files), tuple(broken))
-
-
-def bytes_of(size: str) -> int:
-    """Number of bytes that a text says, such as 512MB (10^6 bytes each) or 1.5GiB (2^30).
-
-    Raises:
-        ValueError: for another text, or a size that is not positive.
-
-    Example:
-        >>> bytes_of("512MB"), bytes_of("1.5GiB")
-        (512000000, 1610612736)
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", size)
-    if match is None or match[2] not in _UNITS or float(match[1]) == 0:
-        raise ValueError(f"shard_size {size!r} is no size: give a number with a unit, such as 512MB or 1GiB")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 class _Reader:

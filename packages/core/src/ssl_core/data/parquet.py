@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +29,10 @@ from torch import Tensor
 
 from ssl_core.data.decode import decode_image
 from ssl_core.data.labels import labels_of
+from ssl_core.data.local_cache import LocalCache
 from ssl_core.data.pixels import BrokenImageError, in_one_line
+from ssl_core.data.remote import AnyPath, is_address
+from ssl_core.data.shards import Shard, open_shard, shards_at
 from ssl_core.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -110,17 +112,16 @@ class ParquetImages:
 class _RowGroups:
     """A column of encoded bytes in each of several shards, by row group."""
 
-    def __init__(self, files: Sequence[Path], leaves: Sequence[str], memory_bytes: float) -> None:
-        self._files = [str(file) for file in files]
-        self._leaves = leaves
-        above = os.path.commonpath([file.parent for file in files])
-        self._names = [os.path.relpath(file, above) for file in files]
+    def __init__(
+        self, shards: Sequence[Shard], leaves: Sequence[str], memory_bytes: float, local: LocalCache | None
+    ) -> None:
+        self._shards, self._leaves, self._local = shards, leaves, local
         self._places: list[tuple[int, int, int]] = []  # shard, row group in it, its first row
         self._held: dict[int, pa.ChunkedArray] = {}
         self.lengths: list[int] = []
         encoded_bytes = 0
-        for shard, file in enumerate(self._files):
-            metadata = pq.read_metadata(file)
+        for shard in range(len(shards)):
+            metadata = self._opened(shard).metadata
             first_row = 0
             for number in range(metadata.num_row_groups):
                 group = metadata.row_group(number)
@@ -140,7 +141,7 @@ class _RowGroups:
             logger.warning(
                 "%s: %.1f GiB of encoded images exceed data.memory_gib, so each image costs the reading of a "
                 "row group of up to %d rows; raise data.memory_gib or write smaller row groups",
-                self._files[0],
+                shards[0].path,
                 encoded_bytes / 2**30,
                 max(self.lengths),
             )
@@ -150,7 +151,7 @@ class _RowGroups:
         if group not in self._held:
             shard, number, _ = self._places[group]
             # One thread: Arrow's pool does not survive the fork into a worker.
-            table = pq.ParquetFile(self._files[shard]).read_row_group(number, [self._leaves[shard]], use_threads=False)
+            table = self._opened(shard).read_row_group(number, [self._leaves[shard]], use_threads=False)
             if not self._holds_all:
                 self._held.clear()
             column = table.flatten().column(0)
@@ -161,14 +162,14 @@ class _RowGroups:
 
     def shards(self) -> list[tuple[str, int, str]]:
         """Name, size and column of each shard."""
-        return [
-            (name, os.stat(file).st_size, leaf)
-            for name, file, leaf in zip(self._names, self._files, self._leaves, strict=True)
-        ]
+        return [(shard.name, shard.size, leaf) for shard, leaf in zip(self._shards, self._leaves, strict=True)]
+
+    def _opened(self, shard: int) -> pq.ParquetFile:
+        return _parquet_file(self._shards[shard], self._local)
 
     def copy(self, folder: Path, rows: Int64[Tensor, "n 2"]) -> None:
         """Write some rows, of all columns, to shards named as theirs; errors as :func:`write_atomically`."""
-        for shard, name in enumerate(self._names):
+        for shard, (_, name, *_) in enumerate(self._shards):
             chosen = [
                 (number, sorted(rows[rows[:, 0] == group, 1].tolist()))
                 for group, (of, number, _) in enumerate(self._places)
@@ -176,7 +177,7 @@ class _RowGroups:
             ]
             if not any(wanted for _, wanted in chosen):
                 continue
-            file = pq.ParquetFile(self._files[shard])
+            file = self._opened(shard)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / name, partial(_write_rows, file, chosen))
 
@@ -189,7 +190,7 @@ class _RowGroups:
 
     def identifier(self, group: int, row: int) -> str:
         shard, _, first_row = self._places[group]
-        return f"{self._names[shard]}:{first_row + row}"
+        return f"{self._shards[shard].name}:{first_row + row}"
 
 
 def _write_rows(file: pq.ParquetFile, chosen: list[tuple[int, list[int]]], out: BinaryIO) -> None:
@@ -200,7 +201,12 @@ def _write_rows(file: pq.ParquetFile, chosen: list[tuple[int, list[int]]], out: 
 
 
 def parquet_images(
-    files: Sequence[Path], *, image_column: str | None, label_column: str, memory_bytes: float
+    files: Sequence[AnyPath],
+    *,
+    image_column: str | None,
+    label_column: str,
+    memory_bytes: float,
+    local: LocalCache | None = None,
 ) -> ParquetImages:
     """The images of parquet shards.
 
@@ -210,6 +216,7 @@ def parquet_images(
             such column of a shard.
         label_column: name of a column of whole numbers or class names; images of a shard without it are unlabeled.
         memory_bytes: largest size of the encoded images that are held in memory.
+        local: pieces of remote shards on this machine.
 
     Raises:
         ValueError: if a shard is not parquet, has no column of image bytes, or there is no image.
@@ -217,16 +224,17 @@ def parquet_images(
     leaves: list[str] = []
     values: list[Any] = []
     names: list[str] = []
-    for file in files:
+    shards = shards_at(files)
+    for file, found in zip(files, shards, strict=True):
         try:
-            shard = pq.ParquetFile(file)
+            shard = _parquet_file(found, local)
             leaves.append(_leaf(shard.schema_arrow, image_column, label_column, file))
             _refuse_wrong_counts(shard.metadata, leaves[-1])
             values += _label_values(shard, label_column, file)
             names = names or _class_names(shard.schema_arrow, label_column)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{file} cannot be read as parquet: {in_one_line(error)}") from error
-    groups = _RowGroups(files, leaves, memory_bytes)
+    groups = _RowGroups(shards, leaves, memory_bytes, local)
     name = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
     if not values:
         raise ValueError(f"{name}: there is no image, for there are no rows")
@@ -239,7 +247,12 @@ def parquet_images(
     return ParquetImages(name, groups, rows, labels, classes)
 
 
-def _leaf(schema: pa.Schema, image_column: str | None, label_column: str, file: Path) -> str:
+def _parquet_file(shard: Shard, local: LocalCache | None) -> pq.ParquetFile:
+    # A file of this machine pyarrow reads by itself, without asking Python for each piece.
+    return pq.ParquetFile(open_shard(shard, local) if is_address(shard.path) else shard.path)
+
+
+def _leaf(schema: pa.Schema, image_column: str | None, label_column: str, file: AnyPath) -> str:
     """The parquet path of the column of encoded bytes."""
 
     def leaf(field: pa.Field) -> str | None:
@@ -286,7 +299,7 @@ def _group_rows(group: int, length: int) -> Int64[Tensor, "n 2"]:
     return torch.stack([torch.full((length,), group), torch.arange(length)], dim=1)
 
 
-def _label_values(shard: pq.ParquetFile, column: str, file: Path) -> list[Any]:
+def _label_values(shard: pq.ParquetFile, column: str, file: AnyPath) -> list[Any]:
     """The labels of a shard: its column, or what the name of a folder says; None where there are none."""
     num_rows = shard.metadata.num_rows
     if column in shard.schema_arrow.names:

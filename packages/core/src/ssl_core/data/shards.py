@@ -6,12 +6,15 @@ A folder of shards has its splits in their names, ``train-00000-of-00003.parquet
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from ssl_core.data.decode import suffixes
-from ssl_core.data.files import TEST_NAMES, TRAIN_NAMES, split_name, visible_files
+from ssl_core.data.files import TEST_NAMES, TRAIN_NAMES, children_of, split_name, visible_files
+from ssl_core.data.local_cache import LocalCache
+from ssl_core.data.remote import AnyPath, RemoteFile, RemotePath, is_address, open_remote
+from ssl_core.data.remote import read_range as read_remote
 
 logger = logging.getLogger(__name__)
 
@@ -23,32 +26,59 @@ class Shard(NamedTuple):
         path: path to open.
         name: name for a person: the path from the folder on that all shards have in common.
         size: size in bytes.
-        mtime_ns: time of its last change, nanoseconds.
+        mtime_ns: time of its last change, nanoseconds; 0 of a remote one.
+        tag: what is another if the content of a remote one is.
     """
 
     path: str
     name: str
     size: int
     mtime_ns: int
+    tag: str = ""
 
 
 class ChangedShardError(ValueError):
     """A shard is no longer what was indexed, so that where its images lie is not known."""
 
 
-def shard_at(path: str, name: str) -> Shard:
-    """The shard at a path, as it is now."""
+def common_folder(paths: Sequence[AnyPath]) -> AnyPath:
+    """The folder that all of some files have in common."""
+    if isinstance(paths[0], RemotePath):
+        return next(folder for folder in paths[0].parents if all(str(path).startswith(f"{folder}/") for path in paths))
+    return Path(os.path.commonpath([Path(str(path)).absolute().parent for path in paths]))
+
+
+def shards_at(paths: Sequence[AnyPath]) -> list[Shard]:
+    """Shards as they are now, each named by its path from the folder on that all have in common."""
+    folder = str(common_folder(paths))
+    return [_shard_at(path, folder) for path in paths]
+
+
+def _shard_at(path: AnyPath, folder: str) -> Shard:
+    if isinstance(path, RemotePath):
+        file = path.file()
+        return Shard(file.url, file.url[len(folder) + 1 :], file.size, 0, file.tag)
     found = os.stat(path)
-    return Shard(path, name, found.st_size, found.st_mtime_ns)
+    return Shard(str(path), os.path.relpath(path, folder), found.st_size, found.st_mtime_ns)
 
 
-def read_range(shard: Shard, offset: int, size: int) -> bytes:
+def open_shard(shard: Shard, cache: LocalCache | None = None, *, ahead: bool = False) -> BinaryIO:
+    """A shard to read from any place; arguments and errors as :func:`ssl_core.data.remote.open_remote`."""
+    if is_address(shard.path):
+        return open_remote(RemoteFile(shard.path, shard.size, shard.tag), cache, ahead=ahead)
+    return open(shard.path, "rb")
+
+
+def read_range(shard: Shard, offset: int, size: int, cache: LocalCache | None = None) -> bytes:
     """Some bytes of a shard; it is opened each time, so that no process holds or shares a descriptor.
 
     Raises:
         ChangedShardError: if the shard has changed or is gone.
-        OSError: if it cannot be read.
+        RemoteError: if that is so of a remote one, or it cannot be read.
+        OSError: if one of this machine cannot be read.
     """
+    if is_address(shard.path):
+        return read_remote(RemoteFile(shard.path, shard.size, shard.tag), offset, size, cache)
     try:
         with open(shard.path, "rb") as file:
             found = os.fstat(file.fileno())
@@ -60,7 +90,7 @@ def read_range(shard: Shard, offset: int, size: int) -> bytes:
     raise ChangedShardError(f"{shard.path} has changed since it was indexed: start again, which reads its index anew")
 
 
-def split_shards(paths: Sequence[Path], split: str, suffix: str) -> list[Path]:
+def split_shards(paths: Sequence[AnyPath], split: str, suffix: str) -> list[AnyPath]:
     """The shards of a split, in order; none if there is no such split.
 
     Args:
@@ -77,7 +107,7 @@ def split_shards(paths: Sequence[Path], split: str, suffix: str) -> list[Path]:
             return list(paths)
         is_training = all((split_name(path.name) or ("",))[0] in TRAIN_NAMES for path in paths)
         return _test_shards(_by_split(shards_in(paths[0].parent, suffix), paths[0].parent)) if is_training else []
-    found: dict[str, list[Path]] = {}
+    found: dict[str, list[AnyPath]] = {}
     for path in paths:
         for name, files in _by_split(shards_in(path, suffix), path).items():
             found.setdefault(name, []).extend(files)
@@ -86,37 +116,45 @@ def split_shards(paths: Sequence[Path], split: str, suffix: str) -> list[Path]:
     return found.get("train") or [file for files in found.values() for file in files]
 
 
-def shards_in(folder: Path, suffix: str) -> list[Path]:
+def shards_in(folder: AnyPath, suffix: str) -> list[AnyPath]:
     """The shards in a folder, or in its subfolder ``data``, or below it where no image is met before.
 
     Beside images a tar is none: it may be the archive that they were unpacked from.
     """
     if suffix == ".tar":
         return _tars_in(folder)
-    if found := sorted(folder.glob(f"[!.]*{suffix}")) or sorted(folder.glob(f"data/[!.]*{suffix}")):
-        return found
+    for inner in (folder, folder / "data"):
+        names = [os.path.basename(path) for path in children_of(inner)[1]] if inner.is_dir() else []
+        if found := [inner / name for name in names if name.endswith(suffix)]:
+            return in_order(found)
     known = {*suffixes(), suffix}
     met = (os.path.splitext(path)[1].lower() for path in visible_files(folder))
     if next((each for each in met if each in known), None) != suffix:
         return []
-    return sorted(Path(path) for path in visible_files(folder) if path.endswith(suffix))
+    return in_order(folder / path[len(str(folder)) + 1 :] for path in visible_files(folder) if path.endswith(suffix))
 
 
-def _tars_in(folder: Path) -> list[Path]:
-    images, found = {*suffixes()}, []
+def in_order(paths: Iterable[AnyPath]) -> list[AnyPath]:
+    """Paths in the order of their folders and names."""
+    return sorted(paths, key=lambda path: path.parts)
+
+
+def _tars_in(folder: AnyPath) -> list[AnyPath]:
+    images = {*suffixes()}
+    found: list[AnyPath] = []
     for path in visible_files(folder):
         ending = os.path.splitext(path)[1].lower()
         if ending in images:
             return []
         if ending == ".tar":
-            found.append(Path(path))
-    return sorted(found)
+            found.append(folder / path[len(str(folder)) + 1 :])
+    return in_order(found)
 
 
-def _by_split(files: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
+def _by_split(files: Sequence[AnyPath], folder: AnyPath) -> dict[str, list[AnyPath]]:
     """Shards by the word for their split, ``train`` for each word for training; under "" those without one."""
-    found: dict[str, list[Path]] = {}
-    parents: dict[str, set[Path]] = {}
+    found: dict[str, list[AnyPath]] = {}
+    parents: dict[str, set[AnyPath]] = {}
     for file in files:
         word, parent = "", folder
         for part in (file, *file.parents):
@@ -138,7 +176,7 @@ def _by_split(files: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _test_shards(found: dict[str, list[Path]]) -> list[Path]:
+def _test_shards(found: dict[str, list[AnyPath]]) -> list[AnyPath]:
     tests = [name for name in TEST_NAMES if name in found]
     if len(tests) > 1:
         logger.info("the shards of %s are tested; not read: %s (data.test_source names others)", tests[0], tests[1:])

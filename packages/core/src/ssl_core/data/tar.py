@@ -25,8 +25,10 @@ from torch import Tensor
 from ssl_core.data.decode import decode_image
 from ssl_core.data.files import read_text, shared_length
 from ssl_core.data.labels import coded_labels
+from ssl_core.data.local_cache import LocalCache
 from ssl_core.data.pixels import BrokenImageError
-from ssl_core.data.shards import Shard, read_range, shard_at
+from ssl_core.data.remote import AnyPath
+from ssl_core.data.shards import Shard, common_folder, read_range, shards_at
 from ssl_core.data.tar_index import tar_index
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class TarImages:
         channels: number of channels that ``image`` returns; None keeps the images' own.
         ignored: number of members that are no images, by suffix.
         at_least: number of pixels that each side of a JPEG keeps when it is decoded smaller; None decodes it whole.
+        local: pieces of remote shards on this machine.
     """
 
     name: str
@@ -58,6 +61,7 @@ class TarImages:
     channels: int | None = None
     ignored: Counter[str] = field(default_factory=Counter)
     at_least: int | None = None
+    local: LocalCache | None = None
 
     def __len__(self) -> int:
         return int(self.members.num_rows)
@@ -68,6 +72,7 @@ class TarImages:
         Raises:
             BrokenImageError: if it cannot be read or decoded.
             ChangedShardError: if its shard has changed or is gone.
+            RemoteError: if that is so of a remote one, or it cannot be read.
         """
         data = self.encoded(index)
         return decode_image(data, self.channels, at_least=self.at_least, identifier=self.identifier(index))
@@ -76,7 +81,7 @@ class TarImages:
         """Content of an image's member; errors as :meth:`image`."""
         shard, offset, size = (self.members.column(name)[index].as_py() for name in ("shard", "offset", "size"))
         try:
-            return read_range(self.shards[shard], offset, size)
+            return read_range(self.shards[shard], offset, size, self.local)
         except OSError as error:
             raise BrokenImageError(f"{self.identifier(index)}: {error.strerror or error}") from error
 
@@ -120,7 +125,13 @@ class TarImages:
 
 
 def tar_images(
-    files: Sequence[Path], *, image_column: str | None, label_column: str, cache: Path, workers: int
+    files: Sequence[AnyPath],
+    *,
+    image_column: str | None,
+    label_column: str,
+    cache: Path,
+    workers: int,
+    local: LocalCache | None = None,
 ) -> TarImages:
     """The images of tar shards.
 
@@ -128,17 +139,23 @@ def tar_images(
         files: shards, in order.
         image_column: extension of the images where samples have several; None takes the one without a dot.
         label_column: field of ``.json`` that holds the label; ``label`` is read from ``.cls`` first.
-        cache: folder for the index of shards whose own folder cannot be written.
+        cache: folder for the index of remote shards, and of those whose own folder cannot be written.
         workers: 0 reads shards that are not indexed in this process, else one for each processor does.
+        local: pieces of remote shards on this machine.
 
     Raises:
         ValueError: naming all shards that cannot be read, or if there is no image.
         OSError: if the index can be written nowhere.
     """
-    folder = Path(os.path.commonpath([file.absolute().parent for file in files]))
-    shards = [shard_at(str(file), os.path.relpath(file, folder)) for file in files]
+    folder = common_folder(files)
     index = tar_index(
-        shards, folder, cache=cache, image_column=image_column, label_column=label_column, workers=workers
+        shards_at(files),
+        folder,
+        cache=cache,
+        image_column=image_column,
+        label_column=label_column,
+        workers=workers,
+        local=local,
     )
     name = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
     if not index.rows.num_rows:
@@ -152,7 +169,7 @@ def tar_images(
     labels, classes = _labels(index.rows.column("label"), f".cls or {label_column!r} in .json of {name}", names)
     columns = ["shard", "offset", "size", "name"]
     members = pa.RecordBatch.from_arrays([index.rows.column(each) for each in columns], columns)
-    return TarImages(name, index.shards, members, labels, classes, ignored=index.ignored)
+    return TarImages(name, index.shards, members, labels, classes, ignored=index.ignored, local=local)
 
 
 def _labels(column: pa.Array, where: str, names: Sequence[str]) -> tuple[Int64[Tensor, " n"], tuple[str, ...] | None]:
@@ -164,7 +181,7 @@ def _labels(column: pa.Array, where: str, names: Sequence[str]) -> tuple[Int64[T
     return coded_labels(codes, [*values, None], where, names)
 
 
-def _class_names(file: Path) -> list[str]:
+def _class_names(file: AnyPath) -> list[str]:
     """The names of the classes 0, 1, ..., a line each; none without the file."""
     if not file.is_file():
         return []

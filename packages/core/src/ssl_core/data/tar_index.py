@@ -23,8 +23,10 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 
 from ssl_core.data.decode import IMAGE_SUFFIXES
+from ssl_core.data.local_cache import LocalCache
 from ssl_core.data.pixels import in_one_line
-from ssl_core.data.shards import Shard
+from ssl_core.data.remote import AnyPath, RemotePath
+from ssl_core.data.shards import Shard, open_shard
 from ssl_core.data.source import listing
 from ssl_core.data.workers import worker_map
 from ssl_core.files import waited_lock, write_atomically
@@ -84,46 +86,51 @@ class _Known(NamedTuple):
     def of(self, shard: Shard) -> Scanned | None:
         """What is known of a shard; None if that is nothing, or of another time."""
         entry = self.entries.get(shard.name)
-        if entry is None or (entry["size"], entry["mtime_ns"]) != (shard.size, shard.mtime_ns):
+        if entry is None or _as_indexed(shard.path, shard.name, entry) != shard:
             return None
         return Scanned(self.rows.slice(entry["first"], entry["images"]), entry["ignored"])
 
 
 def tar_index(
     shards: Sequence[Shard],
-    folder: Path,
+    folder: AnyPath,
     *,
     cache: Path,
     image_column: str | None = None,
     label_column: str = "label",
     workers: int = 0,
+    local: LocalCache | None = None,
 ) -> TarIndex:
     """The index of some shards: what is known of them already, and the others read now and written down.
 
-    The file is in the folder of the shards, or in the cache where that cannot be written. Of several processes one
-    reads the shards, and the others wait for it.
+    The file is in the folder of the shards, or in the cache where that is remote or cannot be written. Of
+    several processes one reads the shards, and the others wait for it.
 
     Args:
         shards: shards, in order, each named by its path from ``folder`` on.
         folder: folder that all shards have in common.
-        cache: folder for the index of shards whose own folder cannot be written; made if it is not there.
+        cache: folder for the index of remote shards, and of those whose own folder cannot be written; made if it is not
+            there.
         image_column: extension of the images where samples have several; None takes the one without a dot.
         label_column: field of ``.json`` that holds the label; ``label`` is read from ``.cls`` first.
         workers: 0 reads the shards in this process, else one for each processor does.
+        local: pieces of remote shards on this machine.
 
     Raises:
         ValueError: naming all shards that cannot be read, or have samples that can be understood in two ways.
         OSError: if the index can be written nowhere.
+        RemoteError: if a remote shard cannot be read, though it is there.
     """
     settings = [_VERSION, image_column, label_column]
     mark = "" if settings == [_VERSION, None, "label"] else "-" + _short_hash(settings)
-    beside = folder / f"{INDEX_NAME}{mark}.arrow"
+    beside = None if isinstance(folder, RemotePath) else folder / f"{INDEX_NAME}{mark}.arrow"
     elsewhere = cache / f"{INDEX_NAME}-{_short_hash([str(folder.resolve()), *settings])}.arrow"
-    for file in (beside, elsewhere):
+    for file in filter(None, (beside, elsewhere)):
         if (known := _load(file)) is not None and all(known.of(shard) is not None for shard in shards):
             return _selected(known, shards, folder)
-    file = beside
-    if not os.access(folder, os.W_OK):
+    if beside is not None and os.access(beside.parent, os.W_OK):
+        file = beside
+    else:
         file = elsewhere
         try:
             cache.mkdir(parents=True, exist_ok=True)
@@ -139,19 +146,31 @@ def tar_index(
             stale = [shard.name for shard in missing if known is not None and shard.name in known.entries]
             if stale:
                 logger.info("%s: %d shards have changed and are read anew: %s", file, len(stale), listing(stale))
-            known = _read_missing(file, folder, known, missing, partial(_scan, image_column, label_column), workers)
+            scan = partial(_scan, local, image_column, label_column)
+            known = _read_missing(file, folder, known, shards, missing, scan, workers)
     assert known is not None  # nothing is missing of no shards, and there is one at least
     return _selected(known, shards, folder)
 
 
 def _read_missing(
-    file: Path, folder: Path, known: _Known | None, missing: Sequence[Shard], scan: Any, workers: int
+    file: Path,
+    folder: AnyPath,
+    known: _Known | None,
+    shards: Sequence[Shard],
+    missing: Sequence[Shard],
+    scan: Any,
+    workers: int,
 ) -> _Known:
     """The index with the missing shards, written down; those that can be read are, before the others are refused."""
     found: dict[str, tuple[Shard, Scanned]] = {}
+    there = {shard.name for shard in shards}
     for name, entry in (known.entries if known is not None else {}).items():
-        shard = Shard(str(folder / name), name, entry["size"], entry["mtime_ns"])
-        if known is not None and os.path.exists(shard.path) and (scanned := known.of(shard)) is not None:
+        shard = _as_indexed(str(folder / name), name, entry)
+        if (
+            known is not None
+            and (name in there or (folder / name).exists())
+            and (scanned := known.of(shard)) is not None
+        ):
             found[name] = (shard, scanned)
     problems = []
     with progress_bar(len(missing), "shard", desc="indexing", delay=2, leave=False) as bar:
@@ -183,6 +202,7 @@ def save_index(file: Path, found: Sequence[tuple[Shard, Scanned]]) -> None:
                 "name": shard.name,
                 "size": shard.size,
                 "mtime_ns": shard.mtime_ns,
+                "tag": shard.tag,
                 "first": first,
                 "images": scanned.rows.num_rows,
                 "ignored": scanned.ignored,
@@ -224,7 +244,7 @@ def _load(file: Path) -> _Known | None:
         return None
 
 
-def _selected(known: _Known, shards: Sequence[Shard], folder: Path) -> TarIndex:
+def _selected(known: _Known, shards: Sequence[Shard], folder: AnyPath) -> TarIndex:
     """The rows of some shards, without a copy where they follow each other in the file."""
     ranges: list[list[int]] = []
     ignored: Counter[str] = Counter()
@@ -238,15 +258,19 @@ def _selected(known: _Known, shards: Sequence[Shard], folder: Path) -> TarIndex:
     slices = [known.rows.slice(first, length) for first, length in ranges]
     if len(slices) > 1:
         slices = pa.Table.from_batches(slices).combine_chunks().to_batches() or slices[:1]
-    every = (Shard(str(folder / name), name, each["size"], each["mtime_ns"]) for name, each in known.entries.items())
+    every = (_as_indexed(str(folder / name), name, each) for name, each in known.entries.items())
     return TarIndex(tuple(every), slices[0], ignored)
 
 
-def _scan(image_column: str | None, label_column: str, shard: Shard) -> Scanned | str:
+def _as_indexed(path: str, name: str, entry: dict[str, Any]) -> Shard:
+    return Shard(path, name, entry["size"], entry["mtime_ns"], entry.get("tag", ""))
+
+
+def _scan(local: LocalCache | None, image_column: str | None, label_column: str, shard: Shard) -> Scanned | str:
     """What a shard holds, or why it is refused."""
     members = _Samples(image_column, label_column)
     try:
-        with open(shard.path, "rb") as file:
+        with open_shard(shard, local, ahead=True) as file:
             start = file.read(8)
             for magic, remedy in _COMPRESSED.items():
                 if start.startswith(magic):

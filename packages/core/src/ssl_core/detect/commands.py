@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ssl_core import distributed
 from ssl_core.data import DataConfig
+from ssl_core.data.remote import is_address
 from ssl_core.detect.annotations import Annotations
 from ssl_core.detect.data import DetectionBatches, check_readable, resized
 from ssl_core.detect.metrics import Detections, coco_scores, lvis_scores, voc_scores
@@ -245,6 +246,9 @@ def evaluate_detection(
             f"protocol {protocol} needs data.root, the folder that holds its set, or data.source, a folder of your own "
             "in VOC's or COCO's layout"
         )
+    for name, value in (("data.root", data.root or ""), ("data.source", str(data.source))):
+        if is_address(value):
+            raise ValueError(f"{name} {value} is an address, and detection reads a folder of this machine: copy it")
     if encoder == "pixels":
         raise ValueError("pixels have nothing to train; give a run, a .safetensors file, timm:NAME or random")
     if trials < 1:

@@ -1,0 +1,459 @@
+"""Files behind an address, such as s3://bucket/photos: found, and read in ranges, by the file systems of fsspec.
+
+A path with a scheme is a :class:`RemotePath`, which speaks of files in the words of ``pathlib``. What is read has the
+size and tag that it had when it was found, or a :class:`RemoteError` is raised: no image stands in for one that cannot
+be reached.
+
+Every process asks fsspec for a file system when it needs one, and gets one of its own: their connections do not survive
+a fork.
+"""
+
+import contextlib
+import functools
+import hashlib
+import io
+import logging
+import os
+import random
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
+
+from ssl_core.data.local_cache import LocalCache
+from ssl_core.data.pixels import in_one_line
+
+logger = logging.getLogger(__name__)
+
+# Of a local cache, and of a file that is read from its beginning to its end. S3 begins an answer after 100 to 200 ms
+# and sends 85 to 90 MB/s, so that a request of this size, which AWS advises, is half waiting and half sending:
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance-design-patterns.html
+BLOCK_BYTES = 8 * 2**20
+_PATIENCE_S = 120.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
+_OPENED = 1024  # files of a process
+_SCHEME = re.compile(r"(?!https?://)\w[\w+.-]+://")  # a web server cannot say what it has
+# By which file systems tell a file from another in its place, the surest first.
+_TAGS = ("ETag", "etag", "blob_id", "LastModified", "last_modified", "updated", "mtime", "created")
+_dice = random.SystemRandom()  # and not a generator that a run has seeded
+
+
+class RemoteError(ValueError):
+    """A remote file cannot be read, has changed or is gone."""
+
+
+class RemoteFile(NamedTuple):
+    """A remote file as it was when it was found.
+
+    Attributes:
+        url: address.
+        size: size in bytes.
+        tag: what is another if its content is; empty where the file system has no such thing.
+    """
+
+    url: str
+    size: int
+    tag: str
+
+
+_FOLDER = RemoteFile("", -1, "")
+
+
+def is_address(name: str) -> bool:
+    """Whether a path begins with a scheme other than the web's.
+
+    Example:
+        >>> is_address("s3://bucket/photos"), is_address("photos/1.png")
+        (True, False)
+    """
+    return _SCHEME.match(name) is not None
+
+
+class _Below:
+    """What is known of a folder and all below it."""
+
+    def __init__(self, known: dict[str, RemoteFile | None]) -> None:
+        self._known = known  # by address; _FOLDER is a folder, None is nothing
+        self._listed: str | None = None
+        self._folders: dict[str, tuple[dict[str, None], dict[str, RemoteFile]]] = {}  # names inside, by address
+
+    def at(self, url: str) -> RemoteFile | None:
+        """The file at an address, `_FOLDER`, or None."""
+        if self._listed is not None and f"{url}/".startswith(f"{self._listed}/"):
+            parent, _, name = url.rpartition("/")
+            return _FOLDER if url in self._folders else self._folders.get(parent, ({}, {}))[1].get(name)
+        if url not in self._known:
+            self._known[url] = _found(url)
+        return self._known[url]
+
+    def walk(self, url: str) -> Iterator[tuple[str, list[str], list[str]]]:
+        """As ``os.walk``, after one listing of everything."""
+        if self._listed is None or not f"{url}/".startswith(f"{self._listed}/"):
+            self._list(url)
+        waiting = [url]
+        while waiting:
+            parent = waiting.pop()
+            folders, files = (list(names) for names in self._folders.get(parent, ({}, {})))
+            yield parent, folders, files
+            waiting += [f"{parent}/{name}" for name in reversed(folders)]
+
+    def _list(self, url: str) -> None:
+        system, path = _file_system(url)
+        with _asking(url):
+            found = system.find(path, detail=True)
+        system.invalidate_cache()  # which holds as much again
+        self._listed, self._folders = url, {url: ({}, {})}
+        for name, entry in found.items():
+            if entry["type"] == "file" and not name.endswith("/"):  # as consoles mark a folder
+                file = _file(url + name[len(path) :], entry)
+                parent, _, last = file.url.rpartition("/")
+                self._inside(parent)[1][last] = file
+
+    def _inside(self, url: str) -> tuple[dict[str, None], dict[str, RemoteFile]]:
+        if url not in self._folders:
+            parent, _, name = url.rpartition("/")
+            self._inside(parent)[0][name] = None
+            self._folders[url] = ({}, {})
+        return self._folders[url]
+
+
+@dataclass(frozen=True)
+class RemotePath:
+    """An address in the words of ``pathlib``; see there for what has no docstring here.
+
+    Attributes:
+        url: address, without a slash at its end.
+    """
+
+    url: str
+    _below: _Below = field(default_factory=lambda: _Below({}), compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __truediv__(self, name: str) -> "RemotePath":
+        return RemotePath(joined(self.url, name), self._below)
+
+    @property
+    def name(self) -> str:  # noqa: D102  # pathlib's
+        return self.url.rpartition("/")[2]
+
+    @property
+    def suffix(self) -> str:  # noqa: D102  # pathlib's
+        return os.path.splitext(self.name)[1]
+
+    @property
+    def parts(self) -> tuple[str, ...]:  # noqa: D102  # pathlib's
+        return tuple(self.url.split("/"))
+
+    @property
+    def parent(self) -> "RemotePath":  # noqa: D102  # pathlib's
+        return RemotePath(self.url.rpartition("/")[0], self._below)
+
+    @property
+    def parents(self) -> tuple["RemotePath", ...]:  # noqa: D102  # pathlib's
+        above = self.parent
+        return () if above.url.endswith(":/") else (above, *above.parents)
+
+    def exists(self) -> bool:  # noqa: D102  # pathlib's
+        return self._below.at(self.url) is not None
+
+    def is_dir(self) -> bool:  # noqa: D102  # pathlib's
+        return self._below.at(self.url) is _FOLDER
+
+    def is_file(self) -> bool:  # noqa: D102  # pathlib's
+        return self.at(self.url) is not None
+
+    def resolve(self) -> "RemotePath":  # noqa: D102  # pathlib's
+        return self
+
+    def walk(self) -> Iterator[tuple[str, list[str], list[str]]]:
+        """As ``os.walk``: addresses of folders, names in them."""
+        return self._below.walk(self.url)
+
+    def at(self, url: str) -> RemoteFile | None:
+        """The file at an address in this folder; None if there is none."""
+        found = self._below.at(url)
+        return None if found is _FOLDER else found
+
+    def file(self) -> RemoteFile:
+        """The file as it is.
+
+        Raises:
+            FileNotFoundError: if there is none.
+        """
+        if (found := self.at(self.url)) is None:
+            raise FileNotFoundError(f"there is no file {self.url}")
+        return found
+
+    def read_bytes(self) -> bytes:
+        """The content of the file; errors as :meth:`file` and :func:`read_range`."""
+        file = self.file()
+        return read_range(file, 0, file.size)
+
+
+AnyPath: TypeAlias = Path | RemotePath
+
+
+def path_of(address: str) -> AnyPath:
+    """The path that an address names; of ``file://`` one of this machine.
+
+    Raises:
+        ImportError: if the file system of its scheme is not installed.
+        ValueError: for a scheme that fsspec does not know.
+    """
+    from fsspec.implementations.local import LocalFileSystem
+
+    system, path = _file_system(address)
+    if isinstance(system, LocalFileSystem):
+        return Path(path)
+    system.invalidate_cache()  # of what was there when somebody looked before
+    return RemotePath(_address(system, path))
+
+
+def matching(pattern: str) -> list[RemotePath]:
+    """What addresses of a pattern name."""
+    system, path = _file_system(pattern)
+    with _asking(pattern):
+        found = system.glob(path, detail=True)
+    urls = [(_address(system, name), entry) for name, entry in found.items()]
+    return [RemotePath(url, _Below({url: _file(url, entry)})) for url, entry in urls]
+
+
+def file_at(url: str) -> RemoteFile:
+    """The file at an address, as it is.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    if (found := _found(url)) is None or found is _FOLDER:
+        raise FileNotFoundError(f"there is no file {url}")
+    return found
+
+
+def joined(parent: str, name: str) -> str:
+    """The address of a name relative to another address, with dots resolved as in paths."""
+    if is_address(name):
+        return name
+    scheme, _, path = parent.partition("://")
+    parts: list[str] = path.split("/")
+    for part in name.split("/"):
+        if part == "..":
+            parts.pop()
+        elif part not in ("", "."):
+            parts.append(part)
+    return f"{scheme}://{'/'.join(parts)}"
+
+
+def files_beside(urls: list[str]) -> dict[str, RemoteFile]:
+    """Those of some addresses that are files, by a listing of the folder of each; a folder is listed once."""
+    wanted = set(urls)
+    found: dict[str, RemoteFile] = {}
+    for folder in sorted({url.rpartition("/")[0] for url in urls}):
+        system, path = _file_system(folder)
+        with _asking(folder), contextlib.suppress(FileNotFoundError):  # its files are missing
+            for entry in system.ls(path, detail=True):
+                url = f"{folder}/{entry['name'].rpartition('/')[2]}"
+                if url in wanted and entry["type"] == "file":
+                    found[url] = _file(url, entry)
+        system.invalidate_cache()
+    return found
+
+
+def read_range(file: RemoteFile, start: int, size: int, cache: LocalCache | None = None) -> bytes:
+    """Some bytes of a file.
+
+    With a cache its blocks of 8 MiB are fetched and kept, without one just these bytes in one request. After a
+    connection that is cut, or an answer that says to come later, it is tried again for two minutes; file systems try
+    some times on their own, which is part of that time.
+
+    Args:
+        file: file as it was found.
+        start: first byte.
+        size: number of bytes.
+        cache: blocks of files on this machine; None keeps none, and of a file without a tag none is kept.
+
+    Raises:
+        RemoteError: if the file cannot be read in that time, may not be read, is gone, or is no longer what was found.
+    """
+    if cache is None or not file.tag:
+        return _fetched(file, start, size)
+    name = _short_hash(repr(file))
+    parts = []
+    for block in range(start // BLOCK_BYTES, -(-(start + size) // BLOCK_BYTES)):
+        first = block * BLOCK_BYTES
+        length = min(BLOCK_BYTES, file.size - first)
+        parts.append(
+            cache.part(
+                f"{name}-{block}",
+                length,
+                max(0, start - first),
+                min(length, start + size - first),
+                functools.partial(_fetched, file, first, length),
+            )
+        )
+    return b"".join(parts)
+
+
+def open_remote(file: RemoteFile, cache: LocalCache | None = None, *, ahead: bool = False) -> BinaryIO:
+    """A file to read from any place.
+
+    Args:
+        file: file as it was found.
+        cache: as :func:`read_range` takes it.
+        ahead: whether it is read from its beginning to its end, and more at once than is asked for.
+    """
+    return io.BufferedReader(_Raw(file, cache), BLOCK_BYTES if ahead else 1)
+
+
+class _Raw(io.RawIOBase):
+    mode = "rb"
+
+    def __init__(self, file: RemoteFile, cache: LocalCache | None) -> None:
+        self._file, self._cache, self._position = file, cache, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file.size}[whence]
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        size = max(0, min(len(buffer), self._file.size - self._position))
+        buffer[:size] = read_range(self._file, self._position, size, self._cache)
+        self._position += size
+        return size
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    """The file system of an address for this process, and its own name for what is there."""
+    from fsspec.core import url_to_fs
+
+    try:
+        return url_to_fs(url)  # type: ignore[no-any-return, no-untyped-call]  # fsspec has no types
+    except ImportError as error:
+        raise ImportError(
+            f"{url}: {error} (pip install s3fs for s3://, gcsfs for gs://, huggingface_hub for hf://)"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{url!r} is an address that fsspec cannot read: {in_one_line(error)}") from error
+
+
+def _address(system: Any, path: str) -> str:
+    return str(system.unstrip_protocol(path)).rstrip("/")
+
+
+def _file(url: str, entry: dict[str, Any]) -> RemoteFile:
+    if entry["type"] != "file":
+        return _FOLDER
+    tag = next((entry[name] for name in _TAGS if entry.get(name)), None)
+    if tag is None:
+        return RemoteFile(url, entry["size"], "")
+    text = str(tag.timestamp() if isinstance(tag, datetime) else tag)
+    return RemoteFile(url, entry["size"], _short_hash(text))
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=16).hexdigest()
+
+
+def _found(url: str) -> RemoteFile | None:
+    """What is at an address now."""
+    system, path = _file_system(url)
+    try:
+        with _asking(url):
+            return _file(url, system.info(path))
+    except FileNotFoundError:
+        return None
+
+
+@contextlib.contextmanager
+def _asking(url: str) -> Iterator[None]:
+    """Errors of a file system at the start of a command, where nobody has to wait for it to heal, with the address."""
+    try:
+        yield
+    except (FileNotFoundError, RemoteError):
+        raise
+    except Exception as error:  # of whatever library does the work
+        raise RemoteError(f"{url} cannot be read: {_cause(error)}") from error
+
+
+def _cause(error: Exception) -> str:
+    remedy = ""
+    if isinstance(error, PermissionError) or "redential" in f"{type(error).__name__} {error}":
+        remedy = "; look at the credentials that this machine has for it (docs/data.md)"
+    return f"{in_one_line(error)} ({type(error).__name__}){remedy}"
+
+
+def _fetched(file: RemoteFile, start: int, size: int) -> bytes:
+    """Some bytes of a file in one request, again and again for a while."""
+    pause, until = _FIRST_PAUSE_S, None
+    while True:
+        try:
+            if until is not None:
+                _opened.cache_clear()
+                _refuse_other(file, _found(file.url))
+            return _fetched_once(file, start, size)
+        except FileNotFoundError:
+            _refuse_other(file, None)
+        except PermissionError as error:
+            raise RemoteError(f"{file.url} may not be read any more: {_cause(error)}") from error
+        except _ChangedError:
+            raise
+        except Exception as error:  # of whatever library does the work: what is not known to last may heal
+            now = time.monotonic()
+            if until is None:
+                until = now + _PATIENCE_S
+                logger.warning("%s: %s; trying again for %g s", file.url, _cause(error), _PATIENCE_S)
+            if now + pause > until:
+                raise RemoteError(
+                    f"{file.url} cannot be read, in {_PATIENCE_S:g} s of trying: {_cause(error)}; once it can, "
+                    "--resume goes on with the run"
+                ) from error
+            time.sleep(pause * _dice.uniform(0.5, 1.0))  # or all processes would come back at once
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def _fetched_once(file: RemoteFile, start: int, size: int) -> bytes:
+    if size == 0:
+        return b""
+    if (start, size) == (0, file.size):
+        system, path = _file_system(file.url)
+        content = system.cat_file(path, start=0, end=size + 1)  # one more, to notice one that has grown
+    else:
+        opened = _opened(os.getpid(), file)
+        opened.seek(start)
+        content = opened.read(size)
+    if len(content) != size:
+        raise OSError(f"{len(content):,} bytes came instead of {size:,}")
+    return bytes(content)
+
+
+@functools.lru_cache(maxsize=_OPENED)
+def _opened(process: int, file: RemoteFile) -> Any:
+    """A file that is open in a process; what S3 reads from it has the tag that it had then."""
+    system, path = _file_system(file.url)
+    opened = system.open(path, "rb", cache_type="none")
+    _refuse_other(file, _file(file.url, getattr(opened, "details", None) or system.info(path)))
+    return opened
+
+
+class _ChangedError(RemoteError):
+    """A file is not what it was."""
+
+
+def _refuse_other(file: RemoteFile, now: RemoteFile | None) -> None:
+    if now is None or now is _FOLDER:
+        raise _ChangedError(f"{file.url} is gone: put it back, or start again without it")
+    if now != file:
+        raise _ChangedError(f"{file.url} has changed since it was found: start again, which looks at it anew")

@@ -1,0 +1,405 @@
+import contextlib
+import logging
+import multiprocessing
+import os
+import shutil
+import tarfile
+import time
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import known_implementations
+
+from ssl_core.data import Batches, DataConfig, LazyImages, identity, inspect, open_encoded, open_source, pack
+from ssl_core.data import local_cache as cache_module
+from ssl_core.data import remote as remote_module
+from ssl_core.data.local_cache import LocalCache, open_cache
+from ssl_core.data.remote import RemoteError, RemotePath, path_of
+from ssl_core.data.workers import worker_map
+from ssl_core.views import ViewConfig, make_view_specs
+
+
+@pytest.fixture
+def memory():
+    """fsspec's memory, emptied afterwards."""
+    system = fsspec.filesystem("memory")
+    yield system
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(remote_module, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(remote_module, "_PATIENCE_S", 0.05)
+    remote_module._opened.cache_clear()
+
+
+@pytest.fixture
+def here(tmp_path, make):
+    """A folder of photos with splits, the same as tars and as parquet, and two lists of it."""
+    names = [f"train/c{number % 3}/{number}.png" for number in range(9)] + ["val/c0/0.png", "val/c1/1.png"]
+    make.write_images(tmp_path / "photos", names)
+    pack(config(tmp_path / "photos"), str(tmp_path / "shards"), shard_size="20kB")
+    for split in ("train", "val"):
+        files = sorted((tmp_path / "photos" / split).rglob("*.png"))
+        table = pa.table(
+            {"image": [file.read_bytes() for file in files], "label": [file.parent.name for file in files]}
+        )
+        (tmp_path / "parquet").mkdir(exist_ok=True)
+        pq.write_table(table, tmp_path / "parquet" / f"{split}-0.parquet", row_group_size=4)
+    (tmp_path / "photos" / "list.txt").write_text("".join(f"{name}\n" for name in names[:9]))
+    return tmp_path
+
+
+def config(source, **options):
+    return DataConfig(source=str(source), **{"workers": 0, "memory_gib": 0.0, **options})
+
+
+def same(one, other):
+    assert identity(one, one.labels) == identity(other, other.labels)
+    assert one.classes == other.classes
+    assert [one.encoded(index) for index in range(len(one))] == [other.encoded(index) for index in range(len(one))]
+
+
+KINDS = ["photos", "photos/train", "photos/*a*", "photos/list.txt", "shards", "shards/train", "shards/train/0*.tar"]
+KINDS += ["parquet", "parquet/train-0.parquet", "parquet/*-0.parquet"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bucket_has_the_images_of_the_folder_that_was_copied_to_it(here, memory, kind):
+    for name in ("photos", "shards", "parquet"):
+        memory.put(str(here / name), f"/bucket/{name}", recursive=True)
+    caches = {"cache": str(here / "cache"), "local_cache": str(here / "kept"), "local_cache_size": "20MB"}
+    kept = open_encoded(config(f"memory://bucket/{kind}", **caches))
+    same(open_encoded(config(here / kind)), kept)
+    same(kept, open_encoded(config(kind, root="memory://bucket", cache=str(here / "cache"))))
+    if kind in ("photos", "shards", "parquet", "parquet/train-0.parquet"):
+        same(*(open_encoded(config(f"{where}/{kind}", **caches), "test") for where in (here, "memory://bucket")))
+    memory.rm("/bucket", recursive=True)  # what was read is kept, whatever becomes of the bucket
+    assert [kept.encoded(index) for index in range(len(kept))]
+
+
+def test_an_address_of_this_machine_is_its_folder(here):
+    for kind in ("photos", "shards", "parquet", "photos/list.txt"):
+        one, other = open_encoded(config(here / kind)), open_encoded(config(f"file://{here}/{kind}"))
+        assert one.name == other.name
+        same(one, other)
+    assert not (here / "cache").exists()
+
+
+def test_a_list_names_files_of_a_bucket_and_of_this_machine(here, memory, tmp_path):
+    memory.put(str(here / "photos/train"), "/bucket", recursive=True)
+    rows = ["memory://bucket/c1/1.png,b", f"file://{here}/photos/val/c1/1.png,b", f"{here}/photos/val/c0/0.png,a"]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows, "memory://bucket/none.png,a", ""]))
+    images = open_encoded(config(tmp_path / "list.csv"))
+    assert images.labels.tolist() == [1, 1, 0, 0]
+    files = [here / "photos/train/c1/1.png", here / "photos/val/c1/1.png", here / "photos/val/c0/0.png"]
+    assert [images.encoded(index) for index in range(3)] == [file.read_bytes() for file in files]
+    assert images.subset(torch.tensor([0])).encoded(0) == files[0].read_bytes()
+    source = LazyImages(images, broken_limit=0.5)
+    assert torch.equal(source.image(3), source.image(0))  # one that was not there from the beginning is a broken one
+    memory.pipe("/bucket/lists/list.txt", b"../c0/0.png\n./../c1/1.png\n")
+    listed = open_encoded(config("memory://bucket/lists/list.txt"))
+    assert [listed.encoded(index) for index in range(2)] == [
+        (here / "photos/train" / name).read_bytes() for name in ("c0/0.png", "c1/1.png")
+    ]
+
+
+def test_a_bucket_is_listed_once_and_an_image_is_one_request(here, memory, monkeypatch):
+    memory.put(str(here / "photos"), "/bucket", recursive=True)
+    asked = []
+    for name in ("find", "info", "ls", "open", "cat_file"):
+        method = getattr(MemoryFileSystem, name)
+
+        def noted(self, *rest, method=method, name=name, **options):
+            asked.append(name)
+            return method(self, *rest, **options)
+
+        monkeypatch.setattr(MemoryFileSystem, name, noted)
+    images = open_encoded(config("memory://bucket", channels=3))
+    images.digest()
+    assert asked.count("find") == 1
+    asked.clear()
+    images.encoded(0)
+    assert asked == ["cat_file"]
+
+
+def test_views_of_a_bucket_are_those_of_its_folder_whoever_makes_them(here, memory):
+    memory.put(str(here / "shards"), "/bucket", recursive=True)
+    options = {"cache": str(here / "cache"), "local_cache": str(here / "kept"), "local_cache_size": "20MB"}
+    specs = make_view_specs([ViewConfig("weak", size=8, count=1)])
+    made = []
+    for source, workers in ((here / "shards", 0), ("memory://bucket", 0), ("memory://bucket", 2)):
+        batches = Batches(
+            open_source(config(source, **options)),
+            specs,
+            batch_size=4,
+            seed=0,
+            mean=(0.5,) * 3,
+            std=(0.2,) * 3,
+            workers=workers,
+        )
+        made.append([batch.views[0] for batch in batches.epoch(0)])
+    assert all(torch.equal(one, other) for views in made[1:] for one, other in zip(made[0], views, strict=True))
+
+
+def failing(monkeypatch, error, times=10**6):
+    """Let every request for content fail some times."""
+    left = [times]
+
+    def fails(method):
+        def called(*rest, **options):
+            if left[0]:
+                left[0] -= 1
+                raise error
+            return method(*rest, **options)
+
+        return called
+
+    for name in ("cat_file", "open"):
+        monkeypatch.setattr(MemoryFileSystem, name, fails(getattr(MemoryFileSystem, name)))
+    return left
+
+
+@pytest.mark.parametrize("kind", ["photos/train", "shards/train", "parquet/train-0.parquet"])
+def test_what_may_heal_is_tried_again_and_then_an_error_that_names_it(here, memory, monkeypatch, caplog, kind):
+    memory.put(str(here / kind), f"/bucket/{kind}", recursive=True)
+    source = open_source(config(f"memory://bucket/{kind}", cache=str(here / "cache"), broken_limit=0.5))
+    wanted = source.image(8)
+    source.image(0)  # of another row group, of which a process keeps the last alone
+    remote_module._opened.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(remote_module, "_PATIENCE_S", 60.0)
+        left = failing(patch, ConnectionResetError("reset by peer"), times=2)
+        assert torch.equal(source.image(8), wanted)
+        assert left == [0]
+        assert caplog.text.count("reset by peer (ConnectionResetError); trying again for 60 s") == 1
+    remote_module._opened.cache_clear()
+    failing(monkeypatch, OSError(16, "Please reduce your request rate."))
+    with pytest.raises(
+        RemoteError, match=r"memory:///bucket/.* cannot be read, in 0.05 s of .* rate.* --resume goes on"
+    ):
+        source.image(0)
+    assert not source.broken
+
+
+def test_what_cannot_heal_is_an_error_at_once_and_no_gap(here, memory, monkeypatch):
+    memory.put(str(here / "photos/train"), "/bucket", recursive=True)
+    source = open_source(config("memory://bucket", broken_limit=0.5))
+    content = memory.cat("/bucket/c0/0.png")
+    for other in (content + b"more", content[:-1]):
+        memory.pipe("/bucket/c0/0.png", other)
+        with pytest.raises(RemoteError, match=r"c0/0.png has changed since it was found: start again"):
+            source.image(0)
+    memory.rm("/bucket/c0/0.png")
+    with pytest.raises(RemoteError, match=r"c0/0.png is gone: put it back, or start again without it"):
+        source.image(0)
+    left = failing(monkeypatch, PermissionError("Access Denied"), times=7)
+    with pytest.raises(RemoteError, match=r"may not be read any more: Access Denied .*credentials"):
+        source.image(1)
+    assert left == [6]
+    assert not source.broken
+
+
+def test_a_shard_that_is_another_when_it_is_opened_is_an_error(here, memory):
+    memory.put(str(here / "shards/train"), "/bucket", recursive=True)
+    options = {"cache": str(here / "cache")}
+    source = open_source(config("memory://bucket", **options))
+    digest = open_encoded(config("memory://bucket", **options)).digest()
+    content = memory.cat("/bucket/000000.tar")
+    memory.pipe("/bucket/000000.tar", content)  # of the same size, at another time
+    remote_module._opened.cache_clear()
+    with pytest.raises(RemoteError, match=r"000000.tar has changed since it was found"):
+        source.image(0)
+    assert open_encoded(config("memory://bucket", **options)).digest() == digest  # from an index that was made anew
+    memory.rm("/bucket/000000.tar")
+    remote_module._opened.cache_clear()
+    with pytest.raises(RemoteError, match=r"000000.tar is gone"):
+        source.image(0)
+    memory.pipe("/bucket/000000.tar", content[:700])
+    with pytest.raises(ValueError, match=r"1 of 1 shards are refused:\s+memory:///bucket/000000.tar is truncated"):
+        open_encoded(config("memory://bucket", **options))
+
+
+def test_a_bucket_that_cannot_be_opened_says_why_and_what_helps(memory, monkeypatch, tmp_path):
+    def refused(*_, **__):
+        raise PermissionError("Access Denied")
+
+    with pytest.raises(FileNotFoundError, match=r"nothing is at memory:///none; look at the name"):
+        open_source(config("memory://none"))
+    with pytest.raises(FileNotFoundError, match=r"nothing is at memory:///none/\*\.tar"):
+        open_source(config("memory://none/*.tar"))
+    with pytest.raises(ValueError, match=r"'what://bucket' is an address that fsspec cannot read: Protocol not known"):
+        open_source(config("what://bucket"))
+    absent = {"class": "no_such_package.System", "err": "Install absentfs"}
+    monkeypatch.setitem(known_implementations, "absent", absent)
+    with pytest.raises(
+        ImportError, match=r"absent://bucket: Install absentfs \(pip install s3fs for s3://, gcsfs for gs"
+    ):
+        open_source(config("absent://bucket"))
+    memory.pipe("/bucket/1.zip", b"")
+    with pytest.raises(ValueError, match=r"bucket/1.zip' is an archive: unpack it"):
+        open_source(config("memory://bucket/1.zip"))
+    for name in ("root", "cache", "local_cache"):
+        options = {"source": "cifar10"} if name == "root" else {"source": "memory://bucket/0.tar"}
+        memory.pipe("/bucket/0.tar", b"")
+        with pytest.raises(ValueError, match=rf"data.{name} 'memory://x' is an address: name a folder of this machine"):
+            open_source(DataConfig(**options, **{name: "memory://x"}))
+    for name in ("info", "find"):
+        memory.pipe("/bucket/photos/1.png", b"")
+        with monkeypatch.context() as patch:
+            patch.setattr(MemoryFileSystem, name, refused)
+            with pytest.raises(RemoteError, match=r"photos cannot be read: Access Denied .*credentials"):
+                open_source(config("memory://bucket/photos"))
+
+
+def test_a_path_of_a_bucket_has_the_parts_and_the_order_of_one_of_a_folder(memory):
+    path = path_of("memory://bucket/a/1.tar.gz")
+    assert (path.name, path.suffix, str(path.parent)) == ("1.tar.gz", ".gz", "memory:///bucket/a")
+    assert [str(folder) for folder in path.parents] == ["memory:///bucket/a", "memory:///bucket", "memory://"]
+    assert str(path / "../b/./2.png") == "memory:///bucket/a/b/2.png"
+    names = ["a-b/0.tar", "a/1.tar", "a/0.tar", "b.tar"]
+    for name in names:
+        memory.pipe(f"/bucket/{name}", b"")
+    found = remote_module.matching("memory://bucket/**/*.tar")
+    assert sorted(str(each) for each in found) == sorted(f"memory:///bucket/{name}" for name in names)
+    folder = path_of("memory://bucket")
+    assert isinstance(folder, RemotePath)
+    assert sorted((parent, sorted(inside), sorted(files)) for parent, inside, files in folder.walk()) == [
+        ("memory:///bucket", ["a", "a-b"], ["b.tar"]),
+        ("memory:///bucket/a", [], ["0.tar", "1.tar"]),
+        ("memory:///bucket/a-b", [], ["0.tar"]),
+    ]
+
+
+def test_a_bucket_is_packed_and_looked_at_as_a_folder_is(here, memory, tmp_path):
+    memory.put(str(here / "photos/train"), "/bucket", recursive=True)
+    report = inspect(config("memory://bucket"), progress=False)
+    assert report.num_images == 9
+    pack(config("memory://bucket"), str(tmp_path / "packed"))
+    same(open_encoded(config(here / "photos/train")), open_encoded(config(tmp_path / "packed")))
+
+
+def held(folder):
+    found = {}
+    for path in Path(folder).glob("??/*"):
+        with contextlib.suppress(FileNotFoundError):  # of a process that makes room meanwhile
+            found[path] = path.stat().st_size
+    return {path: size for path, size in found.items() if path.name != "lock"}
+
+
+def test_the_cache_keeps_what_was_used_last_and_never_more_than_its_limit(tmp_path):
+    cache = open_cache(tmp_path / "kept", 1000, least_bytes=100)
+    fetched = []
+
+    def piece(number):
+        def fetch():
+            fetched.append(number)
+            return bytes([number]) * 100
+
+        return cache.part(f"{number:02x}-0", 100, 10, 14, fetch)
+
+    for number in range(9):
+        assert piece(number) == bytes([number]) * 4
+    os.utime(cache.folder / "00/00-0", ns=(1, 1))
+    assert piece(0) == bytes(4)  # is the newest now
+    assert fetched == [*range(9)]
+    os.utime(cache.folder / "01/01-0", ns=(1, 1))
+    for number in range(9, 40):
+        piece(number)
+        assert sum(held(cache.folder).values()) <= 1000
+        assert piece(0) == bytes(4)
+    assert fetched == [*range(40)]
+    piece(1)
+    assert fetched[-1] == 1
+    (cache.folder / "00/00-0").write_bytes(b"half")  # as after a crash
+    assert piece(0) == bytes(4)
+    assert fetched[-1] == 0
+    (cache.folder / "bytes").write_text("")
+    piece(2)
+    assert int((cache.folder / "bytes").read_text()) == sum(held(cache.folder).values()) == cache.held_bytes()
+
+
+def use(folder, seed):
+    cache = LocalCache(Path(folder), 20_000)
+
+    def fetch(number):
+        with (Path(folder).parent / "fetched.txt").open("a") as file:
+            file.write(f"{number}\n")
+        time.sleep(0.001)
+        return bytes([number]) * 1000
+
+    for step in range(150):
+        number = (7 * step + seed * (step % 3)) % 25
+        assert cache.part(f"{number:02x}-0", 1000, 0, 3, lambda number=number: fetch(number)) == bytes([number]) * 3
+        assert sum(held(folder).values()) <= 24_000  # and what each of four is writing
+
+
+def test_processes_share_the_cache_and_its_limit(tmp_path):
+    open_cache(tmp_path / "kept", 20_000, least_bytes=1000)
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=use, args=(str(tmp_path / "kept"), seed)) for seed in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert all(size == 1000 for size in held(tmp_path / "kept").values())
+
+    shutil.rmtree(tmp_path / "kept")
+    (tmp_path / "fetched.txt").unlink()
+    cache = open_cache(tmp_path / "kept", 100_000, least_bytes=1000)
+
+    def same_piece(_):
+        def fetch():
+            time.sleep(0.1)
+            with (tmp_path / "fetched.txt").open("a") as file:
+                file.write("x")
+            return bytes(1000)
+
+        return len(cache.part("aa-0", 1000, 0, 10, fetch))
+
+    assert [*worker_map(same_piece, [*range(4)], 4)] == [10] * 4
+    assert (tmp_path / "fetched.txt").read_text() == "x"  # one has fetched it, and the others have waited
+
+
+def test_a_cache_that_cannot_be_is_refused_and_one_that_fills_up_is_gone_without_aloud(tmp_path, monkeypatch, caplog):
+    for options, message in (
+        ({"local_cache_size": "1GB"}, "data.local_cache_size 1GB has no effect without data.local_cache"),
+        ({"local_cache": "x", "local_cache_size": "big"}, "data.local_cache_size 'big' is no size"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DataConfig(**options)
+    with pytest.raises(ValueError, match=r"data.local_cache_size of 10 bytes is less than one piece, 8,388,608"):
+        open_cache(tmp_path / "kept", 10, least_bytes=remote_module.BLOCK_BYTES)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"data.local_cache .*file/kept cannot be written \(Not a directory\)"):
+        open_cache(tmp_path / "file" / "kept", 1000, least_bytes=1)
+    with pytest.raises(ValueError, match=r"holds 0.0 GB and its disk has .* GB free, less than data.local_cache_size"):
+        open_cache(tmp_path / "kept", 10**18, least_bytes=1)
+
+    cache = open_cache(tmp_path / "kept", 1000, least_bytes=1)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache_module.Path, "write_bytes", full)
+    for number in range(3):
+        assert cache.part(f"{number:02x}-0", 4, 1, 3, lambda: b"abcd") == b"bc"
+    assert not held(cache.folder)
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "kept cannot be written (No space left on device): what it lacks is fetched each time" in line
+
+
+def test_a_shard_that_is_no_tar_of_a_bucket_is_refused_as_one_of_a_folder(memory, tmp_path):
+    with tarfile.open(tmp_path / "0.tar.gz", "w:gz") as tar:
+        tar.add(__file__, "x.txt")
+    memory.pipe("/bucket/0.tar", (tmp_path / "0.tar.gz").read_bytes())
+    with pytest.raises(ValueError, match=r"memory:///bucket/0.tar is compressed, .*gzip -d"):
+        open_encoded(config("memory://bucket/0.tar", cache=str(tmp_path / "cache")))
