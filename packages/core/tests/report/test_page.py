@@ -213,6 +213,14 @@ def test_names_of_classes_leave_room_for_the_plot_and_stay_apart():
     assert plot.y_range.factors == ["great white shark, wh... (0)", "great white shark, wh... (1)", "cat"]
 
 
+def test_of_many_classes_the_plot_has_the_lowest_and_the_highest_and_says_so():
+    scores = {label: label / 1000 for label in range(1000)}
+    plot = plots.by_class([str(label) for label in scores], {"x": scores}, "x")
+    assert plot.y_range.factors == [str(label) for label in (*range(40), *range(980, 1000))]
+    assert plot.title.text == "the 40 lowest and 20 highest of 1,000 classes"
+    assert plot.height < 1300
+
+
 def test_thumbnails_of_many_images_are_smaller_so_that_they_fit(monkeypatch):
     noise = torch.rand(100, 3, 48, 48, generator=torch.Generator().manual_seed(0))  # nothing takes more room
     part = Part("", 100, [""] * 100, torch.zeros(100, dtype=torch.long), noise, {})

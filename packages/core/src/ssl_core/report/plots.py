@@ -23,6 +23,7 @@ RUN_COLORS = COLORS
 _BASELINES = ["#b9ac70", "#94a4a2"]  # of pixels and of the random encoder
 _GRAY = "#6b6b6b"
 _CLUSTERS = 10
+_LOWEST, _HIGHEST = 40, 20  # classes of a plot
 # Bytes of all thumbnails of a map, before base64 makes them a third longer.
 _THUMBNAILS = 5_000_000
 
@@ -265,11 +266,15 @@ def by_class(names: Sequence[str], scores: Mapping[str, Mapping[int, float]], or
     Args:
         names: names of all classes.
         scores: top-1 of each class, by title of the encoder.
-        order: title of the encoder by which classes are sorted.
+        order: title of the encoder by which classes are sorted; of more than 60 its lowest 40 and highest 20.
     """
     labels = sorted(scores[order], key=scores[order].__getitem__)
+    heading = ""
+    if len(labels) > _LOWEST + _HIGHEST:  # as many as can be read
+        heading = f"the {_LOWEST} lowest and {_HIGHEST} highest of {len(labels):,} classes"
+        labels = [*labels[:_LOWEST], *labels[-_HIGHEST:]]
     rows = [_unique(names, label) for label in labels]
-    plot: Any = _figure("", "top-1, %", y_range=rows)
+    plot: Any = _figure(heading, "top-1, %", y_range=rows)
     plot.height = 90 + 18 * len(rows)  # the axis, and the classes
     for color, (title, values) in zip(_cycle([*_BASELINES, *RUN_COLORS]), scores.items(), strict=False):
         source = ColumnDataSource({"x": [100 * values[label] for label in labels], "y": rows})
