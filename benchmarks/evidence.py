@@ -2,6 +2,7 @@
 
 python benchmarks/evidence.py --data cifar10 --runs runs/evidence     # trains and evaluates what RUNS lacks
 python benchmarks/evidence.py --data cifar10 --runs runs/evidence --speed    # on a machine without other work
+python benchmarks/evidence.py --data cifar10 --runs runs/evidence --trials --seeds 0    # what papers say matters
 python benchmarks/evidence.py --runs runs/evidence --out benchmarks/results    # writes table and picture
 
 CIFAR10 holds train-*.parquet and test-*.parquet. All methods have the same net, images, number of steps and evaluation.
@@ -13,11 +14,12 @@ Peak memory is the resident set of the training process, 0.7 GiB of which are Py
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -50,17 +52,47 @@ ROWS: dict[str, tuple[str, list[str]]] = {
     **{name: ("dssl", ["--method.heavy=none", *changes]) for name, changes in BASES.items()},
     **{f"DSSL over {name}": ("dssl", changes) for name, changes in BASES.items()},
 }
+_COLORS = "{color_jitter: {prob: 0.8}}, {grayscale: {prob: 0.2}}, {horizontal_flip: {}}"
+_STRONG = f"augmentation: [{{random_resized_crop: {{scale: [0.2, 1]}}}}, {_COLORS}], size: 24"
+_WHOLE = f"augmentation: [{{resize: {{}}}}, {_COLORS}], size: 24"
+_WEAK = "augmentation: weak, size: 24"
+# What the papers say matters, where their order does not show: trial -> (row, further changes).
+TRIALS: dict[str, tuple[str, list[str]]] = {
+    "SCE, target temperature 0.03": ("SCE", ["--method.target_temperature=0.03"]),
+    "SCE, target temperature 0.07": ("SCE", ["--method.target_temperature=0.07"]),
+    "LeOCLR, strong keys": ("LeOCLR", [f"--views=[{{{_WHOLE}}}, {{{_STRONG}, count: 2}}]"]),
+    "LeOCLR, query cropped": (
+        "LeOCLR",
+        ["--method.anchor=random_crop", f"--views=[{{{_STRONG}}}, {{{_WEAK}, count: 2}}]"],
+    ),
+    "CLIM, no mixing": (
+        "CLIM",
+        ["--method.mixing=none", f"--views=[{{{_STRONG}}}, {{{_WEAK}}}, {{{_WEAK}, partner: true}}]"],
+    ),
+    "DSSL over SimCLR, RA(2, 5) and Jigsaw(4)": ("DSSL over SimCLR", ["--method.heavy=[ra_2_5, jigsaw_4]"]),
+    "DSSL over Barlow Twins, RA(2, 5) and Jigsaw(4)": ("DSSL over Barlow Twins", ["--method.heavy=[ra_2_5, jigsaw_4]"]),
+    **{f"{row}, 12 epochs": (row, ["--train.epochs=12"]) for row in ("MoCo v2", "SCE", "LeOCLR", "CLIM")},
+}
 # The precision by measurement, as the recipes have it, is not the same for all rows on a busy machine.
 ALIKE = ["--config=evidence_cpu", "--train.precision=bfloat16", "--report=false"]
 REFERENCES = ["random", "pixels"]
 SUPERVISED = "supervised"  # by labels, the same net and steps
 # MoCo's learning rate of 30 is too high even for the wider net of recipe cifar10_cpu: 48.7 against 57.7.
-LINEAR = ["--protocol=cached", "--lr=0.3"]
+LINEAR = ["--lr=0.3", "--crop=random"]
+
+
+def changes_of(name: str) -> tuple[str, list[str]]:
+    """Package of a row or a trial, and what it changes of its recipe."""
+    if name not in TRIALS:
+        return ROWS[name]
+    row, further = TRIALS[name]
+    package, changes = ROWS[row]
+    return package, [*changes, *further]
 
 
 def folder_of(runs: Path, name: str, seed: int) -> Path:
     """Folder of a row's run with a seed, such as ``dssl-over-byol-0``."""
-    return runs / f"{name.lower().replace(',', '').replace(' ', '-')}-{seed}"
+    return runs / f"{re.sub('[^a-z0-9.]+', '-', name.lower()).strip('-')}-{seed}"
 
 
 def run(arguments: list[str], log: Path) -> int:
@@ -78,23 +110,39 @@ def train(name: str, seed: int, folder: Path, source: str) -> None:
     """Trains a row to its end; kNN, which the command evaluates, and ``process.json`` are then in its folder."""
     if (folder / "process.json").is_file():
         return
-    package, changes = ROWS[name]
+    package, changes = changes_of(name)
     arguments = [*ALIKE, f"--data.source={source}", f"--seed={seed}", *changes, f"--out={folder}"]
     peak = run([f"ssl-{package}-train", *arguments], folder.with_suffix(".log"))
     machine = describe_machine(torch.device("cpu")).splitlines()
     (folder / "process.json").write_text(json.dumps({"peak_bytes": peak, "machine": machine}))
 
 
-def evaluate(encoder: list[str], seed: int, folder: Path, source: str, *, knn: bool) -> None:
-    """Linear classifier on center and random crops, similarities, and kNN where training has not evaluated it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tasks = {"linear": [*LINEAR, "--crop=random", f"--seed={seed}"], "similarity": []}
-    if knn:
-        tasks["knn"] = []
-    for task, arguments in tasks.items():
-        if not (folder / f"{task}.json").is_file():
-            data = [f"--data.source={source}", f"--out={folder}"]
-            run(["ssl-core", "eval", task, *encoder, *arguments, *data], folder.with_suffix(".log"))
+def evaluate(encoder: list[str], seed: int, folder: Path, source: str, *more: str) -> None:
+    """Linear classifier on center and random crops, similarities, and more: ``knn``, ``crops``."""
+    tasks = {
+        "linear": ["--protocol=cached", *LINEAR, f"--seed={seed}"],
+        "similarity": [],
+        "knn": [],  # where training has not evaluated it
+        "crops": ["--protocol=leoclr", "--epochs=5", *LINEAR, f"--seed={seed}"],  # the classifier learns on crops too
+    }
+    for task in ("linear", "similarity", *more):
+        command, out = ("linear", folder / task) if task == "crops" else (task, folder)
+        if not (out / f"{command}.json").is_file():
+            out.mkdir(parents=True, exist_ok=True)
+            data = [f"--data.source={source}", f"--out={out}"]
+            log = folder.parent / f"{folder.name}.log"
+            run(["ssl-core", "eval", command, *encoder, *tasks[task], *data], log)
+
+
+def try_out(runs: Path, seeds: list[int], source: str) -> None:
+    """Trains and evaluates each trial that RUNS lacks, all of a seed before the next."""
+    runs.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        for name, (row, _) in TRIALS.items():
+            folder = folder_of(runs, name, seed)
+            print(f"{name}, seed {seed}", flush=True)
+            train(name, seed, folder, source)
+            evaluate([str(folder)], seed, folder, source, *(["crops"] if row in ("MoCo v2", "LeOCLR") else []))
 
 
 def complete(runs: Path, seeds: list[int], source: str) -> None:
@@ -105,12 +153,12 @@ def complete(runs: Path, seeds: list[int], source: str) -> None:
             folder = folder_of(runs, name, seed)
             print(f"{name}, seed {seed}", flush=True)
             train(name, seed, folder, source)
-            evaluate([str(folder)], seed, folder, source, knn=False)
+            evaluate([str(folder)], seed, folder, source)
         like = f"--like={folder_of(runs, 'SCE', seed)}"
         for name in REFERENCES:
             if name == "random" or seed == seeds[0]:  # pixels have no seed
                 drawn = [f"--seed={seed}"] if name == "random" else []
-                evaluate([name, like, *drawn], seed, folder_of(runs, name, seed), source, knn=True)
+                evaluate([name, like, *drawn], seed, folder_of(runs, name, seed), source, "knn")
         folder = folder_of(runs, SUPERVISED, seed)
         if not (folder / "finetune-supervised_cifar.json").is_file():
             folder.mkdir(exist_ok=True)
@@ -150,6 +198,8 @@ def read(folder: Path) -> dict[str, float]:
     if linear := content("linear.json"):
         found["linear"] = 100 * linear["last"]
         found["random crops"] = 100 * statistics.mean(linear["random_crops"])
+    if crops := content("crops/linear.json"):
+        found["crops learnt"] = 100 * statistics.mean(crops["random_crops"])
     if similarity := content("similarity.json"):
         found["intra-class"], found["inter-class"] = similarity["intra_class"], similarity["inter_class"]
     if supervised := content("finetune-supervised_cifar.json"):
@@ -164,6 +214,7 @@ COLUMNS = {
     "kNN": 1,
     "linear": 1,
     "random crops": 1,
+    "crops learnt": 1,
     "intra-class": 3,
     "inter-class": 3,
     "images/s": 0,
@@ -171,15 +222,15 @@ COLUMNS = {
 }  # -> decimals
 
 
-def collect(runs: Path, seeds: list[int]) -> dict[str, list[dict[str, float]]]:
-    """Row -> what is known of it for each seed that has run."""
+def collect(runs: Path, names: Iterable[str], seeds: list[int]) -> dict[str, list[dict[str, float]]]:
+    """Row or trial -> what is known of it for each seed that has run."""
     rows = {}
     speed = runs / "speed.json"
     rates = json.loads(speed.read_text())["images_per_s"] if speed.is_file() else {}
-    for name in [*REFERENCES, *ROWS, SUPERVISED]:
+    for name in names:
         found = [read(folder_of(runs, name, seed)) for seed in seeds]
         rows[name] = [values for values in found if values]
-        if rows[name] and name in ROWS:
+        if rows[name] and (name in ROWS or name in TRIALS):
             rows[name][0]["views"] = views_of(name)
         if rows[name] and name in rates:
             rows[name][0]["images/s"] = statistics.median(rates[name])
@@ -188,7 +239,7 @@ def collect(runs: Path, seeds: list[int]) -> dict[str, list[dict[str, float]]]:
 
 def views_of(name: str) -> int:
     """Number of views that a row makes of an image in a step."""
-    package, changes = ROWS[name]
+    package, changes = changes_of(name)
     module = import_module(f"ssl_{package}.train")
     recipes = Path(module.__file__ or "").parent / "recipes"
     config = parse_config(module.Config, [ALIKE[0], *changes], prog=package, description="", recipes=recipes)
@@ -197,11 +248,16 @@ def views_of(name: str) -> int:
 
 def table(rows: dict[str, list[dict[str, float]]]) -> Iterator[str]:
     """Lines of a table: mean and standard deviation over the seeds."""
-    yield f"| | seeds | {' | '.join(COLUMNS)} |"
-    yield f"|---|{'---|' * (1 + len(COLUMNS))}"
+    columns = {
+        name: decimals
+        for name, decimals in COLUMNS.items()
+        if any(name in found for seeds in rows.values() for found in seeds)
+    }
+    yield f"| | seeds | {' | '.join(columns)} |"
+    yield f"|---|{'---|' * (1 + len(columns))}"
     for name, seeds in rows.items():
         cells = []
-        for column, decimals in COLUMNS.items():
+        for column, decimals in columns.items():
             values = [found[column] for found in seeds if column in found]
             spread = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.{decimals}f}{spread}" if values else "")
@@ -236,16 +292,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, help="folder of methods_cpu.json, all that was found, and methods_cpu.png")
     parser.add_argument("--speed", action="store_true", help="measure speed, and train nothing to its end")
+    parser.add_argument("--trials", action="store_true", help="train what papers say matters, in place of the methods")
     arguments = parser.parse_args()
     if arguments.data and arguments.speed:
         measure_speed(arguments.runs, str(arguments.data))
     elif arguments.data:
-        complete(arguments.runs, arguments.seeds, str(arguments.data))
-    rows = collect(arguments.runs, arguments.seeds)
+        (try_out if arguments.trials else complete)(arguments.runs, arguments.seeds, str(arguments.data))
+    names = list(TRIALS) if arguments.trials else [*REFERENCES, *ROWS, SUPERVISED]
+    rows = collect(arguments.runs, names, arguments.seeds)
     print("\n".join(table(rows)))
     if arguments.out:
-        (arguments.out / "methods_cpu.json").write_text(json.dumps(rows, indent=1) + "\n")
-        plot(rows, arguments.out / "methods_cpu.png")
+        name = "methods_trials_cpu" if arguments.trials else "methods_cpu"
+        (arguments.out / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
+        if not arguments.trials:
+            plot(rows, arguments.out / f"{name}.png")
 
 
 if __name__ == "__main__":
