@@ -7,7 +7,8 @@ python benchmarks/evidence.py --runs runs/evidence --out benchmarks/results    #
 
 CIFAR10 holds train-*.parquet and test-*.parquet. All methods have the same net, images, number of steps and evaluation.
 Speed is that of 40 steps, data and views included, three times in turns.
-A run that was stopped goes on. Two calls with `OMP_NUM_THREADS=1` and other `--seeds` use two cores better than one.
+A run that was stopped goes on. Two calls with `OMP_NUM_THREADS=1` and other `--seeds` or `--rows` use two cores better
+than one.
 Peak memory is the resident set of the training process, 0.7 GiB of which are PyTorch and its libraries.
 """
 
@@ -92,7 +93,7 @@ def changes_of(name: str) -> tuple[str, list[str]]:
 
 def folder_of(runs: Path, name: str, seed: int) -> Path:
     """Folder of a row's run with a seed, such as ``dssl-over-byol-0``."""
-    return runs / f"{re.sub('[^a-z0-9.]+', '-', name.lower()).strip('-')}-{seed}"
+    return runs / f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}-{seed}"
 
 
 def run(arguments: list[str], log: Path) -> int:
@@ -130,30 +131,24 @@ def evaluate(encoder: list[str], seed: int, folder: Path, source: str, *more: st
         if not (out / f"{command}.json").is_file():
             out.mkdir(parents=True, exist_ok=True)
             data = [f"--data.source={source}", f"--out={out}"]
-            log = folder.parent / f"{folder.name}.log"
-            run(["ssl-core", "eval", command, *encoder, *tasks[task], *data], log)
+            run(["ssl-core", "eval", command, *encoder, *tasks[task], *data], folder.with_suffix(".log"))
 
 
-def try_out(runs: Path, seeds: list[int], source: str) -> None:
-    """Trains and evaluates each trial that RUNS lacks, all of a seed before the next."""
+def complete(runs: Path, names: list[str], seeds: list[int], source: str) -> None:
+    """Trains and evaluates each row or trial that RUNS lacks, all of a seed before the next."""
     runs.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
-        for name, (row, _) in TRIALS.items():
+        for name in names:
             folder = folder_of(runs, name, seed)
             print(f"{name}, seed {seed}", flush=True)
             train(name, seed, folder, source)
-            evaluate([str(folder)], seed, folder, source, *(["crops"] if row in ("MoCo v2", "LeOCLR") else []))
+            on_crops = name in TRIALS and name.startswith(("MoCo v2", "LeOCLR"))
+            evaluate([str(folder)], seed, folder, source, *(["crops"] if on_crops else []))
 
 
-def complete(runs: Path, seeds: list[int], source: str) -> None:
-    """Trains and evaluates each row that RUNS lacks, all of a seed before the next."""
-    runs.mkdir(parents=True, exist_ok=True)
+def complete_references(runs: Path, seeds: list[int], source: str) -> None:
+    """Evaluates a random encoder of SCE's net and pixels, and trains with labels, where RUNS lacks it."""
     for seed in seeds:
-        for name in ROWS:
-            folder = folder_of(runs, name, seed)
-            print(f"{name}, seed {seed}", flush=True)
-            train(name, seed, folder, source)
-            evaluate([str(folder)], seed, folder, source)
         like = f"--like={folder_of(runs, 'SCE', seed)}"
         for name in REFERENCES:
             if name == "random" or seed == seeds[0]:  # pixels have no seed
@@ -293,13 +288,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of methods_cpu.json, all that was found, and methods_cpu.png")
     parser.add_argument("--speed", action="store_true", help="measure speed, and train nothing to its end")
     parser.add_argument("--trials", action="store_true", help="train what papers say matters, in place of the methods")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="names of those to train and to print; all by default")
     arguments = parser.parse_args()
+    known = TRIALS if arguments.trials else ROWS
+    names: list[str] = arguments.rows or list(known)
+    if unknown := set(names).difference(known):
+        parser.error(f"there is no {' and no '.join(sorted(unknown))}; choose of {', '.join(known)}")
     if arguments.data and arguments.speed:
         measure_speed(arguments.runs, str(arguments.data))
     elif arguments.data:
-        (try_out if arguments.trials else complete)(arguments.runs, arguments.seeds, str(arguments.data))
-    names = list(TRIALS) if arguments.trials else [*REFERENCES, *ROWS, SUPERVISED]
-    rows = collect(arguments.runs, names, arguments.seeds)
+        complete(arguments.runs, names, arguments.seeds, str(arguments.data))
+        if not (arguments.trials or arguments.rows):
+            complete_references(arguments.runs, arguments.seeds, str(arguments.data))
+    rows = collect(arguments.runs, [*REFERENCES, *names, SUPERVISED], arguments.seeds)
     print("\n".join(table(rows)))
     if arguments.out:
         name = "methods_trials_cpu" if arguments.trials else "methods_cpu"
