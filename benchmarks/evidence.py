@@ -204,17 +204,11 @@ def read(folder: Path) -> dict[str, float]:
     return found
 
 
-COLUMNS = {
-    "views": 0,
-    "kNN": 1,
-    "linear": 1,
-    "random crops": 1,
-    "crops learnt": 1,
-    "intra-class": 3,
-    "inter-class": 3,
-    "images/s": 0,
-    "peak GiB": 2,
-}  # -> decimals
+TABLES = [  # of column -> decimals
+    {"kNN": 1, "linear": 1, "random crops": 1, "crops learnt": 1},
+    {"intra-class": 3, "inter-class": 3},
+    {"views": 0, "images/s": 0, "peak GiB": 2},
+]
 
 
 def collect(runs: Path, names: Iterable[str], seeds: list[int]) -> dict[str, list[dict[str, float]]]:
@@ -227,8 +221,8 @@ def collect(runs: Path, names: Iterable[str], seeds: list[int]) -> dict[str, lis
         rows[name] = [values for values in found if values]
         if rows[name] and (name in ROWS or name in TRIALS):
             rows[name][0]["views"] = views_of(name)
-        if rows[name] and name in rates:
-            rows[name][0]["images/s"] = statistics.median(rates[name])
+        for values, rate in zip(rows[name], rates.get(name, []), strict=False):
+            values["images/s"] = rate
     return {name: values for name, values in rows.items() if values}
 
 
@@ -241,13 +235,11 @@ def views_of(name: str) -> int:
     return sum(len(spec.sizes) for spec in config.view_specs())
 
 
-def table(rows: dict[str, list[dict[str, float]]]) -> Iterator[str]:
-    """Lines of a table: mean and standard deviation over the seeds."""
-    columns = {
-        name: decimals
-        for name, decimals in COLUMNS.items()
-        if any(name in found for seeds in rows.values() for found in seeds)
-    }
+def table(rows: dict[str, list[dict[str, float]]], columns: dict[str, int]) -> Iterator[str]:
+    """Lines of a table of the rows and columns that have values: mean and standard deviation over the seeds."""
+    has = {name: set[str]().union(*seeds).intersection(columns) for name, seeds in rows.items()}
+    rows = {name: seeds for name, seeds in rows.items() if has[name]}
+    columns = {name: decimals for name, decimals in columns.items() if any(name in has[row] for row in rows)}
     yield f"| | seeds | {' | '.join(columns)} |"
     yield f"|---|{'---|' * (1 + len(columns))}"
     for name, seeds in rows.items():
@@ -301,7 +293,8 @@ def main() -> None:
         if not (arguments.trials or arguments.rows):
             complete_references(arguments.runs, arguments.seeds, str(arguments.data))
     rows = collect(arguments.runs, [*REFERENCES, *names, SUPERVISED], arguments.seeds)
-    print("\n".join(table(rows)))
+    for columns in TABLES:
+        print("\n".join([*table(rows, columns), ""]))
     if arguments.out:
         name = "methods_trials_cpu" if arguments.trials else "methods_cpu"
         (arguments.out / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
