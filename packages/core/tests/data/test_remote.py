@@ -1,9 +1,11 @@
 import contextlib
+import dataclasses
 import logging
 import multiprocessing
 import os
 import shutil
 import tarfile
+import threading
 import time
 from pathlib import Path
 
@@ -15,11 +17,12 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import known_implementations
 
-from ssl_core.data import Batches, DataConfig, LazyImages, identity, inspect, open_encoded, open_source, pack
+from ssl_core.data import Batches, DataConfig, LazyImages, decoded, identity, inspect, open_encoded, open_source, pack
 from ssl_core.data import local_cache as cache_module
 from ssl_core.data import remote as remote_module
 from ssl_core.data.local_cache import LocalCache, open_cache
 from ssl_core.data.remote import RemoteError, RemotePath, path_of
+from ssl_core.data.source import packed_copy
 from ssl_core.data.workers import worker_map
 from ssl_core.views import ViewConfig, make_view_specs
 
@@ -403,3 +406,74 @@ def test_a_shard_that_is_no_tar_of_a_bucket_is_refused_as_one_of_a_folder(memory
     memory.pipe("/bucket/0.tar", (tmp_path / "0.tar.gz").read_bytes())
     with pytest.raises(ValueError, match=r"memory:///bucket/0.tar is compressed, .*gzip -d"):
         open_encoded(config("memory://bucket/0.tar", cache=str(tmp_path / "cache")))
+
+
+@pytest.mark.parametrize("kind", ["photos/train", "shards/train"])
+def test_the_images_of_a_batch_are_waited_for_at_once_and_each_is_fetched_once(here, memory, monkeypatch, kind):
+    memory.put(str(here / kind), "/bucket", recursive=True)
+    images = open_encoded(config("memory://bucket", cache=str(here / "cache")))
+    one = [images.encoded(index) for index in range(9)]
+    waiting, most, times, lock = 0, 0, 0, threading.Lock()
+    read = MemoryFileSystem.cat_file
+
+    def slowly(*rest, **options):
+        nonlocal waiting, most, times
+        with lock:
+            waiting, times = waiting + 1, times + 1
+            most = max(most, waiting)
+        time.sleep(0.05)
+        with lock:
+            waiting -= 1
+        return read(*rest, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", slowly)
+    remote_module._opened.cache_clear()
+    source = LazyImages(images)
+    packed_copy(source, [4, 2, 4, 7, 8])
+    assert most == 4
+    assert times == 5  # of two that are one, the second is fetched when it is its turn
+    source.fetch([0, 1, 2])
+    assert [images.encoded(index) for index in range(9)] == one
+    other = images.subset(torch.tensor([5, 6]))
+    images.fetch([0])
+    assert other.encoded(0) == one[5]
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda *_, **__: (_ for _ in ()).throw(PermissionError("no")))
+    remote_module._opened.cache_clear()
+    with pytest.raises(RemoteError, match="may not be read"):
+        packed_copy(source, [0, 1])
+
+
+def test_a_cache_that_is_too_small_for_the_order_is_told(here, memory, caplog):
+    memory.put(str(here / "shards/train"), "/bucket", recursive=True)
+    memory.pipe("/bucket/none", b"")
+    options = {"source": "memory://bucket/*.tar", "cache": str(here / "cache")}
+    kept = {"local_cache": str(here / "kept"), "local_cache_size": "8.5MB"}
+
+    def told(**more):
+        caplog.clear()
+        open_source(config(**options, **more))
+        return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+    assert told() == told(**kept) == told(read="sequential", **kept) == []
+    assert "sequential asks for image by image, as random does: set data.local_cache" in told(read="sequential")[0]
+    for read, says in (
+        ("random", "the shards take 0.0 GB, more than data.local_cache_size 8.5MB"),
+        ("sequential", "the 16 shards of a window take 0.0 GB"),
+    ):
+        data = config(**options, **kept, read=read)
+        images = open_encoded(data)
+        caplog.clear()
+        decoded(dataclasses.replace(images, local=dataclasses.replace(images.local, limit_bytes=1000)), data)
+        assert says in caplog.text
+        assert "cost a block of 8 MiB; raise it, or" in caplog.text
+
+
+def test_a_row_group_of_parquet_is_one_request(here, memory, monkeypatch):
+    memory.put(str(here / "parquet"), "/bucket", recursive=True)
+    images = open_encoded(config("memory://bucket/train-0.parquet"))
+    asked = []
+    read = remote_module._fetched
+    monkeypatch.setattr(remote_module, "_fetched", lambda *rest: asked.append(rest[1:]) or read(*rest))
+    images.encoded(0)
+    images.encoded(1)
+    assert len(asked) == 1

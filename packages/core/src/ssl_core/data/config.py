@@ -184,6 +184,8 @@ def decoded(images: Images, config: DataConfig, *, split: str = "train", at_leas
         logger.info("%s: no view needs JPEGs of more than %d pixels a side (data.scaled_decode)", images.name, at_least)
         images = replace(images, at_least=at_least)
     if config.read == "sequential":
+        if remark := _cache_remark(config, images):
+            logger.warning("%s", remark)
         return LazyImages(images, broken_limit=config.broken_limit)
     size_gib = _decoded_bytes(images) / 2**30
     if size_gib <= config.memory_gib:
@@ -194,7 +196,30 @@ def decoded(images: Images, config: DataConfig, *, split: str = "train", at_leas
         size_gib,
         config.memory_gib,
     )
+    if remark := _cache_remark(config, images):
+        logger.warning("%s", remark)
     return LazyImages(images, broken_limit=config.broken_limit)
+
+
+def _cache_remark(config: DataConfig, images: Images) -> str | None:
+    """What makes the reading of remote tars slow, in words; None where nothing does."""
+    if not isinstance(images, TarImages) or not is_address(images.shards[0].path):
+        return None
+    is_sequential = config.read == "sequential"
+    if images.local is None:
+        slow = "data.read sequential asks for image by image, as random does: set data.local_cache, which gets blocks"
+        return f"{images.name}: {slow}" if is_sequential else None
+    sizes = images.shard_bytes()
+    needed = sum(sorted(sizes)[-config.window :] if is_sequential else sizes)
+    if needed <= images.local.limit_bytes:
+        return None
+    what = f"{config.window} shards of a window" if is_sequential else "shards"
+    remedy = "lower data.window" if is_sequential else "leave the cache out, or read by --data.read sequential"
+    return (
+        f"{images.name}: the {what} take {needed / 1e9:,.1f} GB, more than data.local_cache_size "
+        f"{config.local_cache_size}: images whose block is not there any more cost a block of "
+        f"{BLOCK_BYTES / 2**20:g} MiB; raise it, or {remedy}"
+    )
 
 
 def reading_order(config: DataConfig, images: Images) -> Order | None:

@@ -16,7 +16,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,16 @@ from ssl_core.data.decode import HEADER_BYTES, decode_image, image_kind, remedy,
 from ssl_core.data.labels import ordered, relabelled
 from ssl_core.data.local_cache import LocalCache
 from ssl_core.data.pixels import BrokenImageError
-from ssl_core.data.remote import AnyPath, RemoteFile, RemotePath, file_at, is_address, open_remote, read_range
+from ssl_core.data.remote import (
+    AnyPath,
+    RemoteFile,
+    RemotePath,
+    file_at,
+    is_address,
+    open_remote,
+    read_range,
+    read_ranges,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +92,7 @@ class FileImages:
     missing: tuple[str, ...] = ()
     remote: NDArray[Any] | None = None
     cache: LocalCache | None = None
+    _fetched: dict[int, bytes] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -99,14 +109,27 @@ class FileImages:
 
     def encoded(self, index: int) -> bytes:
         """Content of an image's file; errors as :meth:`image`."""
-        if self.remote is not None and (size := int(self.remote["size"][index])) >= 0:
-            found = RemoteFile(self.identifier(index), size, self.remote["tag"][index].decode())
-            return read_range(found, 0, size, self.cache)
+        if (fetched := self._fetched.pop(index, None)) is not None:
+            return fetched
+        if (found := self._remote_file(index)) is not None:
+            return read_range(found, 0, found.size, self.cache)
         try:
             with open(self.paths[index], "rb", opener=_open_regular) as file:
                 return file.read()
         except OSError as error:
             raise BrokenImageError(f"{self.identifier(index)}: {error.strerror}") from error
+
+    def fetch(self, indices: Sequence[int]) -> None:
+        """As :meth:`ssl_core.data.source.FetchingSource.fetch`, of remote files."""
+        self._fetched.clear()
+        found = {index: file for index in indices if (file := self._remote_file(index)) is not None}
+        contents = read_ranges([(file, 0, file.size) for file in found.values()], self.cache) if found else []
+        self._fetched.update(zip(found, contents, strict=True))
+
+    def _remote_file(self, index: int) -> RemoteFile | None:
+        if self.remote is None or (size := int(self.remote["size"][index])) < 0:
+            return None
+        return RemoteFile(self.identifier(index), size, self.remote["tag"][index].decode())
 
     def label(self, index: int) -> int:
         """The class of an image, -1 when unknown."""

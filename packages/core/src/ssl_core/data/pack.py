@@ -18,7 +18,7 @@ from ssl_core.data.decode import IMAGE_SUFFIXES, image_kind
 from ssl_core.data.files import FileImages, shared_length
 from ssl_core.data.pixels import BrokenImageError
 from ssl_core.data.remote import is_address
-from ssl_core.data.source import MemoryImages, check_broken
+from ssl_core.data.source import MemoryImages, announce, check_broken
 from ssl_core.data.tar import CLASSES_NAME, TarImages, tar_images
 from ssl_core.data.workers import worker_map
 from ssl_core.files import new_folder
@@ -133,6 +133,7 @@ class _Reader:
         self._images = images
 
     def __call__(self, indices: range) -> list[bytes | str]:
+        announce(self._images, indices)
         return [self._content(index) for index in indices]
 
     def _content(self, index: int) -> bytes | str:

@@ -113,15 +113,19 @@ class _RowGroups:
     """A column of encoded bytes in each of several shards, by row group."""
 
     def __init__(
-        self, shards: Sequence[Shard], leaves: Sequence[str], memory_bytes: float, local: LocalCache | None
+        self,
+        shards: Sequence[Shard],
+        footers: Sequence[pq.FileMetaData],
+        leaves: Sequence[str],
+        memory_bytes: float,
+        local: LocalCache | None,
     ) -> None:
-        self._shards, self._leaves, self._local = shards, leaves, local
+        self._shards, self._footers, self._leaves, self._local = shards, footers, leaves, local
         self._places: list[tuple[int, int, int]] = []  # shard, row group in it, its first row
         self._held: dict[int, pa.ChunkedArray] = {}
         self.lengths: list[int] = []
         encoded_bytes = 0
-        for shard in range(len(shards)):
-            metadata = self._opened(shard).metadata
+        for shard, metadata in enumerate(footers):
             first_row = 0
             for number in range(metadata.num_row_groups):
                 group = metadata.row_group(number)
@@ -165,7 +169,7 @@ class _RowGroups:
         return [(shard.name, shard.size, leaf) for shard, leaf in zip(self._shards, self._leaves, strict=True)]
 
     def _opened(self, shard: int) -> pq.ParquetFile:
-        return _parquet_file(self._shards[shard], self._local)
+        return _parquet_file(self._shards[shard], self._local, self._footers[shard])
 
     def copy(self, folder: Path, rows: Int64[Tensor, "n 2"]) -> None:
         """Write some rows, of all columns, to shards named as theirs; errors as :func:`write_atomically`."""
@@ -222,6 +226,7 @@ def parquet_images(
         ValueError: if a shard is not parquet, has no column of image bytes, or there is no image.
     """
     leaves: list[str] = []
+    footers: list[pq.FileMetaData] = []
     values: list[Any] = []
     names: list[str] = []
     shards = shards_at(files)
@@ -229,12 +234,13 @@ def parquet_images(
         try:
             shard = _parquet_file(found, local)
             leaves.append(_leaf(shard.schema_arrow, image_column, label_column, file))
-            _refuse_wrong_counts(shard.metadata, leaves[-1])
+            footers.append(shard.metadata)
+            _refuse_wrong_counts(footers[-1], leaves[-1])
             values += _label_values(shard, label_column, file)
             names = names or _class_names(shard.schema_arrow, label_column)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{file} cannot be read as parquet: {in_one_line(error)}") from error
-    groups = _RowGroups(shards, leaves, memory_bytes, local)
+    groups = _RowGroups(shards, footers, leaves, memory_bytes, local)
     name = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
     if not values:
         raise ValueError(f"{name}: there is no image, for there are no rows")
@@ -247,9 +253,10 @@ def parquet_images(
     return ParquetImages(name, groups, rows, labels, classes)
 
 
-def _parquet_file(shard: Shard, local: LocalCache | None) -> pq.ParquetFile:
+def _parquet_file(shard: Shard, local: LocalCache | None, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """A shard, without another look at a footer that is known."""
     # A file of this machine pyarrow reads by itself, without asking Python for each piece.
-    return pq.ParquetFile(open_shard(shard, local) if is_address(shard.path) else shard.path)
+    return pq.ParquetFile(open_shard(shard, local) if is_address(shard.path) else shard.path, metadata=footer)
 
 
 def _leaf(schema: pa.Schema, image_column: str | None, label_column: str, file: AnyPath) -> str:

@@ -17,7 +17,8 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +36,7 @@ BLOCK_BYTES = 8 * 2**20
 _PATIENCE_S = 120.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _OPENED = 1024  # files of a process
+_AT_ONCE = 16  # requests of a process; boto lets 10 through
 _SCHEME = re.compile(r"(?!https?://)\w[\w+.-]+://")  # a web server cannot say what it has
 # By which file systems tell a file from another in its place, the surest first.
 _TAGS = ("ETag", "etag", "blob_id", "LastModified", "last_modified", "updated", "mtime", "created")
@@ -298,6 +300,16 @@ def read_range(file: RemoteFile, start: int, size: int, cache: LocalCache | None
     return b"".join(parts)
 
 
+def read_ranges(wanted: Sequence[tuple[RemoteFile, int, int]], cache: LocalCache | None) -> list[bytes]:
+    """Several ranges of files, each of which waits for its answer at the same time; as :func:`read_range`."""
+    return list(_threads(os.getpid()).map(lambda each: read_range(each[0], each[1], each[2], cache), wanted))
+
+
+@functools.cache
+def _threads(process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_AT_ONCE, "remote")
+
+
 def open_remote(file: RemoteFile, cache: LocalCache | None = None, *, ahead: bool = False) -> BinaryIO:
     """A file to read from any place.
 
@@ -431,21 +443,22 @@ def _fetched_once(file: RemoteFile, start: int, size: int) -> bytes:
         system, path = _file_system(file.url)
         content = system.cat_file(path, start=0, end=size + 1)  # one more, to notice one that has grown
     else:
-        opened = _opened(os.getpid(), file)
-        opened.seek(start)
-        content = opened.read(size)
+        content = _opened(os.getpid(), file)(start, start + size)
     if len(content) != size:
         raise OSError(f"{len(content):,} bytes came instead of {size:,}")
     return bytes(content)
 
 
 @functools.lru_cache(maxsize=_OPENED)
-def _opened(process: int, file: RemoteFile) -> Any:
-    """A file that is open in a process; what S3 reads from it has the tag that it had then."""
+def _opened(process: int, file: RemoteFile) -> Callable[[int, int], bytes]:
+    """A file of a process, after a look at its tag, as a function of a range that threads may call at once.
+
+    Of S3 each of its requests asks for that tag. So it is read by what fsspec's files have for their own caches.
+    """
     system, path = _file_system(file.url)
     opened = system.open(path, "rb", cache_type="none")
     _refuse_other(file, _file(file.url, getattr(opened, "details", None) or system.info(path)))
-    return opened
+    return getattr(opened, "_fetch_range", None) or functools.partial(system.cat_file, path)
 
 
 class _ChangedError(RemoteError):

@@ -15,6 +15,7 @@ from ssl_core.data.files import TEST_NAMES, TRAIN_NAMES, children_of, split_name
 from ssl_core.data.local_cache import LocalCache
 from ssl_core.data.remote import AnyPath, RemoteFile, RemotePath, is_address, open_remote
 from ssl_core.data.remote import read_range as read_remote
+from ssl_core.data.remote import read_ranges as read_remotes
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def _shard_at(path: AnyPath, folder: str) -> Shard:
 def open_shard(shard: Shard, cache: LocalCache | None = None, *, ahead: bool = False) -> BinaryIO:
     """A shard to read from any place; arguments and errors as :func:`ssl_core.data.remote.open_remote`."""
     if is_address(shard.path):
-        return open_remote(RemoteFile(shard.path, shard.size, shard.tag), cache, ahead=ahead)
+        return open_remote(_remote(shard), cache, ahead=ahead)
     return open(shard.path, "rb")
 
 
@@ -78,7 +79,7 @@ def read_range(shard: Shard, offset: int, size: int, cache: LocalCache | None = 
         OSError: if one of this machine cannot be read.
     """
     if is_address(shard.path):
-        return read_remote(RemoteFile(shard.path, shard.size, shard.tag), offset, size, cache)
+        return read_remote(_remote(shard), offset, size, cache)
     try:
         with open(shard.path, "rb") as file:
             found = os.fstat(file.fileno())
@@ -88,6 +89,15 @@ def read_range(shard: Shard, offset: int, size: int, cache: LocalCache | None = 
     except FileNotFoundError:
         raise ChangedShardError(f"{shard.path} is gone: put it back, or start again without it") from None
     raise ChangedShardError(f"{shard.path} has changed since it was indexed: start again, which reads its index anew")
+
+
+def read_ranges(wanted: Sequence[tuple[Shard, int, int]], cache: LocalCache | None) -> list[bytes]:
+    """Ranges of remote shards, as :func:`ssl_core.data.remote.read_ranges`."""
+    return read_remotes([(_remote(shard), offset, size) for shard, offset, size in wanted], cache)
+
+
+def _remote(shard: Shard) -> RemoteFile:
+    return RemoteFile(shard.path, shard.size, shard.tag)
 
 
 def split_shards(paths: Sequence[AnyPath], split: str, suffix: str) -> list[AnyPath]:

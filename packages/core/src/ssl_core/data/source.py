@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -47,6 +47,20 @@ class ImageSource(Protocol):
 
     def identifier(self, index: int) -> str:
         """Name of an image for a person, such as its path."""
+
+
+@runtime_checkable
+class FetchingSource(ImageSource, Protocol):
+    """A source that waits for its images, and may wait for several at once."""
+
+    def fetch(self, indices: Sequence[int]) -> None:
+        """Get some encoded images that are asked for next, each once, and forget those that were not."""
+
+
+def announce(source: ImageSource, indices: Iterable[int]) -> None:
+    """Tell a source which images are asked for next."""
+    if isinstance(source, FetchingSource):
+        source.fetch(list(indices))
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +151,10 @@ class LazyImages:
                 logger.warning("replaced by the next readable image: %s", error)
                 check_broken(self.broken, len(self), self.name, self._broken_limit)
 
+    def fetch(self, indices: Sequence[int]) -> None:
+        """As :meth:`FetchingSource.fetch`."""
+        announce(self._source, map(self._readable, indices))
+
     def label(self, index: int) -> int:
         """The class of an image, -1 when unknown."""
         return self._source.label(self._readable(index))
@@ -193,6 +211,7 @@ def pack(source: ImageSource, indices: Sequence[int]) -> PackedImages:
 
 def packed_copy(source: ImageSource, indices: Sequence[int]) -> PackedImages:
     """Some images in memory of their own, as renderers take them; errors as :func:`pack`."""
+    announce(source, indices)
     images = [source.image(index) for index in indices]
     for index, image in zip(indices, images, strict=True):
         if len(image) != len(images[0]):
@@ -261,6 +280,7 @@ class _Decoder:
 
     def __call__(self, indices: range) -> list[NDArray[Any] | str]:
         # Arrays, not tensors: a tensor would cost a file descriptor each on its way to the parent process.
+        announce(self._source, indices)
         return [self._decoded(index) for index in indices]
 
     def _decoded(self, index: int) -> NDArray[Any] | str:

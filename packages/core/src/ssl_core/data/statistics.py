@@ -8,7 +8,7 @@ from jaxtyping import Float64, Shaped
 from torch import Tensor
 
 from ssl_core.data.config import DataConfig
-from ssl_core.data.source import ImageSource
+from ssl_core.data.source import ImageSource, announce
 from ssl_core.data.workers import worker_map
 from ssl_core.philox import permutation
 
@@ -114,4 +114,5 @@ class _Moments:
         self._source = source
 
     def __call__(self, indices: list[int]) -> Tensor:
+        announce(self._source, indices)
         return torch.stack([image_moments(self._source.image(index)) for index in indices])

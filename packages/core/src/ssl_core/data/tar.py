@@ -27,8 +27,8 @@ from ssl_core.data.files import read_text, shared_length
 from ssl_core.data.labels import coded_labels
 from ssl_core.data.local_cache import LocalCache
 from ssl_core.data.pixels import BrokenImageError
-from ssl_core.data.remote import AnyPath
-from ssl_core.data.shards import Shard, common_folder, read_range, shards_at
+from ssl_core.data.remote import AnyPath, is_address
+from ssl_core.data.shards import Shard, common_folder, read_range, read_ranges, shards_at
 from ssl_core.data.tar_index import tar_index
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class TarImages:
     ignored: Counter[str] = field(default_factory=Counter)
     at_least: int | None = None
     local: LocalCache | None = None
+    _fetched: dict[int, bytes] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return int(self.members.num_rows)
@@ -79,11 +80,23 @@ class TarImages:
 
     def encoded(self, index: int) -> bytes:
         """Content of an image's member; errors as :meth:`image`."""
-        shard, offset, size = (self.members.column(name)[index].as_py() for name in ("shard", "offset", "size"))
+        if (fetched := self._fetched.pop(index, None)) is not None:
+            return fetched
         try:
-            return read_range(self.shards[shard], offset, size, self.local)
+            return read_range(*self._range(index), self.local)
         except OSError as error:
             raise BrokenImageError(f"{self.identifier(index)}: {error.strerror or error}") from error
+
+    def fetch(self, indices: Sequence[int]) -> None:
+        """As :meth:`ssl_core.data.source.FetchingSource.fetch`, of remote shards."""
+        self._fetched.clear()
+        wanted = dict.fromkeys(indices)
+        if is_address(self.shards[0].path):
+            self._fetched.update(zip(wanted, read_ranges([*map(self._range, wanted)], self.local), strict=True))
+
+    def _range(self, index: int) -> tuple[Shard, int, int]:
+        shard, offset, size = (self.members.column(name)[index].as_py() for name in ("shard", "offset", "size"))
+        return self.shards[shard], offset, size
 
     def label(self, index: int) -> int:
         """The class of an image, -1 when unknown."""
@@ -118,6 +131,10 @@ class TarImages:
         shards = self.members.column("shard").to_numpy()
         bounds = np.flatnonzero(np.diff(shards, prepend=-1, append=-1))
         return torch.from_numpy(np.diff(bounds))
+
+    def shard_bytes(self) -> list[int]:
+        """Size in bytes of each shard that has images, in order."""
+        return [self.shards[shard].size for shard in pc.unique(self.members.column("shard")).to_pylist()]
 
     def subset(self, indices: Int64[Tensor, " m"]) -> "TarImages":
         """The images at some indices."""
