@@ -1,7 +1,7 @@
 """Beside lightly 1.6 on the CPU: speed and memory of whole training loops, and kNN after the same steps, in turns.
 
 pip install "lightly==1.6.*"
-python benchmarks/evidence_lightly.py --data cifar10 --runs runs/lightly
+python benchmarks/evidence_lightly.py --data cifar10 --runs runs/lightly --out benchmarks/results
 
 CIFAR10 holds train-*.parquet and test-*.parquet. Both sides train the same net, heads, optimizer and schedule on
 views of the same distribution, batch 256, bfloat16, channels-last: ours by the command, recipe `evidence_cpu`; lightly
@@ -189,12 +189,34 @@ def measure(name: str, side: str, folder: Path, data: Path, steps: int, seed: in
     return json.loads(result.read_text())
 
 
+def plot(found: dict[str, dict[str, list[dict[str, float]]]], file: Path) -> None:
+    """Images a second of both sides by method: bars of the median, and a dot for each run."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panel = plt.subplots(figsize=(7, 3))
+    for offset, (side, color) in zip((-0.2, 0.2), {"ours": "#3f90da", "lightly": "#94a4a2"}.items(), strict=True):
+        rates = [[row["images_per_s"] for row in sides[side]] for sides in found.values()]
+        places = [number + offset for number in range(len(found))]
+        panel.barh(places, list(map(statistics.median, rates)), height=0.36, color=color, label=side)
+        for place, values in zip(places, rates, strict=True):
+            panel.plot(values, [place] * len(values), ".", color="black")
+    panel.set(xlabel="images a second, one CPU thread", yticks=range(len(found)), yticklabels=list(found))
+    panel.invert_yaxis()
+    panel.legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of CIFAR-10's shards")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs; what is there is not run again")
     parser.add_argument("--steps", type=int, default=195, help="of a run; an epoch is 195")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, help="folder of lightly_cpu.json, all that was found, and lightly_cpu.png")
     parser.add_argument("--lightly", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.lightly:
@@ -204,7 +226,7 @@ def main() -> None:
     arguments.runs.mkdir(parents=True, exist_ok=True)
     print(__doc__.partition("\n")[0])
     print(describe_machine(torch.device("cpu")), f"lightly {importlib.metadata.version('lightly')}\n")
-    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    found: dict[str, dict[str, list[dict[str, float]]]] = {name: {"ours": [], "lightly": []} for name in NAMES}
     for seed in arguments.seeds:
         for name in NAMES:
             sides = ("ours", "lightly")
@@ -212,11 +234,11 @@ def main() -> None:
             for side in sides if seed == arguments.seeds[0] else sides[::-1]:
                 folder = arguments.runs / f"{name.lower().replace(' ', '-')}-{side}-{seed}"
                 values = measure(name, side, folder, arguments.data, arguments.steps, seed)
-                found.setdefault((name, side), []).append(values)
+                found[name][side].append(values)
     print("| method | images/s, ours | lightly | ratio | peak GiB, ours | lightly | kNN, ours | lightly |")
     print("|---|---|---|---|---|---|---|---|")
     for name in NAMES:
-        ours, theirs = found[name, "ours"], found[name, "lightly"]
+        ours, theirs = found[name].values()
         ratios = [a["images_per_s"] / b["images_per_s"] for a, b in zip(ours, theirs, strict=True)]
         cells = [f"{statistics.median(row['images_per_s'] for row in side):.0f}" for side in (ours, theirs)]
         cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
@@ -225,6 +247,9 @@ def main() -> None:
             knn = [100 * row["knn"] for row in side]
             cells.append(f"{statistics.mean(knn):.1f} ({min(knn):.1f} to {max(knn):.1f})")
         print(f"| {name} | {' | '.join(cells)} |")
+    if arguments.out:
+        (arguments.out / "lightly_cpu.json").write_text(json.dumps(found, indent=1) + "\n")
+        plot(found, arguments.out / "lightly_cpu.png")
 
 
 if __name__ == "__main__":
