@@ -1,13 +1,14 @@
 """Pieces of remote files on a disk of this machine: those that were used last, up to a size.
 
 Processes and runs share the folder. A piece is written beside its place and then renamed, so that it is whole or not
-there; one process fetches it while the others that want it wait. A file that is read may be deleted: the system keeps
-it for its reader.
+there; of a machine that stops it may be shorter, for file systems write a size after its data. One process fetches a
+piece while the others that want it wait. A file that is read may be deleted: the system keeps it for its reader.
 """
 
 import contextlib
 import logging
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -19,6 +20,9 @@ from ssl_core.files import waited_lock
 
 logger = logging.getLogger(__name__)
 
+_FOLDER = "ssl_core_blocks"
+_INNER = re.compile(r"[0-9a-f]{2}")
+_PIECE = re.compile(r"[0-9a-f]{2,}-\d+(-.*)?")  # the last part of one that is being written
 _LOCK = "lock"
 _TOTAL = "bytes"  # what all pieces take, those that are being written included
 _ROOM = 0.9  # of the limit, to which old pieces are deleted at once, since finding the oldest looks at all
@@ -29,7 +33,7 @@ class LocalCache:
     """A folder of pieces of remote files, the oldest of which make room for new ones.
 
     Attributes:
-        folder: folder that :func:`open_cache` has made.
+        folder: folder that :func:`open_cache` has made, of nothing else.
         limit_bytes: largest size of all pieces.
     """
 
@@ -99,19 +103,18 @@ class LocalCache:
     def _pieces(self) -> Iterator[tuple[int, int, str]]:
         """Time of last use, size and path of each piece; one that a killed process has left half is one too."""
         for folder in os.scandir(self.folder):
-            if folder.is_dir():
-                for each in os.scandir(folder.path):
-                    with contextlib.suppress(FileNotFoundError):  # which another process has deleted
-                        if each.name != _LOCK:
-                            found = each.stat()
-                            yield found.st_mtime_ns, found.st_size, each.path
+            for each in os.scandir(folder.path) if _INNER.fullmatch(folder.name) else ():
+                with contextlib.suppress(FileNotFoundError):  # which another process has deleted
+                    if _PIECE.fullmatch(each.name):
+                        found = each.stat()
+                        yield found.st_mtime_ns, found.st_size, each.path
 
 
 def open_cache(folder: Path, limit_bytes: int, *, least_bytes: int) -> LocalCache:
-    """A cache in a folder, which is made if it is not there.
+    """A cache in a folder of its own in another, which are made if they are not there.
 
     Args:
-        folder: folder of the cache, of nothing else.
+        folder: folder that the user has named, whatever else is in it.
         limit_bytes: largest size of all pieces.
         least_bytes: size of the largest piece.
 
@@ -123,14 +126,15 @@ def open_cache(folder: Path, limit_bytes: int, *, least_bytes: int) -> LocalCach
         raise ValueError(
             f"data.local_cache_size of {limit_bytes:,} bytes is less than one piece, {least_bytes:,}: raise it"
         )
+    own = folder / _FOLDER
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        own.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=own):
             pass
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise type(error)(f"data.local_cache {folder} cannot be written ({error.strerror or error})") from error
-    cache = LocalCache(folder, limit_bytes)
+    cache = LocalCache(own, limit_bytes)
     if (held := cache.held_bytes()) + free < limit_bytes:
         raise ValueError(
             f"data.local_cache {folder} holds {held / 1e9:,.1f} GB and its disk has {free / 1e9:,.1f} GB free, less "

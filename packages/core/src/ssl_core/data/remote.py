@@ -38,6 +38,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _OPENED = 1024  # files of a process
 _AT_ONCE = 16  # requests of a process; boto lets 10 through
 _SCHEME = re.compile(r"(?!https?://)\w[\w+.-]+://")  # a web server cannot say what it has
+_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
 # By which file systems tell a file from another in its place, the surest first.
 _TAGS = ("ETag", "etag", "blob_id", "LastModified", "last_modified", "updated", "mtime", "created")
 _dice = random.SystemRandom()  # and not a generator that a run has seeded
@@ -354,9 +355,8 @@ def _file_system(url: str) -> tuple[Any, str]:
     try:
         return url_to_fs(url)  # type: ignore[no-any-return, no-untyped-call]  # fsspec has no types
     except ImportError as error:
-        raise ImportError(
-            f"{url}: {error} (pip install s3fs for s3://, gcsfs for gs://, huggingface_hub for hf://)"
-        ) from error
+        package = _PACKAGES.get(url.partition("://")[0])
+        raise ImportError(f"{url}: {error}" + (f" (pip install {package})" if package else "")) from error
     except ValueError as error:
         raise ValueError(f"{url!r} is an address that fsspec cannot read: {in_one_line(error)}") from error
 
@@ -402,38 +402,45 @@ def _asking(url: str) -> Iterator[None]:
 
 def _cause(error: Exception) -> str:
     remedy = ""
-    if isinstance(error, PermissionError) or "redential" in f"{type(error).__name__} {error}":
+    if _is_refusal(error) or "redential" in f"{type(error).__name__} {error}":
         remedy = "; look at the credentials that this machine has for it (docs/data.md)"
     return f"{in_one_line(error)} ({type(error).__name__}){remedy}"
 
 
 def _fetched(file: RemoteFile, start: int, size: int) -> bytes:
     """Some bytes of a file in one request, again and again for a while."""
-    pause, until = _FIRST_PAUSE_S, None
+    pause, until, has_failed = _FIRST_PAUSE_S, time.monotonic() + _PATIENCE_S, False
     while True:
         try:
-            if until is not None:
+            if has_failed:
                 _opened.cache_clear()
                 _refuse_other(file, _found(file.url))
             return _fetched_once(file, start, size)
         except FileNotFoundError:
             _refuse_other(file, None)
-        except PermissionError as error:
-            raise RemoteError(f"{file.url} may not be read any more: {_cause(error)}") from error
         except _ChangedError:
             raise
         except Exception as error:  # of whatever library does the work: what is not known to last may heal
-            now = time.monotonic()
-            if until is None:
-                until = now + _PATIENCE_S
-                logger.warning("%s: %s; trying again for %g s", file.url, _cause(error), _PATIENCE_S)
-            if now + pause > until:
+            if _is_refusal(error):
+                raise RemoteError(f"{file.url} may not be read any more: {_cause(error)}") from error
+            if time.monotonic() + pause > until:
                 raise RemoteError(
                     f"{file.url} cannot be read, in {_PATIENCE_S:g} s of trying: {_cause(error)}; once it can, "
                     "--resume goes on with the run"
                 ) from error
+            if not has_failed:
+                logger.warning("%s: %s; trying again for %g s", file.url, _cause(error), _PATIENCE_S)
+            has_failed = True
             time.sleep(pause * _dice.uniform(0.5, 1.0))  # or all processes would come back at once
             pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether an error says that something may not be read (401, 403), which file systems say in several ways."""
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None) or getattr(error, "status", None) or getattr(error, "code", None)
+    is_own = isinstance(error, PermissionError) or str(status) in ("401", "403") or str(error).startswith("Forbidden")
+    return is_own or (error.__cause__ is not None and _is_refusal(error.__cause__))
 
 
 def _fetched_once(file: RemoteFile, start: int, size: int) -> bytes:
