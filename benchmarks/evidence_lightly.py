@@ -159,7 +159,7 @@ def train_lightly(name: str, folder: Path, data: Path, steps: int, seed: int) ->
 
 
 def measure(name: str, side: str, folder: Path, data: Path, steps: int, seed: int) -> dict[str, float]:
-    """Trains and evaluates one run where it has not been: images a second, peak bytes, kNN."""
+    """Trains and evaluates one run where it has not been: images a second of the whole loop, peak bytes, kNN."""
     result = folder / "result.json"
     if not result.is_file():
         log = folder.with_suffix(".log")
@@ -184,7 +184,7 @@ def measure(name: str, side: str, folder: Path, data: Path, steps: int, seed: in
         records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
         rates = [record["images_per_s"] for record in records if "images_per_s" in record]
         knn = json.loads((folder / "knn.json").read_text())["top1"]
-        found = {"images_per_s": statistics.median(rates), "peak_bytes": peak, "knn": knn}
+        found = {"images_per_s": statistics.harmonic_mean(rates), "peak_bytes": peak, "knn": knn}
         result.write_text(json.dumps(found))
     return json.loads(result.read_text())
 
