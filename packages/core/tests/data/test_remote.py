@@ -487,6 +487,13 @@ def test_a_cache_that_is_too_small_for_the_order_is_told(here, memory, caplog):
         assert "cost a block of 8 MiB; raise it, or" in caplog.text
 
 
+def test_a_cache_of_what_is_on_this_machine_is_said_to_keep_nothing(here, caplog):
+    caplog.set_level(logging.INFO)
+    open_source(config(here / "photos", local_cache=str(here / "kept")))
+    assert f"is on this machine: data.local_cache {here / 'kept'} keeps nothing of it" in caplog.text
+    assert not (here / "kept").exists()
+
+
 def test_a_row_group_of_parquet_is_one_request(here, memory, monkeypatch):
     memory.put(str(here / "parquet"), "/bucket", recursive=True)
     images = open_encoded(config("memory://bucket/train-0.parquet"))

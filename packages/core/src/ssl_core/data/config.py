@@ -183,19 +183,16 @@ def decoded(images: Images, config: DataConfig, *, split: str = "train", at_leas
     if config.scaled_decode and at_least is not None:
         logger.info("%s: no view needs JPEGs of more than %d pixels a side (data.scaled_decode)", images.name, at_least)
         images = replace(images, at_least=at_least)
-    if config.read == "sequential":
-        if remark := _cache_remark(config, images):
-            logger.warning("%s", remark)
-        return LazyImages(images, broken_limit=config.broken_limit)
-    size_gib = _decoded_bytes(images) / 2**30
-    if size_gib <= config.memory_gib:
-        return hold_in_memory(images, workers=config.workers, broken_limit=config.broken_limit)
-    logger.info(
-        "%s: about %.1f GiB decoded, more than data.memory_gib %g; images are decoded when they are needed",
-        images.name,
-        size_gib,
-        config.memory_gib,
-    )
+    if config.read == "random":
+        size_gib = _decoded_bytes(images) / 2**30
+        if size_gib <= config.memory_gib:
+            return hold_in_memory(images, workers=config.workers, broken_limit=config.broken_limit)
+        logger.info(
+            "%s: about %.1f GiB decoded, more than data.memory_gib %g; images are decoded when they are needed",
+            images.name,
+            size_gib,
+            config.memory_gib,
+        )
     if remark := _cache_remark(config, images):
         logger.warning("%s", remark)
     return LazyImages(images, broken_limit=config.broken_limit)
@@ -437,8 +434,11 @@ def _root(name: str, config: DataConfig) -> str:
 def _path_images(paths: Sequence[AnyPath], kind: str, config: DataConfig, split: str) -> Images | None:
     if config.class_list is not None and kind != "folder":
         raise ValueError(f"data.class_list {config.class_list!r} needs class folders, not a {kind}")
-    # A list on this machine may name files in a bucket.
-    local = _local_cache(config) if kind == "list" or isinstance(paths[0], RemotePath) else None
+    local = None
+    if kind == "list" or isinstance(paths[0], RemotePath):  # a list on this machine may name files in a bucket
+        local = _local_cache(config)
+    elif config.local_cache is not None:
+        logger.info("%s is on this machine: data.local_cache %s keeps nothing of it", paths[0], config.local_cache)
     if kind in ("parquet", "tar"):
         shards = split_shards(paths, split, f".{kind}")
         if not shards:
