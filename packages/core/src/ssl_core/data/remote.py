@@ -29,9 +29,8 @@ from ssl_core.data.pixels import in_one_line
 
 logger = logging.getLogger(__name__)
 
-# Of a local cache, and of a file that is read from its beginning to its end. S3 begins an answer after 100 to 200 ms
-# and sends 85 to 90 MB/s, so that a request of this size, which AWS advises, is half waiting and half sending:
-# https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance-design-patterns.html
+# Of a local cache, and of a file that is read from its beginning to its end: so large that the 100 to 200 ms after
+# which S3 begins an answer are not most of a request, and so small that a block for one image is no waste.
 BLOCK_BYTES = 8 * 2**20
 _PATIENCE_S = 120.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
