@@ -380,17 +380,20 @@ def test_embeddings_are_the_features_with_identifiers_and_labels(run, method, ca
     if suffix == ".npz":
         with np.load(path) as file:
             found = {name: file[name] for name in file.files}
+        found["class"] = found["classes"][found["labels"]]
     else:
         table = pq.read_table(path)
         assert str(table.schema.field("features").type) == "fixed_size_list<element: float>[8]"
         found = {
             "features": np.array(table["features"].to_pylist(), dtype=np.float32),
             "labels": np.array(table["label"]),
+            "class": np.array(table["class"].to_pylist()),
             "identifiers": np.array(table["identifier"].to_pylist()),
         }
     expected = expected_features(run, method["encoder"], card, "test")
     np.testing.assert_array_equal(found["features"], expected.features.numpy())
     assert found["labels"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert found["class"].tolist() == [name for name in ("bright", "dark", "gray") for _ in range(3)]
     assert found["identifiers"][3] == str(tmp_path / "images/val/dark/0.png")
 
 

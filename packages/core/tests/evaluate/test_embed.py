@@ -19,7 +19,7 @@ def test_a_viewer_finds_places_neighbors_and_images_beside_the_features(run, tmp
     columns = {"points": True, "neighbors": 3, "thumbnails": 12}
     path = embed(str(run), str(tmp_path / "x.parquet"), split="train", **columns, **QUIET)
     table = pq.read_table(path)
-    assert table.column_names == ["identifier", "label", "features", "x", "y", "neighbors", "image"]
+    assert table.column_names == ["identifier", "label", "class", "features", "x", "y", "neighbors", "image"]
     features = torch.tensor(table["features"].to_pylist())
     similarity, index = nearest(features, features, 15)
     places, _ = plane_points(features, seed=0)
@@ -31,7 +31,8 @@ def test_a_viewer_finds_places_neighbors_and_images_beside_the_features(run, tmp
         assert found["neighbors"]["distances"] == pytest.approx((1 - similarity[row, at]).tolist(), abs=1e-6)
         image = Image.open(io.BytesIO(found["image"]["bytes"]))
         assert (image.format, image.size, found["image"]["path"]) == ("JPEG", (12, 12), f"{row}.jpg")
-        level = {"dark": 30, "gray": 90, "bright": 150}[Path(found["identifier"]).parent.name]
+        assert found["class"] == Path(found["identifier"]).parent.name
+        level = {"dark": 30, "gray": 90, "bright": 150}[found["class"]]
         assert np.asarray(image).mean() == pytest.approx(level, abs=9)
     assert capsys.readouterr().out == (
         f"wrote 15 features of length 8 to {path}; x and y by t-SNE, perplexity 4.67; 3 neighbors; images of 12 px\n"
@@ -40,7 +41,7 @@ def test_a_viewer_finds_places_neighbors_and_images_beside_the_features(run, tmp
 
 def test_each_column_is_there_only_where_it_is_asked_for(run, tmp_path, capsys):
     path = embed(str(run), str(tmp_path / "x.parquet"), split="test", neighbors=1, **QUIET)
-    assert pq.read_schema(path).names == ["identifier", "label", "features", "neighbors"]
+    assert pq.read_schema(path).names == ["identifier", "label", "class", "features", "neighbors"]
     assert str(pq.read_schema(path).field("neighbors").type).startswith("struct<ids: list<element: int64>")
     path = embed(str(run), str(tmp_path / "x.parquet"), split="test", points=True, **QUIET)
     assert "x and y by PCA, of less than 10 images" in capsys.readouterr().out

@@ -52,8 +52,8 @@ def embed(
 
     Args:
         encoder: run directory, ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
-        out: file that ends in ``.npz`` (arrays ``features``, ``labels``, ``identifiers``) or ``.parquet`` (columns
-            ``identifier``, ``label``, ``features``).
+        out: file that ends in ``.npz`` (arrays ``features``, ``labels``, ``identifiers``, ``classes``) or ``.parquet``
+            (columns ``identifier``, ``label``, ``class``, ``features``), where a class is the name of a label.
         data: images to take; None takes those of the run that ``encoder``, or else ``like``, names.
         split: part of the data: ``train``, ``test`` or ``labelled``.
         like: run directory or exported backbone whose input ``random`` and ``pixels`` take.
@@ -110,7 +110,8 @@ def embed(
     if thumbnails:
         columns["image"] = [{"bytes": jpeg, "path": f"{row}.jpg"} for row, jpeg in enumerate(images)]
         remarks.append(f"images of {thumbnails} px")
-    write_atomically(path, lambda file: _write_features(file, path.suffix, found, identifiers, columns))
+    classes = source.classes or ()
+    write_atomically(path, lambda file: _write_features(file, path.suffix, found, identifiers, classes, columns))
     print("; ".join([f"wrote {len(identifiers)} features of length {found.features.shape[1]} to {path}", *remarks]))
     return path
 
@@ -153,12 +154,22 @@ def _neighbors(features: Tensor, k: int, *, progress: bool) -> list[dict[str, li
 
 
 def _write_features(
-    file: BinaryIO, suffix: str, found: Features, identifiers: list[str], columns: dict[str, Any]
+    file: BinaryIO,
+    suffix: str,
+    found: Features,
+    identifiers: list[str],
+    classes: tuple[str, ...],
+    columns: dict[str, Any],
 ) -> None:
     features, labels = found.features.numpy(), found.labels.numpy()
     if suffix == ".npz":
-        np.savez(file, features=features, labels=labels, identifiers=np.array(identifiers))
+        arrays = {"identifiers": identifiers, "classes": classes}
+        named = {name: np.array(strings, dtype=np.str_) for name, strings in arrays.items()}
+        np.savez(file, features=features, labels=labels, **named)
     else:
         rows = arrow.FixedSizeListArray.from_arrays(arrow.array(features.ravel()), features.shape[1])
-        table = arrow.table({"identifier": identifiers, "label": labels, "features": rows, **columns})
+        names = arrow.array(
+            [classes[label] if 0 <= label < len(classes) else None for label in labels], type=arrow.string()
+        )
+        table = arrow.table({"identifier": identifiers, "label": labels, "class": names, "features": rows, **columns})
         write_table(table, file)  # type: ignore[no-untyped-call]  # pyarrow's is untyped
