@@ -163,13 +163,11 @@ def _write_features(
 ) -> None:
     features, labels = found.features.numpy(), found.labels.numpy()
     if suffix == ".npz":
-        arrays = {"identifiers": identifiers, "classes": classes}
-        named = {name: np.array(strings, dtype=np.str_) for name, strings in arrays.items()}
-        np.savez(file, features=features, labels=labels, **named)
+        names, paths = np.array(classes, dtype=np.str_), np.array(identifiers)
+        np.savez(file, features=features, labels=labels, identifiers=paths, classes=names)
     else:
         rows = arrow.FixedSizeListArray.from_arrays(arrow.array(features.ravel()), features.shape[1])
-        names = arrow.array(
-            [classes[label] if 0 <= label < len(classes) else None for label in labels], type=arrow.string()
-        )
-        table = arrow.table({"identifier": identifiers, "label": labels, "class": names, "features": rows, **columns})
+        named = [classes[label] if 0 <= label < len(classes) else None for label in labels]
+        known = {"identifier": identifiers, "label": labels, "class": arrow.array(named, type=arrow.string())}
+        table = arrow.table({**known, "features": rows, **columns})
         write_table(table, file)  # type: ignore[no-untyped-call]  # pyarrow's is untyped
