@@ -137,7 +137,7 @@ def tables(rows: dict[str, dict[str, float]], found: dict[str, dict[str, float]]
     for column, values in found.items():
         layer, name = column.split()
         bold = "**" if MEASURES[name].layer == layer else ""
-        cells = [f"{values[kind]:+.2f} ({values[f'{kind}_p']:.3f})" for kind in ("spearman", "kendall")]
+        cells = [f"{values[kind]:+.2f} ({values[f'{kind}_p']:.2g})" for kind in ("spearman", "kendall")]
         lines.append(
             f"| {bold}{MEASURES[name].title}{bold} | {layer} | {' | '.join(cells)} | {values['linear_of_chosen']:.2f} |"
         )
