@@ -37,6 +37,8 @@ class DCLConfig:
     def __post_init__(self) -> None:
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if self.queue.sharded or self.queue.initial == "empty":
+            raise ValueError("the loss reads all rows of the queue: leave queue.initial random and queue.sharded false")
 
 
 def dcl_loss(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:

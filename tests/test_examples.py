@@ -118,6 +118,12 @@ def test_a_method_of_your_own_keeps_what_methods_promise():
     check_method(make_dcl)
 
 
+@pytest.mark.parametrize("queue", [QueueConfig(initial="empty"), QueueConfig(sharded=True)])
+def test_a_method_of_your_own_refuses_a_queue_of_which_it_would_read_rows_that_are_none(queue):
+    with pytest.raises(ValueError, match=r"queue\.initial random and queue\.sharded false"):
+        your_own_method.DCLConfig(queue=queue)
+
+
 @pytest.mark.slow
 def test_a_method_of_your_own_trains_by_its_command(tmp_path):
     images = make_images(tmp_path / "images")
