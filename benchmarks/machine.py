@@ -22,6 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ssl_core.machine import processor_name
+
 
 def describe_machine(device: torch.device) -> str:
     """Date, hardware, versions, commit and load in three lines."""
@@ -31,7 +33,7 @@ def describe_machine(device: torch.device) -> str:
         [
             f"{datetime.date.today()}  commit {_commit()}  {platform.system()} {platform.machine()}",
             f"Python {platform.python_version()}  torch {torch.__version__}  {_triton()}  CUDA {torch.version.cuda}",
-            f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads{load}"
+            f"{processor_name()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads{load}"
             + (f"  {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""),
         ]
     )
@@ -240,15 +242,6 @@ def _quantiles(values: list[float]) -> Times:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown processor"
 
 
 def _triton() -> str:

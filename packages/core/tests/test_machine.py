@@ -1,10 +1,11 @@
 import os
+import platform
 import sys
 
 import pytest
 
 from ssl_core import machine
-from ssl_core.machine import configure_openmp, cpu_quota, physical_cores, usable_cores
+from ssl_core.machine import configure_openmp, cpu_quota, physical_cores, processor_name, usable_cores
 from ssl_core.testing import finished_process
 
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
@@ -72,6 +73,14 @@ def make_tree(root, cgroup, mounts, groups):
 )
 def test_the_quota_is_the_smallest_of_the_processs_own_groups(tmp_path, cgroup, mounts, groups, quota):
     assert cpu_quota(make_tree(tmp_path, cgroup, mounts, groups)) == quota
+
+
+def test_the_processor_is_named_where_the_system_names_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    assert processor_name(tmp_path) == "unknown processor"
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\nmodel\t\t: 1\nmodel name\t: Some(R) CPU @ 2 GHz\n")
+    assert processor_name(tmp_path) == "Some(R) CPU @ 2 GHz"
 
 
 def test_there_is_no_quota_where_there_are_no_such_files(tmp_path):

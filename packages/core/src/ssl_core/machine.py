@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -34,6 +35,16 @@ def usable_cores(root: Path = Path("/")) -> int:
     """
     quota = cpu_quota(root)
     return affinity() if quota is None else min(affinity(), math.ceil(quota))
+
+
+def processor_name(root: Path = Path("/")) -> str:
+    """Model of the processor, as far as the system says it.
+
+    Args:
+        root: directory in which ``proc`` is.
+    """
+    models = (line for line in _read(root / "proc/cpuinfo").splitlines() if line.startswith("model name"))
+    return next(models, "").partition(":")[2].strip() or platform.processor() or "unknown processor"
 
 
 def affinity() -> int:

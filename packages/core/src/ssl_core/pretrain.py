@@ -55,6 +55,7 @@ from ssl_core.evaluate.subject import Subject, load_subject
 from ssl_core.files import copy_atomically, write_json
 from ssl_core.folder import LAST, check_writable, claimed, find_run, last_saved_ns
 from ssl_core.given import is_given
+from ssl_core.machine import processor_name
 from ssl_core.nn import depends_on_processes, encoder_options, stem_for
 from ssl_core.report import check_report, has_report, write_report
 from ssl_core.run import Config, MakeMethod, Prepare, PretrainConfig, Run, TrainedMethod, choose_device
@@ -354,8 +355,12 @@ def _write_history(run: Run[PretrainConfig, Method], decisions: Sequence[Decisio
     if is_continued and path.exists():
         history = json.loads(path.read_text())
     processes = distributed.world_size()
-    machine = (
-        f"{this_machine(run.device)}{f' x {processes}' * (processes > 1)}, {platform.system()} {platform.machine()}"
+    machine = ", ".join(
+        [
+            f"{this_machine(run.device)}{f' x {processes}' * (processes > 1)}",
+            processor_name(),
+            f"{platform.system()} {platform.machine()}",
+        ]
     )
     if machine not in history["machines"][-1:]:
         history["machines"].append(machine)

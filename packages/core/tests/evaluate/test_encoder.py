@@ -108,7 +108,9 @@ def test_missing_paths_are_named(run, tmp_path):
         load_encoder(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="pixels was not trained and has no card"):
         find_card("pixels")
-    with pytest.raises(FileNotFoundError, match=r"no card .*backbone\.json"):
+    with pytest.raises(
+        FileNotFoundError, match=r"not a run directory, or of a run that has not begun: no backbone\.json"
+    ):
         load_encoder(str(tmp_path))
     (run / "checkpoints" / "last.pt").unlink()
     with pytest.raises(FileNotFoundError, match=r"no checkpoint .*last\.pt; .*give its \.safetensors file"):

@@ -4,17 +4,24 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from ssl_tiny.train import main
 
 from ssl_core.cli import main as ssl_core
+from ssl_core.data import open_source
+from ssl_core.evaluate import load_subject
+from ssl_core.evaluate.encoder import run_data, run_views
+from ssl_core.evaluate.online import decoded_side
 from ssl_core.report import page, plots
-from ssl_core.report.look import Part
+from ssl_core.report.look import Part, look_at_runs
 from ssl_core.report.plots import thumbnails
+from ssl_core.views import make_view_specs
 
 TRAIN = ["--config", "smoke", "--evaluate.k", "5", "--train.log_every", "2", "--train.steps", "20"]
 
@@ -106,6 +113,23 @@ def test_a_run_writes_what_was_decided_and_where(run):
 
 
 @pytest.mark.slow
+def test_images_are_decoded_as_the_runs_own_knn_has_them(run, tmp_path):
+    noise = np.random.default_rng(0)
+    for index in range(4):
+        Image.fromarray(noise.integers(0, 256, (128, 128), dtype=np.uint8)).save(tmp_path / f"{index}.jpg")
+    data = replace(run_data(str(run)), source=str(tmp_path))
+    look = look_at_runs([str(run)], data=data, images=5000, device="cpu", progress=False)
+    subject = load_subject(str(run), data=data)
+
+    def features(at_least):
+        return subject.extract(open_source(data, at_least=at_least)).features
+
+    as_trained = features(decoded_side(make_view_specs(run_views(str(run)))))
+    assert not torch.equal(as_trained, features(16))  # of a smaller JPEG
+    torch.testing.assert_close(look.bank.features["trained encoder"], as_trained, rtol=0, atol=0)
+
+
+@pytest.mark.slow
 def test_the_command_prints_what_each_encoder_is_worth_and_shows_runs_side_by_side(run, tmp_path, capsys):
     ssl_core(["report", str(run), "--images", "60", "--out", str(tmp_path / "x.html"), "--device", "cpu"])
     printed = capsys.readouterr().out
@@ -167,6 +191,9 @@ def refusal(*arguments, capsys):
 
 def test_what_cannot_be_reported_is_refused_in_one_line(run, tmp_path, capsys, monkeypatch):
     assert "not a run directory: it has no config.yaml" in refusal(str(tmp_path), capsys=capsys)
+    shutil.copytree(run, tmp_path / "begun", ignore=shutil.ignore_patterns("backbone.json", "checkpoints"))
+    assert "of a run that has not begun: no backbone.json in it" in refusal(str(tmp_path / "begun"), capsys=capsys)
+    shutil.rmtree(tmp_path / "begun")
     assert "2 runs are shown in one file: say which, such as --out report.html" in refusal(
         str(run), str(run), capsys=capsys
     )

@@ -146,7 +146,13 @@ def find_card(path: str) -> BackboneCard:
         raise FileNotFoundError(
             f"{path!r} does not exist; an encoder is a run directory, a .safetensors file, timm:NAME, random or pixels"
         )
-    return load_card(Path(path) / "backbone.json" if Path(path).is_dir() else Path(path).with_suffix(".json"))
+    if not Path(path).is_dir():
+        return load_card(Path(path).with_suffix(".json"))
+    if not (Path(path) / "backbone.json").is_file():
+        raise FileNotFoundError(
+            f"{path} is not a run directory, or of a run that has not begun: no backbone.json in it"
+        )
+    return load_card(Path(path) / "backbone.json")
 
 
 def run_data(run: str) -> DataConfig:

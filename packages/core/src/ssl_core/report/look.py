@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from ssl_core.data import DataConfig, Images, decoded, open_encoded, open_test
 from ssl_core.data.source import readable
-from ssl_core.evaluate import Features, evaluation_view, load_subject, shared_data
+from ssl_core.evaluate import Features, load_subject, shared_data
+from ssl_core.evaluate.encoder import run_views
+from ssl_core.evaluate.online import decoded_side
 from ssl_core.philox import permutation
-from ssl_core.views import shortest_side, to_picture
+from ssl_core.views import make_view_specs, to_picture
 
 PIXELS, RANDOM = "raw pixels", "random encoder"
 _STREAM = (0x72657074, 0)  # "rept"
@@ -112,10 +114,12 @@ def look_at_runs(
         card=replace(card, image_size=side, mean=(0.0,) * card.channels, std=(1.0,) * card.channels),
     )
 
+    # As training decoded them, so that a run's kNN is the same here.
+    at_least = decoded_side([spec for run in runs for spec in make_view_specs(run_views(run))])
+
     def part(encoded: Images, split: str) -> Part:
         chosen = permutation(seed, _STREAM, len(encoded))[:images].sort().values
-        largest = max(subject.card.image_size for subject in subjects.values())
-        source = decoded(encoded.subset(chosen), data, at_least=shortest_side([evaluation_view(largest)]))
+        source = decoded(encoded.subset(chosen), data, at_least=at_least)
         found: dict[str, Features] = {
             title: subject.extract(source, f"{split} images, {title}" if progress else "")
             for title, subject in {PIXELS: flat, **subjects}.items()

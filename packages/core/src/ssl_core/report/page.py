@@ -13,12 +13,12 @@ import torch
 import yaml
 from PIL import Image
 
-from ssl_core.backbone import BackboneCard, load_card
+from ssl_core.backbone import BackboneCard
 from ssl_core.data import DataConfig
 from ssl_core.duration import duration
 from ssl_core.evaluate import tsne_points
 from ssl_core.evaluate.compare import Row, p_text
-from ssl_core.evaluate.encoder import check_channels, check_distinct
+from ssl_core.evaluate.encoder import check_channels, check_distinct, find_card
 from ssl_core.evaluate.tsne import LEAST_TSNE, MOST_TSNE, PERPLEXITY
 from ssl_core.files import check_file, write_atomically
 from ssl_core.report.labels import Classified, classified, compared
@@ -148,7 +148,7 @@ def read_run(folder: Path, title: str) -> _Run:
         title,
         folder,
         yaml.safe_load((folder / "config.yaml").read_text()),
-        load_card(folder / "backbone.json"),
+        find_card(str(folder)),
         read_metrics(folder),
         json.loads(history.read_text()) if history.is_file() else {},
     )

@@ -10,6 +10,7 @@ from bokeh.models import ColumnDataSource, CustomJS, HoverTool, Range1d, TapTool
 from bokeh.models.widgets import RadioButtonGroup
 from bokeh.palettes import Turbo256
 from bokeh.plotting import figure
+from bokeh.transform import dodge
 from jaxtyping import Float32
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it has none
@@ -276,9 +277,11 @@ def by_class(names: Sequence[str], scores: Mapping[str, Mapping[int, float]], or
     rows = [_unique(names, label) for label in labels]
     plot: Any = _figure(heading, "top-1, %", y_range=rows)
     plot.height = 90 + 18 * len(rows)  # the axis, and the classes
-    for color, (title, values) in zip(_cycle([*_BASELINES, *RUN_COLORS]), scores.items(), strict=False):
+    places = np.linspace(0.25, -0.25, len(scores))  # above each other, since several may have the same top-1
+    for place, color, (title, values) in zip(places, _cycle([*_BASELINES, *RUN_COLORS]), scores.items(), strict=False):
         source = ColumnDataSource({"x": [100 * values[label] for label in labels], "y": rows})
-        dots = plot.scatter("x", "y", source=source, size=9, color=color, legend_label=title)
+        y = dodge("y", place, range=plot.y_range)
+        dots = plot.scatter("x", y, source=source, size=7, color=color, legend_label=title)
         plot.add_tools(HoverTool(renderers=[dots], tooltips=[("", title), ("class", "@y"), ("top-1", "@x{0.0} %")]))
     plot.x_range = Range1d(start=-2, end=102)
     _legend_below(plot)

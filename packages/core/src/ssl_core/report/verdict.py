@@ -109,7 +109,7 @@ def _improving(records: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str
         text = f"kNN top-1 rose by {100 * gain:.1f} points in the last quarter of the run."
         return Verdict("still improving", text, longer) if gain >= _KNN_GAIN else None
     quarter = len(steps) // 4
-    parts = [steps[start : start + quarter] for start in range(0, len(steps) - quarter + 1, quarter)]
+    parts = [steps[start : start + quarter] for start in range(len(steps) % quarter, len(steps), quarter)]
     means = [_mean(part) for part in parts]
     fall, whole = means[-2] - means[-1], max(means) - means[-1]
     values = [step["loss"] for step in parts[-1]]
