@@ -6,7 +6,7 @@ python benchmarks/evidence.py --data cifar10 --runs runs/evidence --trials --see
 python benchmarks/evidence.py --runs runs/evidence --out benchmarks/results    # writes table and picture
 
 CIFAR10 holds train-*.parquet and test-*.parquet. All methods have the same net, images, number of steps and evaluation.
-Speed is that of 40 steps, data and views included, three times in turns.
+Speed is that of steps 21 to 40, data and views included, three times in turns.
 A run that was stopped goes on. Two calls with `OMP_NUM_THREADS=1` and other `--seeds` or `--rows` use two cores better
 than one.
 Peak memory is the resident set of the training process, 0.7 GiB of which are PyTorch and its libraries.
