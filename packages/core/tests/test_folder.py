@@ -174,6 +174,7 @@ def test_a_run_continues_where_out_or_resume_says(runs, out, resume, expected):
         ("~/lost", None, "lost holds a run's backbone without its checkpoint"),
         ("s3://runs/b", None, "s3://runs/b is an address, and a run is in a folder of this machine"),
         (None, "s3://runs/b", "s3://runs/b is an address"),
+        ("https://host/b", None, "https://host/b is an address"),
         ("~/mine", None, "mine/config.yaml is of no run and would be overwritten: choose another --out"),
     ],
 )

@@ -14,8 +14,21 @@ ROOT = Path(__file__).parents[3]
 CORE = ROOT / "packages/core/src/ssl_core"
 
 # Room -> rooms of ssl_core that it may import, besides itself; anyone may use what stands in ANYWHERE.
-ANYWHERE = {"lazy", "philox", "files", "given", "schedules", "step", "progress", "machine", "duration", "size"}
+ANYWHERE = {
+    "address",
+    "lazy",
+    "philox",
+    "files",
+    "given",
+    "schedules",
+    "step",
+    "progress",
+    "machine",
+    "duration",
+    "size",
+}
 ALLOWED = {
+    "address": set(),
     "philox": {"ops"},
     "files": set(),
     "given": set(),

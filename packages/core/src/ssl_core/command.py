@@ -71,7 +71,8 @@ def errors_in_one_line(prog: str) -> Iterator[None]:
     # torchrun's processes would all say the same.
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(format="%(message)s", level=level, stream=sys.stderr)
-    for name in ("aiobotocore", "botocore"):  # each process would say where it has found its credentials
+    # Which would say in each process where they have found credentials, and each request.
+    for name in ("aiobotocore", "botocore", "httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         with lasting("stderr"):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ssl_core import distributed
+from ssl_core.address import is_address
 
 try:
     import fcntl
@@ -56,7 +57,7 @@ def find_run(out: str | None, resume: str | None) -> tuple[Path | None, Path | N
     if out in ("random", "pixels") or (out or "").startswith("timm:"):
         raise ValueError(f"out {out}: ssl-core eval takes this name for another encoder; take runs/{out}")
     for name in (out, resume):
-        if name is not None and "://" in name:
+        if name is not None and is_address(name):
             raise ValueError(
                 f"{name} is an address, and a run is in a folder of this machine: copy it from or to there"
             )

@@ -1,11 +1,12 @@
 """An S3 server of this machine (moto's) that fails when it is told to: python s3_server.py, which prints its address.
 
-POST /faults with [{"path": REGEX, "kind": "slow down" | "cut", "times": N}, ...] sets what fails and forgets
+POST /faults with [{"path": REGEX, "kind": "slow down" | "cut" | "silent", "times": N}, ...] sets what fails and forgets
 what was asked; GET /asked returns "METHOD PATH" of each request since.
 """
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -36,6 +37,8 @@ class Faulty:
                 fault["times"] -= 1
                 if fault["kind"] == "cut":
                     return self._cut(self._server(environ, start_response))
+                if fault["kind"] == "silent":
+                    threading.Event().wait()  # until the server is killed
                 start_response("503 Slow Down", [("Content-Type", "application/xml")])
                 return [SLOW_DOWN]
         return self._server(environ, start_response)

@@ -101,9 +101,10 @@ def test_an_address_of_this_machine_is_its_folder(here):
 def test_a_list_names_files_of_a_bucket_and_of_this_machine(here, memory, tmp_path):
     memory.put(str(here / "photos/train"), "/bucket", recursive=True)
     rows = ["memory://bucket/c1/1.png,b", f"file://{here}/photos/val/c1/1.png,b", f"{here}/photos/val/c0/0.png,a"]
-    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows, "memory://bucket/none.png,a", ""]))
+    missing = ["memory://bucket/none.png,a", "https://host/1.png,a"]  # of the web nothing is read
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows, *missing, ""]))
     images = open_encoded(config(tmp_path / "list.csv"))
-    assert images.labels.tolist() == [1, 1, 0, 0]
+    assert images.labels.tolist() == [1, 1, 0, 0, 0]
     files = [here / "photos/train/c1/1.png", here / "photos/val/c1/1.png", here / "photos/val/c0/0.png"]
     assert [images.encoded(index) for index in range(3)] == [file.read_bytes() for file in files]
     assert images.subset(torch.tensor([0])).encoded(0) == files[0].read_bytes()
@@ -194,6 +195,47 @@ def test_what_may_heal_is_tried_again_and_then_an_error_that_names_it(here, memo
     assert not source.broken
 
 
+def test_a_server_that_says_nothing_is_asked_again_and_is_an_error_in_the_end(here, memory, monkeypatch, caplog):
+    memory.put(str(here / "photos/train"), "/bucket", recursive=True)
+    source = open_source(config("memory://bucket", broken_limit=0.5))
+    wanted, end = source.image(0), threading.Event()
+    for name, times, seconds, read, says in (
+        ("cat_file", 1, None, lambda: source.image(0), "0.png: no answer in 0 s (TimeoutError); trying again for 60 s"),
+        ("cat_file", 9, None, lambda: source.image(0), "0.png cannot be read, in 0.05 s of trying: no answer in 0 s"),
+        ("info", 9, None, lambda: open_source(config("memory://bucket")), "bucket cannot be read: no answer in 0 s"),
+        (
+            "find",
+            1,
+            0.1,
+            lambda: open_source(config("memory://bucket")).image(0),
+            "no answer for 0.01 s; waiting for it",
+        ),
+    ):
+        method, left = getattr(MemoryFileSystem, name), [times]
+
+        def silent(*rest, method=method, left=left, seconds=seconds, **options):
+            left[0] -= 1
+            if left[0] >= 0:
+                end.wait(seconds)
+            return method(*rest, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MemoryFileSystem, name, silent)
+            patch.setattr(remote_module, "_SILENCE_S", 0.2)
+            patch.setattr(remote_module, "_TOLD_AFTER_S", 0.01)
+            patch.setattr(remote_module, "_SLOWEST_BYTES_PER_S", 10**6)
+            caplog.clear()
+            if times == 1:
+                patch.setattr(remote_module, "_PATIENCE_S", 60.0)
+                assert torch.equal(read(), wanted)
+                assert says in caplog.text
+            else:
+                with pytest.raises(RemoteError, match=says):
+                    read()
+    end.set()
+    assert not source.broken
+
+
 def test_what_cannot_heal_is_an_error_at_once_and_no_gap(here, memory, monkeypatch):
     memory.put(str(here / "photos/train"), "/bucket", recursive=True)
     source = open_source(config("memory://bucket", broken_limit=0.5))
@@ -205,6 +247,13 @@ def test_what_cannot_heal_is_an_error_at_once_and_no_gap(here, memory, monkeypat
     memory.rm("/bucket/c0/0.png")
     with pytest.raises(RemoteError, match=r"c0/0.png is gone: put it back, or start again without it"):
         source.image(0)
+    gone = OSError("Entry Not Found")
+    gone.response = SimpleNamespace(status_code=404)  # as huggingface_hub has it
+    with monkeypatch.context() as patch:
+        left = failing(patch, gone, times=7)
+        with pytest.raises(RemoteError, match="is gone: put it back"):
+            source.image(1)
+        assert left == [6]
     refusals = [PermissionError("Access Denied"), OSError("Forbidden: /o/1.png"), OSError("no"), OSError("no")]
     refusals[2].response = SimpleNamespace(status_code=403)  # as requests has it
     refusals[3].__cause__ = Exception()

@@ -8,6 +8,8 @@ import urllib.request
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from ssl_tiny.train import main
@@ -59,16 +61,22 @@ def server():
 
 @pytest.fixture
 def bucket(server, tmp_path, make):
-    """The server, and a new bucket with photos and tars of them, which are in the temporary folder too."""
+    """A new bucket with photos, a list, tars and parquet of them, which are in the temporary folder too."""
     remote_module._opened.cache_clear()
     names = [f"train/c{number % 3}/{number}.png" for number in range(24)] + [f"val/c{n}/{n}.png" for n in range(3)]
     make.write_images(tmp_path / "photos", names, size=16)
+    (tmp_path / "photos/list.txt").write_text("".join(f"{name}\t{name[7]}\n" for name in sorted(names[:24])))
     pack(DataConfig(source=str(tmp_path / "photos"), workers=0), str(tmp_path / "shards"), shard_size="20kB")
+    (tmp_path / "parquet").mkdir()
+    for split in ("train", "val"):
+        files = sorted((tmp_path / "photos" / split).rglob("*.png"))
+        columns = {"image": [file.read_bytes() for file in files], "label": [file.parent.name for file in files]}
+        pq.write_table(pa.table(columns), tmp_path / "parquet" / f"{split}-0.parquet", row_group_size=4)
     system = fsspec.filesystem("s3")
     name = tmp_path.name.replace("_", "-").lower()[-40:].strip("-")
     server.fail()
     system.mkdir(name)
-    for folder in ("photos", "shards"):
+    for folder in ("photos", "shards", "parquet"):
         system.put(str(tmp_path / folder), f"{name}/{folder}", recursive=True)
     system.pipe(f"{name}/photos/train/", b"")  # as consoles mark a folder
     yield f"s3://{name}"
@@ -79,10 +87,19 @@ def config(source, **options):
     return DataConfig(source=str(source), **{"workers": 0, "memory_gib": 0.0, **options})
 
 
-def test_photos_and_tars_of_a_bucket_are_those_of_the_folder(bucket, server, tmp_path):
-    for kind in ("photos", "shards", "photos/train", "shards/train/0*.tar"):
+def listed_here(bucket, tmp_path):
+    """A list on this machine of the photos in the bucket."""
+    lines = (tmp_path / "photos/list.txt").read_text().splitlines()
+    (tmp_path / "there.txt").write_text("".join(f"{bucket}/photos/{line}\n" for line in lines))
+    return tmp_path / "there.txt"
+
+
+def test_images_of_a_bucket_are_those_of_the_folder(bucket, server, tmp_path):
+    kinds = ("photos", "photos/train", "photos/list.txt", "shards", "shards/train/0*.tar", "parquet")
+    addresses = {kind: f"{bucket}/{kind}" for kind in kinds}
+    for kind, address in [*addresses.items(), ("photos/list.txt", listed_here(bucket, tmp_path))]:
         here = open_encoded(config(tmp_path / kind))
-        there = open_encoded(config(f"{bucket}/{kind}", cache=str(tmp_path / "cache")))
+        there = open_encoded(config(address, cache=str(tmp_path / "cache")))
         assert identity(here, here.labels) == identity(there, there.labels)
         assert [here.encoded(at) for at in range(24)] == [there.encoded(at) for at in range(24)]
     # The listing has all sizes, and an image is one request.
@@ -98,6 +115,11 @@ def test_photos_and_tars_of_a_bucket_are_those_of_the_folder(bucket, server, tmp
     server.fail()
     shards.encoded(1)
     assert server.asked() == [f"GET /{bucket[5:]}/shards/train/000000.tar"]
+    rows = open_encoded(config(f"{bucket}/parquet", channels=3))
+    rows.encoded(0)
+    server.fail()
+    assert rows.encoded(3) != rows.encoded(4)
+    assert server.asked() == [f"GET /{bucket[5:]}/parquet/train-0.parquet"]
 
 
 def views(source, workers, **options):
@@ -127,13 +149,31 @@ def test_worker_processes_have_connections_of_their_own_and_share_the_cache(buck
 
 
 @pytest.mark.parametrize("kind", ["cut", "slow down"])
-@pytest.mark.parametrize("source", ["photos/train", "shards/train"])
+@pytest.mark.parametrize("source", ["photos/train", "photos/list.txt", "shards/train", "parquet/train-0.parquet"])
 def test_a_server_that_heals_gives_the_same_images(bucket, server, tmp_path, monkeypatch, kind, source):
     monkeypatch.setattr(remote_module, "_FIRST_PAUSE_S", 0.01)
+    server.fail((kind, r"\.(txt|parquet)$", 7))  # more than s3fs tries
     images = open_encoded(config(f"{bucket}/{source}", cache=str(tmp_path / "cache"), channels=3))
-    server.fail((kind, r"\.(png|tar)$", 7))  # more than s3fs tries
+    server.fail((kind, r"\.(png|tar|parquet)$", 7))
     assert images.encoded(5) == open_encoded(config(tmp_path / source)).encoded(5)
     assert len(server.asked()) > 7
+
+
+def test_a_server_that_says_nothing_is_asked_again_and_then_an_error(bucket, server, monkeypatch, caplog):
+    source = open_source(config(f"{bucket}/photos", broken_limit=0.9))
+    monkeypatch.setattr(remote_module, "_SILENCE_S", 1.0)
+    server.fail(("silent", r"\.png$", 1))
+    source.image(0)
+    assert "train/c0/0.png: no answer in 1 s (TimeoutError); trying again for 120 s" in caplog.text
+    monkeypatch.setattr(remote_module, "_PATIENCE_S", 0.6)
+    for path, read in ((r"\.png$", lambda: source.image(1)), ("", lambda: open_source(config(f"{bucket}/photos")))):
+        server.fail(("silent", path, 10**6))
+        with pytest.raises(
+            RemoteError, match=r"(12.png cannot be read, in 0.6 s of trying:|photos cannot be read:) no answer"
+        ):
+            read()
+    server.fail()
+    assert not source.broken
 
 
 def test_a_server_that_does_not_heal_is_an_error_with_its_name(bucket, server, monkeypatch):
@@ -147,19 +187,27 @@ def test_a_server_that_does_not_heal_is_an_error_with_its_name(bucket, server, m
 
 def test_an_object_that_goes_or_changes_while_it_is_read_is_an_error(bucket, server, tmp_path):
     system = fsspec.filesystem("s3")
-    for name in ("photos/train", "shards/train"):
-        source = open_source(config(f"{bucket}/{name}", cache=str(tmp_path / "cache"), broken_limit=0.9))
-        source.image(1)
-        path = source.identifier(0) if name.startswith("photos") else f"{bucket}/shards/train/000000.tar"
-        content = system.cat(path)
-        if name.startswith("shards"):
-            system.pipe(path, content[:-1] + b"x")  # of the same size: the server knows by its tag
-            with pytest.raises(RemoteError, match=r"tar has changed since it was found"):
-                source.image(1)
-        system.rm(path)
-        with pytest.raises(RemoteError, match=r"(0.png|tar) is gone: put it back"):
-            source.image(0)
+    listed = listed_here(bucket, tmp_path)
+    for address, path in (
+        (f"{bucket}/photos/train", "photos/train/c0/0.png"),
+        (f"{bucket}/photos/list.txt", "photos/train/c0/12.png"),
+        (listed, "photos/train/c0/15.png"),
+        (f"{bucket}/shards/train", "shards/train/000000.tar"),
+        (f"{bucket}/parquet/train-0.parquet", "parquet/train-0.parquet"),
+    ):
+        source = open_source(config(address, cache=str(tmp_path / "cache"), broken_limit=0.9))
+        at = next((at for at in range(24) if source.identifier(at).endswith(path)), 0)
+        source.image((at + 5) % 24)  # of another row group, for one that was read is kept
+        content = system.cat(f"{bucket}/{path}")
+        if not path.endswith(".png"):
+            system.pipe(f"{bucket}/{path}", content[:-1] + b"x")  # of the same size: the server knows by its tag
+            with pytest.raises(RemoteError, match=rf"{path} has changed since it was found"):
+                source.image(at)
+        system.rm(f"{bucket}/{path}")
+        with pytest.raises(RemoteError, match=rf"{path} is gone: put it back"):
+            source.image(at)
         assert not source.broken
+        system.pipe(f"{bucket}/{path}", content)
 
 
 def test_a_bucket_that_is_not_there_or_may_not_be_read_says_so(bucket, server, monkeypatch):
@@ -197,6 +245,11 @@ def test_a_run_on_a_bucket_that_fails_now_and_then_is_that_on_the_folder_to_the_
     kept = [f"--data.local_cache={tmp_path / 'kept'}", "--data.local_cache_size=50MB"]
     server.fail(("cut", r"\.tar$", 3), ("slow down", r"\.tar$", 3))
     assert losses(f"{bucket}/shards", tmp_path / "tars", "--data.workers=2", *kept) == expected
+    server.fail(("cut", r"\.parquet$", 3), ("slow down", r"\.parquet$", 3))
+    assert losses(f"{bucket}/parquet", tmp_path / "parquets", "--data.workers=2") == expected
+    for name, source in (("list", f"{bucket}/photos/list.txt"), ("listed", listed_here(bucket, tmp_path))):
+        server.fail(("cut", r"\.(png|txt)$", 3), ("slow down", r"\.(png|txt)$", 3))
+        assert losses(source, tmp_path / name, "--data.workers=2") == expected
     earlier = f"--resume={tmp_path / 'here/checkpoints/epoch_0001.pt'}"  # the images have moved to the bucket
     main([earlier, f"--data.source={bucket}/photos", "--data.workers=2", f"--out={tmp_path / 'moved'}"])
     assert {record["step"]: record["loss"] for record in read_metrics(tmp_path / "moved")} == expected

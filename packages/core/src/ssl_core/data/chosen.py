@@ -11,11 +11,11 @@ from pathlib import Path
 from jaxtyping import Int64
 from torch import Tensor
 
+from ssl_core.address import is_address
 from ssl_core.data.config import Images
 from ssl_core.data.files import FileImages
 from ssl_core.data.pack import SHARD_SIZE, write_shards
 from ssl_core.data.parquet import ParquetImages
-from ssl_core.data.remote import is_address
 from ssl_core.data.tar import TarImages
 from ssl_core.files import write_atomically
 from ssl_core.size import bytes_of

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int8, Int64
 from torch import Tensor
 
+from ssl_core.address import is_address, is_of_web
 from ssl_core.data.decode import suffixes
 from ssl_core.data.files import (
     FileImages,
@@ -33,7 +34,7 @@ from ssl_core.data.named import IN_MEMORY_NAMES, digit_images, torchvision_image
 from ssl_core.data.order import Order
 from ssl_core.data.parquet import ParquetImages, parquet_images
 from ssl_core.data.pixels import BrokenImageError
-from ssl_core.data.remote import BLOCK_BYTES, AnyPath, RemotePath, is_address, matching, path_of
+from ssl_core.data.remote import BLOCK_BYTES, AnyPath, RemotePath, matching, path_of
 from ssl_core.data.shards import in_order, shards_in, split_shards
 from ssl_core.data.source import ImageSource, LazyImages, MemoryImages, hold_in_memory, listing
 from ssl_core.data.tar import TarImages, tar_images
@@ -504,17 +505,17 @@ def _paths(source: str, root: str | None) -> list[AnyPath]:
 
 def _here(setting: str, name: str) -> Path:
     """A folder that has to be on this machine."""
-    if is_address(name) and not name.startswith("file:"):
+    if is_address(name) and not (name.startswith("file:") or is_of_web(name)):
         raise ValueError(f"{setting} {name!r} is an address: name a folder of this machine")
     return Path(str(_place(name)))
 
 
 def _place(name: str) -> AnyPath:
     """A path as this system understands it, or an address."""
+    if is_of_web(name):
+        raise ValueError(f"{name!r} is an address of the web, and images are read from files and buckets: download it")
     if is_address(name):
         return path_of(name)
-    if re.match(r"https?://", name):
-        raise ValueError(f"{name!r} is an address of the web, and images are read from files and buckets: download it")
     if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]|\\\\", name):
         raise ValueError(f"{name!r} is a path of Windows; under WSL, C:\\photos is /mnt/c/photos")
     return Path(os.path.expanduser(name))

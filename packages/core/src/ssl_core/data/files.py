@@ -27,6 +27,7 @@ from jaxtyping import Int64, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssl_core.address import is_address
 from ssl_core.data.decode import HEADER_BYTES, decode_image, image_kind, remedy, suffixes
 from ssl_core.data.labels import ordered, relabelled
 from ssl_core.data.local_cache import LocalCache
@@ -36,7 +37,6 @@ from ssl_core.data.remote import (
     RemoteFile,
     RemotePath,
     file_at,
-    is_address,
     open_remote,
     read_range,
     read_ranges,

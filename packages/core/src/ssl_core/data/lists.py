@@ -15,10 +15,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ssl_core.address import is_address, is_of_web
 from ssl_core.data.decode import remedy, suffixes
 from ssl_core.data.files import TEST_NAMES, TRAIN_NAMES, FileImages, as_remote, read_text
 from ssl_core.data.labels import labels_of
-from ssl_core.data.remote import AnyPath, RemotePath, files_beside, is_address, joined, path_of
+from ssl_core.data.remote import AnyPath, RemotePath, files_beside, joined, path_of
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def listed_images(file: AnyPath, *, label_column: str = "label", split: str = "t
         logger.info("%s: which of its columns %s has labels data.label_column does not say: no labels", file, header)
     paths = [_path(file, row[column]) for row in rows]
     remote = None
-    if addresses := [path for path in paths if is_address(path)]:
+    if addresses := [path for path in paths if _is_remote(path)]:
         found = files_beside(addresses)
         remote = as_remote([found.get(path) for path in paths])
     return FileImages(str(file), np.array([os.fsencode(path) for path in paths]), labels, classes, remote=remote)
@@ -93,7 +94,12 @@ def _path(file: AnyPath, name: str) -> str:
 
 
 def _is_file(path: str) -> bool:
-    return path_of(path).is_file() if is_address(path) else os.path.isfile(path)
+    return path_of(path).is_file() if _is_remote(path) else os.path.isfile(path)
+
+
+def _is_remote(path: str) -> bool:
+    """Whether a path is asked for in a bucket: of a web page nothing is, and it counts as missing."""
+    return is_address(path) and not is_of_web(path)
 
 
 def _table(file: AnyPath) -> tuple[list[list[str]], int]:

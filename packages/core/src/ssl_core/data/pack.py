@@ -13,11 +13,11 @@ from typing import NamedTuple
 from PIL import Image
 from torch import Tensor
 
+from ssl_core.address import is_address
 from ssl_core.data.config import DataConfig, Images, open_encoded, open_test
 from ssl_core.data.decode import IMAGE_SUFFIXES, image_kind
 from ssl_core.data.files import FileImages, shared_length
 from ssl_core.data.pixels import BrokenImageError
-from ssl_core.data.remote import is_address
 from ssl_core.data.source import MemoryImages, announce, check_broken
 from ssl_core.data.tar import CLASSES_NAME, TarImages, tar_images
 from ssl_core.data.workers import worker_map

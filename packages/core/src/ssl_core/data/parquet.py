@@ -27,11 +27,12 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
+from ssl_core.address import is_address
 from ssl_core.data.decode import decode_image
 from ssl_core.data.labels import labels_of
 from ssl_core.data.local_cache import LocalCache
 from ssl_core.data.pixels import BrokenImageError, in_one_line
-from ssl_core.data.remote import AnyPath, is_address
+from ssl_core.data.remote import AnyPath
 from ssl_core.data.shards import Shard, open_shard, shards_at
 from ssl_core.files import write_atomically
 

@@ -15,28 +15,34 @@ import io
 import logging
 import os
 import random
-import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeVar
 
+from ssl_core.address import is_address
 from ssl_core.data.local_cache import LocalCache
 from ssl_core.data.pixels import in_one_line
 
 logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 # Of a local cache, and of a file that is read from its beginning to its end: so large that the 100 to 200 ms after
 # which S3 begins an answer are not most of a request, and so small that a block for one image is no waste.
 BLOCK_BYTES = 8 * 2**20
 _PATIENCE_S = 120.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
+# Of a server that says nothing, for which gcsfs would wait for ever: longer than s3fs takes until it gives a throttled
+# request up, and longer for what is large.
+_SILENCE_S, _SLOWEST_BYTES_PER_S = 45.0, 2**16
+_TOLD_AFTER_S = 15.0
 _OPENED = 1024  # files of a process
 _AT_ONCE = 16  # requests of a process; boto lets 10 through
-_SCHEME = re.compile(r"(?!https?://)\w[\w+.-]+://")  # a web server cannot say what it has
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
 # By which file systems tell a file from another in its place, the surest first.
 _TAGS = ("ETag", "etag", "blob_id", "LastModified", "last_modified", "updated", "mtime", "created")
@@ -62,16 +68,6 @@ class RemoteFile(NamedTuple):
 
 
 _FOLDER = RemoteFile("", -1, "")
-
-
-def is_address(name: str) -> bool:
-    """Whether a path begins with a scheme other than the web's.
-
-    Example:
-        >>> is_address("s3://bucket/photos"), is_address("photos/1.png")
-        (True, False)
-    """
-    return _SCHEME.match(name) is not None
 
 
 class _Below:
@@ -269,8 +265,8 @@ def read_range(file: RemoteFile, start: int, size: int, cache: LocalCache | None
     """Some bytes of a file.
 
     With a cache its blocks of 8 MiB are fetched and kept, without one just these bytes in one request. After a
-    connection that is cut, or an answer that says to come later, it is tried again for two minutes; file systems try
-    some times on their own, which is part of that time.
+    connection that is cut, an answer that says to come later, or 45 seconds without one, it is tried again for two
+    minutes; file systems try some times on their own, which is part of that time.
 
     Args:
         file: file as it was found.
@@ -383,7 +379,8 @@ def _found(url: str) -> RemoteFile | None:
     system, path = _file_system(url)
     try:
         with _asking(url):
-            return _file(url, system.info(path))
+            system.invalidate_cache(path)
+            return _file(url, _answered(functools.partial(system.info, path), _SILENCE_S))
     except FileNotFoundError:
         return None
 
@@ -391,12 +388,18 @@ def _found(url: str) -> RemoteFile | None:
 @contextlib.contextmanager
 def _asking(url: str) -> Iterator[None]:
     """Errors of a file system at the start of a command, where nobody has to wait for it to heal, with the address."""
+    words = ("%s: no answer for %g s; waiting for it", url, _TOLD_AFTER_S)
+    told = threading.Timer(_TOLD_AFTER_S, logger.warning, words)
+    told.daemon = True
+    told.start()
     try:
         yield
     except (FileNotFoundError, RemoteError):
         raise
     except Exception as error:  # of whatever library does the work
         raise RemoteError(f"{url} cannot be read: {_cause(error)}") from error
+    finally:
+        told.cancel()
 
 
 def _cause(error: Exception) -> str:
@@ -411,15 +414,13 @@ def _fetched(file: RemoteFile, start: int, size: int) -> bytes:
     pause, until, has_failed = _FIRST_PAUSE_S, time.monotonic() + _PATIENCE_S, False
     while True:
         try:
-            if has_failed:
-                _opened.cache_clear()
-                _refuse_other(file, _found(file.url))
-            return _fetched_once(file, start, size)
-        except FileNotFoundError:
-            _refuse_other(file, None)
+            fetch = _fetched_anew if has_failed else _fetched_once
+            return _answered(functools.partial(fetch, file, start, size), _SILENCE_S + size / _SLOWEST_BYTES_PER_S)
         except _ChangedError:
             raise
         except Exception as error:  # of whatever library does the work: what is not known to last may heal
+            if isinstance(error, FileNotFoundError) or _status(error) == "404":
+                _refuse_other(file, None)
             if _is_refusal(error):
                 raise RemoteError(f"{file.url} may not be read any more: {_cause(error)}") from error
             if time.monotonic() + pause > until:
@@ -436,10 +437,43 @@ def _fetched(file: RemoteFile, start: int, size: int) -> bytes:
 
 def _is_refusal(error: BaseException) -> bool:
     """Whether an error says that something may not be read (401, 403), which file systems say in several ways."""
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", None) or getattr(error, "status", None) or getattr(error, "code", None)
-    is_own = isinstance(error, PermissionError) or str(status) in ("401", "403") or str(error).startswith("Forbidden")
+    has_status = _status(error) in ("401", "403")
+    is_own = has_status or isinstance(error, PermissionError) or str(error).startswith("Forbidden")
     return is_own or (error.__cause__ is not None and _is_refusal(error.__cause__))
+
+
+def _status(error: BaseException) -> str:
+    """Status of the answer that an error is about; "None" without one."""
+    response = getattr(error, "response", None)
+    found = getattr(response, "status_code", None) or getattr(error, "status", None) or getattr(error, "code", None)
+    return str(found)
+
+
+def _answered(ask: Callable[[], Answer], seconds: float) -> Answer:
+    """What a function returns, in a thread that is left to itself where that takes longer.
+
+    Raises:
+        TimeoutError: if there is nothing after that time.
+    """
+    answer: Future[Answer] = Future()
+
+    def wait_for_it() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:  # which is raised where it is waited for
+            answer.set_exception(error)
+
+    threading.Thread(target=wait_for_it, daemon=True).start()
+    if not wait([answer], seconds).done:
+        raise TimeoutError(f"no answer in {seconds:.0f} s")
+    return answer.result()
+
+
+def _fetched_anew(file: RemoteFile, start: int, size: int) -> bytes:
+    """As :func:`_fetched_once`, after another look at what is there."""
+    _opened.cache_clear()
+    _refuse_other(file, _found(file.url))
+    return _fetched_once(file, start, size)
 
 
 def _fetched_once(file: RemoteFile, start: int, size: int) -> bytes:

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from ssl_core.address import is_address
 from ssl_core.data.decode import suffixes
 from ssl_core.data.files import TEST_NAMES, TRAIN_NAMES, children_of, split_name, visible_files
 from ssl_core.data.local_cache import LocalCache
-from ssl_core.data.remote import AnyPath, RemoteFile, RemotePath, is_address, open_remote
+from ssl_core.data.remote import AnyPath, RemoteFile, RemotePath, open_remote
 from ssl_core.data.remote import read_range as read_remote
 from ssl_core.data.remote import read_ranges as read_remotes
 

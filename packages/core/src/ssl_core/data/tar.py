@@ -22,12 +22,13 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
+from ssl_core.address import is_address
 from ssl_core.data.decode import decode_image
 from ssl_core.data.files import read_text, shared_length
 from ssl_core.data.labels import coded_labels
 from ssl_core.data.local_cache import LocalCache
 from ssl_core.data.pixels import BrokenImageError
-from ssl_core.data.remote import AnyPath, is_address
+from ssl_core.data.remote import AnyPath
 from ssl_core.data.shards import Shard, common_folder, read_range, read_ranges, shards_at
 from ssl_core.data.tar_index import tar_index
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ssl_core import distributed
+from ssl_core.address import is_address
 from ssl_core.data import DataConfig
-from ssl_core.data.remote import is_address
 from ssl_core.detect.annotations import Annotations
 from ssl_core.detect.data import DetectionBatches, check_readable, resized
 from ssl_core.detect.metrics import Detections, coco_scores, lvis_scores, voc_scores

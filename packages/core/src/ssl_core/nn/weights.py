@@ -26,6 +26,8 @@ from safetensors.torch import load_file
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
+from ssl_core.address import is_address
+
 # Where a file holds several encoders, the first of these is taken: what the project itself evaluates. A file that holds
 # one needs no line here: SimSiam's and SimCLR's `module.encoder.`, Barlow Twins' `module.backbone.`, SwAV's `module.`,
 # VISSL's `trunk._feature_blocks.`, MAE's `model.`, and any other.
@@ -155,7 +157,7 @@ def run_encoder(weights: Path | str) -> dict[str, Any] | None:
 
 
 def _file(weights: Path | str) -> Path:
-    if "://" in str(weights):
+    if is_address(str(weights)):
         raise ValueError(f"encoder.weights {weights}: download it and give the file")
     path = Path(os.path.expanduser(weights))
     if (path / "backbone.safetensors").is_file():
