@@ -40,7 +40,7 @@ def check_labels(labels: Int64[Tensor, " n"], num_classes: int, images: str) -> 
     if unlabelled:
         raise ValueError(
             f"{unlabelled} of {len(labels)} {images} images have no label; "
-            "choose a source with class folders or a label column"
+            "choose a source with several class folders or a label column"
         )
     if len(labels) and int(labels.max()) >= num_classes:
         raise ValueError(f"the {images} images have label {int(labels.max())}, but there are {num_classes} classes")
