@@ -278,9 +278,9 @@ def pretrain(
             )
             if distributed.is_main():
                 save_card(folder / "backbone.json", replace(card, metrics={"knn_top1": result["top1"]}))
-        if writes_report and distributed.is_main():
-            _report(folder, device)
         distributed.barrier()
+        if writes_report and distributed.is_main():  # for which the others need not wait
+            _report(folder, device)
     return folder
 
 

@@ -120,12 +120,19 @@ def test_what_cannot_be_packed_is_refused_before_anything_is_read_or_written(tmp
         "nowhere", shard_size="many"
     )
     assert "shard_size '0MB' is no size" in refused("nowhere", shard_size="0MB")
-    (photos / "two\nlines").mkdir()
-    (photos / "4.png").rename(photos / "two\nlines" / "4.png")
-    assert "cannot be a line of classes.txt" in refused()
-    (photos / "two\nlines" / "4.png").rename(photos / "4.png")
-    monkeypatch.setattr(tarfile.TarFile, "addfile", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
-    assert refused() == f"cannot write {tmp_path / 'shards.part' / '000000.tar'} (No space left)"
+    for name in ("two\nlines", "two\u2028lines", " space"):
+        (photos / name).mkdir()
+        (photos / "4.png").rename(photos / name / "4.png")
+        assert "cannot be a line of classes.txt" in refused()
+        (photos / name / "4.png").rename(photos / "4.png")
+        (photos / name).rmdir()
+
+    def full(*_):
+        raise OSError(28, "No space left")
+
+    for step in ("close", "addfile"):  # a small tar is written when it is closed, and a close may follow a failure
+        monkeypatch.setattr(tarfile.TarFile, step, full)
+        assert refused() == f"cannot write {tmp_path / 'shards.part' / '000000.tar'} (No space left)"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
 
 

@@ -125,12 +125,14 @@ def test_a_label_is_in_cls_or_in_a_field_of_json(tmp_path, pngs, caplog):
         ("5.json", "{"),
         ("9.cls", "1"),
     ]
-    members += [("6.json", '{"label": [1, 2]}')]
+    members += [("6.json", '{"label": [1, 2]}'), ("7.json", '{"label": NaN}')]
+    members += [(f"{name}.png", pngs[0]) for name in ("nan", "nested", "marked")]
+    members += [("nan.cls", "nan"), ("nested.json", "[" * 100_000), ("marked.cls", b"\xef\xbb\xbf3")]
     write_tar(tmp_path / "0.tar", members)
     images = open_encoded(config(tmp_path))
     names = (*images.classes, None)
-    assert [names[label] for label in images.labels] == ["3", None, "2", "3", None, None, None, None]
-    assert "2 labels cannot be read, such as 5.json; 1 labels have no image, such as that of 9" in caplog.text
+    assert [names[label] for label in images.labels] == ["3", None, "2", "3", *6 * [None], "3"]
+    assert "3 labels cannot be read, such as 5.json; 1 labels have no image, such as that of 9" in caplog.text
     images = open_encoded(config(tmp_path, label_column="kind"))
     assert [label for label in images.labels.tolist() if label >= 0] == [0, 1]
     assert images.classes == ("cat", "dog")
@@ -175,6 +177,7 @@ def test_shards_that_cannot_be_read_are_all_named_and_the_others_are_indexed(tmp
         (tmp_path / f"{name}.tar").write_bytes(content)
     for name, members, message in [
         ("twice", [("0.png", pngs[0]), ("0.png", pngs[1])], "has two members 0.png"),
+        ("two labels", [("0.png", pngs[0]), ("0.cls", "1"), ("0.CLS", "2")], "has two members 0.CLS"),
         ("link", [("0.png", pngs[0]), link("1.png", tarfile.LNKTYPE)], "has a member 1.png that is a link"),
         ("symlink", [("0.png", pngs[0]), link("1.png", tarfile.SYMTYPE)], "has a member 1.png that is a link"),
         ("pipe", [("0.png", pngs[0]), link("1.png", tarfile.FIFOTYPE)], "has a member 1.png that is no file"),
@@ -182,7 +185,9 @@ def test_shards_that_cannot_be_read_are_all_named_and_the_others_are_indexed(tmp
     ]:
         write_tar(tmp_path / f"{name}.tar", members)
         bad[name] = (None, message)
-    with pytest.raises(ValueError, match="13 of 14 shards are refused") as refused:
+    os.mkfifo(tmp_path / "waits.tar")
+    bad["waits"] = (None, "is no file")
+    with pytest.raises(ValueError, match="15 of 16 shards are refused") as refused:
         open_encoded(config(tmp_path))
     for name, (_, message) in bad.items():
         (line,) = (line for line in str(refused.value).splitlines() if f"/{name}.tar" in line)
@@ -195,13 +200,13 @@ def test_shards_that_cannot_be_read_are_all_named_and_the_others_are_indexed(tmp
 def test_other_members_are_ignored_and_told(tmp_path, pngs, caplog):
     write_tar(
         tmp_path / "0.tar",
-        [("a/0.png", pngs[0])]
+        [("a/0.png", pngs[0]), ("../up/0.png", pngs[1]), ("a/../1.png", pngs[2])]
         + [
             (name, b"x") for name in ("a/._0.png", ".h/1.png", "__MACOSX/a/0.png", "0.mp4", "0.txt", "in.tar", "README")
         ],
     )
     source = open_source(config(tmp_path))
-    assert len(source) == 1
+    assert len(source) == 3
     assert "ignored 2 files of kinds that are not read: 1 .mp4, 1 .tar" in caplog.text
     write_tar(tmp_path / "in" / "0.tar", [("n01.tar", b"x"), ("n02.tar", b"x")])
     with pytest.raises(ValueError, match=r"no image; its other members: 2 .tar; give the tars inside"):
@@ -266,12 +271,26 @@ def test_shards_in_a_folder_that_cannot_be_written_are_indexed_in_the_cache(tmp_
     monkeypatch.setattr(tar_index_module.os, "access", lambda path, mode: Path(path) != tmp_path / "shards")
     for _ in range(2):
         assert len(open_encoded(config(tmp_path / "shards", cache=str(tmp_path / "cache")))) == 4
-        monkeypatch.setattr(tar_index_module, "_scan", None)  # which the second time needs no more
+        monkeypatch.setattr(tar_index_module, "_read_missing", None)  # which the second time needs no more
     assert [path.name for path in (tmp_path / "shards").iterdir()] == ["0.tar"]
     assert len([*(tmp_path / "cache").glob("ssl_core_index-*.arrow")]) == 1
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"can be written neither there nor to data.cache"):
         open_encoded(config(tmp_path / "shards", cache=str(tmp_path / "file" / "cache")))
+
+
+def test_shards_on_a_full_disk_are_indexed_in_the_cache(tmp_path, pngs, monkeypatch, caplog):
+    write_tar(tmp_path / "shards" / "0.tar", labelled(pngs, 0, 4))
+    written = tar_index_module.write_atomically
+
+    def full(path, write):
+        if path.parent == tmp_path / "shards":
+            raise OSError(28, f"cannot write {path} (No space left on device)")
+        written(path, write)
+
+    monkeypatch.setattr(tar_index_module, "write_atomically", full)
+    assert len(open_encoded(config(tmp_path / "shards", cache=str(tmp_path / "cache")))) == 4
+    assert f"(No space left on device); the index goes to data.cache {tmp_path / 'cache'}" in caplog.text
 
 
 def test_a_shard_that_changes_or_goes_while_it_is_read_is_an_error_and_no_gap(tmp_path, pngs):

@@ -166,8 +166,9 @@ class _Shards:
     def close(self) -> None:
         """Write the end of the current tar."""
         if self._tar is not None:
-            self._tar.close()
-            self._tar = None
+            tar, self._tar = self._tar, None
+            with self._named():
+                tar.close()
 
     def add(self, name: str, content: bytes, label: int) -> None:
         """Write an image and its label."""
@@ -185,14 +186,20 @@ class _Shards:
         # Its end are two empty blocks, filled up to a record.
         if tar is None or _blocks(tar.offset + needed + 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE) > self._most_bytes:
             tar = self._next()
-        try:
+        with self._named():
             for info, data in members:
                 tar.addfile(info, io.BytesIO(data))
-        except OSError as error:
-            raise type(error)(f"cannot write {self.files[-1]} ({error.strerror or error})") from error
         tar.members.clear()  # type: ignore[attr-defined]  # not in the stubs; it keeps all
         self._keys.add(key)
         self.num_images += 1
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say which file cannot be written, where one cannot."""
+        try:
+            yield
+        except OSError as error:
+            raise type(error)(f"cannot write {self.files[-1]} ({error.strerror or error})") from error
 
     def _next(self) -> tarfile.TarFile:
         self.close()
@@ -234,5 +241,6 @@ def _names(images: Images) -> Iterator[str]:
 def _check_classes(images: Images) -> None:
     """Refuse names of classes that a list of lines cannot hold, before anything is read."""
     for name in images.classes or ():
-        if not name or {"\n", "\r"} & {*name} or any("\udc80" <= character <= "\udcff" for character in name):
+        is_line = name.strip().splitlines() == [name]
+        if not is_line or any("\udc80" <= character <= "\udcff" for character in name):
             raise ValueError(f"the class {name!r} of {images.name} cannot be a line of {CLASSES_NAME}: rename it")

@@ -10,6 +10,7 @@ its folders: ``cat/1.jpg`` and ``cat/1.cls``. A key is one of its shard alone, w
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import socket
@@ -22,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
+from ssl_core.address import is_address
 from ssl_core.data.decode import IMAGE_SUFFIXES
 from ssl_core.data.local_cache import LocalCache
 from ssl_core.data.pixels import in_one_line
@@ -128,17 +130,24 @@ def tar_index(
     for file in filter(None, (beside, elsewhere)):
         if (known := _load(file)) is not None and all(known.of(shard) is not None for shard in shards):
             return _selected(known, shards, folder)
+    scan = partial(_scan, local, image_column, label_column)
     if beside is not None and os.access(beside.parent, os.W_OK):
-        file = beside
-    else:
-        file = elsewhere
         try:
-            cache.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise type(error)(
-                f"the index of {folder} can be written neither there nor to data.cache {cache} "
-                f"({error.strerror or error}): set data.cache"
-            ) from error
+            return _selected(_completed(beside, folder, shards, scan, workers), shards, folder)
+        except OSError as error:  # such as of a full disk
+            logger.warning("%s; the index goes to data.cache %s", error, cache)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(
+            f"the index of {folder} can be written neither there nor to data.cache {cache} "
+            f"({error.strerror or error}): set data.cache"
+        ) from error
+    return _selected(_completed(elsewhere, folder, shards, scan, workers), shards, folder)
+
+
+def _completed(file: Path, folder: AnyPath, shards: Sequence[Shard], scan: Any, workers: int) -> _Known:
+    """The index of a file, after what it lacks has been read and written there."""
     with waited_lock(file.with_suffix(".lock")):
         known = _load(file)
         missing = [shard for shard in shards if known is None or known.of(shard) is None]
@@ -146,10 +155,9 @@ def tar_index(
             stale = [shard.name for shard in missing if known is not None and shard.name in known.entries]
             if stale:
                 logger.info("%s: %d shards have changed and are read anew: %s", file, len(stale), listing(stale))
-            scan = partial(_scan, local, image_column, label_column)
             known = _read_missing(file, folder, known, shards, missing, scan, workers)
     assert known is not None  # nothing is missing of no shards, and there is one at least
-    return _selected(known, shards, folder)
+    return known
 
 
 def _read_missing(
@@ -269,6 +277,8 @@ def _as_indexed(path: str, name: str, entry: dict[str, Any]) -> Shard:
 def _scan(local: LocalCache | None, image_column: str | None, label_column: str, shard: Shard) -> Scanned | str:
     """What a shard holds, or why it is refused."""
     members = _Samples(image_column, label_column)
+    if not is_address(shard.path) and not os.path.isfile(shard.path):
+        return "is no file"  # but a pipe, say, which nobody may ever write to
     try:
         with open_shard(shard, local, ahead=True) as file:
             start = file.read(8)
@@ -385,7 +395,7 @@ class _Samples:
 
     def __init__(self, image_column: str | None, label_column: str) -> None:
         self._image_column, self._label_column = image_column, label_column
-        self._names: set[str] = set()
+        self._seen: set[tuple[str, str]] = set()  # key and extension
         self._images: dict[str, list[tuple[str, int, int, str]]] = {}  # of each key: extension, offset, size, name
         self._labels: dict[str, dict[str, str | None]] = {"cls": {}, "json": {}}  # of each extension by key
         self._unread: list[str] = []
@@ -398,7 +408,7 @@ class _Samples:
             _RefusedError: for one that is there twice, or has no content of its own.
         """
         name = member.name.removeprefix("./")
-        if member.kind == "a folder" or any(part.startswith(".") or part == "__MACOSX" for part in name.split("/")):
+        if member.kind == "a folder" or any(_is_hidden(part) for part in name.split("/")):
             return
         match = _KEY.fullmatch(name)
         key, extension = (match[1], match[2].lower()) if match else (name, "")
@@ -407,9 +417,9 @@ class _Samples:
         if not is_image and extension not in self._labels:
             self._ignored[suffix] += 1
             return
-        if name in self._names:
+        if (key, extension) in self._seen:
             raise _RefusedError(f"has two members {name}, and which of them counts is not said: write it anew")
-        self._names.add(name)
+        self._seen.add((key, extension))
         if member.kind:
             raise _RefusedError(f"has a member {name} that is {member.kind}: write it anew with a file in its place")
         if is_image:
@@ -418,7 +428,7 @@ class _Samples:
             file.seek(member.offset)
             try:
                 self._labels[extension][key] = _label(extension, file.read(member.size), self._label_column)
-            except ValueError:
+            except (ValueError, RecursionError):  # of JSON that is nested without end
                 self._unread.append(name)
 
     def scanned(self) -> Scanned:
@@ -464,14 +474,18 @@ def _label(extension: str, data: bytes, column: str) -> str | None:
     Raises:
         ValueError: if it cannot be read.
     """
-    text = data.decode()
+    text = data.decode("utf-8-sig")
     if extension == "cls":
-        return text.strip() or None
+        return None if text.strip().lower() in ("", "nan") else text.strip()
     content = json.loads(text)
     value = content.get(column) if isinstance(content, dict) else content
     if value is not None and not isinstance(value, str | int | float):
         raise ValueError(f"{value} is no label")
-    return None if value is None else str(value)
+    return None if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
+
+
+def _is_hidden(part: str) -> bool:
+    return part == "__MACOSX" or (part.startswith(".") and part not in (".", ".."))
 
 
 def _short_hash(values: Sequence[Any]) -> str:

@@ -26,7 +26,7 @@ class TrainConfig:
         clip_grad_norm: largest norm of the gradient; None does not clip.
         device: device to train on: ``auto`` (cuda, then mps, then cpu), ``cpu``, ``cuda`` or ``mps``.
         timeout: time, such as 1h, 10m or 600s, after which a process that waits for another one gives up and the run
-            ends. It has to be longer than the longest work that the first process does alone, such as an evaluation.
+            ends. It has to be longer than the longest work that the first process does alone, such as a checkpoint.
         log_every: number of optimizer steps between two records.
         checkpoint_every: number of optimizer steps between two checkpoints; None means once an epoch.
         keep_every: number of epochs between checkpoints that are kept beside the last one; None keeps the last only.
