@@ -2,6 +2,7 @@
 
 import math
 import re
+import runpy
 from collections import Counter
 from pathlib import Path
 from typing import ClassVar
@@ -10,6 +11,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.distributed as dist
+import yaml
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -28,7 +30,9 @@ from ssl_dssl import DSSL, DSSLConfig, make_base
 from ssl_leoclr import LeOCLR, LeOCLRConfig
 from ssl_sce import SCE, SCEConfig
 
-PAGE = Path(__file__).parents[1] / "docs/design/scale.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs/design/scale.md"
+ARITHMETIC = str(ROOT / "benchmarks/scale_arithmetic.py")
 PROCESSES, ROWS, SIDE, DIM = 2, 6, 8, 5
 
 
@@ -197,3 +201,37 @@ def test_the_page_counts_the_parameters_of_its_example():
     number = sum(value.numel() for module in (encoder, projector) for value in module.parameters())
     assert f"{number / 1e6:.1f} M parameters" in PAGE.read_text()
     assert math.isclose(number * 4 / 1e6, float(re.search(r"(\d+) MB of gradients", PAGE.read_text())[1]), abs_tol=0.5)
+
+
+def test_the_page_shows_what_its_arithmetic_prints(capsys):
+    runpy.run_path(ARITHMETIC)["main"]([])
+    assert f"\n\n{capsys.readouterr().out}\n" in PAGE.read_text()
+
+
+def test_the_arithmetic_counts_the_recipe_with_sync_batch_norm():
+    from ssl_core.nn import EncoderConfig, MomentumConfig, make_encoder, mlp_head
+
+    recipe = yaml.safe_load((ROOT / "packages/sce/src/ssl_sce/recipes/imagenet_large_batch.yaml").read_text())
+    assert recipe["train"]["sync_batch_norm"]
+    encoder = make_encoder(EncoderConfig(**recipe["encoder"]), channels=3, image_size=224)
+    projector, predictor = mlp_head(2048, **recipe["projector"]), mlp_head(256, **recipe["predictor"])
+    momentum = MomentumConfig(**recipe["method"]["momentum"])
+    config = SCEConfig(queue=QueueConfig(24), symmetric=recipe["method"]["symmetric"], momentum=momentum)
+    method = SCE(encoder, projector, config, views=specs("strong", "strong"), dim=256, predictor=predictor)
+    arithmetic = runpy.run_path(ARITHMETIC)
+    for name, module in {"ENCODER": encoder, "PROJECTOR": projector, "PREDICTOR": predictor}.items():
+        assert arithmetic[name] == sum(value.numel() for value in module.parameters()), name
+
+    messages = Counter()
+    for layer in method.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):  # the base of those that are made SyncBatchNorm
+            layer.register_forward_hook(lambda _, inputs, output: messages.update(norm=1 + output.requires_grad))
+
+    def gathered(rows):
+        messages["gather"] += 2  # with its check, as in the table
+        return rows.detach()
+
+    with patch.object(distributed, "gather", gathered):
+        method(random_views(method, 2, 3), Step(index=0, total=2, steps_per_epoch=2))
+    assert arithmetic["cost"](64, 4096, sync=True, network_s=1.0).messages == messages.total()
+    assert f"online branch: {messages['norm']}," in PAGE.read_text()
