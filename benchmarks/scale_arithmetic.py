@@ -66,7 +66,9 @@ def cost(gpus: int, batch: int, *, sync: bool, network_s: float) -> Cost:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network-us", type=float, default=1e6 * NETWORK_S, help="of a message between machines, in us")
+    parser.add_argument(
+        "--network-us", type=float, metavar="US", default=1e6 * NETWORK_S, help="of a short message between machines"
+    )
     network_s = 1e-6 * parser.parse_args(arguments).network_us
     columns = ("recipe, batch", "GPUs", "images each", *Cost._fields, "step", "speed-up")
     print(f"| {' | '.join(columns)} |")
