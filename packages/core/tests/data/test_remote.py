@@ -105,6 +105,7 @@ def test_a_list_names_files_of_a_bucket_and_of_this_machine(here, memory, tmp_pa
     (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows, *missing, ""]))
     images = open_encoded(config(tmp_path / "list.csv"))
     assert images.labels.tolist() == [1, 1, 0, 0, 0]
+    assert images.identifier(1) == str(here / "photos/val/c1/1.png")
     files = [here / "photos/train/c1/1.png", here / "photos/val/c1/1.png", here / "photos/val/c0/0.png"]
     assert [images.encoded(index) for index in range(3)] == [file.read_bytes() for file in files]
     assert images.subset(torch.tensor([0])).encoded(0) == files[0].read_bytes()
@@ -134,6 +135,10 @@ def test_a_bucket_is_listed_once_and_an_image_is_one_request(here, memory, monke
     asked.clear()
     images.encoded(0)
     assert asked == ["cat_file"]
+    memory.put(str(here / "shards/train"), "/tars", recursive=True)
+    asked.clear()
+    open_encoded(config("memory://tars", channels=3, cache=str(here / "cache")))
+    assert asked.count("cat_file") == len([*here.glob("shards/train/*.tar")]) + 1  # the names of the classes
 
 
 def test_views_of_a_bucket_are_those_of_its_folder_whoever_makes_them(here, memory):
@@ -236,7 +241,7 @@ def test_a_server_that_says_nothing_is_asked_again_and_is_an_error_in_the_end(he
     assert not source.broken
 
 
-def test_what_cannot_heal_is_an_error_at_once_and_no_gap(here, memory, monkeypatch):
+def test_what_cannot_heal_is_an_error_at_once_and_no_gap(here, memory, monkeypatch, caplog):
     memory.put(str(here / "photos/train"), "/bucket", recursive=True)
     source = open_source(config("memory://bucket", broken_limit=0.5))
     content = memory.cat("/bucket/c0/0.png")
@@ -244,6 +249,7 @@ def test_what_cannot_heal_is_an_error_at_once_and_no_gap(here, memory, monkeypat
         memory.pipe("/bucket/c0/0.png", other)
         with pytest.raises(RemoteError, match=r"c0/0.png has changed since it was found: start again"):
             source.image(0)
+    caplog.clear()
     memory.rm("/bucket/c0/0.png")
     with pytest.raises(RemoteError, match=r"c0/0.png is gone: put it back, or start again without it"):
         source.image(0)
@@ -265,6 +271,7 @@ def test_what_cannot_heal_is_an_error_at_once_and_no_gap(here, memory, monkeypat
                 source.image(1)
             assert left == [6]
     assert not source.broken
+    assert "trying again" not in caplog.text
 
 
 def test_a_shard_that_is_another_when_it_is_opened_is_an_error(here, memory):
@@ -347,6 +354,8 @@ def test_a_bucket_is_packed_and_looked_at_as_a_folder_is(here, memory, tmp_path)
     assert report.num_images == 9
     pack(config("memory://bucket"), str(tmp_path / "packed"))
     same(open_encoded(config(here / "photos/train")), open_encoded(config(tmp_path / "packed")))
+    with tarfile.open(tmp_path / "packed/000000.tar") as tar:
+        assert tar.getnames()[0] == "c0/0.png"
 
 
 def held(folder):
@@ -412,8 +421,16 @@ def use(folder, seed):
         assert sum(held(folder).values()) <= 24_000  # and what each of four is writing
 
 
-def test_processes_share_the_cache_and_its_limit(tmp_path):
-    folder = open_cache(tmp_path, 20_000, least_bytes=1000).folder
+def test_processes_share_the_cache_and_its_limit(tmp_path, monkeypatch):
+    cache = open_cache(tmp_path, 20_000, least_bytes=1000)
+    folder, read = cache.folder, Path.read_text
+
+    def slowly(path):
+        content = read(path)
+        time.sleep(0.002)  # in which another process would count its piece too
+        return content
+
+    monkeypatch.setattr(cache_module.Path, "read_text", slowly)
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=use, args=(str(folder), seed)) for seed in range(4)]
     for process in processes:
@@ -422,6 +439,7 @@ def test_processes_share_the_cache_and_its_limit(tmp_path):
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4
     assert all(size == 1000 for size in held(folder).values())
+    assert int(read(folder / "bytes")) == cache.held_bytes() <= 20_000
 
     shutil.rmtree(folder)
     (tmp_path / "fetched.txt").unlink()
@@ -457,9 +475,17 @@ def test_a_cache_that_cannot_be_is_refused_and_one_that_fills_up_is_gone_without
 
     cache = open_cache(tmp_path / "kept", 1000, least_bytes=1)
 
-    def full(*_):
+    def full(path, content):
+        with path.open("wb") as file:
+            file.write(content[:2])
         raise OSError(28, "No space left on device")
 
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            cache_module.tempfile, "TemporaryFile", lambda **_: (_ for _ in ()).throw(OSError(30, "Read-only"))
+        )
+        with pytest.raises(OSError, match=r"data.local_cache .*kept cannot be written \(Read-only\)"):
+            open_cache(tmp_path / "kept", 1000, least_bytes=1)
     monkeypatch.setattr(cache_module.Path, "write_bytes", full)
     for number in range(3):
         assert cache.part(f"{number:02x}-0", 4, 1, 3, lambda: b"abcd") == b"bc"
@@ -479,7 +505,8 @@ def test_a_shard_that_is_no_tar_of_a_bucket_is_refused_as_one_of_a_folder(memory
 @pytest.mark.parametrize("kind", ["photos/train", "shards/train"])
 def test_the_images_of_a_batch_are_waited_for_at_once_and_each_is_fetched_once(here, memory, monkeypatch, kind):
     memory.put(str(here / kind), "/bucket", recursive=True)
-    images = open_encoded(config("memory://bucket", cache=str(here / "cache")))
+    data = config("memory://bucket", cache=str(here / "cache"), channels=3)
+    images = open_encoded(data)
     one = [images.encoded(index) for index in range(9)]
     waiting, most, times, lock = 0, 0, 0, threading.Lock()
     read = MemoryFileSystem.cat_file
@@ -500,11 +527,24 @@ def test_the_images_of_a_batch_are_waited_for_at_once_and_each_is_fetched_once(h
     packed_copy(source, [4, 2, 4, 7, 8])
     assert most == 4
     assert times == 5  # of two that are one, the second is fetched when it is its turn
+    waiting = most = times = 0
+    pack(data, str(here / "packed"))
+    own = int("shards" in kind)  # the names of the classes
+    assert most > 4
+    assert times == own + 9
+    waiting = most = times = 0
+    inspect(data, progress=False)
+    assert most > 4
+    assert times == own + 9 + 2 * 9  # of a few it looks for alpha
     source.fetch([0, 1, 2])
     assert [images.encoded(index) for index in range(9)] == one
     other = images.subset(torch.tensor([5, 6]))
     images.fetch([0])
     assert other.encoded(0) == one[5]
+    images.fetch([1])
+    times = 0
+    images.encoded(0)  # which was not asked for when it was its turn
+    assert times == 1
     monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda *_, **__: (_ for _ in ()).throw(PermissionError("no")))
     remote_module._opened.cache_clear()
     with pytest.raises(RemoteError, match="may not be read"):

@@ -108,6 +108,7 @@ def test_images_of_a_bucket_are_those_of_the_folder(bucket, server, tmp_path):
     photos.digest()
     assert not [line for line in server.asked() if line.endswith(".png")]
     server.fail()
+    remote_module._opened.cache_clear()
     photos.encoded(3)
     assert len(server.asked()) == 1
     shards = open_encoded(config(f"{bucket}/shards", cache=str(tmp_path / "cache"), channels=3))
@@ -138,7 +139,8 @@ def views(source, workers, **options):
 def test_worker_processes_have_connections_of_their_own_and_share_the_cache(bucket, server, tmp_path):
     options = {"cache": str(tmp_path / "cache"), "local_cache": str(tmp_path / "kept"), "local_cache_size": "50MB"}
     wanted = views(tmp_path / "shards", 0)
-    assert all(map(torch.equal, wanted, views(f"{bucket}/shards", 2, cache=options["cache"])))
+    for workers in (0, 2):  # the first of which leaves connections to the second
+        assert all(map(torch.equal, wanted, views(f"{bucket}/shards", workers, cache=options["cache"])))
     server.fail()
     assert all(map(torch.equal, wanted, views(f"{bucket}/shards", 2, **options)))
     tars = len([*(tmp_path / "shards/train").glob("*.tar")])
@@ -240,7 +242,7 @@ def test_a_run_on_a_bucket_that_fails_now_and_then_is_that_on_the_folder_to_the_
 ):
     expected = losses(tmp_path / "photos", tmp_path / "here", "--data.workers=0", "--train.keep_every=1")
     assert len(expected) == 6
-    server.fail(("cut", r"\.png$", 3), ("slow down", r"\.png$", 3))
+    server.fail(("cut", r"\.png$", 3), ("slow down", r"c0/0\.png$", 7))  # more than s3fs tries
     assert losses(f"{bucket}/photos", tmp_path / "there", "--data.workers=2") == expected
     kept = [f"--data.local_cache={tmp_path / 'kept'}", "--data.local_cache_size=50MB"]
     server.fail(("cut", r"\.tar$", 3), ("slow down", r"\.tar$", 3))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssl_core.address import is_address
 from ssl_core.data.config import DataConfig, Images, open_encoded, open_test
-from ssl_core.data.decode import IMAGE_SUFFIXES, image_kind
+from ssl_core.data.decode import IMAGE_SUFFIXES, decode_image, image_kind
 from ssl_core.data.files import FileImages, shared_length
 from ssl_core.data.pixels import BrokenImageError
 from ssl_core.data.source import MemoryImages, announce, check_broken
@@ -139,10 +139,13 @@ class _Reader:
     def _content(self, index: int) -> bytes | str:
         images = self._images
         try:
-            pixels = images.image(index)
-            return _png(pixels) if isinstance(images, MemoryImages) else images.encoded(index)
+            if isinstance(images, MemoryImages):
+                return _png(images.image(index))
+            content = images.encoded(index)
+            decode_image(content, images.channels, identifier=images.identifier(index))  # or it is broken
         except BrokenImageError as error:
             return str(error)
+        return content
 
 
 def _png(pixels: Tensor) -> bytes:

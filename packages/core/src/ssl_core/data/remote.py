@@ -104,7 +104,8 @@ class _Below:
             found = system.find(path, detail=True)
         system.invalidate_cache()  # which holds as much again
         self._listed, self._folders = url, {url: ({}, {})}
-        for name, entry in found.items():
+        while found:  # of ten million objects nobody holds two lists
+            name, entry = found.popitem()
             if entry["type"] == "file" and not name.endswith("/"):  # as consoles mark a folder
                 file = _file(url + name[len(path) :], entry)
                 parent, _, last = file.url.rpartition("/")

@@ -10,7 +10,7 @@ from ssl_core.data.config import DataConfig, Images, open_encoded, probed, split
 from ssl_core.data.files import FileImages, split_name, unread_kinds
 from ssl_core.data.parquet import ParquetImages
 from ssl_core.data.pixels import BrokenImageError
-from ssl_core.data.source import MemoryImages, check_broken
+from ssl_core.data.source import MemoryImages, announce, check_broken
 from ssl_core.data.statistics import KNOWN, LEAST_STD, Channels, image_moments
 from ssl_core.data.tar import TarImages
 from ssl_core.data.voc import VOC_NAME, VOC_SEVERAL
@@ -220,6 +220,7 @@ class _Scan:
         self._channels = channels
 
     def __call__(self, indices: range) -> list[_Facts | str]:
+        announce(self._stored, indices)
         return [self._facts(index) for index in indices]
 
     def _facts(self, index: int) -> _Facts | str:
