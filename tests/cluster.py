@@ -10,7 +10,6 @@ losses of the run, continued by the same command, are those of a run without fau
 
 import contextlib
 import ctypes
-import dataclasses
 import itertools
 import multiprocessing
 import os
@@ -25,8 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from torch.distributed.launcher.api import elastic_launch
-from torch.distributed.run import config_from_args, get_args_parser
+from forked_torchrun import torchrun
 
 import ssl_sce.train
 from ssl_core.testing import started_process
@@ -94,8 +92,7 @@ def _on(host: Host, log: Path, environment: dict[str, str]) -> None:
 def _agent(host: Host, log: Path, environment: dict[str, str], options: list[str], arguments: list[str]) -> None:
     """What torchrun does with these options, but that it forks its processes."""
     _on(host, log, environment)
-    config, _, _ = config_from_args(get_args_parser().parse_args([*options, "-m", "ssl_sce"]))
-    elastic_launch(dataclasses.replace(config, start_method="fork"), _train)(arguments)
+    torchrun(options, _train, arguments)
 
 
 def _train(arguments: list[str]) -> None:

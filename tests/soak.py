@@ -11,7 +11,6 @@ forked from this process, which has imported everything, and two processes have 
 
 import argparse
 import contextlib
-import dataclasses
 import itertools
 import multiprocessing
 import os
@@ -27,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.launcher.api import elastic_launch
-from torch.distributed.run import config_from_args, get_args_parser
+from forked_torchrun import torchrun
 
 import ssl_sce.train
 from ssl_core.train import load_checkpoint, read_metrics
@@ -59,8 +57,7 @@ def _run(processes: int, number: int, arguments: list[str]) -> None:
         _train(arguments)
         return
     options = ["--nproc-per-node", f"{processes}", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    config, _, _ = config_from_args(get_args_parser().parse_args([*options, "--rdzv-id", f"{number}", "-m", "ssl_sce"]))
-    elastic_launch(dataclasses.replace(config, start_method="fork"), _train)(arguments)
+    torchrun([*options, "--rdzv-id", f"{number}"], _train, arguments)
 
 
 @contextlib.contextmanager
