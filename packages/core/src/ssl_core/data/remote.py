@@ -376,12 +376,17 @@ def _short_hash(text: str) -> str:
 
 
 def _found(url: str) -> RemoteFile | None:
-    """What is at an address now."""
+    """What is at an address, at the start of a command."""
+    with _asking(url):
+        return _answered(functools.partial(_now, url), _SILENCE_S)
+
+
+def _now(url: str) -> RemoteFile | None:
+    """What is at an address, whatever the file system remembers of it."""
     system, path = _file_system(url)
     try:
-        with _asking(url):
-            system.invalidate_cache(path)
-            return _file(url, _answered(functools.partial(system.info, path), _SILENCE_S))
+        system.invalidate_cache(path)
+        return _file(url, system.info(path))
     except FileNotFoundError:
         return None
 
@@ -473,7 +478,7 @@ def _answered(ask: Callable[[], Answer], seconds: float) -> Answer:
 def _fetched_anew(file: RemoteFile, start: int, size: int) -> bytes:
     """As :func:`_fetched_once`, after another look at what is there."""
     _opened.cache_clear()
-    _refuse_other(file, _found(file.url))
+    _refuse_other(file, _now(file.url))
     return _fetched_once(file, start, size)
 
 
