@@ -244,6 +244,17 @@ def test_an_index_is_read_again_and_made_anew_for_shards_that_have_changed(tmp_p
     assert len(read) == 5
 
 
+def test_an_index_of_another_version_is_made_anew(tmp_path, pngs, monkeypatch, caplog):
+    write_tar(tmp_path / "0.tar", labelled(pngs, 0, 4))
+    with monkeypatch.context() as before:
+        before.setattr(tar_index_module, "_VERSION", "1")
+        open_encoded(config(tmp_path))
+    for is_read in (True, False):
+        caplog.clear()
+        assert len(open_encoded(config(tmp_path))) == 4
+        assert ("it is of another version of this package): the shards are read anew" in caplog.text) == is_read
+
+
 def test_of_several_processes_one_reads_the_shards(tmp_path, pngs, monkeypatch):
     for number in range(4):
         write_tar(tmp_path / f"{number}.tar", labelled(pngs, 2 * number, 2 * number + 2))

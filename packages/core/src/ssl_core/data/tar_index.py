@@ -38,7 +38,7 @@ from ssl_core.progress import progress_bar
 logger = logging.getLogger(__name__)
 
 INDEX_NAME = "ssl_core_index"
-_VERSION = 1
+_VERSION = "2"  # of what is read from a shard: an index of another one is made anew
 SCHEMA = pa.schema(
     [
         ("shard", pa.int32()),  # its number among those of the file, in the order of their names
@@ -123,8 +123,8 @@ def tar_index(
         OSError: if the index can be written nowhere.
         RemoteError: if a remote shard cannot be read, though it is there.
     """
-    settings = [_VERSION, image_column, label_column]
-    mark = "" if settings == [_VERSION, None, "label"] else "-" + _short_hash(settings)
+    settings = [image_column, label_column]
+    mark = "" if settings == [None, "label"] else "-" + _short_hash(settings)
     beside = None if isinstance(folder, RemotePath) else folder / f"{INDEX_NAME}{mark}.arrow"
     elsewhere = cache / f"{INDEX_NAME}-{_short_hash([str(folder.resolve()), *settings])}.arrow"
     for file in filter(None, (beside, elsewhere)):
@@ -221,7 +221,7 @@ def save_index(file: Path, found: Sequence[tuple[Shard, Scanned]]) -> None:
         scanned.rows.set_column(0, "shard", pa.array([number] * scanned.rows.num_rows, pa.int32()))
         for number, (_, scanned) in enumerate(found)
     ]
-    schema = SCHEMA.with_metadata({"shards": json.dumps(entries)})
+    schema = SCHEMA.with_metadata({"shards": json.dumps(entries), "version": _VERSION})
     # One batch, so that a column is one piece of memory and a row is found by its number.
     (rows,) = pa.Table.from_batches(numbered, SCHEMA).combine_chunks().to_batches() or [_NO_ROWS]
     logger.info("%s: %d images in %d shards", file, first, len(found))
@@ -242,7 +242,10 @@ def _load(file: Path) -> _Known | None:
         return None
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(file)))
-        entries = json.loads(reader.schema.metadata[b"shards"])
+        metadata = reader.schema.metadata or {}
+        if metadata.get(b"version", b"").decode() != _VERSION:
+            raise ValueError("it is of another version of this package")
+        entries = json.loads(metadata[b"shards"])
         rows = reader.get_batch(0) if reader.num_record_batches else _NO_ROWS
         if rows.schema.names != SCHEMA.names or sum(entry["images"] for entry in entries) != rows.num_rows:
             raise ValueError("it has other columns or rows than it says")
