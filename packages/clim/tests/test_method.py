@@ -61,6 +61,18 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        ("default", "CLIM"),
+        ("no mixing", "CLIM"),
+        ("moco v2", "MoCo v2"),
+    ],
+)
+def test_the_settings_say_which_method_it_is(case, name):
+    assert make_method(**CASES[case]).name == name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_method_contract_holds(case):

@@ -52,6 +52,19 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        ("single", "CLSA"),
+        ("multi_paper", "CLSA"),
+        ("strong views in InfoNCE", "MoCo v2"),
+        ("moco v2", "MoCo v2"),
+    ],
+)
+def test_the_settings_say_which_method_it_is(case, name):
+    assert make_method(**CASES[case]).name == name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_method_contract_holds(case):

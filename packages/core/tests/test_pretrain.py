@@ -305,6 +305,7 @@ def card(run):
 def test_a_run_among_its_images_continues_on_them_alone_wherever_they_are_by_then(images_run, tmp_path, monkeypatch):
     before = card(images_run)
     assert before["init"] == "torch_stem"
+    assert before["method"] == "Stopped"  # the class, since it has no name
     (tmp_path / "images").rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "moved" / "runs" / "x"

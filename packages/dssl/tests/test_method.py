@@ -64,6 +64,22 @@ CONTRACTS |= {f"{name} alone": {"base": name} | ALONE for name in BASES}
 CONTRACTS |= {f"two pairs of {name}": {"base": name, "views": STANDARD * 2, "heavy": "none"} for name in WITH_PREDICTOR}
 
 
+@pytest.mark.parametrize(
+    ("base", "name"),
+    [
+        ("simclr", "SimCLR"),
+        ("simsiam", "SimSiam"),
+        ("byol", "BYOL"),
+        ("mocov2", "MoCo v2"),
+        ("barlow", "Barlow Twins"),
+    ],
+)
+def test_the_settings_say_which_method_it_is(base, name):
+    assert make_method(base).name == f"DSSL over {name}"
+    assert alone(base).name == name
+    assert make_method(base, views=STANDARD, naive="views").name == name  # the base with heavier views
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CONTRACTS)
 def test_the_method_contract_holds(case):

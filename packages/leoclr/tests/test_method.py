@@ -49,6 +49,20 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        ("default", "LeOCLR over MoCo v2"),
+        ("random crop as anchor", "LeOCLR over MoCo v2"),
+        ("moco v2", "MoCo v2"),
+        ("simclr framework", "LeOCLR over SimCLR"),
+        ("simclr", "SimCLR"),
+    ],
+)
+def test_the_settings_say_which_method_it_is(case, name):
+    assert make_method(**CASES[case]).name == name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_method_contract_holds(case):

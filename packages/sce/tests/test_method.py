@@ -50,6 +50,24 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({}, "SCE"),
+        ({"coefficient": 1.0}, "MoCo v2"),
+        ({"coefficient": 1.0, "coefficient_final": 0.0}, "SCE"),
+        ({"coefficient": 1.0, "coefficient_start": 0.5}, "MoCo v2"),  # without a warm-up nothing starts
+        ({"coefficient": 1.0, "coefficient_start": 0.5, "coefficient_warmup_epochs": 1.0}, "SCE"),
+        ({"weights": (2.0, 0.0, 0.0)}, "MoCo v2"),
+        ({"weights": (0.0, 0.5, 0.0)}, "ReSSL"),
+        ({"weights": (0.5, 0.5, 0.0)}, "SCE"),
+        ({"weights": (0.0, 1.0, 1.0)}, "SCE"),
+    ],
+)
+def test_the_settings_say_which_method_it_is(settings, name):
+    assert make_method(**settings).name == name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_method_contract_holds(case):

@@ -91,6 +91,7 @@ class CLIM(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.name = "CLIM" if any(view.partner for view in views) else "MoCo v2"
         self.views = tuple(views)
         _check_views(self.views, config.mixing)
         self.seed = seed

@@ -102,6 +102,7 @@ class CLSA(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.name = "CLSA" if config.strong_loss == "ddm" else "MoCo v2"  # InfoNCE, whatever the views
         self.views = tuple(views)
         num_queries = sum(len(view.sizes) for view in self.views) - 1
         num_strong = num_queries - config.num_weak

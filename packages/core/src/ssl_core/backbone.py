@@ -41,7 +41,8 @@ class BackboneCard:
         options: further keyword arguments of ``timm.create_model``.
         init: start of random weights, see :class:`ssl_core.nn.EncoderConfig`, so that an untrained one is made alike.
         order: order of the images in an epoch of its training: at random, or how many shards at a time.
-        recipe: recipe or configuration that trained the encoder.
+        recipe: package, protocol or model that the encoder is from, such as ``ssl-sce``.
+        method: method that trained it, such as ``MoCo v2``; one package may have several. Empty where none is known.
         metrics: results by name, such as ``{"knn_top1": 0.4731}``.
         projector: layers of the projector, as :func:`head_layers` describes them; its weights are in the
             run's checkpoint.
@@ -59,6 +60,7 @@ class BackboneCard:
     init: str = "default"
     order: str = "random"
     recipe: str = ""
+    method: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     projector: tuple[Layer, ...] = ()
     versions: dict[str, str] = field(default_factory=_versions)

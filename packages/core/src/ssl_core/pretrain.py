@@ -60,7 +60,7 @@ from ssl_core.nn import depends_on_processes, encoder_options, stem_for
 from ssl_core.report import check_report, has_report, write_report
 from ssl_core.run import Config, MakeMethod, Prepare, PretrainConfig, Run, TrainedMethod, choose_device
 from ssl_core.summary import summary
-from ssl_core.train import Method, learning_rate, train
+from ssl_core.train import Method, learning_rate, method_name, train
 from ssl_core.train.checkpoint import load_run, restore_, same_data, same_in_all_processes, same_processes
 from ssl_core.train.log import load_tensorboard
 from ssl_core.views import ViewSpec, choose_renderer, save_view_gallery
@@ -212,6 +212,7 @@ def pretrain(
         init=config.encoder.init,
         order="random" if order is None else f"{data.read}, {data.window} shards at a time",
         recipe=name,
+        method=method_name(method),
         projector=head_layers(method.projector),
     )
     gave_way, done = changed_values(asked, config), 0

@@ -178,6 +178,13 @@ def test_several_methods_are_compared_only_where_that_is_asked_for(two_runs, cap
     assert "compared across methods: toy, ssl-other" in capsys.readouterr().out
 
 
+def test_two_methods_of_one_package_are_two(two_runs):
+    for run, method in zip(two_runs, ("MoCo v2", "ReSSL"), strict=True):
+        save_card(run / "backbone.json", dataclasses.replace(load_card(run / "backbone.json"), method=method))
+    with pytest.raises(ValueError, match=r"of 2 methods, MoCo v2, ReSSL, which these measures"):
+        rank([str(run) for run in two_runs], **QUIET)
+
+
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [

@@ -29,6 +29,7 @@ class SimCLR:
 
     temperature: float = 0.5
 
+    title: ClassVar[str] = "SimCLR"
     has_predictor: ClassVar[bool] = False
     is_symmetric: ClassVar[bool] = True
 
@@ -52,6 +53,7 @@ class SimSiam:
     y = projection without gradient.
     """
 
+    title: ClassVar[str] = "SimSiam"
     has_predictor: ClassVar[bool] = True
     is_symmetric: ClassVar[bool] = True
 
@@ -73,6 +75,7 @@ class BYOL:
 
     momentum: MomentumConfig = field(default_factory=lambda: MomentumConfig(0.99, shuffle=False))
 
+    title: ClassVar[str] = "BYOL"
     has_predictor: ClassVar[bool] = True
     is_symmetric: ClassVar[bool] = True
 
@@ -97,6 +100,7 @@ class MoCoV2:
     queue: QueueConfig = field(default_factory=QueueConfig)
     momentum: MomentumConfig = field(default_factory=MomentumConfig)
 
+    title: ClassVar[str] = "MoCo v2"
     has_predictor: ClassVar[bool] = False
     is_symmetric: ClassVar[bool] = False
 
@@ -121,6 +125,7 @@ class BarlowTwins:
 
     off_diagonal_weight: float = 0.0051
 
+    title: ClassVar[str] = "Barlow Twins"
     has_predictor: ClassVar[bool] = False
     is_symmetric: ClassVar[bool] = True
 

@@ -134,6 +134,7 @@ class DSSL(nn.Module):
             needs = "needs a predictor" if base.has_predictor else "has no predictor"
             raise ValueError(f"{type(base).__name__} {needs}, got {type(predictor).__name__}")
         self._predicted, self._targeted = self._asked_for()
+        self.name = f"DSSL over {base.title}" if self.sources else base.title
 
         self.encoder = encoder
         self.projector = projector

@@ -100,6 +100,8 @@ class LeOCLR(nn.Module):
                 raise ValueError(
                     f"{name} {getattr(config, name)!r} is about two crops, but `views` has one beside the anchor"
                 )
+        base = {"moco": "MoCo v2", "simclr": "SimCLR"}[config.framework]
+        self.name = base if is_cut and self.num_crops == 1 else f"LeOCLR over {base}"
 
         self.encoder = encoder
         self.projector = projector

@@ -67,6 +67,16 @@ class SCEConfig:
             of_coefficient = ("coefficient", "coefficient_start", "coefficient_warmup_epochs", "coefficient_final")
             refuse_changed(self, of_coefficient, f"with weights {list(self.weights)}")
 
+    @property
+    def name(self) -> str:
+        """Which method it is: SCE, or MoCo v2 or ReSSL where the others of Proposition 1 have no weight."""
+        if self.weights is None:
+            start = self.coefficient_start if self.coefficient_warmup_epochs else self.coefficient
+            end = self.coefficient if self.coefficient_final is None else self.coefficient_final
+            return "MoCo v2" if start == self.coefficient == end == 1 else "SCE"
+        info_nce, ressl, ceil = map(bool, self.weights)
+        return "SCE" if ceil or info_nce == ressl else "MoCo v2" if info_nce else "ReSSL"
+
     def coefficient_at(self, step: Step) -> float:
         """Lambda at a step."""
         return scalar_schedule(
@@ -123,6 +133,7 @@ class SCE(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.name = config.name
         self.views = tuple(views)
         num_views = sum(len(view.sizes) for view in self.views)
         if num_views < 2:

@@ -69,7 +69,7 @@ def load_encoder(
             "pixels", card.channels, card.image_size, card.mean, card.std, num_features=num_features
         )
     if spec == "random":
-        card = dataclasses.replace(find_card(str(like)), recipe="random", metrics={}, projector=())
+        card = dataclasses.replace(find_card(str(like)), recipe="random", method="", metrics={}, projector=())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return make_card_encoder(card).eval(), card

@@ -103,7 +103,7 @@ class Subject(NamedTuple):
 
     def digest(self) -> str:
         """Hash of the encoder's weights and of its description: what the features of given images depend on."""
-        card = dataclasses.replace(self.card, init="default", metrics={}, versions={}, recipe="")
+        card = dataclasses.replace(self.card, init="default", metrics={}, versions={}, recipe="", method="")
         digest = hashlib.blake2b(repr(card).encode(), digest_size=16)
         for name, tensor in self.encoder.state_dict().items():
             digest.update(name.encode())

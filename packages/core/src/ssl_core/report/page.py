@@ -106,7 +106,7 @@ class _Run:
             last = step["step"]
         versions = ", ".join(f"{name} {number}" for name, number in self.card.versions.items())
         return {
-            "method": self.card.recipe.removeprefix("ssl-").upper(),
+            "method": self.card.method or self.card.recipe,
             "images": str(config["data"]["source"]),
             "encoder": f"{self.card.architecture}, input {self.card.channels} x {self.card.image_size} px, "
             f"{self.card.num_features} features",

@@ -71,6 +71,7 @@ def check_run(train: ModuleType, folder: Path) -> None:
     encoder = load_backbone(run / "backbone.safetensors")
     features = encoder(torch.zeros(2, card["channels"], card["image_size"], card["image_size"]))
     assert features.shape == (2, card["num_features"]), f"the card says {card}, the features are {features.shape}"
+    assert card["method"], "the card names no method"
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, state[f"encoder.{name}"]), f"{name} of the backbone is not the trained encoder's"
 

@@ -12,6 +12,7 @@ from ssl_core.train.loop import CollapseError as CollapseError
 from ssl_core.train.loop import train as train
 from ssl_core.train.method import Method as Method
 from ssl_core.train.method import StepOutput as StepOutput
+from ssl_core.train.method import method_name as method_name
 from ssl_core.train.optim import OptimConfig as OptimConfig
 from ssl_core.train.optim import make_optimizer as make_optimizer
 from ssl_core.train.optim import scaled_learning_rate as scaled_learning_rate

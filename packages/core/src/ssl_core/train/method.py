@@ -31,7 +31,11 @@ class StepOutput(NamedTuple):
 
 @runtime_checkable
 class Method(Protocol):
-    """A method of self-supervised learning, as a run sees it."""
+    """A method of self-supervised learning, as a run sees it.
+
+    A class that is several methods by its settings also has ``name``, a property: which of them this is, such as
+    ``MoCo v2``. The name of others is that of their class.
+    """
 
     @property
     def views(self) -> tuple[ViewSpec, ...]:
@@ -58,6 +62,11 @@ class Method(Protocol):
             keys: keys of all micro-batches of this optimizer step, concatenated.
             step: step just taken.
         """
+
+
+def method_name(method: Method) -> str:
+    """Which method it is: its ``name``, or else that of its class. Runs of the same can be ranked without labels."""
+    return str(getattr(method, "name", type(method).__name__))
 
 
 @runtime_checkable
