@@ -169,19 +169,30 @@ def complete_references(runs: Path, seeds: list[int], source: str) -> None:
         evaluate([str(learnt)], seed, folder, source, "knn")
 
 
-def measure_speed(runs: Path, source: str) -> None:
+def measure_speed(runs: Path, names: list[str], source: str) -> None:
     """Images a second of each row's loop after its first 20 steps, in ``speed.json``: of three short runs in turns."""
-    rates: dict[str, list[float]] = {name: [] for name in ROWS}
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    data = f"--data.source={source}"
     for _ in range(3):
-        for name, (package, changes) in ROWS.items():
+        for name in names:
             with tempfile.TemporaryDirectory() as folder:
-                early = ["--neighbours.start_epoch=0"] if package == "clim" else []  # so that the steps have partners
-                short = ["--train.steps=40", "--evaluate.knn_every=0", f"--out={folder}/run", *early]
-                arguments = [*ALIKE, f"--data.source={source}", *changes, *short]
-                run([f"ssl-{package}-train", *arguments], runs / "speed.log")
-                lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
-            [rate] = [record["images_per_s"] for record in map(json.loads, lines) if record.get("step") == 40]
-            rates[name].append(rate)
+                log = Path(folder, "run", "metrics.jsonl")
+                if name == SUPERVISED:
+                    log = Path(folder, "finetune-supervised_cifar-seed0", log.name)
+                    like = f"--like={folder_of(runs, 'SCE', 0)}"
+                    short = [LABELS[0], "--batch_size=256", "--steps=40", f"--out={folder}", "--keep"]
+                    command = ["ssl-core", "eval", "finetune", "random", like, data, *short]
+                else:
+                    package, changes = ROWS[name]
+                    early = ["--neighbours.start_epoch=0"] if package == "clim" else []  # so that steps have partners
+                    short = ["--train.steps=40", "--evaluate.knn_every=0", f"--out={folder}/run", *early]
+                    command = [f"ssl-{package}-train", *ALIKE, data, *changes, *short]
+                run(command, runs / "speed.log")
+                records = [json.loads(line) for line in log.read_text().splitlines()]
+            # One record of steps 21 to 40; fine-tuning has two.
+            rates[name].append(
+                statistics.harmonic_mean([r["images_per_s"] for r in records if r.get("step") in (30, 40)])
+            )
     machine = describe_machine(torch.device("cpu")).splitlines()
     (runs / "speed.json").write_text(json.dumps({"machine": machine, "images_per_s": rates}))
 
@@ -226,8 +237,8 @@ def collect(runs: Path, names: Iterable[str], seeds: list[int]) -> dict[str, lis
     for name in names:
         found = [read(folder_of(runs, name, seed)) for seed in seeds]
         rows[name] = [values for values in found if values]
-        if rows[name] and (name in ROWS or name in TRIALS):
-            rows[name][0]["views"] = views_of(name)
+        if rows[name] and name not in REFERENCES:
+            rows[name][0]["views"] = 1 if name == SUPERVISED else views_of(name)
         for values, rate in zip(rows[name], rates.get(name, []), strict=False):
             values["images/s"] = rate
     return {name: values for name, values in rows.items() if values}
@@ -294,7 +305,7 @@ def main() -> None:
     if unknown := set(names).difference(known):
         parser.error(f"there is no {' and no '.join(sorted(unknown))}; choose of {', '.join(known)}")
     if arguments.data and arguments.speed:
-        measure_speed(arguments.runs, str(arguments.data))
+        measure_speed(arguments.runs, arguments.rows or [*ROWS, SUPERVISED], str(arguments.data))
     elif arguments.data:
         complete(arguments.runs, names, arguments.seeds, str(arguments.data))
         if not (arguments.trials or arguments.rows):

@@ -135,7 +135,7 @@ def test_finetune_takes_a_grid_and_says_what_it_would_do(run, capsys):
 def test_what_processes_cannot_share_is_refused_under_torchrun(run, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit):
-        main(["eval", "similarity", str(run), "--device", "cpu"])
+        main(["report", str(run), "--device", "cpu"])
     assert "2 processes would each do the same: start this command without torchrun" in capsys.readouterr().err
 
 

@@ -6,6 +6,7 @@ function here is the identity or trivial, so that callers never ask how many pro
 
 import os
 import re
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -14,7 +15,11 @@ import torch.distributed as dist
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
+from ssl_core.machine import usable_cores
+
 _Object = TypeVar("_Object")
+_Prepared = TypeVar("_Prepared")
+_Result = TypeVar("_Result")
 
 # How long processes wait for each other, unless they are told. The first one may search and evaluate alone for long;
 # torch's default for NCCL, ten minutes, would end the run.
@@ -150,6 +155,56 @@ def broadcast_(tensor: Tensor) -> Tensor:
     if world_size() > 1:
         dist.broadcast(tensor, src=0)
     return tensor
+
+
+def shared_out(items: Sequence[_Object], work: Callable[[_Object], _Result]) -> list[_Result]:
+    """What ``work`` makes of each item, in every process; each item is one process's work, in turn; pickled.
+
+    Args:
+        items: items, the same in every process.
+        work: function of an item, without collectives.
+
+    Example:
+        >>> shared_out(["a", "b", "c"], str.upper)
+        ['A', 'B', 'C']
+    """
+    results: list[Any] = [None] * len(items)
+    for first, done in enumerate(gather_objects([work(item) for item in items[rank() :: world_size()]])):
+        results[first :: world_size()] = done
+    return results
+
+
+def prepared_and_shared_out(
+    items: Sequence[_Object], prepare: Callable[[_Object], _Prepared], work: Callable[[_Prepared], _Result]
+) -> Iterator[tuple[_Object, _Result]]:
+    """Each item, and what ``work`` makes of what ``prepare`` made of it; all prepare together, and each works alone.
+
+    Of as many items as there are processes at a time, so that a process holds what is prepared of one.
+
+    Args:
+        items: items, the same in every process.
+        prepare: function of an item that all processes call together.
+        work: function of what was prepared, without collectives.
+    """
+    for start in range(0, len(items), world_size()):
+        group, own = items[start : start + world_size()], list[_Prepared]()
+        for place, item in enumerate(group):
+            prepared = prepare(item)
+            if place == rank():
+                own.append(prepared)
+            del prepared
+        done = [result for results in gather_objects([work(each) for each in own]) for result in results]
+        yield from zip(group, done, strict=True)
+
+
+def goes_on_alone() -> bool:
+    """Whether this process does by itself what is left, with the threads of all cores; the others have no more to do.
+
+    ``torchrun`` leaves each of several processes one thread.
+    """
+    if world_size() > 1 and is_main():
+        torch.set_num_threads(usable_cores())
+    return is_main()
 
 
 def gather_objects(value: _Object) -> list[_Object]:

@@ -1,16 +1,35 @@
-"""A probe and a fine-tuning in two gloo processes, which run this file as a script, against one."""
+"""Evaluations in two gloo processes, which run this file as a script, against one."""
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from PIL import Image
+from voc_folder import write_voc
 
 from ssl_core import distributed
 from ssl_core.backbone import load_backbone
-from ssl_core.data import DataConfig
-from ssl_core.evaluate import embed, evaluate_finetune, evaluate_knn, evaluate_linear, load_classifier
+from ssl_core.data import DataConfig, open_source
+from ssl_core.evaluate import (
+    compare,
+    draw_tsne,
+    embed,
+    evaluate_finetune,
+    evaluate_knn,
+    evaluate_linear,
+    evaluate_similarity,
+    evaluate_transfer,
+    evaluate_voc07,
+    find_duplicates,
+    load_classifier,
+    rank,
+    select,
+)
 from ssl_core.testing import finished_process
 
 FINETUNED = "finetune-clim_semi-80percent"
@@ -27,13 +46,41 @@ def evaluate_all(encoder: str, images: str, out: Path) -> None:
     evaluate_finetune(encoder, protocol="clim_semi", lr=0.01, lr_head=0.1, fraction=0.8, out=str(out), **same)
 
 
+def look_at_all(encoder: str, other: str, root: str, many: str, out: Path) -> None:
+    out.mkdir(exist_ok=True)
+    os.chdir(out)
+    torch.set_num_threads(1)
+    quiet = {"progress": False}
+    digits = DataConfig("digits", channels=3, workers=0)  # of which each process has more than a batch
+    encoders = [encoder, "pixels", "random"]  # more than processes
+    compare(encoders, data=digits, shots=[1, 5], like=encoder, out=".", **quiet)
+    draw_tsne(encoders[:2], data=digits, like=encoder, images_per_class=30, **quiet)
+    rank([encoder, other], data=digits, images=600, view_images=300, views=2, out=".", **quiet)
+    evaluate_similarity(encoder, data=digits, out=".", **quiet)
+    sets = DataConfig(root=root, workers=0)
+    evaluate_transfer(encoder, sets=["pets", "dtd"], data=sets, out=".", **quiet)
+    evaluate_voc07(encoder, shots=[1, "full"], cost=[0.1, 1.0], trials=2, data=sets, out=".", **quiet)
+    evaluate_voc07(encoder, protocol="svm_vissl", shots="full", cost=[0.1, 1.0], data=sets, out=".", **quiet)
+    Path("many").mkdir(exist_ok=True)
+    broken = DataConfig(many, channels=3, workers=0, test_source=many, memory_gib=0.0)
+    evaluate_similarity(encoder, data=broken, out="many", **quiet)
+    select(encoder, count=20, data=broken, out="many", **quiet)
+    find_duplicates(broken, model=encoder, against="digits", out="many", **quiet)
+
+
+def in_two_processes(*arguments: str) -> str:
+    """Runs this file, and gives what it printed."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
+    done = finished_process([*command, *arguments])
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.distributed
 def test_two_processes_give_what_one_gives(run, tmp_path):
     arguments = [str(run), str(run.parent / "images")]
     one, two = tmp_path / "one", tmp_path / "two"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
-    done = finished_process([*command, *arguments, str(two)])
-    assert done.returncode == 0, done.stderr
+    in_two_processes("evaluate", *arguments, str(two))
     evaluate_all(*arguments, one)
     for name in ("moco/linear.json", "cached/linear.json", "knn.json", f"{FINETUNED}.json"):
         expected, found = (json.loads((folder / name).read_text()) for folder in (one, two))
@@ -46,7 +93,46 @@ def test_two_processes_give_what_one_gives(run, tmp_path):
     torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.fixture
+def many(tmp_path):
+    """The digits as files, of which two are broken, one in each process's share."""
+    digits = open_source(DataConfig("digits"))
+    folder = tmp_path / "many"
+    for index in range(600):
+        file = folder / str(digits.label(index)) / f"{index:03d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(digits.image(index)[0].numpy()).save(file)
+    files = sorted(folder.rglob("*.png"))
+    for file in (files[9], files[590]):
+        file.write_bytes(b"not an image")
+    return folder
+
+
+@pytest.mark.distributed
+def test_what_looks_at_encoders_and_images_gives_in_two_processes_what_it_gives_in_one(run, root, many, tmp_path):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["views"] = [{"augmentation": "weak", "size": 16}]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    shutil.rmtree(root / "VOCdevkit")
+    write_voc(root)
+    other = shutil.copytree(run, tmp_path / "other")
+    arguments = [str(run), str(other), str(root), str(many)]
+    one, two = tmp_path / "one", tmp_path / "two"
+    printed = in_two_processes("look", *arguments, str(two))
+    look_at_all(*arguments, one)
+    names = sorted(str(file.relative_to(one)) for file in one.rglob("*") if file.is_file())
+    assert sorted(str(file.relative_to(two)) for file in two.rglob("*") if file.is_file()) == names
+    assert {"compare.json", "tsne.png", "rank.json", "transfer-ssl_transfer.json"} < {*names}
+    for name in names:
+        assert (two / name).read_bytes() == (one / name).read_bytes(), name
+    assert json.loads((two / "many/similarity.json").read_text())["num_test"] == 598
+    assert len(json.loads((two / "many/duplicates.json").read_text())["broken"]) == 2
+    once = ("top-1 in %", "wrote tsne.png", "LiDAR (higher)", "transfer mean", ": 598 images", "leaks ")
+    assert {line: printed.count(line) for line in once} == dict.fromkeys(once, 1)
+
+
 if __name__ == "__main__":
     distributed.setup(torch.device("cpu"))
-    evaluate_all(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    what, *paths, folder = sys.argv[1:]
+    {"evaluate": evaluate_all, "look": look_at_all}[what](*paths, Path(folder))
     distributed.teardown()

@@ -6,37 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from voc_folder import SIZES, write_voc
 
 from ssl_core.cli import main
-from ssl_core.data import DataConfig
 from ssl_core.data.voc import VOC_CLASSES
 from ssl_core.evaluate import evaluate_voc07, load_encoder, voc07
 from ssl_core.evaluate.average_precision import average_precision
 from ssl_core.evaluate.voc07 import multi_label_scores
 from ssl_core.evaluate.voc07_protocol import VOC07_PROTOCOLS, with_difficult
 from ssl_core.views import CenterCrop
-
-SIZES = {"train": 16, "val": 12, "test": 8}
-
-
-def write_voc(root, values_of=lambda name, number: 1 if VOC_CLASSES.index(name) % 4 == number % 4 else -1):
-    """Images of four colors, of which each stands for every fourth class, and lists that say so."""
-    folder = root / "VOCdevkit" / "VOC2007"
-    (folder / "JPEGImages").mkdir(parents=True)
-    (folder / "ImageSets" / "Main").mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    first = 1
-    for part, size in SIZES.items():
-        numbers = range(first, first + size)
-        first += size
-        for name in VOC_CLASSES:
-            lines = [f"{number:06d} {values_of(name, number):2d}\n" for number in numbers]
-            (folder / "ImageSets" / "Main" / f"{name}_{part}.txt").write_text("".join(lines))
-        for number in numbers:
-            color = np.array([(220, 30, 30), (30, 220, 30), (30, 30, 220), (200, 200, 200)])[number % 4]
-            pixels = np.clip(color + generator.integers(-20, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / "JPEGImages" / f"{number:06d}.jpg")
-    return DataConfig(root=str(root), workers=0)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from jaxtyping import Int64, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssl_core import distributed
 from ssl_core.data.pixels import BrokenImageError, with_channels
 from ssl_core.data.workers import worker_map
 from ssl_core.progress import progress_bar
@@ -172,6 +173,15 @@ class LazyImages:
         """Indices of the images that have not been found broken so far, by any worker process."""
         return (self._is_broken == 0).nonzero().flatten().tolist()
 
+    def leave_out(self, indices: Iterable[int]) -> None:
+        """Take images as broken that another process has found so.
+
+        Raises:
+            ValueError: as :meth:`image`.
+        """
+        self._is_broken[list(indices)] = 1
+        check_broken(self.broken, len(self), self.name, self._broken_limit)
+
     def _readable(self, index: int) -> int:
         # Ends: a limit below 1 leaves readable images, and check_broken refuses a source without any.
         while self._is_broken[index]:
@@ -182,6 +192,17 @@ class LazyImages:
 def readable(source: ImageSource) -> list[int]:
     """Indices of the images of a source that have not been found broken so far."""
     return source.readable() if isinstance(source, LazyImages) else list(range(len(source)))
+
+
+def agree_on_readable(source: ImageSource) -> None:
+    """Leave out, in every process, the images that any process has found broken so far; all call it.
+
+    Raises:
+        ValueError: if these are more than the source allows.
+    """
+    if isinstance(source, LazyImages):
+        broken = set(range(len(source))).difference(source.readable())
+        source.leave_out(set[int]().union(*distributed.gather_objects(broken)))
 
 
 def pack(source: ImageSource, indices: Sequence[int]) -> PackedImages:

@@ -23,7 +23,8 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from ssl_core.data import DataConfig, Images, decoded, open_encoded
+from ssl_core import distributed
+from ssl_core.data import DataConfig, Images, ImageSource, decoded, open_encoded
 from ssl_core.evaluate.accuracy import check_classes, count_classes, source_labels
 from ssl_core.evaluate.encoder import Layer, load_encoders, shared_data
 from ssl_core.evaluate.features import Features
@@ -282,6 +283,8 @@ def compare(
 ) -> dict[str, Any]:
     """Compare encoders by kNN, a linear classifier and few labels, each with its interval and the best beside it.
 
+    Several processes share the images, and then the encoders.
+
     Args:
         encoders: encoders to compare, each a run directory, a ``.safetensors`` file, ``timm:NAME``, ``random`` or
             ``pixels``.
@@ -297,7 +300,7 @@ def compare(
 
     Returns:
         The content of ``compare.json``: ``rows``, the result of each encoder in each test as :class:`Row`; and every
-        setting.
+        setting. In the first process; nothing in the others.
 
     Raises:
         FileNotFoundError: for a path that does not exist, a run's checkpoint among them.
@@ -314,24 +317,38 @@ def compare(
     k = checked_neighbours(labelled, unseen, 200, fewer=True)
     num_classes = count_classes(labelled)
 
-    right, chosen, settings = {}, {}, {}
-    for channels in sorted({card.channels for _, card in loaded}):
-        train, test = (
-            decoded(replace(images, channels=channels), data, split=split)
-            for split, images in (("labelled", labelled), ("test", unseen))
-        )
-        for encoder, (module, card) in zip(encoders, loaded, strict=True):
-            if card.channels != channels:
-                continue
-            subject = Subject(encoder, module.to(device), card, data, device)
-            found = [
-                subject.extract(source, f"{encoder}, {split}" if progress else "").to(device)
-                for split, source in (("training", train), ("test", test))
-            ]
-            logger.info("%s: nearest neighbors and classifiers of %d features", encoder, found[0].features.shape[1])
-            right[encoder], chosen[encoder] = correctness(*found, num_classes=num_classes, k=k, shots=counts, seed=seed)
-            settings[encoder] = subject.settings(train=train, test=test)
-    rows = comparison_rows({encoder: right[encoder] for encoder in encoders}, seed=seed)
+    named = dict(zip(encoders, loaded, strict=True))
+    settings: dict[str, dict[str, Any]] = {}
+    sources: dict[int, dict[str, ImageSource]] = {}
+
+    def extract(encoder: str) -> tuple[str, list[Features]]:
+        module, card = named[encoder]
+        if card.channels not in sources:
+            sources.clear()  # those of other channels, which no encoder takes any more
+            sources[card.channels] = {
+                split: decoded(replace(images, channels=card.channels), data, split=split)
+                for split, images in (("labelled", labelled), ("test", unseen))
+            }
+        train, test = sources[card.channels].values()
+        subject = Subject(encoder, module.to(device), card, data, device)
+        found = [
+            subject.together(source, f"{encoder}, {split}" if progress else "")
+            for split, source in (("training", train), ("test", test))
+        ]
+        settings[encoder] = subject.settings(train=train, test=test)
+        return encoder, found
+
+    def judge(extracted: tuple[str, list[Features]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        encoder, (train, test) = extracted
+        logger.info("%s: nearest neighbors and classifiers of %d features", encoder, train.features.shape[1])
+        return correctness(train.to(device), test.to(device), num_classes=num_classes, k=k, shots=counts, seed=seed)
+
+    by_channels = sorted(encoders, key=lambda encoder: named[encoder][1].channels)
+    judged = dict(distributed.prepared_and_shared_out(by_channels, extract, judge))
+    right, chosen = ({encoder: judged[encoder][part] for encoder in encoders} for part in (0, 1))
+    if not distributed.is_main():
+        return {}
+    rows = comparison_rows(right, seed=seed)
     titles = {"knn": f"kNN, k {k}, T {TEMPERATURE:g}", "linear": "linear, a logistic regression of all labels"}
     titles |= {shots_name(count): f"{shots_name(count)} a class, {DRAWS} draws" for count in counts}
     first = settings[encoders[0]]
@@ -351,7 +368,7 @@ def compare(
         "shots": list(counts),
         "seed": seed,
         "linear": chosen,
-        "encoders": settings,
+        "encoders": {encoder: settings[encoder] for encoder in by_channels},
     }
     if out is not None:
         write_json(Path(out) / "compare.json", result)

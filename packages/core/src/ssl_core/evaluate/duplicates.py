@@ -18,11 +18,13 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
+from ssl_core import distributed
 from ssl_core.config import read_config
 from ssl_core.data import DataConfig, Images, MemoryImages, decoded, open_encoded, open_test
 from ssl_core.data.chosen import chosen_source, write_chosen
 from ssl_core.data.pixels import BrokenImageError
 from ssl_core.data.workers import worker_map
+from ssl_core.evaluate.features import own_share
 from ssl_core.evaluate.near_duplicates import NEIGHBOURS, false_negatives, near_duplicates, outliers, whitening
 from ssl_core.evaluate.search import nearest_others, search
 from ssl_core.evaluate.subject import Subject, load_subject
@@ -89,6 +91,8 @@ def find_duplicates(
 ) -> dict[str, Any]:
     """Find images that are there twice, that are in a test set too, or that are like no other; list the rest.
 
+    Several processes share the images; the first one looks for neighbors among their features.
+
     Args:
         data: images to look at.
         model: run directory, ``backbone.safetensors`` or ``timm:NAME`` by whose features near-duplicates and outliers
@@ -100,7 +104,7 @@ def find_duplicates(
         progress: whether bars are shown.
 
     Returns:
-        The content of ``duplicates.json``.
+        The content of ``duplicates.json``, in the first process.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
@@ -136,9 +140,22 @@ def find_duplicates(
     result: dict[str, Any] = {"source": images.name, "num_images": len(images), "broken": broken}
     if model is not None:
         result["model"] = model
-    features = None
+    leaks, asked = list[Copy](), list[int]()
+    if test is not None:
+        test, test_prints, test_broken = _readable(test, data.workers, "reading tests" if progress else "")
+        leaks = _same_as(test_prints, prints)
+        result |= {"against": test.name, "test_broken": test_broken, "num_test": len(test)}
+        asked = sorted(set(range(len(test))).difference(leak.image for leak in leaks))
+    found = found_in_test = None
     if subject is not None and len(representatives) > 1:
-        features = _Compared(subject, images.subset(representatives), progress)
+        found = _features(subject, images.subset(representatives), "features" if progress else "")
+        if test is not None and asked:
+            found_in_test = _features(subject, test.subset(torch.tensor(asked)), "test features" if progress else "")
+    if not distributed.goes_on_alone():
+        return {}
+    features = None
+    if found is not None:
+        features = _Compared(found, progress)
         sizes = [prints[index].size for index in representatives.tolist()]
         near = near_duplicates(features.unit, features.similarity, features.index, threshold=threshold, sizes=sizes)
         copies = _merged(copies, near.groups, features.unit, representatives.tolist())
@@ -155,12 +172,9 @@ def find_duplicates(
         others, own = false_negatives([1 + count for count in groups.values()], len(images), length)
         result |= {"queue_length": length, "false_negatives": others, "own_keys": own}
     if test is not None:
-        result |= {"against": test.name}
-        test, test_prints, result["test_broken"] = _readable(test, data.workers, "reading tests" if progress else "")
-        leaks = _same_as(test_prints, prints)
-        if features is not None:
-            leaks += features.leaks(test, {leak.image for leak in leaks}, result["threshold"], representatives.tolist())
-        result["num_test"] = len(test)
+        if features is not None and found_in_test is not None:
+            pairs = features.near(found_in_test, result["threshold"])
+            leaks += [Copy(asked[row], int(representatives[index]), "features", cosine) for row, index, cosine in pairs]
         result["leaks"] = [
             {"test": test.identifier(leak.image), "train": images.identifier(leak.of), **_how(leak)} for leak in leaks
         ]
@@ -203,13 +217,15 @@ def _digest(*parts: bytes) -> bytes:
 
 
 def _readable(images: Images, workers: int, progress: str) -> tuple[Images, list[_Print], list[str]]:
-    """The images that can be read, their fingerprints, and messages of the others."""
-    chunks = [range(start, min(start + _CHUNK, len(images))) for start in range(0, len(images), _CHUNK)]
-    found: list[_Print | str] = []
-    with progress_bar(len(images), "img", desc=progress, disable=not progress) as bar:
+    """The images that can be read, their fingerprints, and messages of the others; each process reads a share."""
+    own = own_share(len(images))
+    chunks = [own[start : start + _CHUNK] for start in range(0, len(own), _CHUNK)]
+    share: list[_Print | str] = []
+    with progress_bar(len(own), "img", desc=progress, disable=not (progress and distributed.is_main())) as bar:
         for prints in worker_map(_Fingerprints(images), chunks, workers):
-            found += prints
+            share += prints
             bar.update(len(prints))
+    found = [each for part in distributed.gather_objects(share) for each in part]
     whole = [index for index, each in enumerate(found) if not isinstance(each, str)]
     if not whole:
         raise ValueError(f"none of the {len(images)} images of {images.name} can be read, such as {found[0]}")
@@ -253,31 +269,24 @@ def _by(one: _Print, other: _Print) -> str:
     return "bytes" if one.encoded is not None and one.encoded == other.encoded else "pixels"
 
 
+def _features(subject: Subject, images: Images, progress: str) -> Float32[Tensor, "n f"]:
+    return subject.together(decoded(images, subject.data), progress).features
+
+
 class _Compared:
     """Whitened features of some images, and the nearest of each."""
 
-    def __init__(self, subject: Subject, images: Images, progress: bool) -> None:
-        self._subject = subject
-        self._progress = progress
-        features = self._extract(images, "features")
+    def __init__(self, features: Float32[Tensor, "n f"], progress: bool) -> None:
         self._whitening = whitening(features)
         self.unit: Float32[Tensor, "n p"] = self._whitening.unit(features)
         k = min(NEIGHBOURS, len(features) - 1)
         self.similarity, self.index = nearest_others(self.unit, k, progress="neighbors" if progress else "")
 
-    def _extract(self, images: Images, what: str) -> Tensor:
-        source = decoded(images, self._subject.data)
-        return self._subject.extract(source, what if self._progress else "").features
-
-    def leaks(self, test: Images, known: set[int], threshold: float, numbers: Sequence[int]) -> list[Copy]:
-        """The pairs of a test image and an image within the threshold, but for test images that are known."""
-        asked = [index for index in range(len(test)) if index not in known]
-        if not asked:
-            return []
-        queries = self._whitening.unit(self._extract(test.subset(torch.tensor(asked)), "test features"))
-        similarity, index = search(self.unit, queries, min(NEIGHBOURS, len(self.unit)))
+    def near(self, tested: Float32[Tensor, "q f"], threshold: float) -> list[tuple[int, int, float]]:
+        """The pairs of a test image and an image within the threshold, and their cosines."""
+        similarity, index = search(self.unit, self._whitening.unit(tested), min(NEIGHBOURS, len(self.unit)))
         return [
-            Copy(asked[row], numbers[int(index[row, place])], "features", float(similarity[row, place]))
+            (row, int(index[row, place]), float(similarity[row, place]))
             for row, place in (similarity >= threshold).nonzero().tolist()
         ]
 

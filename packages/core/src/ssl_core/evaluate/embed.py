@@ -19,7 +19,7 @@ from ssl_core import distributed
 from ssl_core.data import DataConfig, ImageSource, open_source
 from ssl_core.data.source import readable
 from ssl_core.evaluate.encoder import Layer
-from ssl_core.evaluate.features import BATCH, Features, evaluation_view, gathered, iterate_features, own_batches
+from ssl_core.evaluate.features import BATCH, Features, evaluation_view, iterate_features, own_batches
 from ssl_core.evaluate.search import EXACT, nearest_others
 from ssl_core.evaluate.subject import Subject, load_subject
 from ssl_core.evaluate.tsne import plane_points
@@ -90,14 +90,12 @@ def embed(
             f"neighbors must be 0 to {len(source) - 1}, the other images of {source.name}, not {neighbors}"
         )
 
-    found = subject.share(source, "features" if progress else "")
-    whole = set(readable(source))
-    share_read = [index for index in own_batches(len(source)) if index in whole]
-    jpegs = _thumbnails(subject, source, share_read, thumbnails, progress=progress) if thumbnails else []
-    found = Features(gathered(found.features), gathered(found.labels))
-    identifiers = _of_all([source.identifier(index) for index in share_read])
-    images = _of_all(jpegs)
-    if not distributed.is_main():
+    found = subject.together(source, "features" if progress else "")
+    whole = readable(source)
+    identifiers = [source.identifier(index) for index in whole]
+    share = sorted(set(whole).intersection(own_batches(len(source))))
+    images = _of_all(_thumbnails(subject, source, share, thumbnails, progress=progress)) if thumbnails else []
+    if not distributed.goes_on_alone():
         return path
     columns, remarks = dict[str, Any](), []
     if points:

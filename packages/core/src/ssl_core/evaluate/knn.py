@@ -229,8 +229,7 @@ def ranks_among_neighbours(
         progress: whether bars are shown.
     """
     share = subject.share(train, "training features" if progress else "")
-    queries = subject.share(test, "test features" if progress else "")
-    queries = Features(gathered(queries.features), gathered(queries.labels)).to(subject.device)
+    queries = subject.together(test, "test features" if progress else "").to(subject.device)
     features = share.features if len(share.features) else share.features.new_empty(0, queries.features.shape[1])
     bank = Features(features, gathered(share.labels)).to(subject.device)
     num_classes = count_classes(train)
@@ -301,7 +300,7 @@ def knn_of_subject(
     if count_classes(train) >= 10:
         result["top5"] = (ranks < 5).double().mean().item()
     result |= {"k": k, "temperature": temperature, "features": features, "view": subject.view_text()}
-    result |= subject.settings(is_shared=True, train=train, test=test)
+    result |= subject.settings(train=train, test=test)
     if distributed.is_main():
         print(
             f"knn top1 {100 * result['top1']:.2f} (k={k}, T={temperature:g}, {result['num_test']} images"

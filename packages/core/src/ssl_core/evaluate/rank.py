@@ -25,7 +25,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_core import distributed
 from ssl_core.data import DataConfig, ImageSource, decoded, open_encoded, open_test
+from ssl_core.data.source import readable
 from ssl_core.evaluate.encoder import load_encoders, run_views, shared_data
 from ssl_core.evaluate.features import evaluation_view
 from ssl_core.evaluate.health import effective_rank, entropy_rank
@@ -194,6 +196,23 @@ def measured(plain: Float[Tensor, "m d"], views: Float[Tensor, "n q d"]) -> dict
     }
 
 
+class _Extracted(NamedTuple):
+    """Features of a run, of both layers beside each other, the backbone's first: of images, and of views of some."""
+
+    plain: Tensor  # (m f)
+    views: Tensor  # (n q f)
+    width: int  # of the backbone's
+
+
+def _measured_layers(features: _Extracted) -> dict[str, Any]:
+    plain, views, width = features
+    return {
+        "backbone": measured(plain[:, :width], views[:, :, :width]),
+        "projection": measured(plain[:, width:], views[:, :, width:]),
+        "num_features": {"backbone": width, "projection": plain.shape[1] - width},
+    }
+
+
 def placed(name: str, values: Mapping[str, float]) -> list[str]:
     """The runs from best to worst by a measure.
 
@@ -222,6 +241,8 @@ def rank(
     progress: bool = True,
 ) -> dict[str, Any]:
     """Put runs in order without labels: RankMe, alpha-ReQ, LiDAR, and agreement of two views' neighbors.
+
+    Several processes share the images, and then the runs whose features are measured.
 
     Args:
         runs: run directories of one method.
@@ -269,19 +290,21 @@ def rank(
     specs = {run: _own_views(run, card.image_size) for run, (_, card) in zip(runs, loaded, strict=True)}
     seen = [evaluation_view(card.image_size) for _, card in loaded] + [spec for own in specs.values() for spec in own]
     needed = shortest_side(seen)
-    found: dict[str, Any] = {}
+    encoders = dict(zip(runs, loaded, strict=True))
     sources: dict[int, ImageSource] = {}
-    for run, (module, card) in zip(runs, loaded, strict=True):
+
+    def extract(run: str) -> _Extracted:
+        module, card = encoders[run]
         if card.channels not in sources:
             subset = encoded.subset(chosen.sort().values)
             sources[card.channels] = decoded(replace(subset, channels=card.channels), data, at_least=needed)
         source = sources[card.channels]
         subject = Subject(run, _BothLayers(module).to(device), card, data, device)
-        plain = subject.extract(source, f"{run}, images" if progress else "").features
+        plain = subject.together(source, f"{run}, images" if progress else "").features
         some = permutation(seed, _IMAGE_STREAM, len(source))[:view_images].sort().values.tolist()
         of_views = torch.stack(
             [
-                subject.extract(
+                subject.together(
                     source,
                     f"{run}, view {number + 1} of {views}" if progress else "",
                     view=specs[run][number % len(specs[run])],
@@ -292,19 +315,32 @@ def rank(
             ],
             dim=1,
         )
-        width = plain.shape[1] - card.num_features
-        found[run] = {
-            "backbone": measured(plain[:, :width], of_views[:, :, :width]),
-            "projection": measured(plain[:, width:], of_views[:, :, width:]),
-            "num_features": {"backbone": width, "projection": card.num_features},
-        }
+        return _Extracted(plain, of_views, plain.shape[1] - card.num_features)
+
+    found = dict(distributed.prepared_and_shared_out(runs, extract, _measured_layers))
     order = {
         name: placed(name, {run: found[run][measure.layer][name] for run in runs}) for name, measure in MEASURES.items()
     }
+    source = sources[encoders[runs[0]][1].channels]
+    num_images, num_viewed = len(readable(source)), min(view_images, len(source))
     shown = (
-        f"{len(plain):,} images of {encoded.name}, {'which the runs trained on' if test is None else 'not trained on'}"
+        f"{num_images:,} images of {encoded.name}, {'which the runs trained on' if test is None else 'not trained on'}"
     )
-    print(shown + f"; {views} views of {len(some):,} of them, {NEIGHBORS} neighbors")
+    result: dict[str, Any] = {
+        "runs": found,
+        "order": order,
+        "measures": {name: measure._asdict() for name, measure in MEASURES.items()},
+        "methods": methods,
+        "images": shown,
+        "num_images": num_images,
+        "view_images": num_viewed,
+        "views": views,
+        "neighbors": NEIGHBORS,
+        "seed": seed,
+    }
+    if not distributed.is_main():
+        return result
+    print(shown + f"; {views} views of {num_viewed:,} of them, {NEIGHBORS} neighbors")
     print(rank_text(found, order))
     if len(methods) > 1:
         print(f"compared across methods: {', '.join(methods)}")
@@ -312,18 +348,6 @@ def rank(
     for layer, numbers in sizes.items():
         if len(numbers) > 1:
             print(f"the {layer} has {' or '.join(map(str, numbers))} features, which bound RankMe and LiDAR")
-    result: dict[str, Any] = {
-        "runs": found,
-        "order": order,
-        "measures": {name: measure._asdict() for name, measure in MEASURES.items()},
-        "methods": methods,
-        "images": shown,
-        "num_images": len(plain),
-        "view_images": len(some),
-        "views": views,
-        "neighbors": NEIGHBORS,
-        "seed": seed,
-    }
     if out is not None:
         write_json(Path(out) / "rank.json", _in_json(result))
     return result

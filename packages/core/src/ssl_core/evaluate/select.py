@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ssl_core import distributed
 from ssl_core.data import DataConfig, Images, MemoryImages, decoded, open_encoded
 from ssl_core.data.chosen import chosen_source, write_chosen
 from ssl_core.data.files import FileImages
@@ -130,6 +131,8 @@ def select(
 ) -> dict[str, Any]:
     """Choose the images of a run that are worth a label next; writes a list of them.
 
+    Several processes share the images; the first one chooses.
+
     Args:
         run: run directory, ``backbone.safetensors`` or ``timm:NAME`` whose features tell the images apart.
         count: number of images to choose.
@@ -142,7 +145,7 @@ def select(
         progress: whether a bar is shown.
 
     Returns:
-        The content of ``selected.json``, whose ``images`` are in the order of their choice.
+        The content of ``selected.json``, whose ``images`` are in the order of their choice, in the first process.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
@@ -160,17 +163,19 @@ def select(
         raise FileExistsError(f"{path} is there already, perhaps with labels by now: choose another --out")
     known = set() if labelled is None else _labelled(images, labelled)
     _check_count(count, len(images) - len(known), images.name)
-    if by == "random":
+    source = None if by == "random" else decoded(images, subject.data)
+    found = None if source is None else subject.together(source, "features" if progress else "")
+    if not distributed.goes_on_alone():
+        return {}
+    if source is None or found is None:
         chosen = _random(images, count, known, seed)
     else:
-        source = decoded(images, subject.data)
-        features = subject.extract(source, "features" if progress else "").features
         numbers = {images.identifier(index): index for index in range(len(images))}
         rows = [numbers[source.identifier(index)] for index in readable(source)]
         places = torch.tensor([place for place, index in enumerate(rows) if index in known], dtype=torch.int64)
         _check_count(count, len(rows) - len(places), images.name)
         rule = typiclust if by == "typiclust" else k_center
-        chosen = [rows[place] for place in rule(features, count, labelled=places, seed=seed)]
+        chosen = [rows[place] for place in rule(found.features, count, labelled=places, seed=seed)]
     result = {
         "encoder": run,
         "source": images.name,

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from ssl_core import distributed
 from ssl_core.data import DataConfig, open_source
 from ssl_core.evaluate.accuracy import check_labels, count_classes
 from ssl_core.evaluate.encoder import Layer
@@ -108,7 +109,8 @@ def evaluate_similarity(
 ) -> dict[str, Any]:
     """Compare test images within and between classes; prints ``similarity intra-class 0.612 inter-class ...``.
 
-    The mean cosine of two test images of one class, and of two classes, see :func:`intra_class_similarity`.
+    The mean cosine of two test images of one class, and of two classes, see :func:`intra_class_similarity`. Several
+    processes share the images.
 
     Args:
         encoder: run directory, ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
@@ -131,7 +133,7 @@ def evaluate_similarity(
     subject = load_subject(encoder, data=data, like=like, features=features, device=device, seed=seed, out=out)
     subject.check_folder(out)
     test = open_source(subject.data, split="test")
-    found = subject.extract(test, "test features" if progress else "")
+    found = subject.together(test, "test features" if progress else "")
     result: dict[str, Any] = {
         "intra_class": intra_class_similarity(*found, count_classes(test)),
         "inter_class": inter_class_similarity(*found, count_classes(test)),
@@ -140,9 +142,10 @@ def evaluate_similarity(
         "view": subject.view_text(),
         **subject.settings(test=test),
     }
-    print(
-        f"similarity intra-class {result['intra_class']:.3f} inter-class {result['inter_class']:.3f} "
-        f"({result['num_test']} test images, {result['num_classes']} classes, {features})"
-    )
-    subject.save(result, "similarity.json", out)
+    if distributed.is_main():
+        print(
+            f"similarity intra-class {result['intra_class']:.3f} inter-class {result['inter_class']:.3f} "
+            f"({result['num_test']} test images, {result['num_classes']} classes, {features})"
+        )
+        subject.save(result, "similarity.json", out)
     return result

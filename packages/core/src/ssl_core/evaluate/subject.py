@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ssl_core import distributed
 from ssl_core.backbone import BackboneCard
 from ssl_core.data import Batches, DataConfig, ImageSource, Labelled, split_remark
-from ssl_core.data.source import readable
+from ssl_core.data.source import agree_on_readable, readable
 from ssl_core.evaluate.encoder import Layer, load_encoder, run_data
-from ssl_core.evaluate.features import Features, evaluating, evaluation_view, extract_features, own_batches
+from ssl_core.evaluate.features import Features, evaluating, evaluation_view, extract_features, gathered, own_batches
 from ssl_core.files import write_json
 from ssl_core.folder import check_writable
 from ssl_core.views import ViewSpec
@@ -65,15 +65,40 @@ class Subject(NamedTuple):
                 images=images,
             )
 
-    def share(self, source: ImageSource, progress: str = "") -> Features:
-        """Features of this process's share of a source, in whole batches; those of all in rank order are all of it.
+    def share(
+        self,
+        source: ImageSource,
+        progress: str = "",
+        *,
+        view: ViewSpec | None = None,
+        seed: int = 0,
+        images: Sequence[int] | None = None,
+    ) -> Features:
+        """This process's share of what :meth:`extract` gives, in whole batches; those of all in rank order are all.
 
-        Of more processes than batches some have none, and features of shape (0).
+        All processes call it, and know then which images any of them has found broken. Of more processes than batches
+        some have none, and features of shape (0).
         """
-        share = own_batches(len(source))
-        if not share:
-            return Features(torch.empty(0), torch.empty(0, dtype=torch.int64))
-        return self.extract(source, progress, images=share)
+        chosen = range(len(source)) if images is None else images
+        own = [chosen[place] for place in own_batches(len(chosen))]
+        found = Features(torch.empty(0), torch.empty(0, dtype=torch.int64))
+        if own:
+            found = self.extract(source, progress if distributed.is_main() else "", view=view, seed=seed, images=own)
+        agree_on_readable(source)
+        return found
+
+    def together(
+        self,
+        source: ImageSource,
+        progress: str = "",
+        *,
+        view: ViewSpec | None = None,
+        seed: int = 0,
+        images: Sequence[int] | None = None,
+    ) -> Features:
+        """What :meth:`extract` gives, in every process; each looks at its share of the images, and all call it."""
+        share = self.share(source, progress, view=view, seed=seed, images=images)
+        return Features(gathered(share.features), gathered(share.labels))
 
     def batches(
         self,

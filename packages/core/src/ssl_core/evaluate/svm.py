@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 from numpy.typing import NDArray
 
+from ssl_core import distributed
 from ssl_core.evaluate.average_precision import average_precision
 from ssl_core.philox import permutation
 
@@ -56,34 +57,41 @@ def unit_length(features: Float[np.ndarray, "n f"]) -> Float64[np.ndarray, "n f"
 
 
 def fit_svms(features: Float[np.ndarray, "n f"], labels: Labels, costs: Sequence[float]) -> Svms:
-    """One fit for each class.
+    """One fit for each class, which several processes share; all call it.
 
     Args:
         features: (n f) features, which are divided by their length.
         labels: (n c) labels, with at least a 1 and a -1 for each class.
         costs: C of each class.
     """
+    classes = list(zip(labels.T, costs, strict=True))
+    fits = distributed.shared_out(classes, lambda each: _fit_class(features, *each))
+    weights, bias, has_converged = zip(*fits, strict=True)
+    return Svms(np.stack(weights), np.array(bias), has_converged.count(False))
+
+
+def _fit_class(
+    features: NDArray[Any], column: NDArray[np.integer], cost: float
+) -> tuple[NDArray[np.float64], float, bool]:
+    """Weights and bias of one class, and whether the fit has converged."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC  # a second of import that nothing else needs
 
-    weights, bias, not_converged = [], [], 0
-    for column, cost in zip(labels.T, costs, strict=True):
-        # Not in threads: LIBLINEAR's random numbers are those of the process.
-        svm: Any = LinearSVC(  # type: ignore[no-untyped-call]  # scikit-learn's
-            C=cost, class_weight={1: 2, -1: 1}, dual=True, max_iter=_MAX_ITERATIONS, random_state=_SEED
-        )
-        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # counted below
-            svm.fit(features[column != 0], column[column != 0])
-        weights.append(svm.coef_[0])
-        bias.append(svm.intercept_[0])
-        not_converged += int(svm.n_iter_ >= _MAX_ITERATIONS)
-    return Svms(np.stack(weights), np.array(bias), not_converged)
+    # Not in threads: LIBLINEAR's random numbers are those of the process.
+    svm: Any = LinearSVC(  # type: ignore[no-untyped-call]  # scikit-learn's
+        C=cost, class_weight={1: 2, -1: 1}, dual=True, max_iter=_MAX_ITERATIONS, random_state=_SEED
+    )
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # counted by the caller
+        svm.fit(features[column != 0], column[column != 0])
+    return svm.coef_[0], float(svm.intercept_[0]), bool(svm.n_iter_ < _MAX_ITERATIONS)
 
 
 def cross_validated_costs(
     features: Float[np.ndarray, "n f"], labels: Labels, costs: Sequence[float]
 ) -> tuple[list[float], int]:
     """For each class the first of the costs with the best mean, over three folds, of the average precision.
+
+    Several processes share the classes; all call it.
 
     Args:
         features: (n f) features, which are divided by their length.
@@ -95,19 +103,21 @@ def cross_validated_costs(
     """
     from sklearn.model_selection import StratifiedKFold
 
-    scores = np.zeros((labels.shape[1], len(costs)))
-    not_converged = 0
-    for c, column in enumerate(labels.T):
+    def try_costs(column: NDArray[np.integer]) -> tuple[float, int]:
+        scores, not_converged = np.zeros(len(costs)), 0
         kept = np.flatnonzero(column)
         folds: Any = StratifiedKFold(FOLDS)  # type: ignore[no-untyped-call]  # scikit-learn's
         for train, test in folds.split(kept, column[kept]):
             fitted, scored = kept[train], kept[test]
             for at, cost in enumerate(costs):
-                svms = fit_svms(features[fitted], column[fitted, None], [cost])
-                not_converged += svms.not_converged
-                ranked = svms.scores(features[scored])[:, 0]
-                scores[c, at] += average_precision(ranked, column[scored], "none", curve="sklearn")
-    return [costs[at] for at in scores.argmax(axis=1)], not_converged
+                weights, bias, has_converged = _fit_class(features[fitted], column[fitted], cost)
+                not_converged += not has_converged
+                ranked = features[scored] @ weights + bias
+                scores[at] += average_precision(ranked, column[scored], "none", curve="sklearn")
+        return costs[int(scores.argmax())], not_converged
+
+    chosen, not_converged = zip(*distributed.shared_out(list(labels.T), try_costs), strict=True)
+    return list(chosen), sum(not_converged)
 
 
 def drawn_for_all(labels: Labels, shots: int, seed: int, draw: int) -> Int[np.ndarray, " m"]:

@@ -7,6 +7,7 @@
 import logging
 import statistics
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from ssl_core import distributed
 from ssl_core.data import (
     TRANSFER_SETS,
     DataConfig,
@@ -314,33 +316,60 @@ def open_task(data: DataConfig, metric: Metric | None, protocol: TransferProtoco
     return Task(data, metric, labelled, test, is_validation)
 
 
-def run_task(
-    task: Task, subject: Subject, view: ViewSpec, protocol: TransferProtocol, *, progress: bool = False
-) -> dict[str, Any]:
-    """The result of a set, with the numbers of its images and classes.
+class Extracted(NamedTuple):
+    """A set as classifiers take it.
+
+    Attributes:
+        task: set that was read.
+        labelled: training images, with those for validation among them.
+        is_validation: (n) whether each of these is for validation.
+        test: test images.
+        differs: lines on splits whose numbers of images are not the official ones.
+    """
+
+    task: Task
+    labelled: Examples
+    is_validation: Bool[Tensor, " n"]
+    test: Examples
+    differs: list[str]
+
+
+def extract_task(task: Task, subject: Subject, view: ViewSpec, *, progress: bool = False) -> Extracted:
+    """The features of a set; all processes call it, and each looks at a share of the images.
 
     Args:
         task: set to evaluate on.
         subject: encoder, and the description of its input.
         view: view that features are extracted from.
-        protocol: protocol, of which the settings of the fits count.
         progress: whether bars are shown.
     """
-    subject = subject._replace(data=task.data)
     sources = {
         split: decoded(images, task.data, split=split)
         for split, images in (("labelled", task.labelled), ("test", task.test))
     }
     examples = []
     for split, source in sources.items():
-        found = subject.extract(source, f"{task.name}, {split}" if progress else "", view=view)
-        examples.append(Examples(found.features.to(subject.device), task.labels(source, found.labels)))
-    labelled, test = examples
+        found = subject.together(source, f"{task.name}, {split}" if progress else "", view=view)
+        examples.append(Examples(found.features, task.labels(source, found.labels)))
     # By name, since images that turned out broken have been left out.
     names = {task.labelled.identifier(index) for index in task.is_validation.nonzero().flatten().tolist()}
     is_validation = torch.tensor(
         [sources["labelled"].identifier(index) in names for index in readable(sources["labelled"])]
     )
+    remarks = [split_remark(task.data, split, len(readable(source))) for split, source in sources.items()]
+    return Extracted(task, examples[0], is_validation, examples[1], [remark for remark in remarks if remark])
+
+
+def run_task(extracted: Extracted, device: torch.device | str, protocol: TransferProtocol) -> dict[str, Any]:
+    """The result of a set, with the numbers of its images and classes.
+
+    Args:
+        extracted: features of the set.
+        device: device that computes the fits.
+        protocol: protocol, of which the settings of the fits count.
+    """
+    task, is_validation = extracted.task, extracted.is_validation
+    labelled, test = (each._replace(features=each.features.to(device)) for each in (extracted.labelled, extracted.test))
     is_tested = (test.labels == 1).any(dim=0) if test.labels.ndim == 2 else test.labels.bincount() > 0
     result = {
         "metric": task.metric,
@@ -350,15 +379,10 @@ def run_task(
         "num_test": len(test.labels),
         "num_classes": task.num_classes,
         "num_tested_classes": int(is_tested.sum()),
-        "differs": [
-            remark
-            for split, source in sources.items()
-            if (remark := split_remark(task.data, split, len(readable(source))))
-        ],
+        "differs": extracted.differs,
     }
     if task.data.source == VOC_NAME:
         result["difficult"] = "negative"
-    _say(task.name, result)
     if protocol.refit == "zeros" and not result["converged"]:
         logger.warning(
             "%s: the last fit has not converged in %d iterations: its gradient is up to %.2g",
@@ -398,6 +422,8 @@ def evaluate_transfer(
     progress: bool = True,
 ) -> dict[str, Any]:
     """Fit a logistic regression to frozen features of other sets or your own; prints ``transfer NAME top1 93.10 ...``.
+
+    Several processes share the images of a set, and then the sets.
 
     Args:
         encoder: run directory, ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
@@ -442,17 +468,26 @@ def evaluate_transfer(
     cost = f"{num_images:,} images through the encoder at {view.sizes[0]} px, {num_fits:,} fits"
     text = transfer_text(protocol, chosen, view)
     plan = Plan(protocol, chosen, changed, text, counts, "validation", cost)
-    print(plan)
+    if distributed.is_main():
+        print(plan, flush=True)
     result = {**plan.settings(), "features": features, "image_size": view.sizes[0], "seed": seed, **subject.settings()}
     if dry_run:
         return result
     subject.check_folder(out)
     result["sets"] = {}
-    for task in tasks:
-        result["sets"][task.name] = run_task(task, subject, view, chosen, progress=progress)
-        subject.save(result, f"transfer-{protocol}.json", out)  # what comes next may take hours
+
+    def extract(task: Task) -> Extracted:
+        return extract_task(task, subject._replace(data=task.data), view, progress=progress)
+
+    fit = partial(run_task, device=subject.device, protocol=chosen)
+    for task, found in distributed.prepared_and_shared_out(tasks, extract, fit):
+        result["sets"][task.name] = found
+        if distributed.is_main():
+            _say(task.name, found)
+            subject.save(result, f"transfer-{protocol}.json", out)  # what comes next may take hours
     if len(tasks) > 1:
         result["mean"] = statistics.fmean(each["score"] for each in result["sets"].values())
+    if len(tasks) > 1 and distributed.is_main():
         print(f"transfer mean {100 * result['mean']:.2f} ({len(tasks)} sets, protocol {protocol})")
         subject.save(result, f"transfer-{protocol}.json", out)
     return result

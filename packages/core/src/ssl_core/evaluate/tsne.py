@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from ssl_core import distributed
 from ssl_core.data import DataConfig, ImageSource, MemoryImages, open_source
 from ssl_core.data.source import readable
 from ssl_core.evaluate.accuracy import check_labels, count_classes
@@ -268,21 +269,29 @@ def draw_tsne(
     if not 0 < perplexity < len(shown):
         raise ValueError(f"perplexity must be positive and below the {len(shown)} images shown, got {perplexity:g}")
 
+    names = {each: Path(each).resolve().name if Path(each).exists() else each for each in encoders}
+    found = [
+        Subject(each, module.to(device), card, data, device).together(shown, names[each] if progress else "")
+        for each, (module, card) in zip(encoders, loaded, strict=True)
+    ]
+    points = distributed.shared_out(found, lambda each: tsne_points(each.features, perplexity=perplexity, seed=seed))
+    if not distributed.is_main():
+        return path
     panels = []
-    for encoder, (module, card) in zip(encoders, loaded, strict=True):
-        name = Path(encoder).resolve().name if Path(encoder).exists() else encoder
-        found = Subject(encoder, module.to(device), card, data, device).extract(shown, name if progress else "")
-        intra, inter = (mean(*found, count_classes(test)) for mean in (intra_class_similarity, inter_class_similarity))
+    for encoder, features_of, places in zip(encoders, found, points, strict=True):
+        intra, inter = (
+            mean(*features_of, count_classes(test)) for mean in (intra_class_similarity, inter_class_similarity)
+        )
         print(f"{encoder}: similarity intra-class {intra:.3f} inter-class {inter:.3f}")
-        title = f"{textwrap.fill(name, 40)}\nintra-class {intra:.2f}, inter-class {inter:.2f}"
-        panels.append((title, tsne_points(found.features, perplexity=perplexity, seed=seed)))
+        title = f"{textwrap.fill(names[encoder], 40)}\nintra-class {intra:.2f}, inter-class {inter:.2f}"
+        panels.append((title, places))
     num_classes = int((shown.labels.bincount() > 0).sum())
     of = f"{len(shown)} test images, {num_classes} classes"
     how = f"t-SNE of l2-normalized {features} features, perplexity {perplexity:g}, seed {seed}"
     source = "/".join(Path(test.name).parts[-2:])  # a picture travels farther than a path
-    names = test.classes or [str(label) for label in range(count_classes(test))]
+    classes_shown = test.classes or [str(label) for label in range(count_classes(test))]
     caption = f"{source}, {of}; {how}; above: mean cosine of pairs"
-    figure = tsne_picture(panels, shown.labels, names, caption=caption)
+    figure = tsne_picture(panels, shown.labels, classes_shown, caption=caption)
     write_atomically(path, lambda file: figure.savefig(file, format="png"))
     print(f"wrote {path}: {how}; {of} of {test.name}")
     return path

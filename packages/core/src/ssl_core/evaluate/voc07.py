@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Float32
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ssl_core import distributed
 from ssl_core.data import (
     DataConfig,
     ImageSource,
@@ -293,7 +294,7 @@ def _with_pooled_maps(subject: Subject) -> Subject:
 
 
 def _features(subject: Subject, source: ImageSource, view: ViewSpec, progress: str) -> VocImages:
-    features = subject.extract(source, progress, view=view).features.numpy()
+    features = subject.together(source, progress, view=view).features.numpy()
     return VocImages(features, multi_labels(subject.data, source).numpy()[readable(source)])
 
 
@@ -318,6 +319,8 @@ def evaluate_voc07(
     progress: bool = True,
 ) -> dict[str, Any]:
     """Tell which of the 20 classes of VOC 2007 an image shows, from frozen features; prints ``voc07 full mAP 88.24``.
+
+    Several processes share the images, and the classes that SVMs are fitted to.
 
     Args:
         encoder: run directory, ``.safetensors`` file, ``timm:NAME``, ``random`` or ``pixels``.
@@ -381,7 +384,8 @@ def evaluate_voc07(
     counts = {"train": len(images) - num_validation, "validation": num_validation, "test": len(unseen)}
     text = voc07_text(protocol, chosen, size)
     plan = Plan(protocol, chosen, changed, text, {VOC_NAME: counts}, _selection(chosen), _cost(chosen, counts))
-    print(plan, flush=True)
+    if distributed.is_main():
+        print(plan, flush=True)
     settings = {**plan.settings(), "difficult": chosen.difficult or "negative", "features": features, "seed": seed}
     if dry_run:
         return settings
@@ -397,11 +401,12 @@ def evaluate_voc07(
         result = {name: statistics.fmean(each[name] for each in trained) for name in trained[0]}
         result |= {"trials": trained} if len(trained) > 1 else {}
         percent = {name: trials_text([each[name] for each in trained]) for name in trained[0]}
-        print(
-            f"voc07 class mAP area {percent['map_area']}, 11-point {percent['map_11_point']}; image AP "
-            f"{percent['image_ap']}; highest score present {percent['first_present']} (protocol {protocol}, "
-            f"{chosen.epochs} epochs, difficult negative, {len(tested.values)} images)"
-        )
+        if distributed.is_main():
+            print(
+                f"voc07 class mAP area {percent['map_area']}, 11-point {percent['map_11_point']}; image AP "
+                f"{percent['image_ap']}; highest score present {percent['first_present']} (protocol {protocol}, "
+                f"{chosen.epochs} epochs, difficult negative, {len(tested.values)} images)"
+            )
     else:
         labelled = _features(subject, train, view, "training features" if progress else "")
         labelled, tested = (VocImages(unit_length(each.features), each.values) for each in (labelled, tested))
@@ -409,12 +414,14 @@ def evaluate_voc07(
         result = {"shots": {}}
         for each in chosen.shots or ():
             found = svm_scores(labelled, is_validation, tested, chosen, each, seed=seed)
-            print(_svm_text(each, found, chosen, len(tested.values)), flush=True)
+            if distributed.is_main():
+                print(_svm_text(each, found, chosen, len(tested.values)), flush=True)
             result["shots"][str(each)] = found
-    result |= {**settings, **subject.settings(train=train, test=test)}
-    subject.save(result, f"voc07-{protocol}.json", out)
-    if chosen.kind == "linear":
-        folders.remove()
+    result |= {**settings, **subject.settings(is_shared=True, train=train, test=test)}
+    if distributed.is_main():
+        subject.save(result, f"voc07-{protocol}.json", out)
+        if chosen.kind == "linear":
+            folders.remove()
     return result
 
 
