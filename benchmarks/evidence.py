@@ -180,7 +180,7 @@ def measure_speed(runs: Path, names: list[str], source: str) -> None:
                 if name == SUPERVISED:
                     log = Path(folder, "finetune-supervised_cifar-seed0", log.name)
                     like = f"--like={folder_of(runs, 'SCE', 0)}"
-                    short = [LABELS[0], "--batch_size=256", "--steps=40", f"--out={folder}", "--keep"]
+                    short = [LABELS[0], "--batch_size=256", "--epochs=1", f"--out={folder}", "--keep"]
                     command = ["ssl-core", "eval", "finetune", "random", like, data, *short]
                 else:
                     package, changes = ROWS[name]
