@@ -3,10 +3,23 @@
 import dataclasses
 import multiprocessing.context
 import os
+import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, get_args_parser
+
+
+# A signal that comes while the agent forks would raise in one of the functions that Python calls around a fork. Python
+# drops what they raise, and of logging's the lock would stay taken: the agent would wait for it for ever.
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_let_stop = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, _STOPS)
+os.register_at_fork(  # last of all, and so the first before a fork and the last after it
+    before=partial(signal.pthread_sigmask, signal.SIG_BLOCK, _STOPS),
+    after_in_parent=_let_stop,
+    after_in_child=_let_stop,
+)
 
 
 class _Event:
