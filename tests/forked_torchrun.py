@@ -10,7 +10,6 @@ from functools import partial
 from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, get_args_parser
 
-
 # A signal that comes while the agent forks would raise in one of the functions that Python calls around a fork. Python
 # drops what they raise, and of logging's the lock would stay taken: the agent would wait for it for ever.
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

@@ -57,7 +57,8 @@ CASES = {
     [
         ("single", "CLSA"),
         ("multi_paper", "CLSA"),
-        ("strong views in InfoNCE", "MoCo v2"),
+        ("strong views in InfoNCE", "CLSA with contrastive loss"),
+        ("strong query", "MoCo v2"),
         ("moco v2", "MoCo v2"),
     ],
 )

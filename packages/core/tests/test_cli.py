@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
@@ -132,10 +133,13 @@ def test_finetune_takes_a_grid_and_says_what_it_would_do(run, capsys):
     assert not list(run.glob("finetune*"))
 
 
-def test_what_processes_cannot_share_is_refused_under_torchrun(run, capsys, monkeypatch):
+@pytest.mark.parametrize("command", [["report", "RUN"], ["data", "digits"], ["data", "pack", "digits", "packed"]])
+def test_what_processes_cannot_share_is_refused_under_torchrun(run, capsys, monkeypatch, tmp_path, command):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
-        main(["report", str(run), "--device", "cpu"])
+        main([str(run) if word == "RUN" else word for word in command])
+    assert not Path("packed").exists()
     assert "2 processes would each do the same: start this command without torchrun" in capsys.readouterr().err
 
 

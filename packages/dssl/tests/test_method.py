@@ -77,7 +77,8 @@ CONTRACTS |= {f"two pairs of {name}": {"base": name, "views": STANDARD * 2, "hea
 def test_the_settings_say_which_method_it_is(base, name):
     assert make_method(base).name == f"DSSL over {name}"
     assert alone(base).name == name
-    assert make_method(base, views=STANDARD, naive="views").name == name  # the base with heavier views
+    assert make_method(base, views=STANDARD, naive="views").name == f"naive DSSL over {name}"
+    assert make_method(base, naive="all_pairs").name == f"DSSL with all pairs over {name}"
 
 
 @pytest.mark.slow

@@ -102,7 +102,6 @@ class CLSA(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.name = "CLSA" if config.strong_loss == "ddm" else "MoCo v2"  # InfoNCE, whatever the views
         self.views = tuple(views)
         num_queries = sum(len(view.sizes) for view in self.views) - 1
         num_strong = num_queries - config.num_weak
@@ -117,6 +116,9 @@ class CLSA(nn.Module):
             raise ValueError(
                 f"strong_loss {config.strong_loss!r} needs strong views: {described}; add some, or take 'none'"
             )
+        # Queries of one kind, weak or strong, learn by InfoNCE as MoCo v2's.
+        is_base = config.strong_loss != "ddm" and 0 in (config.num_weak, num_strong)
+        self.name = "MoCo v2" if is_base else "CLSA" if config.strong_loss == "ddm" else "CLSA with contrastive loss"
         # Queries that learn by InfoNCE.
         self.num_contrastive = num_queries if config.strong_loss == "contrastive" else config.num_weak
 

@@ -285,9 +285,9 @@ EVALUATIONS: dict[str, Callable[..., Any]] = {
 _TAKES_SOURCE = (scan, pack_source, embed_source, find_duplicates)
 _OWN_IMAGES = (evaluate_voc07, evaluate_detection)  # of the node data they take where these are, and how they are read
 _WHERE = {"root", "channels", "workers", "renderer", "memory_gib", "broken_limit", "scaled_decode"}
-_ONE_PROCESS = (export, report)
+_ONE_PROCESS = (scan, pack_source, draw_views, export, report)
 # Whose processes fit classifiers each by itself, and wait for the one that takes longest.
-_LONG_FITS = (compare, evaluate_transfer)
+_LONG_FITS = (compare, evaluate_transfer, evaluate_voc07)
 _DAY_S = 86400.0
 _SEVERAL = {
     "encoders": "run directories, .safetensors files, timm:NAME, random or pixels, one or more",
@@ -349,10 +349,10 @@ def _needed(function: Callable[..., Any]) -> str:
 def _call(function: Callable[..., Any], options: Namespace) -> None:
     keywords = {name: _expanded(value) for name, value in vars(options).items()}
     arguments = signature(function).parameters
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1 and function in _ONE_PROCESS:
+        raise ValueError(f"{processes} processes would each do the same: start this command without torchrun")
     if "device" in arguments:
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
-        if processes > 1 and function in _ONE_PROCESS:
-            raise ValueError(f"{processes} processes would each do the same: start this command without torchrun")
         timeout_s = _DAY_S if function in _LONG_FITS else distributed.TIMEOUT_S
         keywords["device"] = distributed.setup(choose_device(keywords.get("device", "auto")), timeout_s=timeout_s)
         if keywords["device"].type == "cpu":

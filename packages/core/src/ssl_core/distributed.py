@@ -7,6 +7,7 @@ function here is the identity or trivial, so that callers never ask how many pro
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -21,8 +22,8 @@ _Object = TypeVar("_Object")
 _Prepared = TypeVar("_Prepared")
 _Result = TypeVar("_Result")
 
-# How long processes wait for each other, unless they are told. The first one may search and evaluate alone for long;
-# torch's default for NCCL, ten minutes, would end the run.
+# How long processes wait for each other, unless they are told. CLIM's first process may search for long; torch's
+# default for NCCL, ten minutes, would end the run.
 TIMEOUT_S = 3600.0
 
 _ROWS_AT_ONCE = 2**16  # of a large tensor that is gathered in parts
@@ -125,7 +126,8 @@ def lost_touch(error: Exception) -> str | None:
     cause = re.sub(r"^\[\S*\] ", "", text.partition("\n")[0]).partition(". ")[0].rstrip(".")
     return (
         f"process {os.environ.get('RANK', '0')} has lost another process ({cause}); what that one says is the reason, "
-        "and if it says nothing, it was killed, stopped or cut off. The same command goes on from the last checkpoint"
+        "and if it says nothing, it was killed, stopped or cut off. The same command goes on from the last checkpoint, "
+        "where it writes any"
     )
 
 
@@ -179,7 +181,7 @@ def prepared_and_shared_out(
 ) -> Iterator[tuple[_Object, _Result]]:
     """Each item, and what ``work`` makes of what ``prepare`` made of it; all prepare together, and each works alone.
 
-    Of as many items as there are processes at a time, so that a process holds what is prepared of one.
+    Of as many items as there are processes at a time, so that a process keeps what is prepared of one.
 
     Args:
         items: items, the same in every process.
@@ -193,27 +195,50 @@ def prepared_and_shared_out(
             if place == rank():
                 own.append(prepared)
             del prepared
-        done = [result for results in gather_objects([work(each) for each in own]) for result in results]
-        yield from zip(group, done, strict=True)
+        with _threads_of_idle(len(group)):
+            results = [work(each) for each in own]
+        yield from zip(group, [each for part in gather_objects(results) for each in part], strict=True)
+
+
+@contextmanager
+def _threads_of_idle(busy: int) -> Iterator[None]:
+    """Let the processes that are busy have all cores of their machine, of which torchrun leaves each one."""
+    before, busy = torch.get_num_threads(), min(busy, local_world_size())
+    if world_size() > 1:
+        torch.set_num_threads(max(before, usable_cores() // busy))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def goes_on_alone() -> bool:
     """Whether this process does by itself what is left, with the threads of all cores; the others have no more to do.
 
+    All call it, and none goes on before all have: a file that is written then is not there when another looks for it.
     ``torchrun`` leaves each of several processes one thread.
     """
+    barrier()
     if world_size() > 1 and is_main():
         torch.set_num_threads(usable_cores())
     return is_main()
 
 
-def gather_objects(value: _Object) -> list[_Object]:
-    """The values of all processes in rank order; pickled."""
+def gather_objects(value: _Object, *, everywhere: bool = True) -> list[_Object]:
+    """The values of all processes in rank order; pickled.
+
+    Args:
+        value: value of this process.
+        everywhere: whether all processes have them; otherwise the first one has, and the others their own.
+    """
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
-    return values
+    if everywhere:
+        dist.all_gather_object(values, value)
+        return values
+    dist.gather_object(value, values if is_main() else None)
+    return values if is_main() else [value]
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ def evaluate_all(encoder: str, images: str, out: Path) -> None:
     evaluate_finetune(encoder, protocol="clim_semi", lr=0.01, lr_head=0.1, fraction=0.8, out=str(out), **same)
 
 
-def look_at_all(encoder: str, other: str, root: str, many: str, out: Path) -> None:
+def look_at_all(encoder: str, other: str, same: str, root: str, many: str, out: Path) -> None:
     out.mkdir(exist_ok=True)
     os.chdir(out)
     torch.set_num_threads(1)
@@ -55,7 +55,7 @@ def look_at_all(encoder: str, other: str, root: str, many: str, out: Path) -> No
     encoders = [encoder, "pixels", "random"]  # more than processes
     compare(encoders, data=digits, shots=[1, 5], like=encoder, out=".", **quiet)
     draw_tsne(encoders[:2], data=digits, like=encoder, images_per_class=30, **quiet)
-    rank([encoder, other], data=digits, images=600, view_images=300, views=2, out=".", **quiet)
+    rank([encoder, other, same], data=digits, images=600, view_images=300, views=2, out=".", **quiet)
     evaluate_similarity(encoder, data=digits, out=".", **quiet)
     sets = DataConfig(root=root, workers=0)
     evaluate_transfer(encoder, sets=["pets", "dtd"], data=sets, out=".", **quiet)
@@ -64,8 +64,11 @@ def look_at_all(encoder: str, other: str, root: str, many: str, out: Path) -> No
     Path("many").mkdir(exist_ok=True)
     broken = DataConfig(many, channels=3, workers=0, test_source=many, memory_gib=0.0)
     evaluate_similarity(encoder, data=broken, out="many", **quiet)
-    select(encoder, count=20, data=broken, out="many", **quiet)
+    for by in ("typiclust", "kcenter", "random"):
+        Path(by).mkdir(exist_ok=True)
+        select(encoder, count=20, by=by, data=broken, out=by, **quiet)
     find_duplicates(broken, model=encoder, against="digits", out="many", **quiet)
+    find_duplicates(broken, out="exact", **quiet)
 
 
 def in_two_processes(*arguments: str) -> str:
@@ -115,8 +118,11 @@ def test_what_looks_at_encoders_and_images_gives_in_two_processes_what_it_gives_
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     shutil.rmtree(root / "VOCdevkit")
     write_voc(root)
-    other = shutil.copytree(run, tmp_path / "other")
-    arguments = [str(run), str(other), str(root), str(many)]
+    same, other = (shutil.copytree(run, tmp_path / name) for name in ("same", "other"))
+    content = torch.load(other / "checkpoints" / "last.pt", weights_only=True)
+    content["method"]["projector.3.weight"][1:] = content["method"]["projector.3.weight"][:1]  # of rank one
+    torch.save(content, other / "checkpoints" / "last.pt")
+    arguments = [str(each) for each in (run, other, same, root, many)]
     one, two = tmp_path / "one", tmp_path / "two"
     printed = in_two_processes("look", *arguments, str(two))
     look_at_all(*arguments, one)
@@ -125,14 +131,37 @@ def test_what_looks_at_encoders_and_images_gives_in_two_processes_what_it_gives_
     assert {"compare.json", "tsne.png", "rank.json", "transfer-ssl_transfer.json"} < {*names}
     for name in names:
         assert (two / name).read_bytes() == (one / name).read_bytes(), name
+    ranked = json.loads((two / "rank.json").read_text())["runs"]
+    assert ranked[str(run)] == ranked[str(same)] != ranked[str(other)]
     assert json.loads((two / "many/similarity.json").read_text())["num_test"] == 598
     assert len(json.loads((two / "many/duplicates.json").read_text())["broken"]) == 2
-    once = ("top-1 in %", "wrote tsne.png", "LiDAR (higher)", "transfer mean", ": 598 images", "leaks ")
+    once = ("top-1 in %", "wrote tsne.png", "LiDAR (higher)", "transfer mean", "by kcenter", "leaks ")
     assert {line: printed.count(line) for line in once} == dict.fromkeys(once, 1)
+
+
+@pytest.mark.distributed
+def test_a_command_under_torchrun_prints_once_and_an_error_of_one_process_ends_all(run, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = ["-m", "ssl_core", "eval", "similarity", str(run), "--device", "cpu", "--out", str(tmp_path)]
+    done = finished_process([*launch, *command, "--data.source=digits", "--data.channels=3"])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("similarity intra-class") == 1
+    failed = finished_process([*launch, __file__, "fail", str(tmp_path)], timeout_s=60.0)
+    assert failed.returncode == 1
+    assert "this one fits nothing" in failed.stderr
+
+
+def fail_in_one(out: Path) -> None:
+    def fit(number: int) -> int:
+        if number:
+            raise ValueError("this one fits nothing")
+        return number
+
+    distributed.shared_out([0, 1], fit)  # process 0 waits for the other
 
 
 if __name__ == "__main__":
     distributed.setup(torch.device("cpu"))
     what, *paths, folder = sys.argv[1:]
-    {"evaluate": evaluate_all, "look": look_at_all}[what](*paths, Path(folder))
+    {"evaluate": evaluate_all, "look": look_at_all, "fail": fail_in_one}[what](*paths, Path(folder))
     distributed.teardown()

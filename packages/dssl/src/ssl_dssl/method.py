@@ -134,7 +134,8 @@ class DSSL(nn.Module):
             needs = "needs a predictor" if base.has_predictor else "has no predictor"
             raise ValueError(f"{type(base).__name__} {needs}, got {type(predictor).__name__}")
         self._predicted, self._targeted = self._asked_for()
-        self.name = f"DSSL over {base.title}" if self.sources else base.title
+        kind = {"none": "DSSL", "views": "naive DSSL", "all_pairs": "DSSL with all pairs"}[config.naive]
+        self.name = base.title if config.heavy == "none" else f"{kind} over {base.title}"
 
         self.encoder = encoder
         self.projector = projector

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int8, Int64
 from torch import Tensor
 
+from ssl_core import distributed
 from ssl_core.address import is_address, is_of_web
 from ssl_core.data.decode import suffixes
 from ssl_core.data.files import (
@@ -175,11 +176,12 @@ def decoded(images: Images, config: DataConfig, *, split: str = "train", at_leas
     """The images of :func:`open_source`, made of images that are open already."""
     if isinstance(images, MemoryImages):
         return images
-    is_said = split == "test" and config.holdout is not None  # when the training images were opened
+    # When the training images were opened, and by the first process.
+    is_said = (split == "test" and config.holdout is not None) or not distributed.is_main()
     if isinstance(images, FileImages | TarImages) and not is_said and (kinds := unread_kinds(images.ignored)):
         logger.warning("%s: %s", images.name, kinds)
     missing = images.missing if isinstance(images, FileImages) else ()
-    if remark := split_remark(config, split, len(images), missing):
+    if (remark := split_remark(config, split, len(images), missing)) and distributed.is_main():
         logger.warning("%s", remark)
     if config.scaled_decode and at_least is not None:
         logger.info("%s: no view needs JPEGs of more than %d pixels a side (data.scaled_decode)", images.name, at_least)
@@ -194,7 +196,7 @@ def decoded(images: Images, config: DataConfig, *, split: str = "train", at_leas
             size_gib,
             config.memory_gib,
         )
-    if remark := _cache_remark(config, images):
+    if (remark := _cache_remark(config, images)) and distributed.is_main():
         logger.warning("%s", remark)
     return LazyImages(images, broken_limit=config.broken_limit)
 

@@ -268,7 +268,7 @@ def hold_in_memory(source: ImageSource, *, workers: int = 0, broken_limit: float
                     images.append(torch.from_numpy(image))
             bar.update(len(chunk))
     check_broken(broken, len(source), source.name, broken_limit)
-    if broken:
+    if broken and distributed.is_main():  # all processes have the same
         logger.warning("%s: left out %d of %d images: %s", source.name, len(broken), len(source), listing(broken))
     return MemoryImages(
         name=source.name,

@@ -90,11 +90,12 @@ def embed(
             f"neighbors must be 0 to {len(source) - 1}, the other images of {source.name}, not {neighbors}"
         )
 
-    found = subject.together(source, "features" if progress else "")
+    found = subject.together(source, "features" if progress else "", everywhere=False)
     whole = readable(source)
     identifiers = [source.identifier(index) for index in whole]
     share = sorted(set(whole).intersection(own_batches(len(source))))
-    images = _of_all(_thumbnails(subject, source, share, thumbnails, progress=progress)) if thumbnails else []
+    own = _thumbnails(subject, source, share, thumbnails, progress=progress) if thumbnails else []
+    images = [jpeg for part in distributed.gather_objects(own, everywhere=False) for jpeg in part]
     if not distributed.goes_on_alone():
         return path
     columns, remarks = dict[str, Any](), []
@@ -112,11 +113,6 @@ def embed(
     write_atomically(path, lambda file: _write_features(file, path.suffix, found, identifiers, classes, columns))
     print("; ".join([f"wrote {len(identifiers)} features of length {found.features.shape[1]} to {path}", *remarks]))
     return path
-
-
-def _of_all(rows: list[Any]) -> list[Any]:
-    """The rows of all processes in rank order."""
-    return [row for part in distributed.gather_objects(rows) for row in part]
 
 
 def _thumbnails(subject: Subject, source: ImageSource, chosen: list[int], side: int, *, progress: bool) -> list[bytes]:

@@ -133,9 +133,14 @@ def own_batches(length: int) -> range:
     return range(length)[batches.start * BATCH : batches.stop * BATCH]
 
 
-def gathered(rows: Tensor) -> Tensor:
-    """The rows of all processes in rank order, which need not be equally many, on the CPU."""
-    return torch.cat(distributed.gather_objects(rows.cpu()))
+def gathered(rows: Tensor, *, everywhere: bool = True) -> Tensor:
+    """The rows of all processes in rank order, which need not be equally many, on the CPU.
+
+    Args:
+        rows: rows of this process.
+        everywhere: whether all processes have them; otherwise the first one has, and the others their own.
+    """
+    return torch.cat(distributed.gather_objects(rows.cpu(), everywhere=everywhere))
 
 
 def iterate_features(

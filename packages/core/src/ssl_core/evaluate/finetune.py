@@ -399,7 +399,9 @@ def evaluate_finetune(
                 work = folders.of(each)
                 assert work is not None
                 recipe = protocol if encoder == "random" else f"{subject.card.recipe}, {protocol}"
-                card = replace(subject.card, recipe=recipe, projector=(), metrics={metric: outcomes[-1]["last"]})
+                method = f"{subject.card.method}, fine-tuned" if subject.card.method else ""
+                last: dict[str, float] = {metric: outcomes[-1]["last"]}
+                card = replace(subject.card, recipe=recipe, method=method, projector=(), metrics=last)
                 save_backbone(work / "backbone.safetensors", tuned.encoder, card)
                 save_classifier(work / "linear.safetensors", tuned.linear)
     result = {

@@ -275,7 +275,8 @@ def rank(
         if number < _LEAST:
             raise ValueError(f"{name} must be {_LEAST} or more, got {number}")
     loaded = load_encoders(runs, features="projection")
-    methods = list(dict.fromkeys(card.method or card.recipe for _, card in loaded))
+    has_names = all(card.method for _, card in loaded)  # runs of earlier versions name their package alone
+    methods = list(dict.fromkeys(card.method if has_names else card.recipe for _, card in loaded))
     if len(methods) > 1 and not across_methods:
         raise ValueError(
             f"the runs are of {len(methods)} methods, {', '.join(methods)}, which these measures were not made to "

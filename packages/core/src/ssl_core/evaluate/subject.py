@@ -95,10 +95,14 @@ class Subject(NamedTuple):
         view: ViewSpec | None = None,
         seed: int = 0,
         images: Sequence[int] | None = None,
+        everywhere: bool = True,
     ) -> Features:
-        """What :meth:`extract` gives, in every process; each looks at its share of the images, and all call it."""
+        """What :meth:`extract` gives; each process looks at its share of the images, and all call it.
+
+        All processes have the whole, or with ``everywhere`` False the first one, and the others their share.
+        """
         share = self.share(source, progress, view=view, seed=seed, images=images)
-        return Features(gathered(share.features), gathered(share.labels))
+        return Features(*(gathered(rows, everywhere=everywhere) for rows in share))
 
     def batches(
         self,
