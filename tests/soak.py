@@ -50,7 +50,8 @@ def _train(arguments: list[str]) -> None:
 
 
 def _run(processes: int, number: int, arguments: list[str]) -> None:
-    """What a started process does, in silence."""
+    """What a started process does, in silence and in a group of its own."""
+    os.setpgid(0, 0)
     for descriptor in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
     if processes == 1:
@@ -70,7 +71,17 @@ def started(processes: int, out: Path) -> Iterator[multiprocessing.Process]:
         yield run
     finally:
         _kill(family(run.pid), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)  # those that a torchrun has left that was killed while it forked
         run.join()
+
+
+def ended(run: multiprocessing.Process, within_s: float) -> bool:
+    """Whether a run's first process ends in time; `join` would wait for those that it leaves, too."""
+    limit = time.monotonic() + within_s
+    while run.exitcode is None and time.monotonic() < limit:
+        time.sleep(0.02)
+    return run.exitcode is not None
 
 
 def family(pid: int) -> list[int]:
@@ -89,8 +100,7 @@ def whole_run(processes: int, out: Path) -> tuple[Any, float]:
     """What a run gives that nobody kills, and its seconds."""
     begun = time.monotonic()
     with started(processes, out) as run:
-        run.join(LIMIT_S)
-        if run.exitcode != 0:
+        if not ended(run, LIMIT_S) or run.exitcode:
             raise LostError(f"{out}, which nobody killed, ended with status {run.exitcode}")
     return result(out), time.monotonic() - begun
 
@@ -118,17 +128,14 @@ def killed_until_done(
         wait_s = rng.uniform(0, 1.1 * length_s)  # some before the first step, most in training
         number, whom = rng.choices([*SIGNALS], [*SIGNALS.values()])[0], rng.choice(["all", "one", "launcher"])
         with started(processes, out) as run:
-            run.join(wait_s)
-            if run.exitcode is not None:
+            if ended(run, wait_s):
                 if run.exitcode:
                     raise LostError(f"nobody killed {out}, and it ended with status {run.exitcode}")
                 return True
             members = family(run.pid)
             _kill({"all": members, "one": [rng.choice(members[1:] or members)], "launcher": members[:1]}[whom], number)
-            run.join(LIMIT_S)
-            if run.exitcode is None:
+            if not ended(run, LIMIT_S):
                 raise LostError(f"{out} did not end within {LIMIT_S:g} s after {number.name} to {whom}")
-            _kill(members[1:], signal.SIGKILL)  # those that a killed torchrun has left
         kills[processes] += 1
         step = step_of(out)
         print(
