@@ -5,20 +5,9 @@ import multiprocessing.context
 import os
 import signal
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, get_args_parser
-
-# A signal that comes while the agent forks would raise in one of the functions that Python calls around a fork. Python
-# drops what they raise, and of logging's the lock would stay taken: the agent would wait for it for ever.
-_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_let_stop = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, _STOPS)
-os.register_at_fork(  # last of all, and so the first before a fork and the last after it
-    before=partial(signal.pthread_sigmask, signal.SIG_BLOCK, _STOPS),
-    after_in_parent=_let_stop,
-    after_in_child=_let_stop,
-)
 
 
 class _Event:
@@ -36,6 +25,24 @@ class _Event:
         os.read(self._read, 1)
 
 
+def _hold_signals_around_forks() -> None:
+    """Let no signal come while this process forks.
+
+    It would raise in one of the functions that Python calls around a fork. Python drops what they raise, and of
+    logging's the lock would stay taken: the agent would wait for it for ever.
+    """
+    masks = []
+
+    def hold() -> None:
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)))
+
+    def release() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop())
+
+    # The last to be registered is the first before a fork and the last after it.
+    os.register_at_fork(before=hold, after_in_parent=release, after_in_child=release)
+
+
 def torchrun(options: Sequence[str], function: Callable[[list[str]], None], arguments: list[str]) -> None:
     """Call a function in the processes that torchrun would start with these options.
 
@@ -43,5 +50,6 @@ def torchrun(options: Sequence[str], function: Callable[[list[str]], None], argu
     are done wait for its agent.
     """
     config, _, _ = config_from_args(get_args_parser().parse_args([*options, "-m", "ssl_sce"]))
+    _hold_signals_around_forks()
     multiprocessing.context.ForkContext.Event = lambda _: _Event()
     elastic_launch(dataclasses.replace(config, start_method="fork"), function)(arguments)

@@ -96,7 +96,7 @@ def check_method(make_method: Callable[[], Any], *, batch_size: int = 8, channel
         output.loss.backward()
         _descend(method, 0.05)
         losses.append(output.loss.item())
-    assert min(losses[-3:]) < losses[0], f"20 steps of 0.05 times the gradient do not lower the loss: {losses}"
+    assert sum(losses[-5:]) < sum(losses[:5]), f"20 steps of 0.05 times the gradient do not lower the loss: {losses}"
 
 
 def _state(method: Any) -> dict[str, Tensor]:
