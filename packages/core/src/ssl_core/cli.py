@@ -285,6 +285,7 @@ EVALUATIONS: dict[str, Callable[..., Any]] = {
 _TAKES_SOURCE = (scan, pack_source, embed_source, find_duplicates)
 _OWN_IMAGES = (evaluate_voc07, evaluate_detection)  # of the node data they take where these are, and how they are read
 _WHERE = {"root", "channels", "workers", "renderer", "memory_gib", "broken_limit", "scaled_decode"}
+# What each of several processes would do in full.
 _ONE_PROCESS = (scan, pack_source, draw_views, export, report)
 # Whose processes fit classifiers each by itself, and wait for the one that takes longest.
 _LONG_FITS = (compare, evaluate_transfer, evaluate_voc07)

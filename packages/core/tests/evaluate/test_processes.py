@@ -71,10 +71,12 @@ def look_at_all(encoder: str, other: str, same: str, root: str, many: str, out: 
     find_duplicates(broken, out="exact", **quiet)
 
 
-def in_two_processes(*arguments: str) -> str:
-    """Runs this file, and gives what it printed."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
-    done = finished_process([*command, *arguments])
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def in_two_processes(*command: str) -> str:
+    """Runs a file or a module, and gives what it printed."""
+    done = finished_process([*TWO, *command])
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -83,7 +85,7 @@ def in_two_processes(*arguments: str) -> str:
 def test_two_processes_give_what_one_gives(run, tmp_path):
     arguments = [str(run), str(run.parent / "images")]
     one, two = tmp_path / "one", tmp_path / "two"
-    in_two_processes("evaluate", *arguments, str(two))
+    in_two_processes(__file__, "evaluate", *arguments, str(two))
     evaluate_all(*arguments, one)
     for name in ("moco/linear.json", "cached/linear.json", "knn.json", f"{FINETUNED}.json"):
         expected, found = (json.loads((folder / name).read_text()) for folder in (one, two))
@@ -124,7 +126,7 @@ def test_what_looks_at_encoders_and_images_gives_in_two_processes_what_it_gives_
     torch.save(content, other / "checkpoints" / "last.pt")
     arguments = [str(each) for each in (run, other, same, root, many)]
     one, two = tmp_path / "one", tmp_path / "two"
-    printed = in_two_processes("look", *arguments, str(two))
+    printed = in_two_processes(__file__, "look", *arguments, str(two))
     look_at_all(*arguments, one)
     names = sorted(str(file.relative_to(one)) for file in one.rglob("*") if file.is_file())
     assert sorted(str(file.relative_to(two)) for file in two.rglob("*") if file.is_file()) == names
@@ -141,12 +143,10 @@ def test_what_looks_at_encoders_and_images_gives_in_two_processes_what_it_gives_
 
 @pytest.mark.distributed
 def test_a_command_under_torchrun_prints_once_and_an_error_of_one_process_ends_all(run, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = ["-m", "ssl_core", "eval", "similarity", str(run), "--device", "cpu", "--out", str(tmp_path)]
-    done = finished_process([*launch, *command, "--data.source=digits", "--data.channels=3"])
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("similarity intra-class") == 1
-    failed = finished_process([*launch, __file__, "fail", str(tmp_path)], timeout_s=60.0)
+    printed = in_two_processes(*command, "--data.source=digits", "--data.channels=3")
+    assert printed.count("similarity intra-class") == 1
+    failed = finished_process([*TWO, __file__, "fail", str(tmp_path)], timeout_s=60.0)
     assert failed.returncode == 1
     assert "this one fits nothing" in failed.stderr
 

@@ -270,7 +270,7 @@ def _by(one: _Print, other: _Print) -> str:
 
 
 def _features(subject: Subject, images: Images, progress: str) -> Float32[Tensor, "n f"]:
-    return subject.together(decoded(images, subject.data), progress, everywhere=False).features
+    return subject.together(decoded(images, subject.data), progress, whole="first").features
 
 
 class _Compared:

@@ -90,7 +90,7 @@ def embed(
             f"neighbors must be 0 to {len(source) - 1}, the other images of {source.name}, not {neighbors}"
         )
 
-    found = subject.together(source, "features" if progress else "", everywhere=False)
+    found = subject.together(source, "features" if progress else "", whole="first")
     whole = readable(source)
     identifiers = [source.identifier(index) for index in whole]
     share = sorted(set(whole).intersection(own_batches(len(source))))

@@ -228,7 +228,7 @@ def ranks_among_neighbours(
         temperature: divisor in the weight of a vote, exp(cosine / temperature).
         progress: whether bars are shown.
     """
-    share = subject.share(train, "training features" if progress else "")
+    share = subject.together(train, "training features" if progress else "", whole="nowhere")
     queries = subject.together(test, "test features" if progress else "").to(subject.device)
     features = share.features if len(share.features) else share.features.new_empty(0, queries.features.shape[1])
     bank = Features(features, gathered(share.labels)).to(subject.device)

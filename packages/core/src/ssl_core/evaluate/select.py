@@ -164,7 +164,7 @@ def select(
     known = set() if labelled is None else _labelled(images, labelled)
     _check_count(count, len(images) - len(known), images.name)
     source = None if by == "random" else decoded(images, subject.data)
-    found = None if source is None else subject.together(source, "features" if progress else "", everywhere=False)
+    found = None if source is None else subject.together(source, "features" if progress else "", whole="first")
     if not distributed.goes_on_alone():
         return {}
     if source is None or found is None:

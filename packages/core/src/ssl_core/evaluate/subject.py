@@ -65,28 +65,6 @@ class Subject(NamedTuple):
                 images=images,
             )
 
-    def share(
-        self,
-        source: ImageSource,
-        progress: str = "",
-        *,
-        view: ViewSpec | None = None,
-        seed: int = 0,
-        images: Sequence[int] | None = None,
-    ) -> Features:
-        """This process's share of what :meth:`extract` gives, in whole batches; those of all in rank order are all.
-
-        All processes call it, and know then which images any of them has found broken. Of more processes than batches
-        some have none, and features of shape (0).
-        """
-        chosen = range(len(source)) if images is None else images
-        own = [chosen[place] for place in own_batches(len(chosen))]
-        found = Features(torch.empty(0), torch.empty(0, dtype=torch.int64))
-        if own:
-            found = self.extract(source, progress if distributed.is_main() else "", view=view, seed=seed, images=own)
-        agree_on_readable(source)
-        return found
-
     def together(
         self,
         source: ImageSource,
@@ -95,14 +73,23 @@ class Subject(NamedTuple):
         view: ViewSpec | None = None,
         seed: int = 0,
         images: Sequence[int] | None = None,
-        everywhere: bool = True,
+        whole: Literal["everywhere", "first", "nowhere"] = "everywhere",
     ) -> Features:
-        """What :meth:`extract` gives; each process looks at its share of the images, and all call it.
+        """What :meth:`extract` gives; each process looks at its share of the images, in whole batches, and all call it.
 
-        All processes have the whole, or with ``everywhere`` False the first one, and the others their share.
+        All processes have the ``whole``, or the first one has and the others their share, or each has its share: of
+        more processes than batches some have then none, and features of shape (0). All know afterward which images any
+        of them has found broken.
         """
-        share = self.share(source, progress, view=view, seed=seed, images=images)
-        return Features(*(gathered(rows, everywhere=everywhere) for rows in share))
+        chosen = range(len(source)) if images is None else images
+        own = [chosen[place] for place in own_batches(len(chosen))]
+        found = Features(torch.empty(0), torch.empty(0, dtype=torch.int64))
+        if own:
+            found = self.extract(source, progress if distributed.is_main() else "", view=view, seed=seed, images=own)
+        agree_on_readable(source)
+        if whole == "nowhere":
+            return found
+        return Features(*(gathered(rows, everywhere=whole == "everywhere") for rows in found))
 
     def batches(
         self,
