@@ -1,14 +1,13 @@
 """Every method alike on CIFAR-10, by recipe `evidence_cpu` of each package: accuracy over seeds, speed, memory.
 
 python benchmarks/evidence.py --data cifar10 --runs runs/evidence     # trains and evaluates what RUNS lacks
-python benchmarks/evidence.py --data cifar10 --runs runs/evidence --speed    # on a machine without other work
 python benchmarks/evidence.py --data cifar10 --runs runs/evidence --trials --seeds 0    # what papers say matters
 python benchmarks/evidence.py --runs runs/evidence --out benchmarks/results    # writes table and picture
 
 CIFAR10 holds train-*.parquet and test-*.parquet. All methods have the same net, images, number of steps and evaluation.
-Speed is that of steps 21 to 40, data and views included, three times in turns.
 A run that was stopped goes on. Two calls with `OMP_NUM_THREADS=1` and other `--seeds` or `--rows` use two cores better
 than one.
+Speed is the median over a training's windows of 20 steps, data and views included; what else runs lowers it.
 Peak memory is the resident set of the training process, 0.7 GiB of which are PyTorch and its libraries.
 """
 
@@ -19,7 +18,6 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -74,11 +72,9 @@ TRIALS: dict[str, tuple[str, list[str]]] = {
     "DSSL over Barlow Twins, RA(2, 5) and Jigsaw(4)": ("DSSL over Barlow Twins", ["--method.heavy=[ra_2_5, jigsaw_4]"]),
     **{f"{row}, 8 epochs": (row, ["--train.epochs=8"]) for row in ("MoCo v2", "SCE", "LeOCLR", "CLIM")},
 }
-# The precision by measurement, as the recipes have it, is not the same for all rows on a busy machine.
-ALIKE = ["--config=evidence_cpu", "--train.precision=bfloat16", "--report=false"]
+ALIKE = ["--config=evidence_cpu", "--report=false"]
 REFERENCES = ["random", "pixels"]
 SUPERVISED = "supervised"  # by labels, the same net and steps
-LABELS = ["--protocol=supervised_cifar", "--batch_size=256"]
 # MoCo's learning rate of 30 is too high even for the wider net of recipe cifar10_cpu: 48.7 against 57.7.
 LINEAR = ["--lr=0.3", "--crop=random"]
 
@@ -163,38 +159,11 @@ def complete_references(runs: Path, seeds: list[int], source: str) -> None:
         folder = folder_of(runs, SUPERVISED, seed)
         if not (folder / "process.json").is_file():
             folder.mkdir(exist_ok=True)
-            arguments = ["random", like, *LABELS, "--epochs=4", f"--seed={seed}", f"--data.source={source}"]
-            measured(["ssl-core", "eval", "finetune", *arguments, f"--out={folder}"], folder)
+            settings = ["--protocol=supervised_cifar", "--epochs=4", "--batch_size=256", f"--seed={seed}"]
+            arguments = ["random", like, *settings, f"--data.source={source}", f"--out={folder}"]
+            measured(["ssl-core", "eval", "finetune", *arguments], folder)
         learnt = folder / f"finetune-supervised_cifar-seed{seed}" / "backbone.safetensors"
         evaluate([str(learnt)], seed, folder, source, "knn")
-
-
-def measure_speed(runs: Path, names: list[str], source: str) -> None:
-    """Images a second of each row's loop after its first 20 steps, in ``speed.json``: of three short runs in turns."""
-    rates: dict[str, list[float]] = {name: [] for name in names}
-    data = f"--data.source={source}"
-    for _ in range(3):
-        for name in names:
-            with tempfile.TemporaryDirectory() as folder:
-                log = Path(folder, "run", "metrics.jsonl")
-                if name == SUPERVISED:
-                    log = Path(folder, "finetune-supervised_cifar-seed0", log.name)
-                    like = f"--like={folder_of(runs, 'SCE', 0)}"
-                    short = [*LABELS, "--epochs=1", f"--out={folder}", "--keep"]
-                    command = ["ssl-core", "eval", "finetune", "random", like, data, *short]
-                else:
-                    package, changes = ROWS[name]
-                    early = ["--neighbours.start_epoch=0"] if package == "clim" else []  # so that steps have partners
-                    short = ["--train.steps=40", "--evaluate.knn_every=0", f"--out={folder}/run", *early]
-                    command = [f"ssl-{package}-train", *ALIKE, data, *changes, *short]
-                run(command, runs / "speed.log")
-                records = [json.loads(line) for line in log.read_text().splitlines()]
-            # One record of steps 21 to 40; fine-tuning has two.
-            rates[name].append(
-                statistics.harmonic_mean([r["images_per_s"] for r in records if r.get("step") in (30, 40)])
-            )
-    machine = describe_machine(torch.device("cpu")).splitlines()
-    (runs / "speed.json").write_text(json.dumps({"machine": machine, "images_per_s": rates}))
 
 
 def read(folder: Path) -> dict[str, float]:
@@ -219,6 +188,9 @@ def read(folder: Path) -> dict[str, float]:
         found["itself"] = 100 * supervised["last"]
     if process := content("process.json"):
         found["peak GiB"] = process["peak_bytes"] / 2**30
+        log = next(folder.rglob("metrics.jsonl")).read_text().splitlines()
+        rates = [record["images_per_s"] for record in map(json.loads, log) if "images_per_s" in record]
+        found["images/s"] = statistics.median(rates)  # without searches for neighbours
     return found
 
 
@@ -232,15 +204,11 @@ TABLES = [  # of column -> decimals
 def collect(runs: Path, names: Iterable[str], seeds: list[int]) -> dict[str, list[dict[str, float]]]:
     """Row or trial -> what is known of it for each seed that has run."""
     rows = {}
-    speed = runs / "speed.json"
-    rates = json.loads(speed.read_text())["images_per_s"] if speed.is_file() else {}
     for name in names:
         found = [read(folder_of(runs, name, seed)) for seed in seeds]
         rows[name] = [values for values in found if values]
         if rows[name] and name not in REFERENCES:
             rows[name][0]["views"] = 1 if name == SUPERVISED else views_of(name)
-        for values, rate in zip(rows[name], rates.get(name, []), strict=False):
-            values["images/s"] = rate
     return {name: values for name, values in rows.items() if values}
 
 
@@ -296,7 +264,6 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, help="folder of methods_cpu.json, all that was found, and methods_cpu.png")
-    parser.add_argument("--speed", action="store_true", help="measure speed, and train nothing to its end")
     parser.add_argument("--trials", action="store_true", help="train what papers say matters, in place of the methods")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="names of those to train and to print; all by default")
     arguments = parser.parse_args()
@@ -304,9 +271,7 @@ def main() -> None:
     names: list[str] = arguments.rows or list(known)
     if unknown := set(names).difference(known):
         parser.error(f"there is no {' and no '.join(sorted(unknown))}; choose of {', '.join(known)}")
-    if arguments.data and arguments.speed:
-        measure_speed(arguments.runs, arguments.rows or [*ROWS, SUPERVISED], str(arguments.data))
-    elif arguments.data:
+    if arguments.data:
         complete(arguments.runs, names, arguments.seeds, str(arguments.data))
         if not (arguments.trials or arguments.rows):
             complete_references(arguments.runs, arguments.seeds, str(arguments.data))

@@ -51,6 +51,9 @@ def test_any_number_of_channels_gives_num_features(channels, stem):
 def test_a_deep_stem_is_replaced_at_its_own_width():
     encoder = make_encoder(EncoderConfig("resnet18d", options=NARROW), channels=3, image_size=32)
     assert encoder(torch.randn(2, 3, 32, 32)).shape == (2, 64)
+    assert encoder.conv1.weight.shape == (64, 3, 3, 3)
+    thin = make_encoder(narrow(options=NARROW | {"stem_type": "deep", "stem_width": 4}), channels=3, image_size=32)
+    assert thin.conv1.weight.shape == (8, 3, 3, 3)
 
 
 def test_vits_are_built_for_the_image_size():

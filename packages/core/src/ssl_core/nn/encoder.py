@@ -33,8 +33,8 @@ class EncoderConfig:
     Attributes:
         name: name of a timm model.
         stem: first layers: ``imagenet`` keeps the model's own stem; ``small`` replaces the stem of a timm ResNet by a
-            3x3 stride-1 convolution without max-pool; ``small_pool`` does the same and keeps the max-pool; ``auto``
-            chooses by the size of the images, see :func:`stem_for`.
+            3x3 stride-1 convolution of as many channels, without max-pool; ``small_pool`` does the same and keeps the
+            max-pool; ``auto`` chooses by the size of the images, see :func:`stem_for`.
         weights: origin of the weights: ``random`` (torch's global generator), ``timm`` (downloaded), or the path of a
             run or of a file. A file is a ``backbone.safetensors``, a run's ``checkpoints/*.pt``, or a checkpoint of
             another project, such as MoCo, SimSiam, DINO, MAE, solo-learn, lightly or VISSL, of which the encoder is
@@ -45,7 +45,8 @@ class EncoderConfig:
             (DSSL's code). ``zero_residual``: as ``default``, but the last BatchNorm of each residual block scales by 0
             (SimSiam's and Barlow Twins' codes). Other models start as timm has them, which is ``default``.
         options: keyword arguments of ``timm.create_model``, such as
-            ``{layers: [1, 1, 1, 1], channels: [32, 64, 128, 256]}`` for a narrow ResNet or
+            ``{layers: [1, 1, 1, 1], channels: [32, 64, 128, 256]}`` for a narrow ResNet, with
+            ``stem_type: deep, stem_width: 16`` too for a stem of 32 channels (it has 64), or
             ``{dynamic_img_size: true}`` for a ViT whose views differ in size.
     """
 
