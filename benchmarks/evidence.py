@@ -7,7 +7,8 @@ python benchmarks/evidence.py --runs runs/evidence --out benchmarks/results    #
 CIFAR10 holds train-*.parquet and test-*.parquet. All methods have the same net, images, number of steps and evaluation.
 A run that was stopped goes on. Two calls with `OMP_NUM_THREADS=1` and other `--seeds` or `--rows` use two cores better
 than one.
-Speed is the median over a training's windows of 20 steps, data and views included; what else runs lowers it.
+Speed is the median over a training's windows of 20 steps (with labels 10), data and views included; what else runs
+lowers it.
 Peak memory is the resident set of the training process, 0.7 GiB of which are PyTorch and its libraries.
 """
 
