@@ -389,6 +389,14 @@ def test_the_papers_of_all_methods_are_cited():
     assert {re.search(r"arXiv (\d+\.\d+)", file.read_text())[1] for file in papers} == cited
 
 
+def test_the_evidence_recipes_are_alike():
+    """One net, and as many steps and images: what benchmarks/evidence.py compares."""
+    recipes = [yaml.safe_load(file.read_text()) for file in ROOT.glob("packages/*/src/*/recipes/evidence_cpu.yaml")]
+    assert len(recipes) == len(TRAIN)
+    for node in ("encoder", "data", "optim", "train"):
+        assert all(recipe[node] == recipes[0][node] for recipe in recipes), node
+
+
 def test_what_workflows_run_exists():
     files = [ROOT / ".ci/run", *ROOT.glob(".github/workflows/*.yml")]
     named = {
